@@ -1,0 +1,32 @@
+# make quickstart   install, fetch real text, pretrain a small nGPT on this machine, show the result. FRESH=1 trains again.
+# make test         install, lint, run the tests
+# make lint | clean
+# PYTHON=/path/to/python picks the interpreter (3.12 or newer); the environment is made once, in .venv.
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 12))'
+PYTHON ?= $(shell for name in python3.12 python3.13 python3; do "$$name" $(IS_NEW_ENOUGH) 2>/dev/null && echo "$$name" && break; done)
+QUICKSTART_OPTIONS := $(if $(FRESH),--fresh) $(if $(PRECISION),--precision $(PRECISION))
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(STAMP)
+	$(VENV)/bin/python -m launch.quickstart $(QUICKSTART_OPTIONS)
+
+test: lint
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+
+# The stamp is written last: an interrupted installation is taken up again.
+$(STAMP): setup.py pyproject.toml
+	@"$(PYTHON)" $(IS_NEW_ENOUGH) 2>/dev/null || { \
+	  echo "ngpt needs Python 3.12 or newer, found: $(or $(PYTHON),none). Install it, or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Starts runs: the command line, the run folder, the processes and their environment."""

@@ -1,0 +1,119 @@
+"""The `ngpt` command. Imports what a subcommand needs only when it is called: none but the workers import torch."""
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ngpt.config.errors import ConfigError
+
+USER_ERROR = 2
+USAGE = """\
+usage: ngpt COMMAND ...
+
+  ngpt config experiment=NAME key=value ...   the resolved config with its parameter, token and FLOP counts
+  ngpt train  experiment=NAME key=value ...   train; the same command again resumes the run
+  ngpt data   fetch | prepare | inspect ...   get text and turn it into token files
+  ngpt report RUN [RUN ...] [--out DIR]       losses, scales and differences of runs as HTML and PNG
+  ngpt sample RUN [--prompt TEXT] [--tokens N]
+  ngpt version
+
+train and config take --config-dir DIR for config files of your own, laid out like conf/. Every command explains itself with --help.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        0; 2 for an error of the user's, told on stderr without a traceback; the workers' exit code for train and sample.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if arguments else USER_ERROR
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"ngpt: unknown command {name!r}. Commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        return USER_ERROR
+    try:
+        return COMMANDS[name](rest) or 0
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return 130
+
+
+def _composing_parser(name: str) -> argparse.ArgumentParser:
+    description = "Overrides choose files of conf/ (experiment=NAME) and set keys (key=value)."
+    parser = argparse.ArgumentParser(prog=f"ngpt {name}", description=description)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    own_files = "config files of your own, laid out like conf/; may be given several times"
+    parser.add_argument("--config-dir", type=Path, action="append", default=[], metavar="DIR", help=own_files)
+    return parser
+
+
+def _config(arguments: Sequence[str]) -> int:
+    from ngpt.config.cli import describe
+    from ngpt.config.compose import compose
+
+    options = _composing_parser("config").parse_intermixed_args(arguments)
+    print(describe(compose(options.overrides, options.config_dir)))
+    return 0
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from launch.train import train
+
+    options = _composing_parser("train").parse_intermixed_args(arguments)
+    return train(options.overrides, options.config_dir, ["ngpt", "train", *arguments])
+
+
+def _data(arguments: Sequence[str]) -> int | None:
+    from ngpt.data.cli import main as data_main
+
+    return data_main(arguments)
+
+
+def _report(arguments: Sequence[str]) -> int | None:
+    from ngpt.analysis.cli import main as report_main
+
+    return report_main(arguments)
+
+
+def _sample(arguments: Sequence[str]) -> int:
+    from launch.sample import sample
+
+    parser = argparse.ArgumentParser(prog="ngpt sample", description="Continues a text with the newest checkpoint of a run.")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--prompt", default="", help="text to continue; empty: from the start of a document")
+    parser.add_argument("--tokens", type=int, default=200, help="tokens to generate (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    return sample(options.run, options.prompt, options.tokens)
+
+
+def _version(_arguments: Sequence[str]) -> int:
+    for package in ("ngpt-megatron", "megatron-core", "torch"):
+        print(package, importlib.metadata.version(package))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
+    "config": _config,
+    "train": _train,
+    "data": _data,
+    "report": _report,
+    "sample": _sample,
+    "version": _version,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

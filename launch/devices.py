@@ -1,0 +1,28 @@
+"""Which GPUs this machine offers, asked of the CUDA driver itself: torch would take seconds to import."""
+
+import ctypes
+from functools import cache
+
+CUDA_SUCCESS = 0
+MAX_NAME_LENGTH = 128  # bytes
+
+
+@cache
+def gpu_names() -> tuple[str, ...]:
+    """Names of the visible GPUs in order (`CUDA_VISIBLE_DEVICES` counts); empty where there is no driver or no GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ()
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != CUDA_SUCCESS or driver.cuDeviceGetCount(ctypes.byref(count)) != CUDA_SUCCESS:
+        return ()
+    return tuple(_name(driver, index) for index in range(count.value))
+
+
+def _name(driver: ctypes.CDLL, index: int) -> str:
+    device = ctypes.c_int(0)
+    buffer = ctypes.create_string_buffer(MAX_NAME_LENGTH)
+    driver.cuDeviceGet(ctypes.byref(device), index)
+    driver.cuDeviceGetName(buffer, MAX_NAME_LENGTH, device)
+    return buffer.value.decode()

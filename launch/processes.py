@@ -1,0 +1,73 @@
+"""Runs worker processes: their output goes to the terminal and to a file, signals go to them, their failure comes back as one line."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+FORWARDED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+FIRST_RANK_PREFIX = b"[rank0]:"  # torchrun writes [<role><local rank>]: before each line
+RANK_ROLE = "rank"
+
+
+def worker_command(worker_arguments: Sequence[str], processes: int, log_dir: Path) -> list[str]:
+    """The command that starts `processes` workers on this machine: torchrun for several, the worker itself for one.
+
+    Args:
+        worker_arguments: Arguments of `launch.worker`.
+        processes: Workers to start.
+        log_dir: Where torchrun keeps one file for each worker and stream.
+    """
+    if processes == 1:
+        return [sys.executable, "-m", "launch.worker", *worker_arguments]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    torchrun += ["--role", RANK_ROLE, "--tee", "3", "--log-dir", str(log_dir)]
+    return [*torchrun, "-m", "launch.worker", *worker_arguments]
+
+
+def run_and_tee(command: Sequence[str], environment: Mapping[str, str], log_path: Path | None) -> int:
+    """Runs a command to its end and copies what it prints to stdout and, appended, to `log_path`.
+
+    Returns:
+        The exit code; 128 + n for a process ended by signal n.
+    """
+    # A session of its own: Ctrl-C reaches the workers once, through us.
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    with _signals_forwarded_to(process), log_path.open("ab", buffering=0) if log_path else nullcontext() as log:
+        for text in _arriving(process.stdout):
+            sys.stdout.buffer.write(text)
+            sys.stdout.buffer.flush()
+            if log:
+                log.write(text)
+        code = process.wait()
+    return 128 - code if code < 0 else code
+
+
+def _arriving(stream: BinaryIO) -> Iterator[bytes]:
+    """What has been printed so far, at once (a progress line ends without a newline). Lines of rank 0 lose torchrun's prefix."""
+    pending = b""
+    while chunk := stream.read1():
+        *lines, pending = (pending + chunk).split(b"\n")
+        yield from (line.removeprefix(FIRST_RANK_PREFIX) + b"\n" for line in lines)
+        if not pending.startswith(b"["):  # no prefix can follow: the start of a line is shown before its end arrives
+            yield pending
+            pending = b""
+    yield pending.removeprefix(FIRST_RANK_PREFIX)
+
+
+@contextmanager
+def _signals_forwarded_to(process: subprocess.Popen) -> Iterator[None]:
+    def forward(number: int, _frame: FrameType | None) -> None:
+        if process.poll() is None:
+            process.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

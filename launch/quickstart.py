@@ -1,0 +1,115 @@
+"""`make quickstart`: real text, a small nGPT trained on it, and what came out. Every step is skipped when its result is there."""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.run_folder import CONFIG_FILE, SUMMARY_FILE
+from ngpt.config.compose import compose, load
+from ngpt.config.errors import ConfigError
+from ngpt.config.schema import Config
+
+TEXT = "enwik8_small"
+EXPERIMENT = "quickstart"
+PROMPT = "The history of "
+SAMPLE_TOKENS = 300
+SAMPLE_FILE = "sample.txt"
+NGPT = [sys.executable, "-m", "launch.cli"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the steps and prints the table.
+
+    Returns:
+        0; the exit code of the step that failed; 1 where the model learnt less than byte pairs tell.
+    """
+    parser = argparse.ArgumentParser(prog="quickstart", description=__doc__)
+    parser.add_argument("--fresh", action="store_true", help="train again even if the run is finished")
+    parser.add_argument("--precision", metavar="NAME", help="a file of conf/precision; the run is then named quickstart_NAME")
+    options = parser.parse_args(arguments)
+    overrides = [f"experiment={EXPERIMENT}"]
+    if options.precision:
+        overrides += [f"precision={options.precision}", f"run.name={EXPERIMENT}_{options.precision}"]
+    try:
+        return run(overrides, options.fresh)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as failure:  # the step has said what failed
+        return failure.returncode
+
+
+def run(overrides: list[str], fresh: bool) -> int:
+    """Prepares, trains, samples and reports one quickstart run."""
+    from ngpt.analysis.report import write_report
+
+    config = compose(overrides)
+    run_dir = Path(config.run.dir)
+    prepare_data(Path(config.data.train[0].path).parent)
+    if fresh and run_dir.exists():
+        shutil.rmtree(run_dir)
+    if is_finished(config):
+        print(f"{run_dir} is finished; FRESH=1 trains it again")
+    else:
+        subprocess.run([*NGPT, "train", *overrides], check=True)
+    text = sample(run_dir)
+    page = write_report([run_dir], None)
+    summary = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+    print(table(summary, text, page, overrides))
+    return 0 if summary["val_bits_per_byte"] < summary["bigram_bits_per_byte"] else 1
+
+
+def prepare_data(folder: Path) -> None:
+    """Fetches the text and turns it into byte tokens; both verify and keep what is already there."""
+    from ngpt.data.fetch import fetch
+
+    source = fetch(TEXT)
+    subprocess.run([*NGPT, "data", "prepare", str(source), "--out", str(folder), "--tokenizer", "bytes"], check=True)
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the run folder holds this very run, trained to its end."""
+    run_dir = Path(config.run.dir)
+    if not (run_dir / SUMMARY_FILE).exists() or load(run_dir / CONFIG_FILE) != config:
+        return False
+    return json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))["status"] == "finished"
+
+
+def sample(run_dir: Path) -> str:
+    """Text by the trained model, kept in the run folder for as long as it is newer than the run's summary."""
+    kept = run_dir / SAMPLE_FILE
+    if not kept.exists() or kept.stat().st_mtime_ns < (run_dir / SUMMARY_FILE).stat().st_mtime_ns:
+        command = [*NGPT, "sample", str(run_dir), "--prompt", PROMPT, "--tokens", str(SAMPLE_TOKENS)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        kept.write_bytes(done.stdout)
+    return kept.read_text(encoding="utf-8", errors="replace")
+
+
+def table(summary: dict[str, Any], text: str, page: Path, overrides: Sequence[str]) -> str:
+    """What the run gave, in words and figures a newcomer can judge."""
+    run_name = summary["run_name"]
+    two_processes = [*overrides, "parallel=tp2", "cluster.gpus_per_node=2", f"run.name={run_name}_tp2"]
+    # The last run.name counts once: Hydra refuses a key given twice.
+    two_processes = [part for part in two_processes if not part.startswith("run.name=") or part.endswith("_tp2")]
+    rows = [
+        ("parameters", f"{summary['parameters']:,}"),
+        ("trained on", f"{summary['tokens']:,} bytes in {summary['wall_time_s'] / 60:.1f} minutes"),
+        ("validation", f"{summary['val_bits_per_byte']:.3f} bits per byte"),
+        ("knowing byte pairs", f"{summary['bigram_bits_per_byte']:.3f} bits per byte (bigram entropy of the same text)"),
+        ("knowing bytes", f"{summary['unigram_bits_per_byte']:.3f} bits per byte (unigram entropy)"),
+        ("report", str(page)),
+        ("on 2 processes", f"{Path(sys.executable).parent / 'ngpt'} train {' '.join(two_processes)}"),
+    ]
+    lines = [f"  {name:<20}{value}" for name, value in rows]
+    shown = textwrap.indent(text.strip(), "  | ")
+    return "\n".join(["", f"{run_name}: a small nGPT, from text to text", *lines, "  a sample", shown])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

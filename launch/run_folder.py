@@ -1,0 +1,86 @@
+"""The run folder: made once, checked and its launch recorded at every start."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.provenance import describe_launch
+from ngpt.config.compose import dump, load
+from ngpt.config.errors import ConfigError
+from ngpt.config.identity import diff, model_defining
+from ngpt.config.schema import Config
+
+CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
+DIFF_FILE = "code.diff"
+SUMMARY_FILE = "summary.json"
+CONSOLE_FILE = "console.log"
+FAILURE_PATTERN = "failure_rank*.json"
+
+
+def check_resumable(config: Config) -> None:
+    """Refuses a folder that holds a run of another model: its checkpoints and metrics would not fit.
+
+    Raises:
+        ConfigError: with every model-defining key that differs, old and new.
+    """
+    stored_path = Path(config.run.dir) / CONFIG_FILE
+    if not stored_path.exists():
+        return
+    changes = diff(model_defining(load(stored_path)), model_defining(config))
+    if changes:
+        listed = "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in changes.items())
+        raise ConfigError(
+            "run.dir",
+            f"{config.run.dir} holds a run of another model ({listed})",
+            "a run keeps its model when it resumes",
+            "Give the new run a name of its own, run.name=..., or remove the folder",
+        )
+
+
+def record_launch(config: Config, command: Sequence[str], variables: dict[str, str]) -> Path:
+    """Writes config, code state and environment of this launch into the run folder; those of earlier launches move to `launches/`.
+
+    Returns:
+        The path of the config that workers read.
+    """
+    folder = Path(config.run.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    _keep_earlier_launch(folder)
+    for failure in folder.glob(FAILURE_PATTERN):
+        failure.unlink()
+    description, code_diff = describe_launch(command, variables)
+    if code_diff:
+        (folder / DIFF_FILE).write_text(code_diff, encoding="utf-8")
+    (folder / ENVIRONMENT_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    unfinished = folder / (CONFIG_FILE + ".partial")
+    dump(config, unfinished)
+    unfinished.replace(folder / CONFIG_FILE)  # other ranks see the old file or the whole new one
+    return folder / CONFIG_FILE
+
+
+def record_failure(folder: Path, rank: int, error: BaseException, time: float) -> None:
+    """Called by a worker that ends in an error: one file a rank, since the first of several is the cause and the rest follow it."""
+    failure = {"rank": rank, "time": time, "error": type(error).__name__, "message": str(error)}
+    folder.mkdir(parents=True, exist_ok=True)  # on a disk that this machine does not share with rank 0 it may be missing
+    (folder / f"failure_rank{rank}.json").write_text(json.dumps(failure) + "\n", encoding="utf-8")
+
+
+def first_failure(folder: Path) -> dict[str, Any] | None:
+    """The earliest failure that a worker recorded in this launch."""
+    failures = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(FAILURE_PATTERN)]
+    return min(failures, key=lambda failure: failure["time"], default=None)
+
+
+def _keep_earlier_launch(folder: Path) -> None:
+    earlier = [folder / name for name in (CONFIG_FILE, ENVIRONMENT_FILE, DIFF_FILE)]
+    if not earlier[0].exists():
+        return
+    kept = folder / "launches"
+    number = 1 + sum(1 for path in kept.iterdir()) if kept.exists() else 1
+    target = kept / f"{number:03d}"
+    target.mkdir(parents=True)
+    for path in earlier:
+        if path.exists():
+            path.replace(target / path.name)

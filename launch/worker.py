@@ -1,0 +1,92 @@
+"""One worker process: `python -m launch.worker train CONFIG | sample RUN ...`. Started by `ngpt`, not by hand.
+
+Imports stay cheap at the top: an asynchronous checkpoint save spawns a process that imports this file again.
+"""
+
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from launch.environment import current_world
+from launch.run_folder import record_failure
+from ngpt.config.compose import load
+from ngpt.config.errors import ConfigError
+
+USER_ERROR = 2
+FAILURE = 1
+
+
+def install_compat() -> None:
+    """Patches upstream where needed, and makes Megatron run without CUDA where there is none. Comes before any import of Megatron."""
+    import torch
+
+    # Megatron warns at import of everything optional that is not installed; the run header says what is used.
+    warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
+
+    from megatron_ext import compat
+
+    compat.install(cpu=not torch.cuda.is_available())
+
+
+def train(config_path: Path) -> int:
+    """Trains the run of a resolved config as one rank of the world that the environment describes."""
+    config = load(config_path)
+
+    def body() -> None:
+        install_compat()
+        from megatron_ext.training import run
+
+        run.train(config, rank=current_world().rank)
+
+    return _report_errors(body, Path(config.run.dir))
+
+
+def sample(run_dir: Path, prompt: str, tokens: int) -> int:
+    """Prints a continuation of `prompt` by the newest checkpoint of a run."""
+
+    def body() -> None:
+        install_compat()
+        from megatron_ext.training import sample as sampling
+
+        sampling.main(run_dir, prompt, tokens)
+
+    return _report_errors(body, None)
+
+
+def _report_errors(body: Callable[[], None], run_dir: Path | None) -> int:
+    """Runs `body`; an error of the user's prints as one line, any other as a traceback.
+
+    Args:
+        body: What to run.
+        run_dir: Where the failure is recorded for the launcher to summarise; None: nowhere.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        body()
+    except Exception as error:
+        expected = isinstance(error, ConfigError)
+        print(error if expected else traceback.format_exc(), file=sys.stderr)
+        if run_dir is not None:
+            record_failure(run_dir, current_world().rank, error, time.time())
+        return USER_ERROR if expected else FAILURE
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one mode; the launcher has checked the arguments."""
+    mode, *rest = arguments
+    if mode == "train":
+        return train(Path(rest[0]))
+    return sample(Path(rest[0]), prompt=rest[1], tokens=int(rest[2]))
+
+
+if __name__ == "__mp_main__":  # a process that an asynchronous save has spawned: it unpickles Megatron's classes next
+    install_compat()
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

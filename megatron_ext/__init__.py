@@ -1,0 +1,1 @@
+"""nGPT as a plug-in of Megatron-core: the only package that imports Megatron and Transformer Engine."""

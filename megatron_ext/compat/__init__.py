@@ -1,0 +1,53 @@
+"""Compatibility patches of megatron-core, one file each: what upstream does, why it is patched, when the patch goes.
+
+Every patch has a test in `tests/unit/compat` that fails when upstream moves.
+"""
+
+import importlib.metadata
+from collections.abc import Callable
+
+from megatron_ext.compat import async_worker, cuda_on_cpu, datasets_makefile, distrib_optimizer_load
+from ngpt.config.errors import ConfigError
+
+MEGATRON_VERSION = "0.19.2"
+
+# In the order of application: cuda_on_cpu stands before everything that imports Megatron.
+_ON_CPU: dict[str, Callable[[], bool]] = {"cuda_on_cpu": cuda_on_cpu.install, "async_worker": async_worker.install}
+_EVERYWHERE: dict[str, Callable[[], bool]] = {
+    "datasets_makefile": datasets_makefile.install,
+    "distrib_optimizer_load": distrib_optimizer_load.install,
+}
+
+
+def install(cpu: bool) -> list[str]:
+    """Applies the patches this process needs, once each. Call it before anything imports Megatron.
+
+    Args:
+        cpu: The run takes the CPU for its device.
+
+    Returns:
+        Names of the patches in force, for the run header.
+
+    Raises:
+        ConfigError: Another version of megatron-core is installed, or its dataset helper does not import.
+    """
+    check_version(importlib.metadata.version("megatron-core"))
+    patches = {**_ON_CPU, **_EVERYWHERE} if cpu else _EVERYWHERE
+    return [name for name, apply in patches.items() if apply()]
+
+
+def check_version(installed: str) -> None:
+    """Refuses a version of megatron-core that the patches were not written for.
+
+    Raises:
+        ConfigError: `installed` is not the version of the patches; names the patches to review.
+    """
+    if installed.partition("+")[0] == MEGATRON_VERSION:
+        return
+    names = ", ".join([*_ON_CPU, *_EVERYWHERE])
+    raise ConfigError(
+        "megatron-core",
+        f"version {installed} is installed",
+        f"The patches in megatron_ext/compat are written for {MEGATRON_VERSION}",
+        f"Install megatron-core=={MEGATRON_VERSION}, or review each patch against the new version ({names}) and run tests/unit/compat",
+    )

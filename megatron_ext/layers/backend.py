@@ -1,0 +1,58 @@
+"""The one table of classes that depend on the backend: Megatron's own modules (local) or Transformer Engine's."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from megatron_ext.layers.attention import LocalAttention
+from megatron_ext.layers.linear import LocalColumnLinear, LocalRowLinear
+from megatron_ext.layers.norm import LocalRMSNorm
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Classes a layer is put together from.
+
+    Attributes:
+        name: Megatron's `transformer_impl`.
+        column, row: tensor-parallel linears. attention: core attention. norm: RMSNorm of the GPT control.
+    """
+
+    name: str
+    column: type
+    row: type
+    attention: type
+    norm: type
+
+
+def choose_backend(transformer_impl: str) -> str:
+    """`local` or `transformer_engine` for a config's `model.transformer_impl`, which may say `auto`.
+
+    Raises:
+        ValueError: Transformer Engine was asked for by name and cannot run here.
+    """
+    usable = torch.cuda.is_available() and torch.version.cuda is not None and torch.cuda.get_device_capability()[0] > 0
+    usable = usable and find_spec("transformer_engine") is not None
+    if transformer_impl == "auto":
+        return "transformer_engine" if usable else "local"
+    if transformer_impl == "transformer_engine" and not usable:
+        raise ValueError(
+            "model.transformer_impl: transformer_engine. It needs a CUDA GPU and the package transformer-engine. "
+            "Install ngpt-megatron[gpu] on a GPU host, or set model.transformer_impl=local."
+        )
+    return transformer_impl
+
+
+def get_backend(name: str) -> Backend:
+    """The table's row for `local` or `transformer_engine`."""
+    if name == "local":
+        return Backend(name, LocalColumnLinear, LocalRowLinear, LocalAttention, LocalRMSNorm)
+    from megatron.core.extensions.transformer_engine import (
+        TEColumnParallelLinear,
+        TEDotProductAttention,
+        TENorm,
+        TERowParallelLinear,
+    )
+
+    return Backend(name, TEColumnParallelLinear, TERowParallelLinear, TEDotProductAttention, TENorm)

@@ -1,0 +1,43 @@
+"""An independent look at the norms of the master weights. Shares no code with the retraction."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@torch.no_grad()
+def worst_norm_deviation(parameters: list[tuple[str, nn.Parameter, object]]) -> tuple[float, str]:
+    """Largest | ||w|| - 1 | over all unit vectors of this rank's marked matrices, and the matrix it was seen in.
+
+    Rebuilds every matrix from its shards: each rank puts its fp32 master values into an array of zeros, the sum over the
+    data-parallel group is the whole matrix, and its norms are taken in fp64, one matrix at a time.
+
+    Args:
+        parameters: (name, parameter, DDP buffer or None), see `megatron_ext.optim.retraction.trained_parameters`.
+
+    Parallelism: one all-reduce per marked matrix over its data-parallel group: a check, not part of a step's cost.
+    """
+    worst, where = 0.0, "no marked matrix"
+    for name, param, buffer in parameters:
+        unit_dim = getattr(param, "unit_dim", None)
+        if unit_dim is None:
+            continue
+        master = getattr(param, "main_param", None)
+        if buffer is None:
+            whole = (param if master is None else master).detach().float()
+        else:
+            whole = torch.zeros(param.numel(), dtype=torch.float32, device=param.device)
+            bucket = buffer.buckets[buffer.param_index_map[param][2]]
+            bucket_start, bucket_end = bucket.param_to_index[param]
+            rank, size = buffer.data_parallel_group.rank(), buffer.data_parallel_group.size()
+            part = bucket.param_data.numel() // size
+            mine = range(max(bucket_start, rank * part), min(bucket_end, (rank + 1) * part))
+            if len(mine):
+                piece = slice(mine.start - bucket_start, mine.stop - bucket_start)
+                whole[piece] = param.detach().flatten()[piece] if master is None else master.detach()
+            dist.all_reduce(whole, group=buffer.data_parallel_group)
+        norms = whole.view(param.shape).double().square().sum(unit_dim).sqrt()
+        deviation = (norms - 1).abs().max().item()
+        if not deviation <= worst:  # also true for NaN
+            worst, where = deviation, name
+    return worst, where

@@ -1,0 +1,130 @@
+"""Retraction of the fp32 master weights inside Megatron's optimizer step.
+
+The hook runs right after the inner torch optimizer moved the masters: before Megatron copies them to the model weights and before any
+parameter gather, overlapped or not. It is torch's public, process-wide optimizer hook, so nothing of Megatron is patched.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ngpt.optim.retraction import MatrixShard, is_marked, retract_shards_
+
+
+@dataclass
+class _Plan:
+    """What one inner optimizer retracts: its pieces of the marked matrices and who else holds pieces of them."""
+
+    shards: list[MatrixShard]
+    all_reduce: Callable[[Tensor], None] | None
+
+
+def is_expert(param: nn.Parameter) -> bool:
+    """Whether Megatron reduces the parameter's gradient over the expert data-parallel group."""
+    return not getattr(param, "allreduce", True)
+
+
+def master_shard(param: nn.Parameter, buffer=None) -> tuple[Tensor, int]:
+    """This rank's fp32 master values of `param` as a flat view, and their position in the flattened parameter.
+
+    Args:
+        buffer: the DDP buffer that holds `param` where Megatron's DistributedOptimizer cuts it into shards; None where masters are whole.
+
+    Source: megatron-core 0.19.2 core/optimizer/distrib_optimizer.py (`_build_model_and_main_param_groups`), whose shards are equal
+        parts of each DDP bucket; core/optimizer/optimizer.py (`main_param` of Float16OptimizerWithFloat16Params).
+    """
+    master = getattr(param, "main_param", None)
+    if buffer is None:
+        return (param.data if master is None else master.data).view(-1), 0
+    start, end, bucket_id = buffer.param_index_map[param]
+    bucket, group = buffer.buckets[bucket_id], buffer.data_parallel_group
+    size = bucket.grad_data.numel() // group.size()
+    first, last = bucket.offset + group.rank() * size, bucket.offset + (group.rank() + 1) * size
+    low, high = max(start, first) - start, min(end, last) - start
+    if high <= low:
+        return torch.empty(0, dtype=torch.float32, device=param.device), 0
+    values = param.data.view(-1)[low:high] if param.dtype == torch.float32 else master.data
+    assert values.numel() == high - low and values.dtype == torch.float32, "Megatron's shard layout moved"
+    return values, low
+
+
+def trained_parameters(chunks: list) -> list[tuple[str, nn.Parameter, object]]:
+    """(name, parameter, its DDP buffer if a distributed optimizer shards it) of this rank's model chunks."""
+    found = []
+    for index, chunk in enumerate(chunks):
+        sharded = chunk.ddp_config.use_distributed_optimizer
+        buffers = {param: buffer for buffer in chunk.buffers + chunk.expert_parallel_buffers for param in buffer.param_index_map}
+        for name, param in chunk.named_parameters():
+            if param.requires_grad:
+                found.append((f"{index}.{name.removeprefix('module.')}", param, buffers[param] if sharded else None))
+    return found
+
+
+class RetractionHook:
+    """Retracts after every inner optimizer's step and says when a whole step is done.
+
+    Args:
+        chunks: this rank's model chunks, wrapped by Megatron's DistributedDataParallel.
+        after_step: called once per optimizer step of the rank, after the last of its inner optimizers; it may communicate.
+
+    Parallelism: at most one all-reduce per inner optimizer and step, over that optimizer's data-parallel group.
+    """
+
+    def __init__(self, chunks: list, after_step: Callable[[], None] | None = None):
+        self.parameters = trained_parameters(chunks)
+        self.after_step = after_step
+        # Megatron builds one inner optimizer for dense and one for expert parameters.
+        self.inner_optimizers = len({is_expert(param) for _, param, _ in self.parameters})
+        self.plans: dict[bool, _Plan] = {}
+        self.stepped = 0
+        self.handle = register_optimizer_step_post_hook(self)
+
+    def __call__(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        expert = self._owner(optimizer)
+        if expert is None:
+            return
+        if expert not in self.plans:
+            self.plans[expert] = self._plan(expert)
+        plan = self.plans[expert]
+        retract_shards_(plan.shards, plan.all_reduce)
+        self.stepped += 1
+        if self.stepped == self.inner_optimizers:
+            self.stepped = 0
+            if self.after_step is not None:
+                self.after_step()
+
+    def retract_masters(self) -> None:
+        """Retract the fp32 copies that the optimizer keeps of lower-precision weights; fp32 weights are their own masters, left alone.
+
+        For the start of a run: masters copied from BF16 weights have unit norm only up to their rounding.
+        """
+        for expert in sorted({is_expert(param) for _, param, _ in self.parameters}):
+            plan = self._plan(expert, only_copies=True)
+            retract_shards_(plan.shards, plan.all_reduce)
+
+    def remove(self) -> None:
+        """Stop listening (the hook is process-wide)."""
+        self.handle.remove()
+
+    @staticmethod
+    def _owner(optimizer: torch.optim.Optimizer) -> bool | None:
+        """Whether the optimizer moves expert parameters; None for optimizers that are not Megatron's."""
+        marks = {group.get("is_expert_parallel") for group in optimizer.param_groups}
+        return bool(marks.pop()) if len(marks) == 1 and None not in marks else None
+
+    def _plan(self, expert: bool, only_copies: bool = False) -> _Plan:
+        shards, groups = [], set()
+        for _, param, buffer in self.parameters:
+            if not is_marked(param) or is_expert(param) != expert or (only_copies and param.dtype == torch.float32):
+                continue
+            values, start = master_shard(param, buffer)
+            shards.append(MatrixShard(values, start, *param.shape, unit_dim=param.unit_dim))
+            if buffer is not None and buffer.data_parallel_group.size() > 1:
+                groups.add(buffer.data_parallel_group)
+        assert len(groups) <= 1, "matrices of one optimizer live in different data-parallel groups"
+        return _Plan(shards, partial(dist.all_reduce, group=groups.pop()) if groups else None)

@@ -1,0 +1,239 @@
+"""The one bridge from our config to Megatron: its arguments, its dataclass container and our model config.
+
+Megatron's loop reads both an argparse namespace and a container of dataclasses. Both are made here, through Megatron's own parser and
+validation, from the resolved `Config`; nothing reads sys.argv.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.training.argument_utils import hybrid_config_from_args, pretrain_cfg_container_from_args
+from megatron.training.arguments import add_megatron_arguments, parse_args, validate_args
+from megatron.training.config import PretrainConfigContainer
+from megatron.training.global_vars import set_global_variables
+
+from megatron_ext.models.builder import PluginModelConfig
+from ngpt.config import Config, ConfigError
+from ngpt.config.sizes import padded_vocab_size, pipeline_stages
+
+_TRACKER = "latest_checkpointed_iteration.txt"
+
+
+def has_checkpoint(folder: str | Path) -> bool:
+    """Whether Megatron finished at least one checkpoint in `folder`."""
+    return (Path(folder) / _TRACKER).is_file()
+
+
+def cut_pattern(pattern: str, stages: int) -> str:
+    """Insert the pipeline cuts `|` into a dense layer pattern that has none: equal numbers of attention + MLP pairs a stage."""
+    if stages == 1 or "|" in pattern:
+        return pattern
+    size = len(pattern) // stages
+    return "|".join(pattern[i : i + size] for i in range(0, len(pattern), size))
+
+
+def _model(cfg: Config, backend: str) -> dict[str, Any]:
+    model, local = cfg.model, backend == "local"
+    return dict(
+        transformer_impl=backend,
+        hybrid_layer_pattern=cut_pattern(model.layer_pattern, pipeline_stages(cfg)),
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        group_query_attention=True,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.head_dim,
+        squared_relu=model.activation == "squared_relu",
+        swiglu=model.activation == "swiglu",
+        untie_embeddings_and_output_weights=not model.tied_embeddings,
+        position_embedding_type=model.position_embedding,
+        rotary_base=model.rope_base,
+        max_position_embeddings=cfg.train.seq_length,
+        seq_length=cfg.train.seq_length,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        init_method_std=model.init_std,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bf16=cfg.precision.dtype == "bf16",
+        tokenizer_type="NullTokenizer",
+        vocab_size=model.vocab_size,
+        padded_vocab_size=padded_vocab_size(model),
+        pad_vocab_size=False,
+        # Fused kernels of the local path need apex or CUDA; Transformer Engine brings its own.
+        no_persist_layer_norm=local,
+        masked_softmax_fusion=not local,
+        apply_rope_fusion=not local,
+        bias_swiglu_fusion=not local,
+        bias_gelu_fusion=False,
+        bias_dropout_fusion=False,
+        gradient_accumulation_fusion=not local,
+        attention_softmax_in_fp32=local,
+        cross_entropy_loss_fusion=not local,
+        cross_entropy_fusion_impl="te" if not local else "native",
+        attention_backend="unfused" if local else "auto",
+    )
+
+
+def _training(cfg: Config) -> dict[str, Any]:
+    train, optim, schedule = cfg.train, cfg.optim, cfg.schedule
+    decay_steps = round(schedule.decay_fraction * train.steps) if schedule.decay == "wsd" else None
+    return dict(
+        micro_batch_size=train.micro_batch_size,
+        global_batch_size=train.global_batch_size,
+        train_iters=train.steps,
+        seed=train.seed,
+        eval_interval=train.eval_interval,
+        eval_iters=train.eval_steps,
+        exit_interval=train.stop_after,
+        exit_signal_handler=True,
+        optimizer=optim.optimizer,
+        lr=optim.lr,
+        min_lr=optim.min_lr,
+        adam_beta1=optim.beta1,
+        adam_beta2=optim.beta2,
+        adam_eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        clip_grad=optim.clip_grad,
+        lr_decay_style="WSD" if schedule.decay == "wsd" else schedule.decay,
+        lr_decay_iters=train.steps,
+        lr_warmup_iters=schedule.warmup_steps,
+        lr_wsd_decay_style=schedule.wsd_decay,
+        lr_wsd_decay_iters=decay_steps,
+        accumulate_allreduce_grads_in_fp32=cfg.precision.grad_reduce_in_fp32,
+        deterministic_mode=cfg.debug.deterministic,
+        calculate_per_token_loss=True,  # the loss is a mean over the step's tokens, also where a mask makes micro-batches unequal
+        rerun_mode="disabled",
+        dataloader_type="external",
+        num_workers=cfg.data.num_workers,
+        data_cache_path=cfg.data.cache_dir,
+        enable_one_logger=False,
+    )
+
+
+def _parallel(cfg: Config) -> dict[str, Any]:
+    parallel = cfg.parallel
+    selective = parallel.recompute == "selective"
+    return dict(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor,
+        sequence_parallel=parallel.sequence_parallel,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        # Megatron refuses to overlap virtual pipelining's messages over two ranks.
+        overlap_p2p_comm=parallel.pipeline > 2,
+        recompute_granularity=None if parallel.recompute == "none" else parallel.recompute,
+        recompute_modules=(parallel.recompute_modules or ["core_attn"]) if selective else None,
+        recompute_method=parallel.recompute_method if parallel.recompute == "full" else None,
+        recompute_num_layers=parallel.recompute_num_layers if parallel.recompute == "full" else None,
+        distributed_backend="nccl" if torch.cuda.is_available() and torch.distributed.is_nccl_available() and _real_gpu() else "gloo",
+    )
+
+
+def _real_gpu() -> bool:
+    return torch.cuda.get_device_capability()[0] > 0  # the CPU compatibility module answers (0, 0)
+
+
+def _files(cfg: Config) -> dict[str, Any]:
+    """Logging and checkpoints. Only Megatron's fully reshardable distributed format is ever written (README "Checkpoints")."""
+    checkpoint, run_dir = cfg.checkpoint, Path(cfg.run.dir)
+    saves = checkpoint.save_at_end or checkpoint.interval is not None
+    resuming = checkpoint.resume and has_checkpoint(checkpoint.dir)
+    source = checkpoint.dir if resuming else checkpoint.load
+    fresh_start = not resuming and checkpoint.load is not None and not checkpoint.load_optimizer
+    return dict(
+        log_interval=cfg.logging.interval,
+        tensorboard_dir=str(run_dir / "tensorboard"),
+        tensorboard_log_interval=cfg.logging.interval,
+        log_timers_to_tensorboard=True,
+        log_loss_scale_to_tensorboard=False,
+        profile=cfg.debug.profile,
+        use_pytorch_profiler=cfg.debug.profile,
+        profile_step_start=cfg.debug.profile_start,
+        profile_step_end=cfg.debug.profile_stop,
+        profile_ranks=cfg.debug.profile_ranks,
+        save=checkpoint.dir if saves else None,
+        save_interval=(checkpoint.interval or cfg.train.steps) if saves else None,
+        load=source,
+        exit_on_missing_checkpoint=source is not None,
+        finetune=fresh_start,
+        no_load_optim=True if fresh_start else None,
+        no_load_rng=True if fresh_start else None,
+        ckpt_format="torch_dist",
+        dist_ckpt_optim_fully_reshardable=True,
+        async_save=checkpoint.async_save,
+        async_strategy="mcore" if checkpoint.async_save else None,
+        use_persistent_ckpt_worker=checkpoint.async_save,
+    )
+
+
+def megatron_arguments(cfg: Config, backend: str) -> dict[str, Any]:
+    """Every Megatron argument this config sets, by argparse name, the pass-through group `megatron` last."""
+    return _model(cfg, backend) | _training(cfg) | _parallel(cfg) | _files(cfg) | cfg.megatron
+
+
+def to_argv(values: dict[str, Any]) -> list[str]:
+    """Command line that makes Megatron's own parser produce `values`.
+
+    Raises:
+        ConfigError: a name Megatron does not have, or a value its flag cannot express.
+    """
+    parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+    actions: dict[str, list[argparse.Action]] = {}
+    for action in parser._actions:
+        actions.setdefault(action.dest, []).append(action)
+    argv = []
+    for name, value in values.items():
+        if name not in actions:
+            raise ConfigError(
+                f"megatron.{name}", value, "megatron-core 0.19.2 has no such argument",
+                "Use the argparse name, with underscores, of an argument of megatron/training/arguments.py",
+            )
+        first = actions[name][0]
+        if first.nargs == 0:
+            if value is None or value == first.default:
+                continue
+            flag = next((a for a in actions[name] if a.const == value), None)
+            if flag is None:
+                raise ConfigError(f"megatron.{name}", value, f"a flag that can only be {first.const}", f"Remove it or set {first.const}")
+            argv.append(flag.option_strings[0])
+        elif isinstance(value, list | tuple):
+            argv += [first.option_strings[0], *map(str, value)] if value else []
+        elif value is not None:
+            argv.append(f"{first.option_strings[0]}={value}")
+    return argv
+
+
+def setup_megatron(cfg: Config, backend: str, **overrides: Any) -> tuple[argparse.Namespace, PretrainConfigContainer]:
+    """Validated arguments in Megatron's globals, and the container for `pretrain`.
+
+    Args:
+        backend: `local` or `transformer_engine`.
+        overrides: Megatron arguments that win over the config's (sampling uses it).
+    """
+    argv = to_argv(megatron_arguments(cfg, backend) | overrides)
+    command_line, sys.argv = sys.argv, ["ngpt", *argv]  # parse_args offers no other way in
+    try:
+        args = parse_args()
+    finally:
+        sys.argv = command_line
+    validate_args(args, {})
+    set_global_variables(args)
+    model = hybrid_config_from_args(args)
+    plugin = PluginModelConfig(
+        **{item.name: getattr(model, item.name) for item in dataclasses.fields(model)},
+        architecture=cfg.model.architecture,
+        fine_grained=cfg.model.fine_grained,
+        alpha_init=cfg.model.alpha_init,
+        real_vocab_size=cfg.model.vocab_size,
+    )
+    return args, pretrain_cfg_container_from_args(args, plugin)

@@ -1,0 +1,114 @@
+"""Batches for Megatron's loop: prepared token files through Megatron's GPTDataset, read by every rank that needs them.
+
+Every tensor-parallel rank reads its own copy from the page cache; nothing is broadcast. The training order continues where a
+checkpoint stopped; every evaluation sees the same sequences.
+
+Shapes: tokens_BS, labels_BS, loss_mask_BS, positions_BS [micro-batch, sequence]; with context parallelism the sequence is this rank's part.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.training import get_args
+from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
+from torch.utils.data import DataLoader, Dataset
+
+from ngpt.config import Config
+from ngpt.config.schema import DataSource
+from ngpt.data.manifest import split_of
+
+
+class _DatasetTokenizer:
+    """The three facts that GPTDataset asks a tokenizer for; the text was tokenised when the data was prepared."""
+
+    def __init__(self, vocab_size: int, eod: int):
+        self.vocab_size, self.eod, self.eos, self.pad = vocab_size, eod, eod, -1
+        self.unique_identifiers = {"vocab_size": vocab_size, "eod": eod}
+
+
+class MockDataset(Dataset):
+    """Random tokens, the same for the same index and seed: for tests and benchmarks of the loop.
+
+    Returns:
+        What GPTDataset returns: tokens, labels, loss_mask, position_ids, each [seq_length].
+    """
+
+    def __init__(self, size: int, seq_length: int, vocab_size: int, seed: int):
+        self.size, self.seq_length, self.vocab_size, self.seed = size, seq_length, vocab_size, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(index))
+        text = torch.randint(0, self.vocab_size, (self.seq_length + 1,), generator=generator)
+        return dict(
+            tokens=text[:-1],
+            labels=text[1:],
+            loss_mask=torch.ones(self.seq_length),
+            position_ids=torch.arange(self.seq_length),
+        )
+
+
+def _blend(sources: list[DataSource]) -> tuple[list[str], list[float]] | None:
+    return ([source.path for source in sources], [source.weight for source in sources]) if sources else None
+
+
+def build_datasets(cfg: Config, sizes: tuple[int, int]) -> tuple[Dataset, Dataset | None]:
+    """Training and validation datasets of `sizes` sequences (0: none), on every rank; rank 0 builds the sample indices first."""
+    if cfg.data.mock:
+        make = lambda size, seed: MockDataset(size, cfg.train.seq_length, cfg.model.vocab_size, seed)  # noqa: E731
+        return make(sizes[0], cfg.train.seed), make(sizes[1], cfg.train.seed + 1) if sizes[1] else None
+    tokenizer = split_of(cfg.data.train[0].path)[0].tokenizer
+    config = GPTDatasetConfig(
+        random_seed=cfg.train.seed,
+        sequence_length=cfg.train.seq_length,
+        blend_per_split=[_blend(cfg.data.train), _blend(cfg.data.valid), None],
+        path_to_cache=cfg.data.cache_dir,
+        tokenizer=_DatasetTokenizer(tokenizer.vocab_size, tokenizer.eod_id),
+        reset_position_ids=cfg.data.reset_positions,
+        reset_attention_mask=cfg.data.confine_attention,
+        eod_mask_loss=cfg.data.mask_eod_loss,
+        create_attention_mask=cfg.data.confine_attention,
+    )
+    train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, [*sizes, 0], lambda: True, config).build()
+    return train, valid
+
+
+def _loader(dataset: Dataset, size: int, consumed: int, cfg: Config) -> DataLoader:
+    sampler = MegatronPretrainingSampler(
+        total_samples=size,
+        consumed_samples=consumed,
+        micro_batch_size=cfg.train.micro_batch_size,
+        data_parallel_rank=parallel_state.get_data_parallel_rank(),
+        data_parallel_size=parallel_state.get_data_parallel_world_size(),
+    )
+    workers = cfg.data.num_workers
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=True, persistent_workers=workers > 0)
+
+
+def make_iterators_provider(cfg: Config):
+    """The dataset provider that Megatron's `pretrain` calls: (train, valid, test) iterators over micro-batches."""
+
+    def provider(num_samples: tuple[int, int, int], vp_stage: int | None = None) -> tuple[Iterator, Iterator | None, None]:
+        train_size = cfg.train.steps * cfg.train.global_batch_size
+        valid_size = cfg.train.eval_steps * cfg.train.global_batch_size if cfg.train.eval_steps and (cfg.data.valid or cfg.data.mock) else 0
+        train, valid = build_datasets(cfg, (train_size, valid_size))
+        train_batches = iter(_loader(train, train_size, get_args().consumed_train_samples, cfg))
+        if not valid_size:
+            return train_batches, None, None
+        valid_loader = _loader(valid, valid_size, 0, cfg)
+        return train_batches, itertools.chain.from_iterable(itertools.repeat(valid_loader)), None
+
+    provider.is_distributed = True  # every rank builds its own
+    return provider
+
+
+def to_device(batch: dict[str, torch.Tensor], keys: tuple[str, ...]) -> dict[str, Any]:
+    """The batch's tensors on this rank's device."""
+    return {key: batch[key].to(torch.cuda.current_device(), non_blocking=True) for key in keys}

@@ -1,0 +1,100 @@
+"""The health panel: scales, hidden-state norms and weight norms of a run, reduced over all ranks.
+
+Figures are taken right after an optimizer step, when every rank is at the same point and may communicate.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from megatron.core.models.hybrid.hybrid_block import HybridStack
+from torch import Tensor, nn
+
+from ngpt.functional import ScaledParameter
+
+HIDDEN = "hidden_norm"
+# The end of a scale's module name -> its kind. Attention, MLP and later layer types own different `*_bda` slots.
+_KINDS = {
+    "self_attn_bda.alpha": "attn_alpha",
+    "mlp_bda.alpha": "mlp_alpha",
+    "mamba_bda.alpha": "mixer_alpha",
+    "sqk": "sqk",
+    "suv": "suv",
+    "sz": "sz",
+}
+KINDS = (*_KINDS.values(), HIDDEN)
+
+
+def scale_kind(module_name: str) -> str:
+    """The kind of the scale that lives at `module_name`, for instance attn_alpha for decoder.layers.0.self_attn_bda.alpha."""
+    return next(kind for end, kind in _KINDS.items() if module_name.endswith(end))
+
+
+class Statistics:
+    """Sum, count, minimum and maximum for each kind, on this rank, then over all ranks.
+
+    Parallelism: `reduce` does two world all-reduces of a few fp64 numbers. A value that several ranks hold counts once for each, which
+        leaves mean, minimum and maximum as they are, since every kind is replicated evenly.
+    """
+
+    def __init__(self, device: torch.device | int):
+        self.sums = torch.zeros(2, len(KINDS), dtype=torch.float64, device=device)  # sum, count
+        self.extremes = torch.full((2, len(KINDS)), -torch.inf, dtype=torch.float64, device=device)  # max, -min
+
+    def add(self, kind: str, values: Tensor) -> None:
+        column, values = KINDS.index(kind), values.detach().double()
+        self.sums[0, column] += values.sum()
+        self.sums[1, column] += values.numel()
+        pair = torch.stack([values.max(), -values.min()])
+        self.extremes[:, column] = torch.maximum(self.extremes[:, column], pair)
+
+    def reduce(self) -> dict[str, float]:
+        """{health/<kind>/<mean|min|max>} over all ranks, for the kinds that exist."""
+        dist.all_reduce(self.sums)
+        dist.all_reduce(self.extremes, op=dist.ReduceOp.MAX)
+        figures = {}
+        for kind, total, count, high, low in zip(KINDS, *self.sums.tolist(), *self.extremes.tolist(), strict=True):
+            if count:
+                figures |= {f"health/{kind}/mean": total / count, f"health/{kind}/min": -low, f"health/{kind}/max": high}
+        return figures
+
+
+class HiddenNormProbe:
+    """Norms of every layer's output, taken by forward hooks while `active`; costs nothing otherwise.
+
+    Recorded per forward pass as [sum, count, max, -min], without waiting for the device.
+    """
+
+    def __init__(self, chunks: Iterable[nn.Module]):
+        self.active = False
+        self.norms: list[Tensor] = []
+        for chunk in chunks:
+            for module in chunk.modules():
+                if isinstance(module, HybridStack):
+                    for layer in module.layers:
+                        layer.register_forward_hook(self._record)
+
+    def _record(self, layer: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+        if self.active and layer.training:
+            hidden_SBD = output[0] if isinstance(output, tuple) else output
+            self.norms.append(torch.linalg.vector_norm(hidden_SBD.detach().float(), dim=-1).flatten())
+
+    def drain(self) -> list[Tensor]:
+        """The norms recorded since the last call."""
+        norms, self.norms = self.norms, []
+        return norms
+
+
+@torch.no_grad()
+def health_figures(chunks: Iterable[nn.Module], hidden_norms: list[Tensor]) -> dict[str, float]:
+    """The panel's figures, equal on every rank. Effective values; alphas as used, that is absolute."""
+    statistics = Statistics(torch.cuda.current_device())
+    for chunk in chunks:
+        for name, module in chunk.named_modules():
+            if isinstance(module, ScaledParameter):
+                kind = scale_kind(name)
+                values = module.effective
+                statistics.add(kind, values.abs() if kind.endswith("alpha") else values)
+    for norms in hidden_norms:
+        statistics.add(HIDDEN, norms)
+    return statistics.reduce()

@@ -1,0 +1,135 @@
+"""From Megatron's log scalars to metrics.jsonl, TensorBoard and the progress line.
+
+Megatron's loop reports each logged step by calling `add_scalar` on its TensorBoard writer, on the last rank. `MetricsRecorder` takes
+those calls, renames what we keep, adds what Megatron does not know, and writes one record a step.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from megatron.training import get_args
+from torch.utils.tensorboard import SummaryWriter
+
+from megatron_ext.training.step import LOSS_NAME
+from ngpt.analysis.metrics import MetricsWriter, truncate_after
+from ngpt.config import Config
+from ngpt.config.sizes import tokens_per_step
+
+VALIDATION_LOSS = f"{LOSS_NAME} validation"
+_STEP_TIME = "iteration-time"  # the last scalar of a logged step
+_NAMES = {
+    LOSS_NAME: "train_loss",
+    VALIDATION_LOSS: "val_loss",
+    "learning-rate": "learning_rate",
+    "grad-norm": "grad_norm",
+    _STEP_TIME: "step_time_s",
+}
+
+
+class MetricsRecorder:
+    """Collects one record a logged step and writes it when the step is complete. Lives on the last rank.
+
+    Args:
+        flops_per_second_peak: of all GPUs of the run together, or None without a known GPU.
+        flops_per_token: of a training step.
+        say: prints a line for a person.
+    """
+
+    def __init__(self, cfg: Config, flops_per_token: float, flops_per_second_peak: float | None, say: Callable[[str], None]):
+        self.cfg, self.say = cfg, say
+        self.flops_per_token, self.peak = flops_per_token, flops_per_second_peak
+        self.path = Path(cfg.run.dir) / "metrics.jsonl"
+        self.record: dict[str, float] = {}
+        self.extra: dict[int, dict[str, float]] = {}
+        self.last: dict[str, float] = {}
+        self.writer: MetricsWriter | None = None
+        self.events: SummaryWriter | None = None
+
+    def open(self, start_step: int) -> None:
+        """Begin after `start_step` (0 for a fresh run): what was recorded beyond it is superseded."""
+        truncate_after(self.path, start_step)
+        self.writer = MetricsWriter(self.path)
+        self.started, self.start_step, self.written = time.monotonic(), start_step, None
+        if self.cfg.logging.tensorboard:
+            self.events = SummaryWriter(str(Path(self.cfg.run.dir) / "tensorboard"), purge_step=start_step + 1)
+
+    def add_scalar(self, name: str, value: float | torch.Tensor, step: int, *_, **__) -> None:
+        """Megatron's call. Scalars that we do not keep are dropped."""
+        if name not in _NAMES or step == self.written:  # Megatron evaluates once more at the end: the same sequences, the same loss
+            return
+        if self.record and self.record["step"] != step:
+            self.flush()
+        self.record.setdefault("step", step)
+        self.record[_NAMES[name]] = float(value)
+        last_scalar = VALIDATION_LOSS if self._evaluates_after(step) else _STEP_TIME
+        if name == last_scalar:
+            self.flush()
+
+    def add_health(self, step: int, figures: dict[str, float]) -> None:
+        """Figures that belong to `step`, given before Megatron reports it."""
+        self.extra[step] = figures
+
+    def flush(self) -> None:
+        """Write the record at hand."""
+        if not self.record:
+            return
+        record, self.record = self.record, {}
+        step = record.pop("step")
+        figures = {"step": step, "tokens": step * tokens_per_step(self.cfg)} | record
+        if "step_time_s" in figures:
+            figures["tokens_per_second"] = tokens_per_step(self.cfg) / figures["step_time_s"]
+            achieved = figures["tokens_per_second"] * self.flops_per_token
+            figures["mfu"] = achieved / self.peak if self.peak else None
+        if "train_loss" in figures:
+            figures["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        for earlier in [s for s in self.extra if s <= step]:
+            health = self.extra.pop(earlier)
+            if earlier == step:
+                figures |= health
+        self.writer.write(figures)
+        self.written = step
+        if self.events is not None:
+            for name, value in figures.items():
+                if value is not None and name != "step":
+                    self.events.add_scalar(name, value, step)
+            self.events.flush()
+        self.last |= {name: value for name, value in figures.items() if value is not None}
+        self.say(self._progress(figures))
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.flush()
+            self.writer.close()
+        if self.events is not None:
+            self.events.close()
+
+    def _evaluates_after(self, step: int) -> bool:
+        args = get_args()
+        return bool(args.do_valid) and (step % args.eval_interval == 0 or step == args.train_iters)
+
+    def _progress(self, figures: dict[str, float]) -> str:
+        step, steps = figures["step"], self.cfg.train.steps
+        parts = [f"step {step:>{len(str(steps))}}/{steps}"]
+        parts += [f"{name.removesuffix('_loss')} loss {figures[name]:.4f}" for name in ("train_loss", "val_loss") if name in figures]
+        if "learning_rate" in figures:
+            parts.append(f"lr {figures['learning_rate']:.2e}")
+        if "grad_norm" in figures:
+            parts.append(f"grad norm {figures['grad_norm']:.3f}")
+        if "tokens_per_second" in figures:
+            parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
+        if figures.get("mfu"):
+            parts.append(f"MFU {figures['mfu']:.1%}")
+        if step > self.start_step:
+            left = (time.monotonic() - self.started) * (steps - step) / (step - self.start_step)
+            parts.append(f"ETA {duration(left)}")
+        return " | ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

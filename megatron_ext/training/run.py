@@ -1,0 +1,152 @@
+"""`train(cfg)`: one rank of a training run, from a resolved config to the summary."""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core.enums import ModelType
+from megatron.training import get_args, get_tensorboard_writer, pretrain
+
+from megatron_ext.layers.backend import choose_backend
+from megatron_ext.optim.norm_check import worst_norm_deviation
+from megatron_ext.optim.retraction import RetractionHook
+from megatron_ext.training.bridge import setup_megatron
+from megatron_ext.training.data import make_iterators_provider
+from megatron_ext.training.health import HiddenNormProbe, health_figures
+from megatron_ext.training.metrics import MetricsRecorder
+from megatron_ext.training.step import forward_step
+from megatron_ext.training.summary import run_header, write_summary
+from ngpt.config import Config
+from ngpt.config.sizes import world_size
+from ngpt.estimate.counts import training_flops_per_token
+from ngpt.estimate.peaks import gpu_of_device, peak_flops
+
+
+class Session:
+    """What our side adds to Megatron's loop on one rank: retraction, the self-check of norms, health, metrics."""
+
+    def __init__(self, cfg: Config, say: Callable[[str], None]):
+        self.cfg = cfg
+        peak = peak_flops(cfg.cluster.gpu or gpu_of_device(torch.cuda.get_device_name()), cfg.precision.dtype)
+        total_peak = peak * world_size(cfg) if peak else None
+        self.recorder = MetricsRecorder(cfg, training_flops_per_token(cfg.model, cfg.train.seq_length), total_peak, say)
+        self.checked = False
+        self.start_deviation: float | None = None
+        self.started = time.monotonic()
+
+    def attach(self, chunks: list) -> None:
+        """Called with the wrapped model chunks once they are built."""
+        self.chunks = chunks
+        self.probe = HiddenNormProbe(chunks)
+        self.hook = RetractionHook(chunks, self.after_step)
+
+    def provide_data(self, provider: Callable) -> Callable:
+        """Wrap the dataset provider: Megatron calls it after loading a checkpoint and before the first step."""
+
+        def wrapped(num_samples: tuple[int, int, int], vp_stage: int | None = None):
+            writer = get_tensorboard_writer()
+            if writer is not None and self.recorder.writer is None:
+                self.recorder.open(get_args().iteration)
+                writer.add_scalar = self.recorder.add_scalar
+            self._check_start()
+            return provider(num_samples, vp_stage)
+
+        wrapped.is_distributed = True
+        return wrapped
+
+    def _check_start(self) -> None:
+        """Unit norms of the masters before the first step, fresh or loaded."""
+        if self.start_deviation is not None:  # asked once for each virtual pipeline stage
+            return
+        args = get_args()
+        if args.iteration == 0:
+            self.hook.retract_masters()  # they were copied from rounded model weights
+        self.start_deviation = self._check_norms() if self.cfg.model.architecture == "ngpt" else 0.0
+        self.probe.active = self._health_due(args.iteration + 1)
+
+    def after_step(self) -> None:
+        """Every rank calls this together, after each optimizer step."""
+        if not hasattr(get_args(), "curr_iteration"):  # loading a checkpoint makes an empty step
+            return
+        step = get_args().curr_iteration + 1
+        figures = {}
+        due = self._health_due(step)
+        if self.cfg.model.architecture == "ngpt" and (due or not self.checked):
+            figures["worst_norm_deviation"] = self._check_norms()
+            self.checked = True
+        if due:
+            figures |= health_figures(self.chunks, self.probe.drain())
+        if figures:
+            self.recorder.add_health(step, figures)
+        self.probe.active = self._health_due(step + 1)
+
+    def _health_due(self, step: int) -> bool:
+        return step % self.cfg.logging.health_interval == 0
+
+    def _check_norms(self) -> float:
+        deviation, where = worst_norm_deviation(self.hook.parameters)
+        worst = torch.tensor([deviation], dtype=torch.float64, device=torch.cuda.current_device())
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+        if not worst.item() <= self.cfg.debug.norm_tolerance:
+            raise RuntimeError(
+                f"worst | ||w|| - 1 | of the fp32 master weights: {worst.item():.3g} over all ranks, {deviation:.3g} in {where} on this one; "
+                f"debug.norm_tolerance is {self.cfg.debug.norm_tolerance:g}. After a step: the retraction did not reach this weight. "
+                "After loading: the checkpoint was not written by this model."
+            )
+        return worst.item()
+
+
+@contextlib.contextmanager
+def _megatron_log(path: Path) -> Iterator[Callable[[str], None]]:
+    """Send what Megatron prints and logs to a file of its own, and give a `say` that still reaches the terminal."""
+    terminal = sys.stdout
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def say(line: str) -> None:
+        print(line, file=terminal, flush=True)
+
+    with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log):
+        logging.basicConfig(stream=log, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
+        yield say
+
+
+def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = ()) -> Session:
+    """Train as rank `rank` of a world that torchrun's environment variables describe.
+
+    Args:
+        on_built: called with the wrapped model chunks before the optimizer copies their weights.
+
+    Writes metrics.jsonl, TensorBoard events and summary.json (last rank), checkpoints, and logs/megatron-rank<N>.log into the run folder.
+
+    Raises:
+        ConfigError, ValueError: the config cannot run here.
+        RuntimeError: the self-check of norms failed.
+    """
+    backend = choose_backend(cfg.model.transformer_impl)
+    with _megatron_log(Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log") as say:
+        args, container = setup_megatron(cfg, backend)
+        is_last = args.rank == args.world_size - 1
+        session = Session(cfg, say)
+        container.model.on_built += [*on_built, session.attach]
+        if is_last:
+            for line in run_header(cfg, backend, args):
+                say(line)
+        status = "failed"
+        try:
+            pretrain(container, session.provide_data(make_iterators_provider(cfg)), ModelType.encoder_or_decoder, forward_step)
+            status = "finished"
+        except SystemExit as leaving:  # Megatron leaves this way after stop_after or a signal, checkpoint saved
+            if leaving.code:
+                raise
+            status = "stopped"
+        finally:
+            session.recorder.close()
+            if is_last:
+                last = session.recorder.last | {"start_norm_deviation": session.start_deviation}
+                write_summary(cfg, backend, last, status, time.monotonic() - session.started)
+    return session

@@ -1,0 +1,53 @@
+"""The forward step that Megatron's schedules call: one micro-batch in, its loss out."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_rank
+from torch import Tensor
+
+from megatron_ext.training.data import to_device
+
+LOSS_NAME = "lm loss"  # Megatron's key: its log line and its validation scalar are named after it
+_KEYS = ("tokens", "labels", "loss_mask", "position_ids")
+
+
+def masked_loss(loss_mask_BS: Tensor, losses_BS: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Sum of the token losses and their number, as Megatron's schedules want them.
+
+    Args:
+        loss_mask_BS: fp32, 1 where a token counts.
+        losses_BS: cross entropies in nats.
+
+    Returns:
+        (sum in nats, tokens int32, report): the report's [sum, tokens] is summed over micro-batches and data-parallel ranks by
+        Megatron, so that the logged loss is the mean over all tokens of the step.
+    """
+    mask = loss_mask_BS.reshape(-1).float()
+    total = torch.sum(losses_BS.reshape(-1).float() * mask)
+    tokens = mask.sum()
+    return total, tokens.to(torch.int), {LOSS_NAME: torch.stack([total.detach(), tokens])}
+
+
+def forward_step(batches: Iterator[dict[str, Tensor]] | None, model: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """Run this pipeline stage on the next micro-batch.
+
+    First and last stages read the batch; the stages between get their input from Megatron's schedule.
+
+    Returns:
+        (output tensor, function of it that gives `masked_loss`).
+    """
+    first = get_attr_wrapped_model(model, "pre_process")
+    last = get_attr_wrapped_model(model, "post_process")
+    if not (first or last):
+        return model(None, None, None), lambda output: output
+    batch = next(batches)
+    keys = (*_KEYS, "attention_mask") if "attention_mask" in batch else _KEYS
+    batch = to_device(batch, keys)
+    cp_group = get_attr_wrapped_model(model, "pg_collection").cp
+    if cp_group.size() > 1:
+        batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=cp_group)
+    output = model(batch["tokens"], batch["position_ids"], batch.get("attention_mask"), labels=batch["labels"])
+    return output, partial(masked_loss, batch["loss_mask"])

@@ -1,0 +1,93 @@
+"""The run header at the start of a run and summary.json at its end."""
+
+import argparse
+import json
+import math
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ngpt.config import Config
+from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, tokens_per_step
+from ngpt.data.entropy import ngram_bits_per_byte
+from ngpt.data.indexed import IndexedReader
+from ngpt.data.manifest import split_of
+from ngpt.estimate.counts import count_parameters, training_flops_per_token
+
+
+def run_header(cfg: Config, backend: str, args: argparse.Namespace) -> list[str]:
+    """What this run is and which implementation was chosen for each operation, a line each."""
+    parallel, counts = cfg.parallel, count_parameters(cfg.model)
+    te = backend == "transformer_engine"
+    device = torch.cuda.get_device_name() if torch.cuda.get_device_capability()[0] else "CPU"
+    optimizer = "DistributedOptimizer" if parallel.distributed_optimizer else "whole fp32 masters"
+    return [
+        f"{cfg.run.name}: {cfg.model.architecture}, {counts.total:,} parameters, "
+        f"{training_flops_per_token(cfg.model, cfg.train.seq_length) / 1e9:.3g} GFLOP a token",
+        f"  device {device} x {args.world_size}, precision {cfg.precision.name}, backend {args.distributed_backend}",
+        f"  linears {'Transformer Engine' if te else 'Megatron local'}, attention {'Transformer Engine' if te else 'unfused'}, "
+        "normalisation and residual step eager torch",
+        f"  tensor {parallel.tensor}{' + sequence' if parallel.sequence_parallel else ''}, pipeline {parallel.pipeline}"
+        f"{f' x {parallel.virtual_pipeline} virtual' if parallel.virtual_pipeline else ''}, context {parallel.context}, "
+        f"data {data_parallel_size(cfg)} ({optimizer}), recompute {parallel.recompute}",
+        f"  {cfg.train.steps} steps of {cfg.train.global_batch_size} sequences x {cfg.train.seq_length} tokens = "
+        f"{cfg.train.steps * tokens_per_step(cfg):,} tokens, {micro_batches_per_step(cfg)} micro-batches a step",
+        f"  continues from {args.load}" if args.load else "  starts from random weights",
+    ]
+
+
+def byte_level_figures(cfg: Config, val_loss: float | None) -> dict[str, float]:
+    """Validation loss in bits per byte, beside the unigram and bigram entropies of the same split; {} unless tokens are bytes.
+
+    The entropies are those of the split's own counts, so they are what an n-gram model fitted on the split itself would reach.
+    """
+    if cfg.tokenizer.kind != "bytes" or cfg.data.mock or len(cfg.data.valid) != 1:
+        return {}
+    prefix = cfg.data.valid[0].path
+    manifest, name = split_of(prefix)
+    split, tokens = manifest.splits[name], IndexedReader(prefix).tokens
+    figures = {f"{label}_bits_per_byte": ngram_bits_per_byte(tokens, order) for label, order in (("unigram", 1), ("bigram", 2))}
+    if val_loss is not None:
+        figures["val_bits_per_byte"] = val_loss / math.log(2) * split.tokens / split.bytes_of_text
+    return figures
+
+
+def write_summary(cfg: Config, backend: str, last: dict[str, Any], status: str, wall_time_s: float) -> None:
+    """Write summary.json.
+
+    Args:
+        last: the newest value of every recorded figure.
+        status: finished | stopped | failed.
+        wall_time_s: since the start of this process's training; earlier parts of a resumed run are added.
+    """
+    path = Path(cfg.run.dir) / "summary.json"
+    step = int(last.get("step", 0))
+    tokens = step * tokens_per_step(cfg)
+    summary = {
+        "run_name": cfg.run.name,
+        "status": status,
+        "architecture": cfg.model.architecture,
+        "precision": cfg.precision.name,
+        "transformer_impl": backend,
+        "parallel": {key: value for key, value in asdict(cfg.parallel).items() if isinstance(value, int) and key != "name"},
+        "parameters": count_parameters(cfg.model).total,
+        "steps": step,
+        "tokens": tokens,
+        "train_loss": last.get("train_loss"),
+        "val_loss": last.get("val_loss"),
+        "tokens_per_second": last.get("tokens_per_second"),
+        "start_norm_deviation": last.get("start_norm_deviation"),
+        "worst_norm_deviation": last.get("worst_norm_deviation"),
+        "memory_gib": last.get("memory_gib"),
+        "wall_time_s": round(wall_time_s, 1),
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    if status == "finished":
+        summary |= byte_level_figures(cfg, last.get("val_loss"))
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(partial, path)

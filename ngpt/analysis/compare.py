@@ -1,0 +1,264 @@
+"""Runs as data: one `Run` a folder, its series for the plots, and the rows of the tables that set runs side by side."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ngpt.analysis import formats, metrics
+from ngpt.config.errors import ConfigError
+
+# Keys that name the run itself: they differ between any two runs and say nothing.
+_IDENTITY_KEYS = frozenset({"run.name", "run.dir"})
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a comparison table: one cell a run."""
+
+    label: str
+    cells: list[str]
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run ended. `kind`: finished | stopped | failed | unfinished."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds. `summary`, `environment` and `sample` are None where the run has not written them."""
+
+    directory: Path
+    name: str
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+    environment: dict[str, Any] | None
+    sample: str | None
+
+    @cached_property
+    def flat_config(self) -> dict[str, Any]:
+        return flatten(self.config)
+
+    @cached_property
+    def tokens(self) -> list[float]:
+        """Tokens trained on at each record."""
+        return [_number(record, "tokens") for record in self.metrics]
+
+    @cached_property
+    def training_seconds(self) -> list[float]:
+        """Seconds in training steps up to each record: start-up, validation, saving and interruptions are left out."""
+        seconds, timed_step, times = 0.0, 0, []
+        for record in self.metrics:
+            step_time = _number(record, "step_time_s")
+            if math.isfinite(step_time):
+                seconds += (record["step"] - timed_step) * step_time
+                timed_step = record["step"]
+            times.append(seconds)
+        return times
+
+    def series(self, key: str, x: Sequence[float]) -> tuple[list[float], list[float]]:
+        """The records that hold `key`, as (x, y).
+
+        Args:
+            key: A key of metrics.jsonl.
+            x: One coordinate a record: `tokens` or `training_seconds`.
+
+        Returns:
+            Two lists of equal length; y is NaN where the run logged a non-finite value.
+        """
+        points = [(position, _number(record, key)) for position, record in zip(x, self.metrics, strict=True) if _measured(record, key)]
+        return [position for position, _ in points], [value for _, value in points]
+
+    def last(self, key: str) -> Any:
+        """The newest value of `key` in the metrics: NaN when that was not finite, None when it never was measured."""
+        return next((_number(record, key) for record in reversed(self.metrics) if _measured(record, key)), None)
+
+    def total(self, key: str) -> Any:
+        """`key` of the summary; of the metrics while there is no summary, or none that covers them."""
+        value = None if self.status.kind == "unfinished" else self.summary.get(key)
+        return self.last("step" if key == "steps" else key) if value is None else value
+
+    @cached_property
+    def status(self) -> Status:
+        reached, planned = self.metrics[-1]["step"], self.flat_config.get("train.steps")
+        progress = f"step {reached:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
+        # a summary older than the metrics belongs to the run before it was resumed
+        if self.summary is None or self.summary.get("steps", reached) < reached:
+            return Status("unfinished", f"No summary yet: still running, or ended without one. Last logged {progress}.")
+        kind = str(self.summary.get("status", "unknown"))
+        if kind == "finished":
+            return Status(kind, f"Finished at {progress}.")
+        if kind == "stopped":
+            return Status(kind, f"Stopped before the end of its schedule, at {progress}.")
+        return Status("failed", f"Status {kind}, last logged {progress}. {self.summary.get('error', 'See console.log.')}")
+
+
+def load_run(directory: str | os.PathLike[str]) -> Run:
+    """Read a run folder; a run that has not finished needs only config.yaml and one record in metrics.jsonl.
+
+    Raises:
+        ConfigError: The folder is no run, has no metrics yet, or holds a damaged file.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ConfigError(str(directory), "no such folder", "a report is made of run folders", "Give a folder written by `ngpt train`")
+    if not (directory / "config.yaml").is_file():
+        runs = sorted(str(path.parent) for path in directory.glob("*/config.yaml"))
+        way_out = f"Give one or more of: {', '.join(runs)}" if runs else "Give a folder written by `ngpt train`"
+        raise ConfigError(str(directory), "a folder without config.yaml", "a run folder holds config.yaml and metrics.jsonl", way_out)
+    records = metrics.read(directory / "metrics.jsonl")
+    if not records:
+        path = str(directory / "metrics.jsonl")
+        raise ConfigError(path, "no logged step", "a report needs at least one", "Wait for logging.interval steps, or see console.log")
+    config = _read_config(directory / "config.yaml")
+    sample = directory / "sample.txt"
+    return Run(
+        directory=directory,
+        name=str(flatten(config).get("run.name") or directory.resolve().name),
+        config=config,
+        metrics=records,
+        summary=_read_json(directory / "summary.json"),
+        environment=_read_json(directory / "environment.json"),
+        sample=sample.read_text(encoding="utf-8", errors="replace") if sample.is_file() else None,
+    )
+
+
+def load_runs(directories: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """Read several run folders; runs of one name are told apart by their folders. Raises as `load_run`."""
+    runs = [load_run(directory) for directory in directories]
+    names = [run.name for run in runs]
+    return [replace(run, name=str(run.directory)) if names.count(run.name) > 1 else run for run in runs]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`. Lists stay values; an empty dict vanishes."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = value
+    return flat
+
+
+def config_diff(runs: Sequence[Run]) -> list[Row]:
+    """The config keys in which the runs differ, but for their names and for paths inside their own folders."""
+    flats = [{key: _inside(value, run) for key, value in run.flat_config.items()} for run in runs]
+    keys = dict.fromkeys(key for flat in flats for key in flat)
+    rows = []
+    for key in keys:
+        values = [flat.get(key, _ABSENT) for flat in flats]
+        if key not in _IDENTITY_KEYS and any(value != values[0] for value in values):
+            rows.append(Row(key, ["(absent)" if value is _ABSENT else formats.plain(value) for value in values]))
+    return rows
+
+
+def environment_rows(runs: Sequence[Run]) -> list[Row]:
+    """Every figure of environment.json, git state first."""
+    flats = [flatten(run.environment or {}) for run in runs]
+    keys = sorted(dict.fromkeys(key for flat in flats for key in flat), key=lambda key: not key.startswith("git"))
+    return [Row(key, [formats.plain(flat[key]) if key in flat else formats.MISSING for flat in flats]) for key in keys]
+
+
+def final_rows(runs: Sequence[Run]) -> list[Row]:
+    """The final table: what was trained, at what cost, with what result. Rows that no run can fill are left out."""
+    rows = [Row(label, [_cell(run, value, form) for run in runs]) for label, value, form in _FINAL]
+    return [row for row in rows if any(cell != formats.MISSING for cell in row.cells)]
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _parallel(run: Run) -> str | None:
+    sizes = run.config.get("parallel", {})
+    names = ("tensor", "pipeline", "virtual_pipeline", "context", "expert")
+    split = [f"{name.replace('_', ' ')} {sizes[name]}" for name in names if isinstance(sizes.get(name), int) and sizes[name] > 1]
+    return ", ".join(split) or None
+
+
+def _worst_deviation(run: Run) -> float | None:
+    _, values = run.series("worst_norm_deviation", run.tokens)
+    return max((value for value in values if math.isfinite(value)), default=None)
+
+
+# label, how to find the value (None: not known), how to write it
+_FINAL: list[tuple[str, Callable[[Run], Any], Callable[[Any], str]]] = [
+    ("Status", lambda run: run.status.kind, str),
+    ("Architecture", lambda run: run.flat_config.get("model.architecture"), str),
+    ("Precision", lambda run: run.flat_config.get("precision.name"), str),
+    ("Parameters", lambda run: run.total("parameters"), formats.full_count),
+    ("Model parallelism", _parallel, str),
+    ("Steps", lambda run: run.total("steps"), "{:,.0f}".format),
+    ("Tokens trained on", lambda run: run.total("tokens"), formats.full_count),
+    ("Wall time", lambda run: run.total("wall_time_s"), formats.duration),
+    ("Time in training steps", lambda run: run.training_seconds[-1] or None, formats.duration),
+    ("Tokens per second", lambda run: run.total("tokens_per_second"), "{:,.0f}".format),
+    ("MFU, last logged", lambda run: run.last("mfu"), "{:.1%}".format),
+    ("Training loss, last (nats per token)", lambda run: run.total("train_loss"), _loss),
+    ("Validation loss (nats per token)", lambda run: run.total("val_loss"), _loss),
+    ("Validation bits per byte", lambda run: run.total("val_bits_per_byte"), _loss),
+    ("Bigram entropy of the same split (bits per byte)", lambda run: run.total("bigram_bits_per_byte"), _loss),
+    ("Unigram entropy of the same split (bits per byte)", lambda run: run.total("unigram_bits_per_byte"), _loss),
+    ("Worst unit-norm deviation, whole run", _worst_deviation, "{:.1e}".format),
+]
+
+
+def _cell(run: Run, value: Callable[[Run], Any], form: Callable[[Any], str]) -> str:
+    found = value(run)
+    return formats.MISSING if found is None else form(found)
+
+
+def _measured(record: dict[str, Any], key: str) -> bool:
+    return record.get(key) is not None or key in record.get("nonfinite", ())
+
+
+def _number(record: dict[str, Any], key: str) -> float:
+    value = record.get(key)
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _inside(value: Any, run: Run) -> Any:
+    """A path inside the run's own folder, written relative to it: it is the same choice in every run."""
+    own = run.flat_config.get("run.dir")
+    if isinstance(own, str) and isinstance(value, str):
+        return re.sub(rf"^{re.escape(own)}(?=/|$)", "<run.dir>", value)
+    return value
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), error, "must be the YAML written by `ngpt train`", "Restore the file") from None
+    if not isinstance(config, dict):
+        raise ConfigError(str(path), f"a {type(config).__name__}", "must be a mapping, as `ngpt train` writes it", "Restore the file")
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(str(path), error, "must be the JSON written by `ngpt train`", "Delete the file to report without it") from None
+    if not isinstance(content, dict):
+        raise ConfigError(str(path), f"a {type(content).__name__}", "must be a JSON object", "Delete the file to report without it")
+    return content

@@ -1,0 +1,253 @@
+"""The rules between keys: what a type or a range cannot say. Each check yields one error for each rule broken."""
+
+from collections.abc import Iterator
+
+from ngpt.config import values
+from ngpt.config.errors import ConfigError, ConfigErrors
+from ngpt.config.megatron_keys import OWNED
+from ngpt.config.schema import Config
+from ngpt.config.sizes import (
+    data_parallel_size,
+    micro_batches_per_step,
+    model_parallel_size,
+    padded_vocab_size,
+    pipeline_stages,
+    world_size,
+)
+
+BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
+_LATER_SYMBOLS = {"M": "Mamba layers", "E": "mixture-of-experts layers", "/": "multi-token prediction"}
+
+
+def validate(cfg: Config) -> None:
+    """Raises a `ConfigError` with every rule that a resolved config breaks."""
+    for group in (values.CHECKS, CHECKS):  # the rules between keys divide by values, so these come first
+        errors = [error for check in group for error in check(cfg)]
+        if errors:
+            raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
+
+
+def check_heads(cfg: Config) -> Iterator[ConfigError]:
+    """Head size and query groups follow from the number of heads."""
+    model = cfg.model
+    heads, groups = model.num_attention_heads, model.num_query_groups
+    if model.head_dim is None:
+        rule = f"model.hidden_size {model.hidden_size} is not a multiple of {heads} heads, so no head size follows"
+        yield ConfigError("model.num_attention_heads", heads, rule, "Set a divisor of model.hidden_size, or set model.head_dim")
+    elif model.position_embedding == "rope" and model.head_dim % 2:
+        yield ConfigError("model.head_dim", model.head_dim, "RoPE rotates pairs, so it must be even", "Set an even model.head_dim")
+    if heads % groups:
+        rule = f"Must divide model.num_attention_heads {heads}"
+        yield ConfigError("model.num_query_groups", groups, rule, f"Set one of {_divisors(heads)}")
+
+
+def check_pattern(cfg: Config) -> Iterator[ConfigError]:
+    """The layer pattern holds known layers, as many as `model.num_layers`."""
+    key, pattern, layers = "model.layer_pattern", cfg.model.layer_pattern, cfg.model.num_layers
+    for symbol in sorted(set(pattern) & set(_LATER_SYMBOLS)):
+        rule = f"{symbol} stands for {_LATER_SYMBOLS[symbol]}, which are not built yet"
+        yield ConfigError(key, repr(pattern), rule, "Use * for attention and - for an MLP")
+    unknown = sorted(set(pattern) - set("*-|") - set(_LATER_SYMBOLS))
+    if unknown:
+        rule = f"Unknown symbol {' '.join(unknown)}"
+        yield ConfigError(key, repr(pattern), rule, "Use * for attention, - for an MLP and | for a pipeline cut")
+    flat = pattern.replace("|", "")
+    if len(flat) != layers and flat != "*-" * layers:
+        rule = f"Holds {len(flat)} layers, but model.num_layers is {layers}"
+        yield ConfigError(key, repr(pattern), rule, f"Set model.num_layers={len(flat)}, or correct the pattern")
+
+
+def check_pipeline(cfg: Config) -> Iterator[ConfigError]:
+    """The layers divide over the pipeline stages."""
+    parallel, pattern = cfg.parallel, cfg.model.layer_pattern
+    stages = pipeline_stages(cfg)
+    sizes = f"parallel.pipeline {parallel.pipeline} * virtual_pipeline {parallel.virtual_pipeline or 1} = {stages} stages"
+    if (parallel.virtual_pipeline or 1) > 1 and parallel.pipeline == 1:
+        rule = "Model chunks are interleaved between pipeline ranks, and there is one"
+        yield ConfigError("parallel.virtual_pipeline", parallel.virtual_pipeline, rule, "Set parallel.pipeline=2 or more, or leave it null")
+    if "|" in pattern:
+        if pattern.count("|") + 1 != stages or not all(pattern.split("|")):
+            rule = f"| must cut it into as many non-empty parts as {sizes}"
+            yield ConfigError("model.layer_pattern", repr(pattern), rule, f"Write {stages} parts, or drop every | to have them placed")
+    elif stages > 1 and pattern != "*-" * (len(pattern) // 2):
+        rule = f"A pattern other than *- repeated is not cut into {sizes} by itself"
+        yield ConfigError("model.layer_pattern", repr(pattern), rule, "Mark the cuts with |")
+    elif len(pattern) // 2 % stages:
+        layers = len(pattern) // 2
+        rule = f"{layers} layers of attention and MLP do not divide over {sizes}"
+        way_out = f"Let the stages be one of {_divisors(layers)}, or cut model.layer_pattern with |"
+        yield ConfigError("parallel.pipeline", parallel.pipeline, rule, way_out)
+
+
+def check_tensor(cfg: Config) -> Iterator[ConfigError]:
+    """What tensor parallelism splits is a multiple of it."""
+    model, tensor = cfg.model, cfg.parallel.tensor
+    sizes = {
+        "model.num_attention_heads": model.num_attention_heads,
+        # Megatron would repeat groups on several ranks; sqk and the norms over heads are not built for that.
+        "model.num_query_groups": model.num_query_groups,
+        "model.ffn_hidden_size": model.ffn_hidden_size,
+    }
+    for key, size in sizes.items():
+        if size % tensor:
+            rule = f"Is split over parallel.tensor {tensor}, so it must be a multiple of it"
+            yield ConfigError(key, size, rule, f"Set {key}={_round_up(size, tensor)}, or parallel.tensor to one of {_divisors(size)}")
+    padded = padded_vocab_size(model)
+    if padded % tensor:
+        rule = f"Pads the vocabulary to {padded}, which parallel.tensor {tensor} must divide"
+        multiple = model.vocab_padding_multiple
+        yield ConfigError("model.vocab_padding_multiple", multiple, rule, f"Set a multiple of {tensor}")
+    if cfg.parallel.sequence_parallel and tensor == 1:
+        rule = "Splits the sequence over parallel.tensor, which is 1"
+        yield ConfigError("parallel.sequence_parallel", True, rule, "Leave it null, or set parallel.tensor=2 or more")
+
+
+def check_sequence(cfg: Config) -> Iterator[ConfigError]:
+    """The sequence divides over context and sequence parallel ranks."""
+    seq_length, context, tensor = cfg.train.seq_length, cfg.parallel.context, cfg.parallel.tensor
+    unit = 2 * context if context > 1 else 1  # each context rank takes one slice from either end: causal work is equal
+    rule = f"Must be a multiple of 2 * parallel.context {context}" if context > 1 else ""
+    if cfg.parallel.sequence_parallel:
+        unit *= tensor
+        rule = f"{rule or 'Must be a multiple'} {'* ' if rule else 'of '}parallel.tensor {tensor} (sequence parallel)"
+    if seq_length % unit:
+        yield ConfigError("train.seq_length", seq_length, f"{rule} = {unit}", f"Set train.seq_length={_round_up(seq_length, unit)}")
+    if context > 1:
+        for key in ("confine_attention", "reset_positions"):
+            if getattr(cfg.data, key):
+                rule = "Needs whole documents on a rank, and parallel.context splits the sequence"
+                yield ConfigError(f"data.{key}", True, rule, f"Set data.{key}=false or parallel.context=1")
+
+
+def check_world(cfg: Config) -> Iterator[ConfigError]:
+    """Processes, model copies and batches divide evenly."""
+    world, parts = world_size(cfg), model_parallel_size(cfg)
+    for key in ("expert", "expert_tensor"):
+        size = getattr(cfg.parallel, key)
+        if size not in (None, 1):
+            yield ConfigError(f"parallel.{key}", size, "Splits experts, and a dense model has none", f"Set parallel.{key}=1")
+    if world % parts:
+        parallel, cluster = cfg.parallel, cfg.cluster
+        got = f"{cluster.nodes} nodes * {cluster.gpus_per_node} = {world} processes"
+        rule = f"Must be a multiple of tensor {parallel.tensor} * pipeline {parallel.pipeline} * context {parallel.context} = {parts}"
+        yield ConfigError("cluster.gpus_per_node", got, rule, f"Set cluster.nodes * cluster.gpus_per_node to a multiple of {parts}")
+        return
+    yield from _check_batch(cfg)
+
+
+def _check_batch(cfg: Config) -> Iterator[ConfigError]:
+    train, copies = cfg.train, data_parallel_size(cfg)
+    unit = train.micro_batch_size * copies
+    if train.global_batch_size % unit:
+        rule = f"Must be a multiple of train.micro_batch_size {train.micro_batch_size} * data parallel {copies} = {unit}"
+        way_out = f"Set train.global_batch_size={_round_up(train.global_batch_size, unit)}"
+        if train.global_batch_size % copies == 0:
+            way_out += f", or train.micro_batch_size to one of {_divisors(train.global_batch_size // copies)}"
+        yield ConfigError("train.global_batch_size", train.global_batch_size, rule, way_out)
+    elif (cfg.parallel.virtual_pipeline or 1) > 1 and micro_batches_per_step(cfg) % cfg.parallel.pipeline:
+        steps = f"Gives {micro_batches_per_step(cfg)} micro-batches a step"
+        rule = f"{steps}; interleaving needs a multiple of parallel.pipeline {cfg.parallel.pipeline}"
+        way_out = f"Set train.global_batch_size={_round_up(train.global_batch_size, unit * cfg.parallel.pipeline)}"
+        yield ConfigError("train.global_batch_size", train.global_batch_size, rule, way_out)
+
+
+def check_optimizer(cfg: Config) -> Iterator[ConfigError]:
+    """Learning rates, and the optimizer against precision, overlap and recompute."""
+    parallel, optim = cfg.parallel, cfg.optim
+    if optim.min_lr > optim.lr:
+        yield ConfigError("optim.min_lr", optim.min_lr, f"Must not exceed optim.lr {optim.lr}", "Lower optim.min_lr or raise optim.lr")
+    if parallel.overlap_param_gather and not (parallel.distributed_optimizer and parallel.overlap_grad_reduce):
+        rule = "Needs parallel.distributed_optimizer and parallel.overlap_grad_reduce"
+        yield ConfigError("parallel.overlap_param_gather", True, rule, "Set all three to true, or this one to false")
+    if cfg.precision.dtype == "bf16" and not parallel.distributed_optimizer:
+        rule = "bf16 models keep fp32 scales, which Megatron can only checkpoint under the distributed optimizer"
+        yield ConfigError("parallel.distributed_optimizer", False, rule, "Set parallel.distributed_optimizer=true, or precision=fp32")
+    if parallel.recompute_modules and parallel.recompute != "selective":
+        rule = f"Is read by parallel.recompute=selective only, not {parallel.recompute}"
+        modules = parallel.recompute_modules
+        yield ConfigError("parallel.recompute_modules", modules, rule, "Set parallel.recompute=selective, or the list to []")
+
+
+def check_schedule(cfg: Config) -> Iterator[ConfigError]:
+    """Everything counted in steps fits into the run."""
+    train, schedule, debug = cfg.train, cfg.schedule, cfg.debug
+    decay = int(train.steps * schedule.decay_fraction) if schedule.decay == "wsd" else 0
+    if schedule.warmup_steps + decay >= train.steps + (decay > 0):
+        rule = f"Warm-up {schedule.warmup_steps} and decay {decay} must fit into train.steps {train.steps}"
+        yield ConfigError("schedule.warmup_steps", schedule.warmup_steps, rule, "Shorten the warm-up or raise train.steps")
+    if train.stop_after is not None and train.stop_after > train.steps:
+        yield ConfigError("train.stop_after", train.stop_after, f"Must not exceed train.steps {train.steps}", "Lower it or leave it null")
+    if cfg.logging.health_interval % cfg.logging.interval:
+        health, interval = cfg.logging.health_interval, cfg.logging.interval
+        rule, way_out = f"Must be a multiple of logging.interval {interval}", f"Set logging.health_interval={_round_up(health, interval)}"
+        yield ConfigError("logging.health_interval", health, rule, way_out)
+    if debug.profile and not debug.profile_start < debug.profile_stop <= train.steps:
+        got = f"{debug.profile_start} to {debug.profile_stop}"
+        rule = f"The window must end after it starts and by train.steps {train.steps}"
+        yield ConfigError("debug.profile_stop", got, rule, "Correct debug.profile_start and debug.profile_stop")
+    outside = [rank for rank in debug.profile_ranks if not 0 <= rank < world_size(cfg)]
+    if debug.profile and outside:
+        yield ConfigError("debug.profile_ranks", outside, f"Ranks go from 0 to {world_size(cfg) - 1}", "Name ranks of this run")
+
+
+def check_data(cfg: Config) -> Iterator[ConfigError]:
+    """There is text to train and validate on, and the model has a row for each of its tokens."""
+    data, tokenizer = cfg.data, cfg.tokenizer
+    if data.mock and (data.train or data.valid):
+        rule = "Mock tokens leave data.train and data.valid unread"
+        yield ConfigError("data.mock", True, rule, "Set data.mock=false, or choose data=mock")
+    if not data.mock and not data.train:
+        way_out = "Choose data=NAME, or set 'data.train=[{path: data/x/train, weight: 1}]' to what `ngpt data prepare` wrote"
+        yield ConfigError("data.train", "Empty", "A run needs text", way_out)
+    if not data.mock and not data.valid and cfg.train.eval_steps:
+        rule = f"train.eval_steps {cfg.train.eval_steps} needs validation data"
+        yield ConfigError("data.valid", "Empty", rule, "Set data.valid, or train.eval_steps=0")
+    known = BYTE_VOCABULARY if tokenizer.kind == "bytes" else tokenizer.vocab_size
+    if known is not None and cfg.model.vocab_size < known:
+        rule = f"The tokenizer {tokenizer.name} has {known} tokens"
+        yield ConfigError("model.vocab_size", cfg.model.vocab_size, rule, f"Set model.vocab_size={known} or more")
+    if tokenizer.kind == "huggingface" and tokenizer.path is None:
+        yield ConfigError("tokenizer.path", None, "A huggingface tokenizer is read from a file", "Set tokenizer.path to its tokenizer.json")
+
+
+def check_checkpoint(cfg: Config) -> Iterator[ConfigError]:
+    """Checkpoint options that would have no effect are refused."""
+    checkpoint = cfg.checkpoint
+    saves = checkpoint.save_at_end or checkpoint.interval is not None
+    if checkpoint.async_save and not saves:
+        yield ConfigError("checkpoint.async_save", True, "Nothing is saved", "Set checkpoint.interval or checkpoint.save_at_end=true")
+    if checkpoint.load_optimizer and checkpoint.load is None:
+        rule = "Says what to take from checkpoint.load, which is null"
+        yield ConfigError("checkpoint.load_optimizer", True, rule, "Set checkpoint.load, or this to false; resuming a run needs neither")
+
+
+def check_megatron(cfg: Config) -> Iterator[ConfigError]:
+    """The pass-through group holds no argument that another key sets."""
+    for name, value in cfg.megatron.items():
+        owner = OWNED.get(name.lstrip("-").replace("-", "_"))
+        if owner:
+            yield ConfigError(f"megatron.{name}", value, f"{owner} sets this argument", f"Set {owner} instead")
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _divisors(size: int) -> str:
+    found = [divisor for divisor in range(1, min(size, 1024) + 1) if size % divisor == 0]
+    return ", ".join(map(str, found[:12])) + (", ..." if len(found) > 12 else "")
+
+
+CHECKS: tuple[values.Check, ...] = (
+    check_heads,
+    check_pattern,
+    check_pipeline,
+    check_tensor,
+    check_sequence,
+    check_world,
+    check_optimizer,
+    check_schedule,
+    check_data,
+    check_checkpoint,
+    check_megatron,
+)

@@ -1,0 +1,140 @@
+"""From `conf/`, user folders and command-line overrides to a checked `Config`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import ngpt
+from ngpt.config.checks import validate
+from ngpt.config.errors import ConfigError, ConfigErrors
+from ngpt.config.resolve import resolve
+from ngpt.config.schema import Config
+from ngpt.config.translate import translate
+
+ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("largest_divisor", lambda number, limit: largest_divisor(number, limit), replace=True)
+OmegaConf.register_new_resolver("fraction", lambda number, part: int(number * part), replace=True)
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` up to `limit`: `${largest_divisor:${train.global_batch_size},3}` in a config file."""
+    return next((size for size in range(limit, 1, -1) if number % size == 0), 1)
+
+
+def config_dir() -> Path:
+    """The shipped `conf/`: inside the installed package, or beside it in a checkout."""
+    package = Path(ngpt.__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Config:
+    """Composes, resolves and checks the config of a run.
+
+    Args:
+        overrides: Hydra overrides: `experiment=NAME`, `GROUP=NAME`, `key=value`.
+        config_dirs: Folders of the user, laid out like `conf/`, searched besides it.
+
+    Returns:
+        The config with every derived value filled in, as plain dataclass instances.
+
+    Raises:
+        ConfigError: An unknown key or option, a wrong type, a missing value or an impossible combination.
+    """
+    shipped = config_dir()
+    arguments = [_search_path(shipped, config_dirs), *map(_accepted_override, overrides)]
+    try:
+        with initialize_config_dir(str(shipped), version_base="1.3"):
+            composed = hydra_compose("config", overrides=arguments, return_hydra_config=True)
+        experiment = composed.hydra.runtime.choices.get("experiment")
+        sections = {key: value for key, value in OmegaConf.to_container(composed).items() if key != "hydra"}
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AssertionError) as error:
+        # OmegaConf answers some malformed keys with plain exceptions.
+        raise translate(error) from error
+    if experiment and OmegaConf.is_missing(composed.run, "name"):
+        sections["run"]["name"] = PurePath(experiment).name
+    return _finish(sections, shipped)
+
+
+def load(path: Path) -> Config:
+    """Reads a resolved config back (`config.yaml` of a run folder) and checks it again.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or holds what `compose` would refuse.
+    """
+    path = Path(path)
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(str(path), "No such file", "A run folder holds its config", "Give the config.yaml of a run") from None
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), error, "Must be a readable YAML file", "Restore it or start a new run") from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(str(path), "Not a mapping", "Must hold the sections of a config", "Restore it or start a new run")
+    return _finish(OmegaConf.to_container(loaded), config_dir())
+
+
+def to_yaml(cfg: Config) -> str:
+    """The config as YAML; `load` reads it back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(cfg))
+
+
+def dump(cfg: Config, path: Path) -> None:
+    """Writes the config as YAML."""
+    Path(path).write_text(to_yaml(cfg), encoding="utf-8")
+
+
+def _finish(sections: Mapping[str, Any], shipped: Path) -> Config:
+    """Merges into the typed schema (which refuses what `+key=value` may have added), resolves and checks."""
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(Config), sections)
+        missing = sorted(OmegaConf.missing_keys(typed))
+        if missing:
+            raise ConfigErrors([_missing(key, shipped) for key in missing])
+        cfg = OmegaConf.to_object(typed)
+    except OmegaConfBaseException as error:
+        raise translate(error) from error
+    resolve(cfg)
+    validate(cfg)
+    return cfg
+
+
+def _missing(key: str, shipped: Path) -> ConfigError:
+    way_out = f"Set {key}=VALUE, or choose an experiment"
+    if key == "run.name":  # missing whenever no experiment was chosen: list them once
+        way_out += f": {', '.join(sorted(path.stem for path in (shipped / 'experiment').glob('*.yaml')))}"
+    return ConfigError(key, "Not set", "Has no default", way_out)
+
+
+def _accepted_override(override: str) -> str:
+    """Lets `megatron.NAME=VALUE` add a key (that group is open) and refuses settings of Hydra itself, which have no effect here."""
+    key = override.lstrip("+~")
+    if re.match(r"hydra\b", key):
+        way_out = "Leave it out; run.dir names the run folder"
+        raise ConfigError(override.split("=")[0], override, "Hydra only composes the config here", way_out)
+    return f"++{key}" if key.startswith(("megatron.", "megatron=")) and not override.startswith("~") else override
+
+
+def _search_path(shipped: Path, config_dirs: Sequence[Path]) -> str:
+    folders = [Path(folder).absolute() for folder in config_dirs]
+    taken = {path.relative_to(shipped): path for path in shipped.rglob("*.yaml")}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError("--config-dir", folder, "Must be a folder laid out like conf/", "Create it or correct the path")
+        for path in sorted(folder.rglob("*.yaml")):
+            name = path.relative_to(folder)
+            if name in taken:
+                rule = f"{taken[name]} has the same name, and only one would be read"
+                raise ConfigError("--config-dir", path, rule, "Rename the file")
+            taken[name] = path
+    quoted = ",".join("'file://" + str(folder).replace("'", "\\'") + "'" for folder in folders)
+    return f"hydra.searchpath=[{quoted}]"

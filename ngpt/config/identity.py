@@ -1,0 +1,38 @@
+"""What makes two configs the same model, and how two configs differ."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ngpt.config.schema import EXECUTION_FIELDS, Config
+
+# Beyond `model.*`: the lengths and the tokens that the weights have learnt. Precision is left out: a model can be continued in another.
+DEFINING_KEYS = ("train.seq_length", "tokenizer.kind", "tokenizer.vocab_size")
+NOT_SET = "(not set)"
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A config, section or nested mapping as {dotted key: value}. Lists stay whole."""
+    if dataclasses.is_dataclass(tree):
+        tree = dataclasses.asdict(tree)
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def model_defining(cfg: Config) -> dict[str, Any]:
+    """The values of a resolved config that may not change when a run resumes: they define the function that is trained."""
+    flat = flatten(cfg)
+    execution = {f"model.{name}" for name in EXECUTION_FIELDS}
+    defining = {key: value for key, value in flat.items() if key.startswith("model.") and key not in execution}
+    # Pipeline cuts say where a layer runs, not what it computes.
+    defining["model.layer_pattern"] = defining["model.layer_pattern"].replace("|", "")
+    return defining | {key: flat[key] for key in DEFINING_KEYS}
+
+
+def diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values differ: {dotted key: (value in a, value in b)}; a key that one lacks counts as `NOT_SET` there."""
+    first, second = flatten(a), flatten(b)
+    pairs = {key: (first.get(key, NOT_SET), second.get(key, NOT_SET)) for key in sorted(first.keys() | second.keys())}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,0 +1,28 @@
+"""Fills in what a config leaves derived (null). Idempotent: a resolved config stays as it is."""
+
+from pathlib import PurePath
+
+from ngpt.config.schema import Config, ModelConfig
+
+
+def resolve(cfg: Config) -> None:
+    """Replaces every derived null of `cfg`, in place. Nonsense is left for the checks to name."""
+    _resolve_model(cfg.model)
+    if cfg.parallel.sequence_parallel is None:
+        cfg.parallel.sequence_parallel = cfg.parallel.tensor > 1
+    if cfg.run.dir is None:
+        cfg.run.dir = str(PurePath(cfg.run.root) / cfg.run.name)
+    if cfg.checkpoint.dir is None:
+        cfg.checkpoint.dir = str(PurePath(cfg.run.dir) / "checkpoints")
+    if cfg.data.cache_dir is None:
+        cfg.data.cache_dir = str(PurePath(cfg.run.dir) / "data_cache")
+
+
+def _resolve_model(model: ModelConfig) -> None:
+    if model.num_query_groups is None:
+        model.num_query_groups = model.num_attention_heads
+    positive = model.hidden_size > 0 and model.num_attention_heads > 0
+    if model.head_dim is None and positive and model.hidden_size % model.num_attention_heads == 0:
+        model.head_dim = model.hidden_size // model.num_attention_heads
+    if model.layer_pattern is None:
+        model.layer_pattern = "*-" * model.num_layers

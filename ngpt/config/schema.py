@@ -1,0 +1,201 @@
+"""The configuration of one run: a tree of dataclasses, composed by Hydra from `conf/`.
+
+This module imports no torch, so that a config composes and validates anywhere in well under a second. The types are checked by
+OmegaConf when a config is merged into `Config`; `ngpt.config.checks` holds the rules that a type cannot say.
+
+`null` (None) means "derived": the field's comment says from what, and `ngpt.config.resolve` fills it in.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ModelConfig:
+    """Architecture. Every field here except those in `EXECUTION_FIELDS` defines the function that is trained."""
+
+    name: str = MISSING
+    architecture: str = "ngpt"  # ngpt | gpt (the control: pre-norm RMSNorm, additive residuals)
+    num_layers: int = MISSING  # layers of attention + MLP; with a layer_pattern other than "*-" repeated: symbols in it
+    layer_pattern: str | None = None  # HybridModel symbols: * attention, - MLP, | pipeline cut; null: "*-" * num_layers
+    hidden_size: int = MISSING  # D
+    ffn_hidden_size: int = MISSING  # F
+    num_attention_heads: int = MISSING  # N
+    num_query_groups: int | None = None  # G; null: num_attention_heads
+    head_dim: int | None = None  # K; null: hidden_size / num_attention_heads
+    activation: str = "squared_relu"  # squared_relu | swiglu
+    tied_embeddings: bool = False
+    position_embedding: str = "rope"  # rope | none
+    rope_base: int = 10_000
+    vocab_size: int = MISSING  # real entries; at least the tokenizer's
+    vocab_padding_multiple: int = 128  # the padded vocabulary is the next multiple, whatever the tensor parallel size
+    init_std: float = 0.02
+    norm_epsilon: float = 1e-5  # the control's RMSNorm; nGPT's own epsilon is fixed (ngpt.functional)
+    fine_grained: bool = True  # nGPT: normalise the input of every output projection
+    alpha_init: float = 0.05  # nGPT: eigen learning rates, of order 1 / num_layers
+    transformer_impl: str = "auto"  # auto | local | transformer_engine; auto: TE where CUDA and TE are present
+
+
+@dataclass
+class PrecisionConfig:
+    name: str = MISSING
+    dtype: str = MISSING  # fp32 | bf16: model weights and activations
+    grad_reduce_in_fp32: bool = True
+
+
+@dataclass
+class OptimConfig:
+    name: str = MISSING
+    optimizer: str = "adam"
+    lr: float = MISSING
+    min_lr: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_grad: float = 1.0
+
+
+@dataclass
+class ScheduleConfig:
+    name: str = MISSING
+    decay: str = MISSING  # constant | linear | cosine | wsd
+    warmup_steps: int = 0
+    decay_fraction: float = 0.15  # wsd: the last part of the run decays
+    wsd_decay: str = "minus_sqrt"  # minus_sqrt | linear | cosine | exponential
+
+
+@dataclass
+class DataSource:
+    path: str = MISSING  # prefix of PREFIX.bin and PREFIX.idx, as `ngpt data prepare` writes it
+    weight: float = 1.0
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    mock: bool = False  # random tokens made on the fly: benchmarks and tests of the loop, never a result
+    train: list[DataSource] = field(default_factory=list)
+    valid: list[DataSource] = field(default_factory=list)
+    confine_attention: bool = False  # attention stays inside a document
+    reset_positions: bool = False  # positions restart at each document
+    mask_eod_loss: bool = False  # no loss on predicting what follows an end-of-document token
+    num_workers: int = 2
+    cache_dir: str | None = None  # sample indices; null: <run.dir>/data_cache
+
+
+@dataclass
+class TokenizerConfig:
+    name: str = MISSING
+    kind: str = MISSING  # bytes | bpe | huggingface | tiktoken
+    path: str | None = None  # vocabulary file of bpe, huggingface, tiktoken; null: the kind's default
+    vocab_size: int | None = None  # bpe: size to train; tiktoken: where to cut; null: all
+
+
+@dataclass
+class ParallelConfig:
+    name: str = MISSING
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_pipeline: int | None = None  # model chunks on each pipeline rank
+    expert: int = 1
+    expert_tensor: int | None = None
+    context: int = 1
+    sequence_parallel: bool | None = None  # null: tensor > 1
+    distributed_optimizer: bool = True
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+    recompute: str = "none"  # none | selective | full
+    recompute_modules: list[str] = field(default_factory=list)  # selective: core_attn, mlp; empty: core_attn
+    recompute_method: str = "uniform"  # full: uniform | block
+    recompute_num_layers: int = 1
+
+
+@dataclass
+class ClusterConfig:
+    """Where the run executes. World size = nodes * gpus_per_node (processes, whatever the device)."""
+
+    name: str = MISSING
+    nodes: int = 1
+    gpus_per_node: int = 1
+    gpu: str | None = None  # h100 | h200 | b200 | gb200: peak rates for MFU; null: detected, none on a CPU
+    rendezvous_port: int = 29500
+    # SLURM, read by launch/sbatch only
+    partition: str | None = None
+    account: str | None = None
+    time_limit: str = "04:00:00"
+
+
+@dataclass
+class LoggingConfig:
+    name: str = MISSING
+    interval: int = 10  # steps
+    tensorboard: bool = True
+    health_interval: int = 100  # steps between health panels (scales, norms); a multiple of interval
+
+
+@dataclass
+class CheckpointConfig:
+    name: str = MISSING
+    dir: str | None = None  # null: <run.dir>/checkpoints
+    interval: int | None = None  # steps; null: only at the end
+    save_at_end: bool = True
+    resume: bool = True  # continue from the newest checkpoint in dir
+    load: str | None = None  # start from the weights of another run's checkpoint folder
+    load_optimizer: bool = False  # with load: also optimizer state, schedule position and RNG
+    async_save: bool = False
+    keep: int | None = None  # newest checkpoints kept; null: all
+
+
+@dataclass
+class TrainConfig:
+    micro_batch_size: int = MISSING  # sequences per data-parallel rank and forward pass
+    global_batch_size: int = MISSING  # sequences per step
+    steps: int = MISSING
+    seq_length: int = MISSING  # tokens
+    seed: int = 1234
+    eval_interval: int = 100  # steps
+    eval_steps: int = 10  # global batches per evaluation; 0: no evaluation
+    stop_after: int | None = None  # save and leave after this step of a longer schedule
+
+
+@dataclass
+class RunConfig:
+    name: str = MISSING
+    root: str = "runs"
+    dir: str | None = None  # null: <root>/<name>
+
+
+@dataclass
+class DebugConfig:
+    name: str = MISSING
+    deterministic: bool = False  # deterministic kernels: bitwise repeatable, slower
+    norm_tolerance: float = 1e-4  # largest | ||w|| - 1 | of the fp32 masters after the first step
+    profile: bool = False  # torch.profiler trace into <run.dir>/profile
+    profile_start: int = 10  # steps
+    profile_stop: int = 12
+    profile_ranks: list[int] = field(default_factory=lambda: [0])
+
+
+@dataclass
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    megatron: dict[str, Any] = field(default_factory=dict)  # any other Megatron argument, by its argparse name
+
+
+# Fields of `model` that choose how, not what, is computed: they may change on resume.
+EXECUTION_FIELDS = frozenset({"name", "transformer_impl"})

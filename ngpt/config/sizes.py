@@ -1,0 +1,39 @@
+"""Sizes that follow from a resolved config: processes, batches, tokens, padded vocabulary."""
+
+from ngpt.config.schema import Config, ModelConfig
+
+
+def world_size(cfg: Config) -> int:
+    """Processes of the run."""
+    return cfg.cluster.nodes * cfg.cluster.gpus_per_node
+
+
+def model_parallel_size(cfg: Config) -> int:
+    """Processes that hold one copy of the model and share one micro-batch."""
+    return cfg.parallel.tensor * cfg.parallel.pipeline * cfg.parallel.context
+
+
+def data_parallel_size(cfg: Config) -> int:
+    """Copies of the model, each with its own micro-batches."""
+    return world_size(cfg) // model_parallel_size(cfg)
+
+
+def micro_batches_per_step(cfg: Config) -> int:
+    """Micro-batches that each data-parallel rank accumulates in one step."""
+    return cfg.train.global_batch_size // (cfg.train.micro_batch_size * data_parallel_size(cfg))
+
+
+def tokens_per_step(cfg: Config) -> int:
+    """Tokens of one global batch."""
+    return cfg.train.global_batch_size * cfg.train.seq_length
+
+
+def pipeline_stages(cfg: Config) -> int:
+    """Model chunks over all pipeline ranks; virtual pipelining puts several on a rank."""
+    return cfg.parallel.pipeline * (cfg.parallel.virtual_pipeline or 1)
+
+
+def padded_vocab_size(model: ModelConfig) -> int:
+    """Rows of the embedding and of the output layer: `vocab_size` rounded up, the same at every tensor parallel size."""
+    multiple = model.vocab_padding_multiple
+    return -(-model.vocab_size // multiple) * multiple

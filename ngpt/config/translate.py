@@ -1,0 +1,116 @@
+"""Hydra's and OmegaConf's exceptions as `ConfigError`, with the nearest valid key or option."""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException, ValidationError
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.schema import Config
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def translate(error: Exception) -> ConfigError:
+    """Turns an exception of the config libraries into the error that the user sees."""
+    if isinstance(error, MissingConfigException):
+        return _unknown_option(error)
+    if isinstance(error, OverrideParseException):
+        rule = "An override is key=value, group=name or +key=value"
+        return ConfigError(error.override, "Cannot be read", rule, "Add the value, or quote special characters")
+    source = _source_file(error)
+    cause = _omegaconf_cause(error)
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _unknown_key(cause, _override_key(error), source)
+    if isinstance(cause, ValidationError):
+        return _wrong_type(cause, source)
+    if isinstance(cause, InterpolationResolutionError):
+        rule = "An interpolation must name an existing key"
+        return ConfigError(cause.full_key or "config", _first_line(cause), rule, "Correct the ${...}")
+    return ConfigError(_override_key(error) or "config", _first_line(error), "The config must compose", "Correct the override or file")
+
+
+def leaf_types(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, declared type) of every value of the schema."""
+    hints = typing.get_type_hints(section)
+    for entry in dataclasses.fields(section):
+        kind = hints[entry.name]
+        if dataclasses.is_dataclass(kind):
+            yield from leaf_types(kind, f"{prefix}{entry.name}.")
+        else:
+            yield prefix + entry.name, kind
+
+
+def _unknown_key(cause: OmegaConfBaseException, override: str | None, source: str) -> ConfigError:
+    key = cause.full_key or override or "config"
+    section = cause.object_type
+    siblings = [entry.name for entry in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
+    parent, _, name = key.rpartition(".")
+    if override and not f"{override}.".startswith(f"{key}.") and not key.startswith(f"{override}."):
+        # In an entry of a list OmegaConf does not know the path to it.
+        parent = override
+    leaves = [leaf for leaf, _ in leaf_types()]
+    near = [f"{parent}.{sibling}" if parent else sibling for sibling in difflib.get_close_matches(name, siblings, n=3, cutoff=0.6)]
+    near += [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]
+    near = near or difflib.get_close_matches(key, leaves, n=2, cutoff=0.7)
+    known = ", ".join(siblings)
+    way_out = f"Did you mean {' or '.join(dict.fromkeys(near))}?" if near else f"Keys of {parent or 'the config'}: {known}"
+    path = f"{parent}.{name}" if parent else key
+    return ConfigError(path, f"Unknown key{source}", "Only keys of ngpt/config/schema.py exist", way_out)
+
+
+def _wrong_type(cause: ValidationError, source: str) -> ConfigError:
+    key = cause.full_key or "config"
+    kind = dict(leaf_types()).get(key)
+    if key in (entry.name for entry in dataclasses.fields(Config)):
+        return ConfigError(key, f"{cause.value!r}{source}", f"{key} is a section of the config", f"Set {key}.KEY=VALUE")
+    if key.startswith(("data.train", "data.valid")):
+        rule, example = "Must be a list of {path, weight}", "'data.train=[{path: data/x/train, weight: 1}]'"
+        return ConfigError(key, f"{cause.value!r}{source}", rule, f"For instance {example}")
+    expected = _describe(kind)
+    rule = f"Must be {expected}" if expected else _first_line(cause)
+    return ConfigError(key, f"{cause.value!r}{source}", rule, f"Set {key} to {expected or 'a valid value'}")
+
+
+def _unknown_option(error: MissingConfigException) -> ConfigError:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    options: Sequence[str] = error.options or []
+    near = difflib.get_close_matches(name, options, n=2, cutoff=0.5)
+    way_out = f"Did you mean {' or '.join(near)}? " if near else ""
+    way_out += f"Choose one of {', '.join(options)}" if options else "Choose one existing file"
+    return ConfigError(group or "config", name, f"No file {error.missing_cfg_file}.yaml in conf/ or a --config-dir", way_out)
+
+
+def _omegaconf_cause(error: BaseException) -> BaseException | None:
+    """The first OmegaConf exception behind one of Hydra's, which quotes it in text only."""
+    current: BaseException | None = error
+    while current is not None and not isinstance(current, OmegaConfBaseException):
+        current = current.__cause__ or current.__context__
+    return current
+
+
+def _override_key(error: Exception) -> str | None:
+    match = re.match(r"(?:Could not override '|Error merging override |Ambiguous value for argument ')[+~]*([^'=\s]+)", str(error))
+    return match.group(1) if match else None
+
+
+def _source_file(error: Exception) -> str:
+    match = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
+    return f" in {match.group(1)}.yaml" if match else ""
+
+
+def _describe(kind: Any) -> str | None:
+    if isinstance(kind, types.UnionType):
+        names = [_describe(part) for part in typing.get_args(kind) if part is not type(None)]
+        return " or ".join([*map(str, names), "null"])
+    return _TYPE_NAMES.get(kind)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,104 @@
+"""Checks of single values: ranges and choices. Nothing here looks at two keys at once."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.schema import Config
+from ngpt.estimate.peaks import PEAK_FLOPS
+
+_POSITIVE = """
+    model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads model.num_query_groups model.head_dim
+    model.rope_base model.vocab_size model.vocab_padding_multiple model.init_std model.norm_epsilon model.alpha_init
+    optim.lr optim.eps tokenizer.vocab_size
+    parallel.tensor parallel.pipeline parallel.virtual_pipeline parallel.expert parallel.expert_tensor parallel.context
+    parallel.recompute_num_layers cluster.nodes cluster.gpus_per_node logging.interval logging.health_interval
+    checkpoint.interval checkpoint.keep train.micro_batch_size train.global_batch_size train.steps train.seq_length train.seed
+    train.eval_interval train.stop_after debug.norm_tolerance debug.profile_start
+""".split()
+_NOT_NEGATIVE = "optim.min_lr optim.weight_decay optim.clip_grad schedule.warmup_steps data.num_workers train.eval_steps".split()
+_FRACTIONS = {  # key: (does the range hold this value, the range in words)
+    "optim.beta1": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "optim.beta2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "schedule.decay_fraction": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "cluster.rendezvous_port": (lambda value: 0 < value < 65536, "a port, 1 to 65535"),
+}
+_CHOICES = {
+    "model.architecture": ("ngpt", "gpt"),
+    "model.activation": ("squared_relu", "swiglu"),
+    "model.position_embedding": ("rope", "none"),
+    "model.transformer_impl": ("auto", "local", "transformer_engine"),
+    "precision.dtype": ("fp32", "bf16"),
+    "optim.optimizer": ("adam",),
+    "schedule.decay": ("constant", "linear", "cosine", "wsd"),
+    "schedule.wsd_decay": ("minus_sqrt", "linear", "cosine", "exponential"),
+    "tokenizer.kind": ("bytes", "bpe", "huggingface", "tiktoken"),
+    "parallel.recompute": ("none", "selective", "full"),
+    "parallel.recompute_method": ("uniform", "block"),
+    "cluster.gpu": (None, *PEAK_FLOPS),
+}
+_UNTESTED = "the retraction of the weights after its step is not built and tested yet"
+_REFUSED = {  # values that exist elsewhere, with the reason why not here
+    "optim.optimizer": {
+        "adamw": "Megatron's adam decouples weight decay already, it is AdamW",
+        **dict.fromkeys(("sgd", "lion", "muon", "dist_muon", "adaptive_muon", "soap", "shampoo"), _UNTESTED),
+    },
+    "precision.dtype": {
+        "fp16": "needs loss scaling, and a skipped step is untested with the retraction",
+        **dict.fromkeys(("fp8", "mxfp8", "nvfp4", "fp4"), "low-precision matrix products are not built yet"),
+    },
+    "model.position_embedding": {"learned_absolute": "a learned position table is no part of either model"},
+}
+
+
+def check_ranges(cfg: Config) -> Iterator[ConfigError]:
+    """Yields an error for each number outside its range."""
+    for key in _POSITIVE:
+        value = _get(cfg, key)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            yield ConfigError(key, value, "Must be positive", f"Set {key} {'to 1 or more' if isinstance(value, int) else 'above 0'}")
+    for key in _NOT_NEGATIVE:
+        value = _get(cfg, key)
+        if not (value >= 0 and math.isfinite(value)):
+            yield ConfigError(key, value, "Must not be negative", f"Set {key}=0 or more")
+    for key, (holds, words) in _FRACTIONS.items():
+        value = _get(cfg, key)
+        if not holds(value):
+            yield ConfigError(key, value, f"Must be {words}", f"Correct {key}")
+    if not re.fullmatch(r"[\w.+=,@-]*\w[\w.+=,@-]*", cfg.run.name):
+        yield ConfigError("run.name", repr(cfg.run.name), "Names a folder: letters, digits and _ . + = , @ -", "Set run.name=NAME")
+    for split in ("train", "valid"):
+        for index, source in enumerate(getattr(cfg.data, split)):
+            if not (source.weight > 0 and math.isfinite(source.weight)):
+                key = f"data.{split}[{index}].weight"
+                yield ConfigError(key, source.weight, "Must be positive", "Set a weight above 0 or drop the source")
+
+
+def check_choices(cfg: Config) -> Iterator[ConfigError]:
+    """Yields an error for each name that is not one of the supported ones, with the reason where one is known."""
+    for key, choices in _CHOICES.items():
+        value = _get(cfg, key)
+        if value in choices:
+            continue
+        listed = ", ".join(str(choice) for choice in choices if choice is not None)
+        reason = _REFUSED.get(key, {}).get(value)
+        rule = f"{value} is not supported: {reason}" if reason else f"Must be one of {listed}"
+        yield ConfigError(key, value, rule, f"Set {key} to {listed.replace(', ', ' or ')}")
+    for module in cfg.parallel.recompute_modules:
+        if module not in ("core_attn", "mlp"):
+            rule = "Selective recompute knows core_attn and mlp"
+            yield ConfigError("parallel.recompute_modules", module, rule, "Set parallel.recompute_modules=[core_attn]")
+
+
+def _get(cfg: Config, key: str) -> Any:
+    """The value at a dotted key."""
+    value: Any = cfg
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+Check = Callable[[Config], Iterator[ConfigError]]
+CHECKS: tuple[Check, ...] = (check_ranges, check_choices)

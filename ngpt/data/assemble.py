@@ -1,0 +1,110 @@
+"""The last part of a preparation: shards to splits, and the manifest."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ngpt.config.errors import ConfigError
+from ngpt.data.encode import Counts, Job, load_header, load_shard, shard_path
+from ngpt.data.files import atomic_write, progress
+from ngpt.data.indexed import bin_path, dtype_for, idx_path, write_indexed
+from ngpt.data.manifest import SPLITS, Manifest, SourceInfo, SplitInfo
+from ngpt.data.plan import TOKENIZER, parse_split
+from ngpt.data.tokenizers import describe, from_config
+
+
+def assemble(out: Path, job: Job, infos: Sequence[SourceInfo], options: dict[str, Any], count: int) -> Manifest:
+    """Join `count` shards into the splits and write the manifest.
+
+    Raises:
+        ConfigError: No documents at all, or none for a split that has a share.
+    """
+    headers = [load_header(shard_path(job.folder, index)) for index in range(count)]
+    sources = _with_counts(infos, [counts for _, counts in headers])
+    text_bytes = [sizes for sizes, _ in headers]
+    members = split_documents(text_bytes, options["split"])
+    _refuse_empty(job, sources, members, options["split"])
+    tokenizer = from_config(job.tokenizer)
+    dtype = dtype_for(tokenizer.vocab_size)
+    splits: dict[str, SplitInfo] = {}
+    with progress(sum(map(len, text_bytes)), "joining", "document") as bar:
+        for number, name in enumerate(SPLITS):
+            inside = [member == number for member in members]
+            documents = int(sum(mask.sum() for mask in inside))
+            if not documents:
+                idx_path(out / name).unlink(missing_ok=True)
+                bin_path(out / name).unlink(missing_ok=True)
+                continue
+            written = write_indexed(out / name, _parts(job.folder, inside), dtype)
+            size = int(sum(sizes[mask].sum() for sizes, mask in zip(text_bytes, inside, strict=True)))
+            splits[name] = SplitInfo(
+                documents=documents,
+                tokens=written.bin_bytes // dtype.itemsize,
+                bytes_of_text=size,
+                bin_bytes=written.bin_bytes,
+                bin_sha256=written.bin_sha256,
+                idx_bytes=written.idx_bytes,
+                idx_sha256=written.idx_sha256,
+            )
+            bar.update(documents)
+    vocabulary = None
+    if tokenizer.path is not None:
+        # The data keeps its vocabulary: it decodes anywhere, with nothing else installed or left in place.
+        with atomic_write(out / TOKENIZER) as stream:
+            stream.write(tokenizer.path.read_bytes())
+        vocabulary = TOKENIZER
+    manifest = Manifest(describe(tokenizer, vocabulary), sources, splits, dtype.name, options)
+    manifest.save(out)
+    return manifest
+
+
+def split_documents(text_bytes: Sequence[np.ndarray], split: str) -> list[np.ndarray]:
+    """The split of each document of each shard: 0 train, 1 valid, 2 test.
+
+    A document belongs where its first byte falls when all texts lie end to end.
+    """
+    total = sum(int(sizes.sum()) for sizes in text_bytes)
+    train, valid, _ = parse_split(split)
+    borders = np.array([math.ceil(train * total), math.ceil((train + valid) * total)])
+    members: list[np.ndarray] = []
+    start = 0
+    for sizes in text_bytes:
+        ends = start + np.cumsum(sizes)
+        members.append(np.searchsorted(borders, ends - sizes, side="right"))
+        start = int(ends[-1]) if len(ends) else start
+    return members
+
+
+def _parts(folder: Path, inside: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for index, mask in enumerate(inside):
+        if mask.any():
+            shard = load_shard(shard_path(folder, index))
+            yield shard.tokens[np.repeat(mask, shard.lengths)], shard.lengths[mask]
+
+
+def _with_counts(infos: Sequence[SourceInfo], counts: Sequence[Counts]) -> list[SourceInfo]:
+    documents: Counter[int] = Counter()
+    skipped = [Counter[str]() for _ in infos]
+    for shard in counts:
+        for source, (taken, reasons) in shard.items():
+            documents[source] += taken
+            skipped[source].update(reasons)
+    return [replace(info, documents=documents[index], skipped=dict(sorted(skipped[index].items()))) for index, info in enumerate(infos)]
+
+
+def _refuse_empty(job: Job, sources: Sequence[SourceInfo], members: Sequence[np.ndarray], split: str) -> None:
+    if not any(source.documents for source in sources):
+        reasons = sum((Counter(source.skipped) for source in sources), Counter[str]())
+        skipped = ", ".join(f"{number} x {reason}" for reason, number in reasons.items()) or "nothing there"
+        names = ", ".join(str(source.path) for source in job.sources[:3])
+        raise ConfigError(names, f"no documents ({skipped})", "There must be one at least", "Check format, encoding and --text-key")
+    for number, (name, share) in enumerate(zip(SPLITS, parse_split(split), strict=True)):
+        if share and not any((member == number).any() for member in members):
+            total = sum(source.documents for source in sources)
+            rule = f"{name} gets no document of {total}: a document is never cut"
+            raise ConfigError("--split", split, rule, "Use 100,0,0, or more documents (for a .txt: --documents blank-line)")

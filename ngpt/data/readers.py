@@ -1,0 +1,166 @@
+"""Source files to records: plain text, JSON lines, parquet; also .gz and .zst of the first two.
+
+A record is what may become one document, not yet decoded: decoding and its failures are the workers' part (`encode.py`).
+"""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ngpt.config.errors import ConfigError
+
+FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+PACKED = (".gz", ".zst")
+BOM = b"\xef\xbb\xbf"
+PARQUET_ROWS = 1024
+DOCUMENTS = ("file", "blank-line")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to prepare: where it is, and the name that manifest and messages give it."""
+
+    path: Path
+    name: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One candidate document. `number` counts from 1: the line of a .jsonl or of a text's first line, the row of a parquet file."""
+
+    source: int
+    number: int
+    payload: bytes | str | None
+    consumed: int  # bytes of the source file read since the record before
+
+
+def find_sources(inputs: Sequence[Path | str]) -> list[Source]:
+    """The files that the inputs name, in order; a folder stands for all files of a known format below it, sorted by path.
+
+    Raises:
+        ConfigError: Nothing there, an unknown extension, a file named twice.
+    """
+    sources: list[Source] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            found = sorted(path for path in given.rglob("*") if path.is_file() and format_of(path) is not None)
+            if not found:
+                raise ConfigError(
+                    str(given), "no text file in this folder", f"Known extensions: {_extensions()}", "Name another folder, or files"
+                )
+            sources += [Source(path, path.relative_to(given).as_posix(), format_of(path) or "") for path in found]
+        elif given.is_file():
+            kind = format_of(given)
+            if kind is None:
+                raise ConfigError(str(given), "unknown extension", f"Known ones: {_extensions()}", "Rename or convert the file")
+            sources.append(Source(given, given.name, kind))
+        else:
+            raise ConfigError(
+                str(given), "no such file or folder", "An input is a file, a folder, or a fetched text's name", "Check the path"
+            )
+    paths = [source.path.resolve() for source in sources]
+    for position, path in enumerate(paths):
+        if path in paths[:position]:
+            raise ConfigError(
+                str(sources[position].path), "named twice", "Each file is prepared once", "Repeat a text by its weight in data.train"
+            )
+    return sources
+
+
+def format_of(path: Path) -> str | None:
+    """txt, jsonl, parquet, or None for any other file."""
+    suffixes = path.suffixes
+    if suffixes and suffixes[-1] in PACKED:
+        return FORMATS.get(suffixes[-2]) if len(suffixes) > 1 and suffixes[-2] != ".parquet" else None
+    return FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def read_records(index: int, source: Source, text_key: str, documents: str) -> Iterator[Record]:
+    """All records of a source, in order.
+
+    Args:
+        index: The source's number, put into each record.
+        source: The file.
+        text_key: Column of a parquet file.
+        documents: Of a .txt: "file" for one document, "blank-line" for documents between blank lines.
+
+    Raises:
+        ConfigError: The file cannot be read to its end.
+    """
+    from pyarrow import ArrowException  # costs 0.2 s: not at import
+    from zstandard import ZstdError
+
+    try:
+        if source.format == "parquet":
+            yield from _parquet(index, source, text_key)
+        else:
+            yield from _text(index, source, documents)
+    except (OSError, EOFError, zlib.error, ZstdError, ArrowException) as error:
+        way_out = "Repair or remove the file, then run the same command again; finished work is kept"
+        raise ConfigError(str(source.path), f"unreadable: {error}", "A source must be readable to its end", way_out) from error
+
+
+def _text(index: int, source: Source, documents: str) -> Iterator[Record]:
+    with source.path.open("rb") as raw, _unpacked(raw, source.path.suffix) as stream:
+        before = 0
+        for number, payload in _pieces(stream, source.format, documents):
+            now = raw.tell()
+            yield Record(index, number, payload, now - before)
+            before = now
+
+
+def _pieces(stream: BinaryIO, kind: str, documents: str) -> Iterator[tuple[int, bytes]]:
+    if kind == "txt" and documents == "file":
+        yield 1, stream.read().removeprefix(BOM)
+        return
+    lines = ((number, line.removeprefix(BOM) if number == 1 else line) for number, line in enumerate(stream, 1))
+    if kind == "jsonl":
+        yield from lines
+        return
+    first, paragraph = 1, []
+    for number, line in lines:
+        if line.strip():
+            first = first if paragraph else number
+            paragraph.append(line)
+        elif paragraph:
+            yield first, b"".join(paragraph)
+            paragraph = []
+    if paragraph:
+        yield first, b"".join(paragraph)
+
+
+def _unpacked(raw: BinaryIO, suffix: str) -> BinaryIO:
+    if suffix == ".gz":
+        return gzip.open(raw)  # type: ignore[return-value]
+    if suffix == ".zst":
+        import zstandard
+
+        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)
+        return io.BufferedReader(reader)  # type: ignore[arg-type,return-value]
+    return raw
+
+
+def _parquet(index: int, source: Source, text_key: str) -> Iterator[Record]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(source.path) as table:
+        columns = table.schema_arrow.names
+        if text_key not in columns:
+            raise ConfigError(
+                str(source.path), f"no column {text_key!r}", f"It has {', '.join(columns)}", "Name the text's column with --text-key"
+            )
+        size, rows, number = source.path.stat().st_size, table.metadata.num_rows, 0
+        for batch in table.iter_batches(PARQUET_ROWS, columns=[text_key]):
+            for value in batch.column(0).to_pylist():
+                number += 1
+                payload = value if isinstance(value, bytes | str) else None
+                yield Record(index, number, payload, size * number // rows - size * (number - 1) // rows)
+
+
+def _extensions() -> str:
+    return ", ".join(FORMATS) + "; .txt and .jsonl also with " + ", ".join(PACKED)

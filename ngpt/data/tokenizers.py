@@ -1,0 +1,252 @@
+"""Tokenizers: bytes, a BPE trained on the spot, Hugging Face's tokenizer.json, tiktoken vocabularies (Tekken)."""
+
+import base64
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.schema import TokenizerConfig
+from ngpt.data.manifest import Manifest, TokenizerInfo
+
+KINDS = ("bytes", "bpe", "huggingface", "tiktoken")
+EOD = "<|endoftext|>"
+EOD_NAMES = (EOD, "</s>", "<|end_of_text|>", "<eos>", "<|eod|>", "<|end|>", "<｜end▁of▁sentence｜>")
+BPE_DEFAULT_VOCAB = 4096
+TIKTOKEN_DEFAULT_VOCAB = 131_072
+TIKTOKEN_SPECIAL_TOKENS = 1000  # ids before the first rank, unless the file says otherwise
+TIKTOKEN_EOD = 2  # Tekken's and Megatron's numbering: <unk>, <s>, </s>
+TEKKEN_FILE = "tekken_240911.json"
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. `encode` adds no special token and never makes one out of text that spells it.
+
+    Attributes:
+        kind: One of `KINDS`.
+        name: The config's name.
+        vocab_size: Ids are below it.
+        eod_id: The end-of-document token, which preparation puts after each document.
+        identity: SHA-256 of all that defines the numbering: equal identities give equal tokens.
+        path: Vocabulary file, if there is one.
+    """
+
+    kind: str
+    name: str
+    vocab_size: int
+    eod_id: int
+    identity: str
+    path: Path | None
+
+    def encode(self, text: str) -> np.ndarray: ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+
+class BytesTokenizer:
+    """UTF-8 bytes, and 256 for the end of a document."""
+
+    kind = "bytes"
+    vocab_size = 257
+    eod_id = 256
+    path = None
+
+    def __init__(self, name: str = "bytes") -> None:
+        self.name = name
+        self.identity = hashlib.sha256(b"utf-8 bytes, end of document 256").hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(int(i) for i in ids if i < self.eod_id).decode("utf-8", errors="replace")
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer.json. The end-of-document token is named by tokenizer_config.json beside it, or is a special token of a usual name."""
+
+    def __init__(self, path: Path, name: str, kind: str = "huggingface", eod_id: int | None = None) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        self.kind, self.name, self.path = kind, name, path
+        content = path.read_bytes()
+        try:
+            self._backend = Backend.from_str(content.decode("utf-8"))
+        except Exception as error:  # the library raises bare Exception
+            raise ConfigError(
+                "tokenizer.path", path, f"Not a tokenizer.json: {error}", "Name a file that the tokenizers library wrote"
+            ) from error
+        # Text that spells a special token stays text: a document cannot end itself.
+        self._backend.encode_special_tokens = True
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.eod_id = self._find_eod(vocabulary) if eod_id is None else eod_id
+        self.identity = hashlib.sha256(content + f"\neod {self.eod_id}".encode()).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def _find_eod(self, vocabulary: dict[str, int]) -> int:
+        names = EOD_NAMES
+        beside = self.path.with_name("tokenizer_config.json")
+        if beside.is_file():
+            declared = json.loads(beside.read_text(encoding="utf-8")).get("eos_token")
+            declared = declared.get("content") if isinstance(declared, dict) else declared
+            names = (declared, *names) if declared else names
+        for token in names:
+            if token in vocabulary:
+                return vocabulary[token]
+        rule = f"It needs an end-of-document token: eos_token in {beside.name} beside it, or one of {', '.join(EOD_NAMES)}"
+        raise ConfigError("tokenizer.path", f"{self.path} has none", rule, f"Put a {beside.name} with an eos_token beside it")
+
+
+class TiktokenTokenizer:
+    """A tiktoken vocabulary in JSON: Tekken's object with `config` and `vocab`.
+
+    Ids are the special tokens, then the ranks, cut at `vocab_size` in all.
+    """
+
+    kind = "tiktoken"
+
+    def __init__(self, path: Path, name: str, vocab_size: int | None = None) -> None:
+        import tiktoken
+
+        self.name, self.path = name, path
+        try:
+            content = json.loads(path.read_bytes())
+            entries, settings = content["vocab"], content["config"]
+            pattern = settings["pattern"]
+            self.specials = int(settings.get("default_num_special_tokens", TIKTOKEN_SPECIAL_TOKENS))
+            largest = self.specials + len(entries)
+            self.vocab_size = vocab_size or min(int(settings.get("default_vocab_size", TIKTOKEN_DEFAULT_VOCAB)), largest)
+            kept = entries[: max(0, self.vocab_size - self.specials)]
+            ranks = {base64.b64decode(entry["token_bytes"]): rank for rank, entry in enumerate(kept)}
+            ordered = all(entry["rank"] == rank for rank, entry in enumerate(kept))
+        except (ValueError, KeyError, TypeError) as error:
+            rule = 'It must be a JSON object {"config": {"pattern": ...}, "vocab": [{"rank": ..., "token_bytes": ...}, ...]}'
+            raise ConfigError("tokenizer.path", f"{path}: {error!r}", rule, "Name a Tekken file") from error
+        if not ordered or len(ranks) != len(kept):
+            raise ConfigError("tokenizer.path", path, "Ranks must count from 0 and tokens must differ", "Name an undamaged file")
+        smallest = self.specials + 256
+        if not smallest <= self.vocab_size <= largest:
+            rule = f"{path.name} allows {smallest} to {largest}, {self.specials} special tokens included"
+            raise ConfigError("tokenizer.vocab_size", self.vocab_size, rule, "Set a size in this range, or null for the default")
+        self.eod_id = TIKTOKEN_EOD
+        self._backend = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        digest = hashlib.sha256(f"{self.vocab_size} {self.specials} {self.eod_id} {pattern}\n".encode())
+        for token in ranks:
+            digest.update(len(token).to_bytes(4, "little") + token)
+        self.identity = digest.hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._backend.encode_ordinary(text), dtype=np.int32) + np.int32(self.specials)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._backend.decode([int(i) - self.specials for i in ids if i >= self.specials])
+
+
+def from_config(config: TokenizerConfig) -> Tokenizer:
+    """Build the tokenizer that a config names.
+
+    Raises:
+        ConfigError: Unknown kind, missing or damaged file, no end-of-document token.
+    """
+    if config.kind == "bytes":
+        return BytesTokenizer(config.name)
+    if config.kind == "tiktoken":
+        path = Path(config.path) if config.path else default_tekken()
+        return TiktokenTokenizer(_existing(path), config.name, config.vocab_size)
+    if config.kind in ("bpe", "huggingface"):
+        if config.path is None:
+            way_out = "Set it to the tokenizer.json in the prepared data's folder" if config.kind == "bpe" else "Set it to a tokenizer.json"
+            raise ConfigError("tokenizer.path", "null", f"Kind {config.kind} needs a file", way_out)
+        return HuggingFaceTokenizer(_existing(Path(config.path)), config.name, config.kind)
+    raise ConfigError("tokenizer.kind", config.kind, f"It is one of {', '.join(KINDS)}", "Choose one of these")
+
+
+def from_manifest(manifest: Manifest) -> Tokenizer:
+    """Build the tokenizer that made some prepared data, from the data's own folder.
+
+    Raises:
+        ConfigError: The vocabulary file is missing or is not the one that made the data.
+    """
+    info = manifest.tokenizer
+    path = manifest.folder / info.path if manifest.folder is not None and info.path else None
+    tokenizer: Tokenizer
+    if info.kind in ("bpe", "huggingface") and path is not None:
+        tokenizer = HuggingFaceTokenizer(_existing(path), info.name, info.kind, info.eod_id)
+    else:
+        size = info.vocab_size if info.kind == "tiktoken" else None
+        tokenizer = from_config(TokenizerConfig(name=info.name, kind=info.kind, path=str(path) if path else None, vocab_size=size))
+    if tokenizer.identity != info.identity:
+        rule = "The manifest names another tokenizer: the vocabulary file changed since the preparation"
+        raise ConfigError(str(path or manifest.folder), tokenizer.identity[:12], rule, "Restore the file, or prepare the data again")
+    return tokenizer
+
+
+def describe(tokenizer: Tokenizer, path: str | None) -> TokenizerInfo:
+    """The manifest's entry for a tokenizer whose vocabulary file lies at `path` in the data's folder."""
+    return TokenizerInfo(tokenizer.kind, tokenizer.name, tokenizer.vocab_size, tokenizer.eod_id, tokenizer.identity, path)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
+    """Train a byte-level BPE and return its tokenizer.json; the same texts give the same tokenizer.
+
+    Args:
+        texts: Documents.
+        vocab_size: Entries in all: the end-of-document token (id 0), 256 bytes, merges.
+
+    Raises:
+        ConfigError: The size leaves no room for a merge, or the texts are too few for it.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    if vocab_size <= 257:
+        raise ConfigError("tokenizer.vocab_size", vocab_size, "257 entries are the bytes and the end of document", "Set more, or use bytes")
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet: Sequence[str] = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[EOD], initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() < vocab_size:
+        got = f"{vocab_size}, but the text gives {backend.get_vocab_size()} entries"
+        raise ConfigError(
+            "tokenizer.vocab_size", got, "A BPE needs enough text to find its merges", "Set a smaller size, or give more text"
+        )
+    return backend.to_str(pretty=False)
+
+
+def default_tekken() -> Path:
+    """The vocabulary file that the package mistral-common ships.
+
+    Raises:
+        ConfigError: The package is not installed.
+    """
+    spec = importlib.util.find_spec("mistral_common")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(folder) / "data" / TEKKEN_FILE).is_file():
+            return path
+    raise ConfigError(
+        "tokenizer.path",
+        "null",
+        f"The default, {TEKKEN_FILE}, comes with mistral-common",
+        "Run `pip install mistral-common`, or set a path",
+    )
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ConfigError("tokenizer.path", path, "No such file", "Name the tokenizer's vocabulary file")
+    return path

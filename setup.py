@@ -1,0 +1,53 @@
+# The check comes first and everything here parses on any Python 3: an older one gets this line from pip instead of an old Megatron.
+import sys
+
+if sys.version_info < (3, 12):
+    message = "ngpt-megatron needs Python 3.12 or newer, this is %d.%d. Install one and use it, for instance: make PYTHON=python3.12"
+    sys.exit(message % sys.version_info[:2])
+
+from setuptools import find_packages, setup
+
+CODE = ["ngpt", "ngpt.*", "megatron_ext", "megatron_ext.*", "launch", "launch.*"]
+
+setup(
+    name="ngpt-megatron",
+    version="0.1.0",
+    description="Pretraining of normalized transformers (nGPT) on Megatron-core",
+    license="Apache-2.0",
+    python_requires=">=3.12",
+    # conf/ stands at the top level for people to read, and is installed inside the package for the program to find.
+    packages=find_packages(include=CODE) + ["ngpt.conf"],
+    package_dir={"ngpt.conf": "conf"},
+    package_data={"ngpt.conf": ["**/*.yaml"], "launch": ["*.sh", "slurm/*.sbatch"]},
+    entry_points={"console_scripts": ["ngpt = launch.cli:main"]},
+    install_requires=[
+        # Exact: the plug-ins rely on details of these that move between minor versions.
+        "megatron-core==0.19.2",
+        "hydra-core==1.3.8",
+        "omegaconf==2.3.1",
+        # a0: NVIDIA's images name their build of 2.11 2.11.0a0, which sorts before 2.11.0.
+        "torch>=2.11.0a0,<2.12",
+        "jinja2>=3.1,<4",
+        "matplotlib>=3.10,<4",
+        "numpy>=2.1,<3",
+        "psutil>=7,<8",  # Megatron's distributed checkpoints import it and do not declare it
+        "pyarrow>=21,<27",
+        "pyyaml>=6,<7",
+        "tensorboard>=2.20,<3",
+        "tiktoken>=0.12,<1",
+        "tokenizers>=0.22,<1",
+        "tqdm>=4.67,<5",
+        "zstandard>=0.25,<1",
+    ],
+    extras_require={
+        # Needs nvcc. NVIDIA's apex is optional and not on the registry (`apex` there is another project): Megatron takes Adam from
+        # Transformer Engine where it is installed, then from apex, then from torch.
+        "gpu": [
+            "transformer-engine[core_cu13,pytorch]==2.20.2",
+            "mamba-ssm==2.3.2.post1",
+            "causal-conv1d==1.7.0",
+        ],
+        "tekken": ["mistral-common>=1.13,<2"],  # ships the 131,072-entry vocabulary of tokenizer=tekken
+        "dev": ["hypothesis>=6.140,<7", "pytest>=9,<10", "ruff>=0.17,<0.18"],
+    },
+)

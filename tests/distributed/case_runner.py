@@ -1,0 +1,101 @@
+"""Runs a list of training cases in one launch: `torchrun --nproc-per-node N case_runner.py CASES.json`.
+
+Importing Megatron costs more than a tiny run, so all cases of a world size share one launch. A case is
+    {"name": ..., "overrides": [...], "randomize_scales": bool, "expect_error": bool}
+and leaves, beside the run's own files, `result-rank<N>.json`: weight fingerprints and the norms seen when the model was built.
+"""
+
+import gc
+import hashlib
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+
+
+def main(cases_file: str) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from launch.environment import current_world
+    from launch.worker import install_compat
+
+    install_compat()
+    from megatron.training.training import destroy_global_state
+
+    from megatron_ext.training.run import train
+    from ngpt.config import compose, dump
+
+    rank = current_world().rank
+    for case in json.loads(Path(cases_file).read_text()):
+        began = time.time()
+        cfg = compose(case["overrides"])
+        run_dir = Path(cfg.run.dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            dump(cfg, run_dir / "config.yaml")
+        result = {"name": case["name"]}
+        session = None
+        try:
+            callbacks = [lambda chunks: result.update(built=model_norms(chunks))]
+            if case.get("randomize_scales"):
+                callbacks.insert(0, randomize_scales)
+            session = train(cfg, rank, callbacks)
+            result["weights"] = fingerprints(session.hook.parameters)
+            result["model_norms"] = model_norms(session.chunks)
+        except (Exception, SystemExit) as error:
+            result["error"] = f"{type(error).__name__}: {error}"
+            result["traceback"] = traceback.format_exc()
+        result["seconds"] = time.time() - began
+        (run_dir / f"result-rank{rank}.json").write_text(json.dumps(result))
+        if session is not None:
+            session.hook.remove()
+        del session
+        destroy_global_state()
+        gc.collect()
+        if dist.is_initialized():
+            dist.barrier()
+        torch.set_default_dtype(torch.float32)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def randomize_scales(chunks: list) -> None:
+    """Give every scale entry its own value: a fresh, uniform vector would hide a wrong shard."""
+    import torch
+
+    from ngpt.functional import ScaledParameter
+
+    generator = torch.Generator().manual_seed(7)
+    for chunk in chunks:
+        for module in chunk.modules():
+            if isinstance(module, ScaledParameter):
+                factors = torch.rand(module.stored.shape, generator=generator) + 0.5
+                module.stored.data.mul_(factors.to(module.stored.device))
+
+
+def model_norms(chunks: list) -> dict[str, float]:
+    """Worst | ||w|| - 1 | of each marked model weight, in fp64."""
+    found = {}
+    for index, chunk in enumerate(chunks):
+        for name, param in chunk.named_parameters():
+            dim = getattr(param, "unit_dim", None)
+            if dim is not None:
+                norms = param.detach().double().norm(dim=dim)
+                found[f"{index}.{name}"] = (norms - 1).abs().max().item()
+    return found
+
+
+def fingerprints(parameters: list) -> dict[str, str]:
+    """SHA-256 of every model parameter's bytes."""
+    import torch
+
+    return {
+        name: hashlib.sha256(param.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, param, _ in parameters
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

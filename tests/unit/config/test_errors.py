@@ -1,0 +1,246 @@
+"""Every bad input is refused with path, value, rule and way out, and the way out works."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from ngpt.config import ConfigError, ConfigErrors, compose, dump, load
+from ngpt.config.megatron_keys import OWNED
+from ngpt.config.translate import leaf_types
+
+
+class Bad(NamedTuple):
+    overrides: list[str]
+    path: str
+    got: str
+    rule: str
+    fix: list[str]  # overrides that follow the way out: with them the config composes
+    way_out: str = ""
+
+
+TWO = "cluster.gpus_per_node=2"
+TINY_PATTERN = "model.layer_pattern="
+BAD = {
+    "unknown_key": Bad(["train.step=3"], "train.step", "Unknown key", "Only keys", [], "train.steps"),
+    "unknown_key_of_another_section": Bad(["model.lr=3"], "model.lr", "Unknown key", "Only keys", [], "optim.lr"),
+    "unknown_key_added_with_plus": Bad(["+train.stepz=3"], "train.stepz", "Unknown key", "Only keys", [], "train.steps"),
+    "unknown_section": Bad(["paralel.tensor=2"], "paralel", "Unknown key", "Only keys", [], "parallel"),
+    "unknown_option": Bad(["precision=bf17"], "precision", "bf17", "No file precision/bf17.yaml", [], "bf16"),
+    "unknown_key_in_a_list": Bad(["data.train=[{path:x,wight:1}]"], "data.train.wight", "Unknown key", "", [], "weight"),
+    "text_for_a_number": Bad(["train.steps=many"], "train.steps", "'many'", "a whole number", ["train.steps=8"]),
+    "fraction_for_an_integer": Bad(["train.steps=1.5"], "train.steps", "1.5", "a whole number", ["train.steps=8"]),
+    "null_for_a_number": Bad(["model.hidden_size=null"], "model.hidden_size", "None", "a whole number", ["model.hidden_size=64"]),
+    "text_for_a_switch": Bad(["model.fine_grained=maybe"], "model.fine_grained", "'maybe'", "true or false", ["model.fine_grained=true"]),
+    "text_for_a_source": Bad(["data.train=[x]"], "data.train[0]", "'x'", "{path, weight}", [], "path: data"),
+    "value_for_a_section": Bad(["train=3"], "train", "3", "section", []),
+    "several_values": Bad(["train.steps=1,2"], "train.steps", "Ambiguous", "", []),
+    "no_value": Bad(["train.steps"], "train.steps", "Cannot be read", "key=value", []),
+    "interpolation_of_nothing": Bad(["train.seed=${nothing}"], "train.seed", "nothing", "existing key", []),
+    "hydra_setting": Bad(["hydra.run.dir=x"], "hydra.run.dir", "x", "only composes", [], "run.dir"),
+    "zero": Bad(["model.hidden_size=0"], "model.hidden_size", "0", "positive", ["model.hidden_size=64"]),
+    "negative": Bad(["optim.weight_decay=-1"], "optim.weight_decay", "-1", "not be negative", ["optim.weight_decay=0"]),
+    "not_a_number": Bad(["optim.lr=nan"], "optim.lr", "nan", "positive", ["optim.lr=0.1"]),
+    "beta": Bad(["optim.beta2=1.0"], "optim.beta2", "1.0", "below 1", ["optim.beta2=0.99"]),
+    "decay_fraction": Bad(["schedule.decay_fraction=1.5"], "schedule.decay_fraction", "1.5", "at most 1", ["schedule.decay_fraction=1"]),
+    "weight": Bad(["data.mock=false", "data.train=[{path:x,weight:0}]"], "data.train[0].weight", "0", "positive", []),
+    "run_name": Bad(["run.name=a/b"], "run.name", "'a/b'", "Names a folder", ["run.name=a_b"]),
+    "architecture": Bad(["model.architecture=mamba"], "model.architecture", "mamba", "ngpt, gpt", ["model.architecture=gpt"]),
+    "transformer_impl": Bad(["model.transformer_impl=te"], "model.transformer_impl", "te", "auto, local", ["model.transformer_impl=auto"]),
+    "precision": Bad(["precision.dtype=nvfp4"], "precision.dtype", "nvfp4", "not built yet", ["precision.dtype=bf16"]),
+    "recompute": Bad(["parallel.recompute=some"], "parallel.recompute", "some", "selective", ["parallel.recompute=full"]),
+    "recompute_module": Bad(
+        ["parallel.recompute=selective", "parallel.recompute_modules=[moe]"],
+        "parallel.recompute_modules",
+        "moe",
+        "core_attn and mlp",
+        ["parallel.recompute_modules=[core_attn]"],
+    ),
+    "recompute_modules_unread": Bad(
+        ["parallel.recompute_modules=[mlp]"], "parallel.recompute_modules", "mlp", "only", ["parallel.recompute=selective"]
+    ),
+    "gpu": Bad(["cluster.gpu=h1000"], "cluster.gpu", "h1000", "h100", ["cluster.gpu=h100"]),
+    "head_count": Bad(["model.num_attention_heads=3"], "model.num_attention_heads", "3", "not a multiple", ["model.num_attention_heads=2"]),
+    "odd_head_size": Bad(["model.head_dim=15"], "model.head_dim", "15", "even", ["model.head_dim=16"]),
+    "query_groups": Bad(["model.num_query_groups=3"], "model.num_query_groups", "3", "heads 4", ["model.num_query_groups=4"]),
+    "heads_over_tensor": Bad(
+        ["parallel.tensor=8", "cluster.gpus_per_node=8"],
+        "model.num_attention_heads",
+        "4",
+        "parallel.tensor 8",
+        ["parallel.tensor=2", "train.global_batch_size=8"],
+    ),
+    "groups_over_tensor": Bad(
+        ["parallel=tp4", "cluster.gpus_per_node=4"], "model.num_query_groups", "2", "parallel.tensor 4", ["model.num_query_groups=4"]
+    ),
+    "ffn_over_tensor": Bad(
+        ["parallel=tp2", TWO, "model.ffn_hidden_size=161"], "model.ffn_hidden_size", "161", "tensor 2", ["model.ffn_hidden_size=162"]
+    ),
+    "vocabulary_over_tensor": Bad(
+        ["parallel=tp2", TWO, "model.vocab_padding_multiple=1"],
+        "model.vocab_padding_multiple",
+        "1",
+        "pads the vocabulary to 257",
+        ["model.vocab_padding_multiple=2"],
+    ),
+    "sequence_parallel_alone": Bad(
+        ["parallel.sequence_parallel=true"], "parallel.sequence_parallel", "True", "which is 1", ["parallel.sequence_parallel=null"]
+    ),
+    "sequence_over_tensor": Bad(
+        ["parallel=tp2", TWO, "train.seq_length=33"], "train.seq_length", "33", "parallel.tensor 2", ["train.seq_length=34"]
+    ),
+    "sequence_over_context": Bad(
+        ["parallel=cp2", TWO, "train.seq_length=34"], "train.seq_length", "34", "2 * parallel.context 2", ["train.seq_length=36"]
+    ),
+    "documents_over_context": Bad(
+        ["parallel=cp2", TWO, "data.reset_positions=true"], "data.reset_positions", "True", "context", ["data.reset_positions=false"]
+    ),
+    "pattern_symbol": Bad([TINY_PATTERN + "'*+'"], "model.layer_pattern", "*+", "Unknown symbol +", [TINY_PATTERN + "'*-'"]),
+    "pattern_mamba": Bad(
+        [TINY_PATTERN + "'M-'"], "model.layer_pattern", "M-", "Mamba layers, which are not built", [TINY_PATTERN + "'*-'"]
+    ),
+    "pattern_experts": Bad([TINY_PATTERN + "'*E'"], "model.layer_pattern", "*E", "experts layers, which are", [TINY_PATTERN + "'*-'"]),
+    "pattern_length": Bad(
+        [TINY_PATTERN + "'**-'"], "model.layer_pattern", "**-", "3 layers, but model.num_layers is 2", ["model.num_layers=3"]
+    ),
+    "pattern_cuts": Bad(
+        ["parallel=pp2", TWO, "model.num_layers=4", TINY_PATTERN + "'*|-|*-'"],
+        "model.layer_pattern",
+        "*|-|*-",
+        "2 stages",
+        [TINY_PATTERN + "'*-|*-'"],
+    ),
+    "pattern_uncut": Bad(
+        ["parallel=pp2", TWO, "model.num_layers=4", TINY_PATTERN + "'**--'"],
+        "model.layer_pattern",
+        "**--",
+        "not cut",
+        [TINY_PATTERN + "'**|--'"],
+    ),
+    "layers_over_pipeline": Bad(
+        ["parallel=pp2", TWO, "model.num_layers=3"], "parallel.pipeline", "2", "3 layers", ["model.num_layers=4"], "1, 3"
+    ),
+    "chunks_without_pipeline": Bad(
+        ["parallel.virtual_pipeline=2"], "parallel.virtual_pipeline", "2", "there is one", ["parallel.virtual_pipeline=null"]
+    ),
+    "micro_batches_over_pipeline": Bad(
+        ["parallel=pp2_vp2", TWO, "model.num_layers=4", "train.global_batch_size=6"],
+        "train.global_batch_size",
+        "6",
+        "3 micro-batches",
+        ["train.global_batch_size=8"],
+    ),
+    "experts": Bad(["parallel.expert=2"], "parallel.expert", "2", "a dense model has none", ["parallel.expert=1"]),
+    "world_size": Bad(["parallel=tp2"], "cluster.gpus_per_node", "1 nodes * 1 = 1", "multiple of tensor 2", [TWO]),
+    "global_batch": Bad(
+        ["train.global_batch_size=7"], "train.global_batch_size", "7", "micro_batch_size 2 * data parallel 1", ["train.global_batch_size=8"]
+    ),
+    "micro_batch": Bad(["train.micro_batch_size=3"], "train.global_batch_size", "8", "= 3", ["train.micro_batch_size=4"], "1, 2, 4, 8"),
+    "global_batch_over_copies": Bad(
+        ["cluster.gpus_per_node=8"], "train.global_batch_size", "8", "data parallel 8 = 16", ["train.global_batch_size=16"]
+    ),
+    "optimizer": Bad(["optim.optimizer=muon"], "optim.optimizer", "muon", "muon is not supported", ["optim.optimizer=adam"]),
+    "min_lr": Bad(["optim.min_lr=1"], "optim.min_lr", "1.0", "optim.lr 0.001", ["optim.min_lr=0"]),
+    "gather_without_reduce": Bad(
+        ["parallel.overlap_param_gather=true"],
+        "parallel.overlap_param_gather",
+        "True",
+        "overlap_grad_reduce",
+        ["parallel.overlap_grad_reduce=true"],
+    ),
+    "bf16_checkpoint": Bad(
+        ["precision=bf16", "parallel.distributed_optimizer=false"],
+        "parallel.distributed_optimizer",
+        "False",
+        "fp32 scales",
+        ["precision=fp32"],
+    ),
+    "warm_up": Bad(["schedule.warmup_steps=4"], "schedule.warmup_steps", "4", "train.steps 4", ["train.steps=5"]),
+    "stop_after": Bad(["train.stop_after=5"], "train.stop_after", "5", "train.steps 4", ["train.stop_after=4"]),
+    "health_interval": Bad(
+        ["logging.interval=4", "logging.health_interval=10"],
+        "logging.health_interval",
+        "10",
+        "multiple of logging.interval 4",
+        ["logging.health_interval=12"],
+    ),
+    "profile_window": Bad(["debug=profile"], "debug.profile_stop", "10 to 12", "train.steps 4", ["train.steps=12"]),
+    "profile_rank": Bad(
+        ["debug=profile", "train.steps=12", "debug.profile_ranks=[1]"], "debug.profile_ranks", "1", "0 to 0", ["debug.profile_ranks=[0]"]
+    ),
+    "no_data": Bad(["data.mock=false", "train.eval_steps=0"], "data.train", "Empty", "needs text", ["data=enwik8_bytes"]),
+    "no_validation_data": Bad(
+        ["data.mock=false", "data.train=[{path:x}]"], "data.valid", "Empty", "train.eval_steps 1", ["train.eval_steps=0"]
+    ),
+    "mock_and_data": Bad(["data.train=[{path:x}]"], "data.mock", "True", "unread", ["data.mock=false", "data.valid=[{path:y}]"]),
+    "vocabulary": Bad(["model.vocab_size=256"], "model.vocab_size", "256", "has 257 tokens", ["model.vocab_size=257"]),
+    "vocabulary_of_tekken": Bad(["tokenizer=tekken"], "model.vocab_size", "257", "has 131072", ["model.vocab_size=131072"]),
+    "tokenizer_file": Bad(["tokenizer=huggingface"], "tokenizer.path", "None", "read from a file", ["tokenizer.path=t.json"]),
+    "async_without_saving": Bad(
+        ["checkpoint=none", "checkpoint.async_save=true"], "checkpoint.async_save", "True", "Nothing", ["checkpoint.save_at_end=true"]
+    ),
+    "optimizer_of_no_checkpoint": Bad(
+        ["checkpoint.load_optimizer=true"], "checkpoint.load_optimizer", "True", "checkpoint.load", ["checkpoint.load=runs/a/checkpoints"]
+    ),
+    "megatron_argument_with_a_key": Bad(["megatron.seq-length=9"], "megatron.seq-length", "9", "train.seq_length sets", []),
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_refused_with_path_value_rule_and_a_way_out_that_works(bad: Bad):
+    with pytest.raises(ConfigError) as caught:
+        compose(["experiment=ngpt_tiny", *bad.overrides])
+    found = {error.path: error for error in getattr(caught.value, "errors", [caught.value])}
+    assert bad.path in found
+    error = found[bad.path]
+    line = str(error)
+    assert "\n" not in line and line.startswith(f"{bad.path}: ")
+    assert bad.got in str(error.got)
+    assert bad.rule.lower() in error.rule.lower()
+    assert error.way_out and bad.way_out in error.way_out
+    if bad.fix:
+        corrected = {override.split("=")[0]: override for override in (*bad.overrides, *bad.fix)}
+        compose(["experiment=ngpt_tiny", *corrected.values()])
+
+
+def test_all_broken_rules_are_reported_at_once():
+    with pytest.raises(ConfigErrors) as caught:
+        compose(["experiment=ngpt_tiny", "model.num_query_groups=3", "train.micro_batch_size=3", "optim.min_lr=1"])
+    assert [error.path for error in caught.value.errors] == ["model.num_query_groups", "train.global_batch_size", "optim.min_lr"]
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_without_an_experiment_the_missing_keys_and_the_experiments_are_named():
+    with pytest.raises(ConfigError) as caught:
+        compose([])
+    paths = [error.path for error in caught.value.errors]
+    assert {"run.name", "train.steps", "train.global_batch_size"} <= set(paths)
+    assert "quickstart" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "rule"),
+    [
+        ("train: {steps: [}", "", "readable YAML"),
+        ("- 1", "", "sections"),
+        ("train: {stepz: 4}", "train.stepz", "Only keys"),
+        ("train: {steps: 0}", "train.steps", "positive"),
+        (None, "", "config"),
+    ],
+    ids=["not_yaml", "not_a_mapping", "unknown_key", "bad_value", "no_file"],
+)
+def test_a_damaged_config_file_is_refused(text: str | None, path: str, rule: str, tmp_path: Path):
+    file = tmp_path / "config.yaml"
+    if text is not None:
+        dump(compose(["experiment=ngpt_tiny"]), file)
+        section, _, value = text.partition(": ")
+        lines = file.read_text()
+        file.write_text(lines.replace("  steps: 4\n", f"  {value.strip('{}')}\n") if section == "train" and "[" not in value else text)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert caught.value.path == (path or str(file))
+    assert rule in caught.value.rule
+
+
+def test_the_pass_through_table_points_at_existing_keys():
+    assert set(OWNED.values()) <= {key for key, _ in leaf_types()}

@@ -1,0 +1,140 @@
+"""The command line: exit codes, one-line errors, and a start fast enough to use (no torch)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import cli, train
+from launch.environment import World
+from ngpt.config.compose import compose
+from ngpt.config.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run_ngpt(*arguments: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    command = [sys.executable, "-m", "launch.cli", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_help_names_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"ngpt {name}" in shown for name in cli.COMMANDS)
+
+
+def test_no_command_and_an_unknown_one_are_user_errors(capsys):
+    assert cli.main([]) == 2
+    assert cli.main(["trian"]) == 2
+    assert "'trian'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "experiment=ngpt_tiny", "train.step=3"], "train.step: "),
+        (["train", "experiment=nothing"], "experiment: nothing"),
+        (["train", "experiment=ngpt_tiny", "parallel.tensor=3"], "model.num_attention_heads: 4"),
+        (["config", "experiment=ngpt_tiny", "model.hidden_size=wide"], "model.hidden_size: "),
+        (["sample", "no_such_run"], "no_such_run: "),
+        (["train", "experiment=ngpt_tiny", "cluster.nodes=2"], "cluster.nodes: 2"),
+    ],
+)
+def test_user_errors_are_told_on_stderr_and_leave_nothing_behind(arguments, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(expected)
+    assert "Traceback" not in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_exit_code_reaches_the_shell(tmp_path):
+    done = run_ngpt("train", "experiment=ngpt_tiny", "train.step=3", folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_an_unwritable_place_is_a_user_error(tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert cli.main(["train", "experiment=ngpt_tiny", f"run.dir={blocked}/run"]) == 2
+    assert str(blocked) in capsys.readouterr().err
+
+
+def test_commands_start_without_torch():
+    code = "import sys, launch.cli, launch.train, launch.sample, launch.worker, launch.quickstart; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def a_world(size: int) -> World:
+    return World(rank=0, size=size, local_rank=0, local_size=size, master_addr="localhost", master_port=1, started_by="srun")
+
+
+def test_a_world_of_another_size_is_refused():
+    config = compose(["experiment=ngpt_tiny", "cluster.gpus_per_node=2", "parallel.tensor=2"])
+    train._check_world(config, a_world(2))
+    with pytest.raises(ConfigError, match="srun has started 4 processes"):
+        train._check_world(config, a_world(4))
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    config = compose(["experiment=ngpt_tiny", "cluster.gpus_per_node=2", "parallel.tensor=2"])
+    train._check_world(config, None)  # without a GPU, processes share the CPU
+    monkeypatch.setattr(train, "gpu_names", lambda: ("a GPU",))
+    with pytest.raises(ConfigError, match="1 visible GPU"):
+        train._check_world(config, None)
+
+
+@pytest.fixture
+def failing_trainer(tmp_path):
+    """A folder that shadows the trainer by one that fails as the config's seed says."""
+    code = (
+        "from pathlib import Path\n"
+        "from ngpt.config.errors import ConfigError\n"
+        "def train(config, rank):\n"
+        "    print('step 1', flush=True)\n"
+        "    if config.train.seed == 11:\n"
+        "        raise RuntimeError('loss is NaN at step 2')\n"
+        "    if config.train.seed == 12:\n"
+        "        raise ConfigError('megatron.x', 1, 'not that', 'Leave it out')\n"
+    )
+    for package in ("megatron_ext", "megatron_ext/training", "megatron_ext/compat"):
+        (tmp_path / "fake" / package).mkdir(parents=True)
+        (tmp_path / "fake" / package / "__init__.py").write_text("def install(cpu): pass\n")
+    (tmp_path / "fake/megatron_ext/training/run.py").write_text(code)
+    return f"{tmp_path / 'fake'}{os.pathsep}{ROOT}"
+
+
+@pytest.mark.parametrize(
+    ("seed", "exit_code", "cause"),
+    [
+        (10, 0, ""),
+        (11, 1, "rank 0: RuntimeError: loss is NaN at step 2"),
+        (12, 2, "rank 0: ConfigError: megatron.x: 1. not that. Leave it out"),
+    ],
+)
+def test_what_a_worker_ends_with_is_the_launchers_last_word(seed, exit_code, cause, failing_trainer, tmp_path):
+    done = run_ngpt("train", "experiment=ngpt_tiny", f"train.seed={seed}", folder=tmp_path, PYTHONPATH=failing_trainer, PYTHONSAFEPATH="1")
+    run_dir = tmp_path / "runs/ngpt_tiny"
+    assert done.returncode == exit_code, done.stderr
+    assert done.stdout.startswith("step 1\n")
+    assert (run_dir / "console.log").read_text() == done.stdout
+    assert json.loads((run_dir / "environment.json").read_text())["command"].endswith(f"train.seed={seed}")
+    if cause:
+        assert done.stderr == f"ngpt train failed: {cause}\nWhole output: runs/ngpt_tiny/console.log\n"
+    assert ("Traceback" in done.stdout) == (exit_code == 1)
+
+
+def test_a_rank_of_a_given_world_writes_no_run_folder_unless_it_is_the_first(failing_trainer, tmp_path):
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "PYTHONSAFEPATH": "1", "PYTHONPATH": failing_trainer}
+    arguments = ["train", "experiment=ngpt_tiny", "parallel.tensor=2", "cluster.gpus_per_node=2"]
+    assert run_ngpt(*arguments, folder=tmp_path, RANK="1", LOCAL_RANK="1", **world).returncode == 0
+    assert not list(tmp_path.glob("runs/**/*.yaml"))
+    assert run_ngpt(*arguments, folder=tmp_path, RANK="0", LOCAL_RANK="0", **world).returncode == 0
+    assert (tmp_path / "runs/ngpt_tiny/config.yaml").exists()

@@ -1,0 +1,73 @@
+"""Imports go one way, launch -> megatron_ext -> ngpt, and the environment is touched in one file. Read from the source, nothing is run."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FORBIDDEN = {
+    "ngpt": {"megatron", "transformer_engine", "mamba_ssm", "causal_conv1d", "megatron_ext", "launch"},
+    "megatron_ext": {"launch"},
+    "launch": set(),
+}
+TORCH_FREE = ("ngpt/config", "ngpt/data", "ngpt/analysis", "ngpt/estimate", "launch")
+ENVIRONMENT_FILE = "launch/environment.py"
+ENVIRONMENT_NAMES = {"environ", "environb", "getenv", "putenv", "unsetenv"}
+SOURCES = sorted(path for package in FORBIDDEN for path in (ROOT / package).rglob("*.py"))
+
+
+def imported_modules(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide their direction"
+            yield node.module
+
+
+def environment_uses(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT_NAMES and ast.unparse(node.value) == "os":
+            yield f"line {node.lineno}: os.{node.attr}"
+        elif isinstance(node, ast.ImportFrom) and node.module == "os":
+            yield from (f"line {node.lineno}: {alias.name}" for alias in node.names if alias.name in ENVIRONMENT_NAMES)
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_there_is_source_to_check():
+    assert {relative(path).split("/")[0] for path in SOURCES} == set(FORBIDDEN)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_imports_go_one_way(path):
+    tops = {name.split(".")[0] for name in imported_modules(ast.parse(path.read_text(encoding="utf-8")))}
+    assert not tops & FORBIDDEN[relative(path).split("/")[0]]
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if relative(path) != ENVIRONMENT_FILE], ids=relative)
+def test_environment_is_touched_in_one_file(path):
+    assert not list(environment_uses(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if relative(path).startswith(TORCH_FREE)], ids=relative)
+def test_commands_do_not_wait_for_torch(path):
+    """No import of torch or Megatron when a module of the command line loads; functions may import it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tops = {name.split(".")[0] for node in tree.body for name in imported_modules_of_statement(node)}
+    assert not tops & {"torch", "megatron", "megatron_ext"}
+
+
+def imported_modules_of_statement(node: ast.stmt) -> Iterator[str]:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield from imported_modules(node)
+
+
+def test_the_checks_see_a_violation():
+    tree = ast.parse("import os\nfrom os import getenv\nimport megatron.core as m\nx = os.environ['A']\ndef f():\n    import torch.nn\n")
+    assert set(imported_modules(tree)) == {"os", "megatron.core", "torch.nn"}
+    assert sorted(environment_uses(tree)) == ["line 2: getenv", "line 4: os.environ"]
