@@ -18,7 +18,7 @@ setup(
     # conf/ stands at the top level for people to read, and is installed inside the package for the program to find.
     packages=find_packages(include=CODE) + ["ngpt.conf"],
     package_dir={"ngpt.conf": "conf"},
-    package_data={"ngpt.conf": ["**/*.yaml"], "launch": ["*.sh", "slurm/*.sbatch"]},
+    package_data={"ngpt": ["**/*.j2"], "ngpt.conf": ["**/*.yaml"], "launch": ["*.sh", "slurm/*.sbatch"]},
     entry_points={"console_scripts": ["ngpt = launch.cli:main"]},
     install_requires=[
         # Exact: the plug-ins rely on details of these that move between minor versions.
@@ -28,15 +28,15 @@ setup(
         # a0: NVIDIA's images name their build of 2.11 2.11.0a0, which sorts before 2.11.0.
         "torch>=2.11.0a0,<2.12",
         "jinja2>=3.1,<4",
-        "matplotlib>=3.10,<4",
-        "numpy>=2.1,<3",
-        "psutil>=7,<8",  # Megatron's distributed checkpoints import it and do not declare it
-        "pyarrow>=21,<27",
+        "matplotlib>=3.11,<4",
+        "numpy>=2.1,<3",  # from the one in NVIDIA's images on
+        "psutil>=7.2,<8",  # Megatron's distributed checkpoints import it and do not declare it
+        "pyarrow>=26,<27",
         "pyyaml>=6,<7",
-        "tensorboard>=2.20,<3",
-        "tiktoken>=0.12,<1",
-        "tokenizers>=0.22,<1",
-        "tqdm>=4.67,<5",
+        "tensorboard>=2.21,<3",
+        "tiktoken>=0.14,<1",
+        "tokenizers>=0.23,<1",
+        "tqdm>=4.70,<5",
         "zstandard>=0.25,<1",
     ],
     extras_require={
@@ -48,6 +48,6 @@ setup(
             "causal-conv1d==1.7.0",
         ],
         "tekken": ["mistral-common>=1.13,<2"],  # ships the 131,072-entry vocabulary of tokenizer=tekken
-        "dev": ["hypothesis>=6.140,<7", "pytest>=9,<10", "ruff>=0.17,<0.18"],
+        "dev": ["hypothesis>=6.170,<7", "pytest>=9.2,<10", "ruff>=0.17,<0.18"],
     },
 )

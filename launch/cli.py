@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ngpt: unknown command {name!r}. Commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return USER_ERROR
     try:
-        return COMMANDS[name](rest) or 0
+        return COMMANDS[name](rest)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return USER_ERROR
@@ -51,38 +51,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _composing_parser(name: str) -> argparse.ArgumentParser:
-    description = "Overrides choose files of conf/ (experiment=NAME) and set keys (key=value)."
-    parser = argparse.ArgumentParser(prog=f"ngpt {name}", description=description)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    own_files = "config files of your own, laid out like conf/; may be given several times"
-    parser.add_argument("--config-dir", type=Path, action="append", default=[], metavar="DIR", help=own_files)
-    return parser
-
-
 def _config(arguments: Sequence[str]) -> int:
-    from ngpt.config.cli import describe
-    from ngpt.config.compose import compose
+    from ngpt.config.cli import main as config_main
 
-    options = _composing_parser("config").parse_intermixed_args(arguments)
-    print(describe(compose(options.overrides, options.config_dir)))
-    return 0
+    return config_main(arguments)
 
 
 def _train(arguments: Sequence[str]) -> int:
     from launch.train import train
 
-    options = _composing_parser("train").parse_intermixed_args(arguments)
+    parser = argparse.ArgumentParser(prog="ngpt train", description="Train a run, or continue it where it stopped.")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, GROUP=NAME or key=value")
+    parser.add_argument("--config-dir", type=Path, action="append", default=[], metavar="DIR", help="your own folder, laid out like conf/")
+    options = parser.parse_intermixed_args(arguments)
     return train(options.overrides, options.config_dir, ["ngpt", "train", *arguments])
 
 
-def _data(arguments: Sequence[str]) -> int | None:
+def _data(arguments: Sequence[str]) -> int:
     from ngpt.data.cli import main as data_main
 
     return data_main(arguments)
 
 
-def _report(arguments: Sequence[str]) -> int | None:
+def _report(arguments: Sequence[str]) -> int:
     from ngpt.analysis.cli import main as report_main
 
     return report_main(arguments)
@@ -105,7 +96,7 @@ def _version(_arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "config": _config,
     "train": _train,
     "data": _data,

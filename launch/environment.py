@@ -108,31 +108,30 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
         # A worker's print appears when it happens, not when a pipe's buffer is full.
         "PYTHONUNBUFFERED": "1",
     }
-    if cuda:
-        variables |= _gpu_variables(config)
-    else:
-        # Megatron's fused functions go through torch.compile, which looks for an accelerator that is not there.
-        variables["TORCHDYNAMO_DISABLE"] = "1"
-        if config.cluster.nodes == 1:
-            # Gloo otherwise resolves the machine's own name, which many containers and laptops cannot.
-            variables["GLOO_SOCKET_IFNAME"] = "lo"
-    return variables
+    if config.parallel.tensor > 1 or config.parallel.context > 1:
+        # One hardware queue: collectives start in the order they were issued, and overlap. Megatron insists on it, on a CPU too.
+        variables["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    return variables | (_gpu_variables(config) if cuda else _cpu_variables(config))
 
 
 def _gpu_variables(config: Config) -> dict[str, str]:
-    variables = {
-        # Autotuning results stay on disk: a second start of the same shapes tunes nothing.
-        "TRITON_CACHE_AUTOTUNING": "1",
-    }
-    if config.parallel.tensor > 1 or config.parallel.context > 1:
-        # One hardware queue: collectives start in the order they were issued, and overlap. Required before Blackwell.
-        variables["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    # Autotuning results stay on disk: a second start of the same shapes tunes nothing.
+    variables = {"TRITON_CACHE_AUTOTUNING": "1"}
     if config.debug.deterministic:
         variables |= {
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS repeats its sums only with a fixed workspace
             "NCCL_ALGO": "Ring",  # one reduction order
             "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",  # attention backward without atomics
         }
+    return variables
+
+
+def _cpu_variables(config: Config) -> dict[str, str]:
+    # Megatron's fused functions go through torch.compile, which looks for an accelerator that is not there.
+    variables = {"TORCHDYNAMO_DISABLE": "1"}
+    if config.cluster.nodes == 1:
+        # Gloo otherwise resolves the machine's own name, which many containers and laptops cannot.
+        variables["GLOO_SOCKET_IFNAME"] = "lo"
     return variables
 
 

@@ -10,8 +10,7 @@ from types import FrameType
 from typing import BinaryIO
 
 FORWARDED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-FIRST_RANK_PREFIX = b"[rank0]:"  # torchrun writes [<role><local rank>]: before each line
-RANK_ROLE = "rank"
+RANK_ROLE = "rank"  # torchrun writes [<role><local rank>]: before each line
 
 
 def worker_command(worker_arguments: Sequence[str], processes: int, log_dir: Path) -> list[str]:
@@ -29,16 +28,24 @@ def worker_command(worker_arguments: Sequence[str], processes: int, log_dir: Pat
     return [*torchrun, "-m", "launch.worker", *worker_arguments]
 
 
-def run_and_tee(command: Sequence[str], environment: Mapping[str, str], log_path: Path | None) -> int:
+def run_and_tee(command: Sequence[str], environment: Mapping[str, str], log_path: Path | None, reporting_rank: int = 0) -> int:
     """Runs a command to its end and copies what it prints to stdout and, appended, to `log_path`.
+
+    Args:
+        command: What to run.
+        environment: Its whole environment.
+        log_path: None: stdout only.
+        reporting_rank: The local rank that prints the progress; its lines lose torchrun's prefix.
 
     Returns:
         The exit code; 128 + n for a process ended by signal n.
     """
+    if log_path is not None:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
     # A session of its own: Ctrl-C reaches the workers once, through us.
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     with _signals_forwarded_to(process), log_path.open("ab", buffering=0) if log_path else nullcontext() as log:
-        for text in _arriving(process.stdout):
+        for text in _arriving(process.stdout, b"[%s%d]:" % (RANK_ROLE.encode(), reporting_rank)):
             sys.stdout.buffer.write(text)
             sys.stdout.buffer.flush()
             if log:
@@ -47,16 +54,16 @@ def run_and_tee(command: Sequence[str], environment: Mapping[str, str], log_path
     return 128 - code if code < 0 else code
 
 
-def _arriving(stream: BinaryIO) -> Iterator[bytes]:
-    """What has been printed so far, at once (a progress line ends without a newline). Lines of rank 0 lose torchrun's prefix."""
+def _arriving(stream: BinaryIO, prefix: bytes) -> Iterator[bytes]:
+    """What has been printed so far, at once (a progress line ends without a newline), without `prefix` at the start of lines."""
     pending = b""
     while chunk := stream.read1():
         *lines, pending = (pending + chunk).split(b"\n")
-        yield from (line.removeprefix(FIRST_RANK_PREFIX) + b"\n" for line in lines)
-        if not pending.startswith(b"["):  # no prefix can follow: the start of a line is shown before its end arrives
+        yield from (line.removeprefix(prefix) + b"\n" for line in lines)
+        if not pending.startswith(prefix[:1]):  # no prefix can follow: the start of a line is shown before its end arrives
             yield pending
             pending = b""
-    yield pending.removeprefix(FIRST_RANK_PREFIX)
+    yield pending.removeprefix(prefix)
 
 
 @contextmanager

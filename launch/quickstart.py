@@ -107,7 +107,9 @@ def table(summary: dict[str, Any], text: str, page: Path, overrides: Sequence[st
         ("on 2 processes", f"{Path(sys.executable).parent / 'ngpt'} train {' '.join(two_processes)}"),
     ]
     lines = [f"  {name:<20}{value}" for name, value in rows]
-    shown = textwrap.indent(text.strip(), "  | ")
+    # A byte-level model writes any byte: what a terminal would obey is shown as a dot.
+    printable = "".join(character if character.isprintable() or character == "\n" else "." for character in text.strip())
+    shown = textwrap.indent(printable, "  | ")
     return "\n".join(["", f"{run_name}: a small nGPT, from text to text", *lines, "  a sample", shown])
 
 

@@ -62,7 +62,9 @@ def record_launch(config: Config, command: Sequence[str], variables: dict[str, s
 
 def record_failure(folder: Path, rank: int, error: BaseException, time: float) -> None:
     """Called by a worker that ends in an error: one file a rank, since the first of several is the cause and the rest follow it."""
-    failure = {"rank": rank, "time": time, "error": type(error).__name__, "message": str(error)}
+    # CUDA and NCCL append advice to their first line; the lines of a ConfigError are one mistake each.
+    message = str(error) if isinstance(error, ConfigError) else str(error).partition("\n")[0]
+    failure = {"rank": rank, "time": time, "error": type(error).__name__, "message": message}
     folder.mkdir(parents=True, exist_ok=True)  # on a disk that this machine does not share with rank 0 it may be missing
     (folder / f"failure_rank{rank}.json").write_text(json.dumps(failure) + "\n", encoding="utf-8")
 

@@ -36,14 +36,13 @@ def train(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequen
     _check_world(config, world)
     check_resumable(config)
     _check_data(config)
-    processes = world.local_size if world else config.cluster.gpus_per_node
-    if world is None and processes == 1:
-        world = single_world()
-    environment = worker_environment(worker_variables(config, local_processes=processes, cuda=bool(gpu_names())), world)
-    if world is not None and world.rank > 0:
-        return _run_following_rank(config, environment)
-    config_path = record_launch(config, command, recorded_variables(environment))
-    return _run_first_rank(config_path, processes if world is None else 1, environment)
+    cuda = bool(gpu_names())
+    if world is not None:
+        environment = worker_environment(worker_variables(config, world.local_size, cuda), world)
+        return _run_one_rank(config, world, environment, command)
+    processes = config.cluster.gpus_per_node
+    environment = worker_environment(worker_variables(config, processes, cuda), single_world() if processes == 1 else None)
+    return _run_all_ranks(config, processes, environment, command)
 
 
 def _check_world(config: Config, world: World | None) -> None:
@@ -73,21 +72,34 @@ def _check_data(config: Config) -> None:
         verify(source.path)
 
 
-def _run_first_rank(config_path: Path, processes: int, environment: dict[str, str]) -> int:
-    """Runs rank 0, or all ranks where torchrun is ours; keeps the output and says in one line what failed."""
+def _run_all_ranks(config: Config, processes: int, environment: dict[str, str], command: Sequence[str]) -> int:
+    """Runs every rank on this machine, keeps what they print and says in one line what failed."""
+    config_path = record_launch(config, command, recorded_variables(environment))
     run_dir = config_path.parent
     console = run_dir / CONSOLE_FILE
-    code = run_and_tee(worker_command(["train", str(config_path)], processes, run_dir / WORKER_LOGS), environment, console)
+    workers = worker_command(["train", str(config_path)], processes, run_dir / WORKER_LOGS)
+    code = run_and_tee(workers, environment, console, reporting_rank=processes - 1)
     if code != 0:
-        failure = first_failure(run_dir)
-        cause = f"rank {failure['rank']}: {failure['error']}: {failure['message']}" if failure else f"workers ended with exit code {code}"
-        print(f"ngpt train failed: {cause}\nWhole output: {console}", file=sys.stderr)
+        print(f"ngpt train failed: {_cause(run_dir, code)}\nWhole output: {console}", file=sys.stderr)
     return code
 
 
-def _run_following_rank(config: Config, environment: dict[str, str]) -> int:
-    """Runs another rank of a given world, from a config file of its own: rank 0 may be writing the run folder's at this moment."""
+def _run_one_rank(config: Config, world: World, environment: dict[str, str], command: Sequence[str]) -> int:
+    """Runs this process's rank of a given world. Rank 0 records the launch; the last rank, which prints the progress, keeps the output."""
+    run_dir = Path(config.run.dir)
+    if world.rank == 0:
+        record_launch(config, command, recorded_variables(environment))
+    console = run_dir / CONSOLE_FILE if world.rank == world.size - 1 else None
     with tempfile.TemporaryDirectory() as folder:
+        # A config file of its own: at this moment the run folder's may be that of an earlier launch.
         config_path = Path(folder) / CONFIG_FILE
         dump(config, config_path)
-        return run_and_tee(worker_command(["train", str(config_path)], 1, Path(folder)), environment, None)
+        code = run_and_tee(worker_command(["train", str(config_path)], 1, Path(folder)), environment, console)
+    if code != 0 and world.rank == 0:
+        print(f"ngpt train failed: {_cause(run_dir, code)}", file=sys.stderr)
+    return code
+
+
+def _cause(run_dir: Path, code: int) -> str:
+    failure = first_failure(run_dir)
+    return f"rank {failure['rank']}: {failure['error']}: {failure['message']}" if failure else f"workers ended with exit code {code}"

@@ -12,8 +12,9 @@ from ngpt.config.errors import ConfigError
 MEGATRON_VERSION = "0.19.2"
 
 # In the order of application: cuda_on_cpu stands before everything that imports Megatron.
-_ON_CPU: dict[str, Callable[[], bool]] = {"cuda_on_cpu": cuda_on_cpu.install, "async_worker": async_worker.install}
+_ON_CPU: dict[str, Callable[[], bool]] = {"cuda_on_cpu": cuda_on_cpu.install}
 _EVERYWHERE: dict[str, Callable[[], bool]] = {
+    "async_worker": async_worker.install,
     "datasets_makefile": datasets_makefile.install,
     "distrib_optimizer_load": distrib_optimizer_load.install,
 }

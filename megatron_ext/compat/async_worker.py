@@ -1,12 +1,19 @@
-"""Asynchronous checkpoints on a CPU: the process that writes them needs `cuda_on_cpu` too.
+"""The process that writes asynchronous checkpoints: it runs without CUDA, and it ends with the trainer.
 
-Upstream (megatron-core 0.19.2): `core/dist_checkpointing/strategies/async_utils.py: PersistentAsyncCaller.async_loop` runs in a fresh
-process and starts with `torch.cuda.set_device(rank % torch.cuda.device_count())`. Without CUDA that is a division by zero: the process
-ends, and the trainer waits for it for ever.
-Reason: a CPU run can save asynchronously. The replacement is found by name in the new process, installs `cuda_on_cpu` and goes on upstream.
-Goes when: `cuda_on_cpu` goes.
+Upstream (megatron-core 0.19.2): `core/dist_checkpointing/strategies/async_utils.py: PersistentAsyncCaller.async_loop`, run in a fresh
+process that belongs to a fork server,
+- starts with `torch.cuda.set_device(rank % torch.cuda.device_count())`. Without CUDA that is a division by zero: the process ends, and the
+  trainer waits for it for ever;
+- waits for requests on a queue whose two ends it holds itself: a trainer that is killed leaves it behind, with its memory, its device and
+  the trainer's output open.
+Reason: a CPU run can save asynchronously, and a killed run leaves nothing behind. The replacement is found by name in the new process,
+where upstream's method is in its place.
+Goes when: upstream's worker ends with its trainer; on a CPU, when `cuda_on_cpu` goes.
 """
 
+import multiprocessing
+import os
+import threading
 from typing import Any
 
 from megatron_ext.compat import cuda_on_cpu
@@ -21,8 +28,15 @@ def install() -> bool:
 
 
 def run_worker(*args: Any, **kwargs: Any) -> None:
-    """Upstream's loop of the checkpoint worker on a CPU. Runs in a fresh process, where upstream's method is in its place."""
+    """Upstream's loop of the checkpoint worker. Runs in a fresh process."""
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
     cuda_on_cpu.install()
     from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
 
     PersistentAsyncCaller.async_loop(*args, **kwargs)
+
+
+def _end_with_trainer() -> None:
+    # A checkpoint whose trainer is gone is never finalised, so there is nothing to finish.
+    multiprocessing.parent_process().join()
+    os._exit(1)

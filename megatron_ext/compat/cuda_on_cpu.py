@@ -42,6 +42,7 @@ def install() -> bool:
         return True
     if torch.cuda.is_available():
         return False
+    torch.Tensor.record_stream = lambda tensor, stream: None  # torch checks the stream's class before a mode sees the call
     _switch_off_compilation()
     for name, stand_in in _device_stand_ins().items():
         setattr(torch.cuda, name, stand_in)
@@ -68,8 +69,6 @@ class _CudaToCpu(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
             return args[0]
-        if func is torch.Tensor.record_stream:
-            return None
         if func is torch.Tensor.type:
             return _tensor_type(*args, **kwargs)
         if func is torch.Tensor.to and len(args) > 1 and _asks_for_cuda(args[1]):

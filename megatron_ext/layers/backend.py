@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-import torch
-
+from megatron_ext.device import on_gpu
 from megatron_ext.layers.attention import LocalAttention
 from megatron_ext.layers.linear import LocalColumnLinear, LocalRowLinear
 from megatron_ext.layers.norm import LocalRMSNorm
@@ -32,8 +31,7 @@ def choose_backend(transformer_impl: str) -> str:
     Raises:
         ValueError: Transformer Engine was asked for by name and cannot run here.
     """
-    usable = torch.cuda.is_available() and torch.version.cuda is not None and torch.cuda.get_device_capability()[0] > 0
-    usable = usable and find_spec("transformer_engine") is not None
+    usable = on_gpu() and find_spec("transformer_engine") is not None
     if transformer_impl == "auto":
         return "transformer_engine" if usable else "local"
     if transformer_impl == "transformer_engine" and not usable:

@@ -7,15 +7,16 @@ validation, from the resolved `Config`; nothing reads sys.argv.
 import argparse
 import dataclasses
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.training.argument_utils import hybrid_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.arguments import add_megatron_arguments, parse_args, validate_args
 from megatron.training.config import PretrainConfigContainer
 from megatron.training.global_vars import set_global_variables
 
+from megatron_ext.device import on_gpu
 from megatron_ext.models.builder import PluginModelConfig
 from ngpt.config import Config, ConfigError
 from ngpt.config.sizes import padded_vocab_size, pipeline_stages
@@ -65,17 +66,17 @@ def _model(cfg: Config, backend: str) -> dict[str, Any]:
         vocab_size=model.vocab_size,
         padded_vocab_size=padded_vocab_size(model),
         pad_vocab_size=False,
-        # Fused kernels of the local path need apex or CUDA; Transformer Engine brings its own.
+        # The local path's fused kernels need apex, and so does accumulating the output layer's gradient in place.
         no_persist_layer_norm=local,
-        masked_softmax_fusion=not local,
+        masked_softmax_fusion=False,
         apply_rope_fusion=not local,
         bias_swiglu_fusion=not local,
         bias_gelu_fusion=False,
         bias_dropout_fusion=False,
-        gradient_accumulation_fusion=not local,
+        gradient_accumulation_fusion=not local and find_spec("fused_weight_gradient_mlp_cuda") is not None,
         attention_softmax_in_fp32=local,
         cross_entropy_loss_fusion=not local,
-        cross_entropy_fusion_impl="te" if not local else "native",
+        cross_entropy_fusion_impl="native",
         attention_backend="unfused" if local else "auto",
     )
 
@@ -129,18 +130,12 @@ def _parallel(cfg: Config) -> dict[str, Any]:
         use_distributed_optimizer=parallel.distributed_optimizer,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
-        # Megatron refuses to overlap virtual pipelining's messages over two ranks.
-        overlap_p2p_comm=parallel.pipeline > 2,
         recompute_granularity=None if parallel.recompute == "none" else parallel.recompute,
         recompute_modules=(parallel.recompute_modules or ["core_attn"]) if selective else None,
         recompute_method=parallel.recompute_method if parallel.recompute == "full" else None,
         recompute_num_layers=parallel.recompute_num_layers if parallel.recompute == "full" else None,
-        distributed_backend="nccl" if torch.cuda.is_available() and torch.distributed.is_nccl_available() and _real_gpu() else "gloo",
+        distributed_backend="nccl" if on_gpu() else "gloo",
     )
-
-
-def _real_gpu() -> bool:
-    return torch.cuda.get_device_capability()[0] > 0  # the CPU compatibility module answers (0, 0)
 
 
 def _files(cfg: Config) -> dict[str, Any]:
@@ -149,6 +144,11 @@ def _files(cfg: Config) -> dict[str, Any]:
     saves = checkpoint.save_at_end or checkpoint.interval is not None
     resuming = checkpoint.resume and has_checkpoint(checkpoint.dir)
     source = checkpoint.dir if resuming else checkpoint.load
+    if source is not None and not has_checkpoint(source):
+        raise ConfigError(
+            "checkpoint.load", source, f"it holds no finished checkpoint ({_TRACKER} is missing)",
+            "Name the checkpoints folder of a run that saved one",
+        )
     fresh_start = not resuming and checkpoint.load is not None and not checkpoint.load_optimizer
     return dict(
         log_interval=cfg.logging.interval,

@@ -18,6 +18,7 @@ from megatron.training import get_args
 from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 from torch.utils.data import DataLoader, Dataset
 
+from megatron_ext.device import on_gpu
 from ngpt.config import Config
 from ngpt.config.schema import DataSource
 from ngpt.data.manifest import split_of
@@ -89,7 +90,7 @@ def _loader(dataset: Dataset, size: int, consumed: int, cfg: Config) -> DataLoad
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
     )
     workers = cfg.data.num_workers
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=True, persistent_workers=workers > 0)
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=on_gpu(), persistent_workers=workers > 0)
 
 
 def make_iterators_provider(cfg: Config):

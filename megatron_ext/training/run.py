@@ -102,7 +102,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def _megatron_log(path: Path) -> Iterator[Callable[[str], None]]:
+def megatron_log(path: Path) -> Iterator[Callable[[str], None]]:
     """Send what Megatron prints and logs to a file of its own, and give a `say` that still reaches the terminal."""
     terminal = sys.stdout
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
         RuntimeError: the self-check of norms failed.
     """
     backend = choose_backend(cfg.model.transformer_impl)
-    with _megatron_log(Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log") as say:
+    with megatron_log(Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log") as say:
         args, container = setup_megatron(cfg, backend)
         is_last = args.rank == args.world_size - 1
         session = Session(cfg, say)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from megatron_ext.device import on_gpu
 from ngpt.config import Config
 from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, tokens_per_step
 from ngpt.data.entropy import ngram_bits_per_byte
@@ -23,7 +24,7 @@ def run_header(cfg: Config, backend: str, args: argparse.Namespace) -> list[str]
     """What this run is and which implementation was chosen for each operation, a line each."""
     parallel, counts = cfg.parallel, count_parameters(cfg.model)
     te = backend == "transformer_engine"
-    device = torch.cuda.get_device_name() if torch.cuda.get_device_capability()[0] else "CPU"
+    device = torch.cuda.get_device_name() if on_gpu() else "CPU"
     optimizer = "DistributedOptimizer" if parallel.distributed_optimizer else "whole fp32 masters"
     return [
         f"{cfg.run.name}: {cfg.model.architecture}, {counts.total:,} parameters, "

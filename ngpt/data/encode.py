@@ -11,6 +11,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
@@ -141,7 +142,7 @@ def _header(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Counts]:
     return arrays["text_bytes"], {int(source): (documents, skipped) for source, (documents, skipped) in counts.items()}
 
 
-def sample_texts(records: Iterator[Record], job: Job, limit: int) -> Iterator[str]:
+def sample_texts(records: Iterator[Record], job: Job, limit: int, bar: tqdm) -> Iterator[str]:
     """The usable texts among the records, until `limit` bytes of sources are read; at least one document."""
     consumed = 0
     for record in records:
@@ -152,6 +153,7 @@ def sample_texts(records: Iterator[Record], job: Job, limit: int) -> Iterator[st
             continue
         yield text
         consumed += record.consumed
+        bar.update(record.consumed)
         if consumed >= limit:
             return
 

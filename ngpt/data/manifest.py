@@ -15,7 +15,7 @@ from ngpt.data.indexed import bin_path, idx_path
 FORMAT_VERSION = 1
 NAME = "manifest.json"
 SPLITS = ("train", "valid", "test")
-_CHECKED = ".checked.json"  # size and mtime of the files whose checksum was last found right
+CHECKED = ".checked.json"  # size and mtime of the files whose checksum was last found right
 
 
 @dataclass
@@ -196,7 +196,7 @@ def check_against_model(sources: Sequence[DataSource], tokenizer: TokenizerConfi
 
 def _load_checked(folder: Path) -> dict[str, list[Any]]:
     try:
-        return json.loads((folder / _CHECKED).read_text(encoding="utf-8"))
+        return json.loads((folder / CHECKED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
@@ -204,5 +204,5 @@ def _load_checked(folder: Path) -> dict[str, list[Any]]:
 def _save_checked(folder: Path, checked: dict[str, list[Any]]) -> None:
     if checked == _load_checked(folder) or not os.access(folder, os.W_OK):
         return
-    with atomic_write(folder / _CHECKED) as stream:
+    with atomic_write(folder / CHECKED) as stream:
         stream.write(json.dumps(checked).encode())

@@ -14,7 +14,7 @@ from typing import Any
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
 from ngpt.data.files import atomic_write
-from ngpt.data.manifest import NAME, SPLITS, Manifest, SourceInfo, verify
+from ngpt.data.manifest import CHECKED, NAME, SPLITS, Manifest, SourceInfo, verify
 from ngpt.data.readers import DOCUMENTS
 from ngpt.data.tokenizers import BPE_DEFAULT_VOCAB, from_config
 
@@ -103,7 +103,7 @@ def locked(out: Path) -> Iterator[None]:
 
 def clear(out: Path) -> None:
     """Remove prepared data, and what an unfinished preparation would continue from."""
-    for name in (NAME, *(f"{split}.{suffix}" for split in SPLITS for suffix in ("bin", "idx")), TOKENIZER):
+    for name in (NAME, CHECKED, *(f"{split}.{suffix}" for split in SPLITS for suffix in ("bin", "idx")), TOKENIZER):
         (out / name).unlink(missing_ok=True)
     # The plan goes first: shards without one are never used.
     (out / WORK / PLAN).unlink(missing_ok=True)

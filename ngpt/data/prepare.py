@@ -100,7 +100,8 @@ def _records(job: encode.Job, options: Options) -> Iterator[Record]:
 def _trained_bpe(job: encode.Job, options: Options, vocab_size: int, sample_bytes: int) -> TokenizerConfig:
     path = job.folder / TOKENIZER
     if not path.is_file():
-        trained = train_bpe(encode.sample_texts(_records(job, options), job, sample_bytes), vocab_size)
+        with progress(sample_bytes, "training the bpe") as bar:
+            trained = train_bpe(encode.sample_texts(_records(job, options), job, sample_bytes, bar), vocab_size)
         with atomic_write(path) as stream:
             stream.write(trained.encode())
     return replace(job.tokenizer, path=str(path))

@@ -9,10 +9,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ngpt.config.errors import ConfigError
 
+if TYPE_CHECKING:
+    from zstandard import ZstdDecompressionObj
+
+ZSTD_READ_BYTES = 1 << 17
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 PACKED = (".gz", ".zst")
 BOM = b"\xef\xbb\xbf"
@@ -138,11 +142,39 @@ def _unpacked(raw: BinaryIO, suffix: str) -> BinaryIO:
     if suffix == ".gz":
         return gzip.open(raw)  # type: ignore[return-value]
     if suffix == ".zst":
-        import zstandard
-
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)
-        return io.BufferedReader(reader)  # type: ignore[arg-type,return-value]
+        return io.BufferedReader(_ZstdStream(raw))  # type: ignore[return-value]
     return raw
+
+
+class _ZstdStream(io.RawIOBase):
+    """The text of all frames of a .zst. The library's own reader takes the end of a cut file for the end of its text."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        from zstandard import ZstdDecompressor
+
+        self._raw, self._decompressor = raw, ZstdDecompressor()
+        self._frame: ZstdDecompressionObj | None = None
+        self._packed = b""
+        self._text = memoryview(b"")  # sliced without a copy
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._text:
+            self._packed = self._packed or self._raw.read(ZSTD_READ_BYTES)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("Compressed file ended before the end of a frame")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._text = memoryview(self._frame.decompress(self._packed))
+            self._packed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        size = min(len(buffer), len(self._text))
+        buffer[:size], self._text = self._text[:size], self._text[size:]
+        return size
 
 
 def _parquet(index: int, source: Source, text_key: str) -> Iterator[Record]:

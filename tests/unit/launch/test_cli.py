@@ -108,6 +108,7 @@ def failing_trainer(tmp_path):
         (tmp_path / "fake" / package).mkdir(parents=True)
         (tmp_path / "fake" / package / "__init__.py").write_text("def install(cpu): pass\n")
     (tmp_path / "fake/megatron_ext/training/run.py").write_text(code)
+    (tmp_path / "fake/torch.py").write_text("class cuda:\n    is_available = staticmethod(lambda: False)\n")  # the real one takes seconds
     return f"{tmp_path / 'fake'}{os.pathsep}{ROOT}"
 
 
@@ -131,10 +132,13 @@ def test_what_a_worker_ends_with_is_the_launchers_last_word(seed, exit_code, cau
     assert ("Traceback" in done.stdout) == (exit_code == 1)
 
 
-def test_a_rank_of_a_given_world_writes_no_run_folder_unless_it_is_the_first(failing_trainer, tmp_path):
+def test_ranks_of_a_given_world_share_the_work_on_the_run_folder(failing_trainer, tmp_path):
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "PYTHONSAFEPATH": "1", "PYTHONPATH": failing_trainer}
     arguments = ["train", "experiment=ngpt_tiny", "parallel.tensor=2", "cluster.gpus_per_node=2"]
+    run_dir = tmp_path / "runs/ngpt_tiny"
     assert run_ngpt(*arguments, folder=tmp_path, RANK="1", LOCAL_RANK="1", **world).returncode == 0
-    assert not list(tmp_path.glob("runs/**/*.yaml"))
+    assert (run_dir / "console.log").read_text() == "step 1\n"
+    assert not (run_dir / "config.yaml").exists()
     assert run_ngpt(*arguments, folder=tmp_path, RANK="0", LOCAL_RANK="0", **world).returncode == 0
-    assert (tmp_path / "runs/ngpt_tiny/config.yaml").exists()
+    assert (run_dir / "console.log").read_text() == "step 1\n"
+    assert (run_dir / "config.yaml").exists()

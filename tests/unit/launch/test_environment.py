@@ -96,10 +96,11 @@ def test_gloo_may_leave_the_machine_on_several_nodes():
     assert "GLOO_SOCKET_IFNAME" not in worker_variables(two_nodes, local_processes=1, cuda=False)
 
 
-def test_one_hardware_queue_only_where_collectives_overlap_layers(config):
+@pytest.mark.parametrize("cuda", [False, True])
+def test_one_hardware_queue_only_where_collectives_overlap_layers(config, cuda):
     tensor_parallel = compose(["experiment=ngpt_tiny", "parallel.tensor=2", "cluster.gpus_per_node=2"])
-    assert worker_variables(tensor_parallel, local_processes=2, cuda=True)["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
-    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in worker_variables(config, local_processes=1, cuda=True)
+    assert worker_variables(tensor_parallel, local_processes=2, cuda=cuda)["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in worker_variables(config, local_processes=1, cuda=cuda)
 
 
 def test_threads_never_fall_below_one(config):

@@ -25,13 +25,13 @@ def test_several_processes_run_under_torchrun(tmp_path):
     assert command[-4:] == ["-m", "launch.worker", "train", "c.yaml"]
 
 
-def test_output_is_shown_and_appended_without_the_prefix_of_rank_0(tmp_path, capsysbinary):
+def test_output_is_shown_and_appended_without_the_prefix_of_the_reporting_rank(tmp_path, capsysbinary):
     log = tmp_path / "console.log"
     log.write_text("earlier\n")
-    code = "import sys; print('[rank0]:loss 1'); print('[rank1]:loss 2', file=sys.stderr); print('plain', end='')"
-    assert run_and_tee(python(code), dict(os.environ), log) == 0
-    assert capsysbinary.readouterr().out == b"loss 1\n[rank1]:loss 2\nplain"
-    assert log.read_bytes() == b"earlier\nloss 1\n[rank1]:loss 2\nplain"
+    code = "import sys; print('[rank1]:loss 1'); print('[rank0]:loss 2', file=sys.stderr); print('plain', end='')"
+    assert run_and_tee(python(code), dict(os.environ), log, reporting_rank=1) == 0
+    assert capsysbinary.readouterr().out == b"loss 1\n[rank0]:loss 2\nplain"
+    assert log.read_bytes() == b"earlier\nloss 1\n[rank0]:loss 2\nplain"
 
 
 def test_a_prefix_cut_in_two_by_the_pipe_is_still_removed():
@@ -42,7 +42,7 @@ def test_a_prefix_cut_in_two_by_the_pipe_is_still_removed():
         def read1(self):
             return self.pieces.pop(0)
 
-    arrived = list(processes._arriving(Pieces()))
+    arrived = list(processes._arriving(Pieces(), b"[rank0]:"))
     assert b"".join(arrived) == b"a\nb\nstep 1\rstep 2\r"
     assert b"step 1\r" in arrived  # shown before its line ends
 

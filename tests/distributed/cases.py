@@ -1,0 +1,108 @@
+"""The training cases of the distributed tests, by world size. Everything is compared with one process from the same seed checkpoint."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Three models: (name, overrides). Every fork of the layer code is in one of them.
+MODELS = {
+    "plain": ["model.num_query_groups=2"],
+    "gated": ["model.activation=swiglu", "model.tied_embeddings=true", "model.fine_grained=false"],
+    "control": ["model.architecture=gpt", "model.activation=swiglu", "model.num_query_groups=2"],
+}
+BASE = [
+    "experiment=ngpt_tiny",
+    "model.num_layers=4",
+    "train.steps=4",
+    "train.eval_interval=4",
+    "optim.lr=3e-3",
+    "logging.health_interval=2",
+    "checkpoint.save_at_end=false",
+]
+TP2 = ["parallel.tensor=2", "cluster.gpus_per_node=2"]
+PP2 = ["parallel.pipeline=2", "cluster.gpus_per_node=2"]
+DP2 = ["cluster.gpus_per_node=2"]
+CP2 = ["parallel.context=2", "cluster.gpus_per_node=2"]
+OVERLAP = ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]
+BF16 = ["precision=bf16"]
+SAVE = ["checkpoint.save_at_end=true"]
+WHOLE = ["parallel.distributed_optimizer=false"]
+
+
+@dataclass
+class Case:
+    """One run: `seed` names the seed checkpoint it starts from, `resume` another case whose checkpoint folder it takes over."""
+
+    name: str
+    model: str = "plain"
+    overrides: list[str] = field(default_factory=list)
+    seed: str | None = None
+    randomize_scales: bool = False
+    load_all: str | None = None  # weights, optimizer state, schedule and RNG of another case's checkpoint
+
+    def as_json(self, root: Path) -> dict:
+        overrides = [*BASE, *MODELS[self.model], f"run.root={root}", f"run.name={self.name}", *self.overrides]
+        if self.seed:
+            overrides.append(f"checkpoint.load={root / self.seed / 'checkpoints'}")
+        if self.load_all:
+            overrides += [f"checkpoint.load={root / self.load_all / 'checkpoints'}", "checkpoint.load_optimizer=true"]
+        return {"name": self.name, "overrides": overrides, "randomize_scales": self.randomize_scales}
+
+
+def _seed(model: str) -> Case:
+    return Case(f"seed_{model}", model, ["train.steps=1", *SAVE, "logging.health_interval=1"], randomize_scales=True)
+
+
+def _like(name: str, model: str, *groups: list[str]) -> Case:
+    return Case(name, model, [item for group in groups for item in group], seed=f"seed_{model}")
+
+
+def _stopped(name: str, *groups: list[str]) -> list[Case]:
+    """A run of 4 steps, and the same run stopped after step 2 and started again."""
+    overrides = [*SAVE, *(item for group in groups for item in group)]
+    return [
+        Case(f"{name}_whole", overrides=overrides),
+        Case(f"{name}_halves_1", overrides=[*overrides, "train.stop_after=2", f"run.name={name}_halves"]),
+        Case(f"{name}_halves_2", overrides=[*overrides, f"run.name={name}_halves"]),
+    ]
+
+
+ONE_PROCESS = [
+    *(_seed(model) for model in MODELS),
+    *(_like(f"one_{model}", model) for model in MODELS),
+    _like("one_bf16", "plain", BF16),
+    _like("one_whole_masters", "plain", WHOLE),
+    _like("recompute_full", "plain", ["parallel.recompute=full"]),
+    _like("recompute_full_block", "plain", ["parallel.recompute=full", "parallel.recompute_method=block"]),
+    _like("recompute_core_attn", "plain", ["parallel.recompute=selective"]),
+    _like("recompute_mlp", "plain", ["parallel.recompute=selective", "parallel.recompute_modules=[mlp]"]),
+    *_stopped("resume_fp32"),
+    *_stopped("resume_bf16", BF16),
+    Case("reshard_source_one", overrides=[*SAVE, "train.stop_after=2"], seed="seed_plain"),
+    Case("reshard_whole_one", seed="seed_plain"),
+]
+TWO_PROCESSES = [
+    *(_like(f"tp2_{model}", model, TP2) for model in MODELS),
+    *(_like(f"pp2_{model}", model, PP2) for model in MODELS),
+    *(_like(f"dp2_{model}", model, DP2) for model in MODELS),
+    *(_like(f"cp2_{model}", model, CP2) for model in ("plain", "control")),
+    _like("vpp2_plain", "plain", PP2, ["parallel.virtual_pipeline=2"]),
+    _like("vpp2_gated", "gated", PP2, ["parallel.virtual_pipeline=2"]),
+    _like("tp2_no_sequence_parallel", "plain", TP2, ["parallel.sequence_parallel=false"]),
+    _like("dp2_overlap", "plain", DP2, OVERLAP),
+    _like("dp2_whole_masters", "plain", DP2, WHOLE),
+    _like("dp2_bf16", "plain", DP2, BF16),
+    _like("dp2_bf16_overlap", "plain", DP2, BF16, OVERLAP),
+    _like("tp2_bf16", "plain", TP2, BF16),
+    *_stopped("resume_dp2", DP2, OVERLAP),
+    *_stopped("resume_tp2_bf16", TP2, BF16),
+    Case("reshard_one_to_tp2", overrides=TP2, load_all="reshard_source_one"),
+    Case("reshard_one_to_pp2", overrides=PP2, load_all="reshard_source_one"),
+    Case("reshard_one_to_dp2", overrides=DP2, load_all="reshard_source_one"),
+    Case("reshard_source_dp2", overrides=[*DP2, *SAVE, "train.stop_after=2"], seed="seed_plain"),
+    Case("reshard_dp2_to_tp2", overrides=TP2, load_all="reshard_source_dp2"),
+    Case("reshard_dp2_to_pp2", overrides=PP2, load_all="reshard_source_dp2"),
+]
+FOUR_PROCESSES = [
+    _like("tp2_pp2_plain", "plain", TP2, PP2, ["cluster.gpus_per_node=4"]),
+    _like("tp2_dp2_bf16_overlap", "plain", TP2, BF16, OVERLAP, ["cluster.gpus_per_node=4"]),
+]

@@ -1,0 +1,160 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.schema import DataSource, TokenizerConfig
+from ngpt.data import cli
+from ngpt.data.inspect import blend, data_lines
+from ngpt.data.manifest import Manifest, check_against_model, verify
+from ngpt.data.prepare import prepare
+from ngpt.data.readers import format_of
+
+BYTES = TokenizerConfig(name="bytes", kind="bytes")
+BPE = TokenizerConfig(name="bpe", kind="bpe", vocab_size=270)
+
+
+def make(folder, name, tokenizer=BYTES, count=50):
+    source = folder / f"{name}.jsonl"
+    source.write_text("".join(json.dumps({"text": f"{name} says {i} " * 5}) + "\n" for i in range(count)))
+    prepare([source], folder / name, tokenizer, workers=1)
+    return folder / name
+
+
+def test_verify_sees_any_change(tmp_path):
+    out = make(tmp_path, "a")
+    verify(out / "train")
+    tokens = out / "train.bin"
+    content, times = tokens.read_bytes(), tokens.stat()
+    changed = bytes([content[0] ^ 1]) + content[1:]
+
+    tokens.write_bytes(content[:-2])
+    with pytest.raises(ConfigError, match=r"bytes\. manifest.json says \d+: it changed since its preparation"):
+        verify(out / "train")
+    tokens.write_bytes(changed)
+    with pytest.raises(ConfigError, match="another checksum"):
+        verify(out / "train")
+    # Same size and time as at the last check: only a deep check can see it.
+    os.utime(tokens, ns=(times.st_atime_ns, times.st_mtime_ns))
+    verify(out / "train")
+    with pytest.raises(ConfigError, match="another checksum"):
+        verify(out / "train", deep=True)
+    tokens.write_bytes(content)
+    verify(out / "train")
+    (out / "train.idx").unlink()
+    with pytest.raises(ConfigError, match=r"train.idx: no such file"):
+        verify(out / "train")
+
+
+def test_manifest_errors(tmp_path):
+    out = make(tmp_path, "a")
+    with pytest.raises(ConfigError, match=r"manifest.json: no such file.*ngpt data prepare"):
+        verify(tmp_path / "nowhere/train")
+    with pytest.raises(ConfigError, match="no split 'trian'. The folder holds train, valid, test"):
+        verify(out / "trian")
+    path = out / "manifest.json"
+    content = path.read_text()
+    for damaged in (
+        content[:-20],
+        "[]",
+        content.replace('"dtype"', '"type"'),
+        content.replace('"format_version": 1', '"format_version": 2'),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(ConfigError, match="Prepare the data again"):
+            Manifest.load(out)
+
+
+def test_model_and_sources_must_agree(tmp_path):
+    first, second, bpe = make(tmp_path, "a"), make(tmp_path, "b"), make(tmp_path, "c", BPE)
+    other = make(tmp_path, "d", replace(BPE, vocab_size=280))
+
+    def check(*folders, tokenizer=BYTES, vocab_size=257):
+        return check_against_model([DataSource(str(folder / "train")) for folder in folders], tokenizer, vocab_size)
+
+    assert [manifest.folder for manifest in check(first, second)] == [first, second]
+    check(bpe, tokenizer=BPE, vocab_size=270)
+    check(bpe, tokenizer=replace(BPE, path=str(bpe / "tokenizer.json")), vocab_size=300)
+    with pytest.raises(ConfigError, match=r"model.vocab_size: 256. .*has 257 entries.*Set model.vocab_size=257"):
+        check(first, vocab_size=256)
+    with pytest.raises(ConfigError, match="tokenizer kind bpe. tokenizer.kind is bytes"):
+        check(first, bpe)
+    with pytest.raises(ConfigError, match="a blend needs one"):
+        check(bpe, other, tokenizer=BPE, vocab_size=300)
+    with pytest.raises(ConfigError, match="other tokens under the same numbers"):
+        check(bpe, tokenizer=replace(BPE, path=str(other / "tokenizer.json")), vocab_size=300)
+
+
+def test_blend_gives_tokens_and_epochs(tmp_path):
+    first, second = make(tmp_path, "a"), make(tmp_path, "b", count=150)
+    sources = [DataSource(str(first / "train"), 3.0), DataSource(str(second / "train"), 1.0)]
+    rows = blend(sources, 1_000_000)
+    held = [Manifest.load(folder).splits["train"].tokens for folder in (first, second)]
+    assert [row.tokens_drawn for row in rows] == [750_000, 250_000]
+    assert [row.epochs for row in rows] == pytest.approx([750_000 / held[0], 250_000 / held[1]])
+    for weights in ((0, 0), (2, -1)):
+        with pytest.raises(ConfigError, match="data.train"):
+            blend([DataSource(source.path, weight) for source, weight in zip(sources, weights, strict=True)], 10)
+
+
+def test_samples_are_decoded(tmp_path):
+    out = make(tmp_path, "a", BPE)
+    shown = "\n".join(data_lines(out / "valid", samples=100, characters=10))
+    assert "a says 49 " not in shown and "a says 46 " in shown and "train" not in shown
+    assert "a.jsonl: " in "\n".join(data_lines(out, samples=0, characters=0))
+
+
+def test_commands_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(40)) + "broken\n")
+    assert cli.main(["prepare", "x.jsonl", "--workers", "1"]) == 0
+    assert "skipped: 1 malformed JSON" in capsys.readouterr().out
+    assert cli.main(["inspect", "data/x_bytes"]) == 0
+    assert "line 0" in capsys.readouterr().out
+    overrides = [
+        "experiment=ngpt_tiny",
+        "data.train=[{path: data/x_bytes/train}]",
+        "data.valid=[]",
+        "data.mock=false",
+        "train.eval_steps=0",
+    ]
+    assert cli.main(["inspect", *overrides]) == 0
+    assert "100.00%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fetch", "nothing"], "Known texts: enwik8, enwik8_small"),
+        (["prepare", "enwik8"], "Run `ngpt data fetch enwik8`"),
+        (["prepare", "x.txt", "--tokenizer", "words"], "Files of conf/tokenizer: bpe, bytes"),
+        (["prepare", "x.txt", "--tokenizer", "huggingface"], "tokenizer.path: null"),
+        (["prepare", "x.txt", "y.txt"], "--out: not given"),
+        (["prepare", "nowhere.txt"], "no such file or folder"),
+        (["inspect", "nowhere"], "no such file"),
+        (["inspect", "nowhere", "a=b"], "Either paths or overrides"),
+        (["inspect", "experiment=nothing"], "nothing"),
+    ],
+)
+def test_user_errors_are_told_without_a_traceback(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.txt").write_text("x")
+    (tmp_path / "y.txt").write_text("y")
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert message in err and "Traceback" not in err and not out
+
+
+def test_formats_by_extension(tmp_path):
+    names = {"a.txt": "txt", "a.b.jsonl.gz": "jsonl", "a.txt.zst": "txt", "a.parquet": "parquet", "a.gz": None, "a": None, "txt": None}
+    assert {name: format_of(tmp_path / name) for name in names} == names
+
+
+def test_data_commands_import_no_torch():
+    modules = "cli, prepare, inspect, entropy"
+    code = f"import sys; from ngpt.data import {modules}; sys.exit('torch' in sys.modules or 'megatron' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=os.path.dirname(cli.__file__) + "/../..").returncode == 0

@@ -1,0 +1,269 @@
+"""What preparation writes, against a plain reading of the same files."""
+
+import gzip
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import zstandard
+from pyarrow import parquet
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.schema import TokenizerConfig
+from ngpt.data.assemble import split_documents
+from ngpt.data.indexed import IndexedReader
+from ngpt.data.manifest import NAME, Manifest
+from ngpt.data.plan import Options
+from ngpt.data.prepare import prepare
+from ngpt.data.tokenizers import from_manifest
+
+BYTES = TokenizerConfig(name="bytes", kind="bytes")
+TEXTS = [f"Document {i}: größe {'xy ' * (i * 37 % 101)}end" for i in range(200)]
+
+
+def write_jsonl(path, texts=TEXTS):
+    path.write_text("".join(json.dumps({"text": text, "n": i}) + "\n" for i, text in enumerate(texts)))
+    return path
+
+
+def documents(out, split="train"):
+    return [document.tolist() for document in IndexedReader(out / split)]
+
+
+def encoded(texts):
+    return [[*text.encode(), 256] for text in texts]
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".checked")}
+
+
+def run(inputs, out, **keywords):
+    options = Options(**{key: keywords.pop(key) for key in list(keywords) if key in Options.__annotations__})
+    return prepare(inputs if isinstance(inputs, list) else [inputs], out, keywords.pop("tokenizer", BYTES), options, workers=1, **keywords)
+
+
+def test_splits_are_contiguous_and_by_bytes(tmp_path):
+    manifest = run(write_jsonl(tmp_path / "a.jsonl"), tmp_path / "out", split="70,20,10")
+    expected, start, total = {"train": [], "valid": [], "test": []}, 0, sum(len(text.encode()) for text in TEXTS)
+    for text in TEXTS:
+        expected["train" if 10 * start < 7 * total else "valid" if 10 * start < 9 * total else "test"].append(text)
+        start += len(text.encode())
+    for name, texts in expected.items():
+        assert documents(tmp_path / "out", name) == encoded(texts)
+        split = manifest.splits[name]
+        assert (split.documents, split.bytes_of_text) == (len(texts), sum(len(text.encode()) for text in texts))
+        assert split.tokens == split.bytes_of_text + split.documents
+    assert manifest == Manifest.load(tmp_path / "out")
+    assert not (tmp_path / "out/.prepare").exists()
+
+
+def test_a_document_that_starts_at_a_border_is_the_next_splits():
+    members = split_documents([np.ones(4, np.int64), np.zeros(0, np.int64), np.ones(6, np.int64)], "70,20,10")
+    assert [member.tolist() for member in members] == [[0] * 4, [], [0, 0, 0, 1, 1, 2]]
+
+
+def test_a_split_without_a_share_is_not_written(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl")
+    assert list(run(source, tmp_path / "out", split="0.9,0,0.1").splits) == ["train", "test"]
+    assert list(run(source, tmp_path / "all", split="1,0,0").splits) == ["train"]
+    assert documents(tmp_path / "all") == encoded(TEXTS)
+
+
+def test_workers_and_chunks_do_not_change_a_byte(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl")
+    run(source, tmp_path / "one")
+    reference = files(tmp_path / "one")
+    for number, chunk_bytes in enumerate((1000, 7000)):
+        prepare([source], tmp_path / f"two{number}", BYTES, workers=2, chunk_bytes=chunk_bytes)
+        assert files(tmp_path / f"two{number}") == reference
+
+
+@pytest.mark.parametrize("form", ["jsonl.gz", "jsonl.zst", "ndjson", "parquet", "binary.parquet", "txt", "txt.zst", "bom.jsonl"])
+def test_every_format_gives_the_same_documents(form, tmp_path):
+    path = tmp_path / f"a.{form}"
+    plain = write_jsonl(tmp_path / "plain").read_bytes()
+    blank_lines = "\n \n\n".join(TEXTS).encode()
+    if form == "jsonl.gz":  # two members, as `cat a.gz b.gz` makes
+        path.write_bytes(gzip.compress(plain[:999]) + gzip.compress(plain[999:]))
+    elif form == "jsonl.zst":
+        path.write_bytes(zstandard.compress(plain[:999]) + zstandard.compress(plain[999:]))
+    elif form.endswith("parquet"):
+        values = [text.encode() for text in TEXTS] if form.startswith("binary") else TEXTS
+        parquet.write_table(pa.table({"text": values, "other": [1] * len(TEXTS)}), path, row_group_size=30)
+    elif form.startswith("txt"):
+        path.write_bytes(zstandard.compress(blank_lines) if form.endswith("zst") else blank_lines)
+    else:
+        path.write_bytes((b"\xef\xbb\xbf" if form.startswith("bom") else b"") + plain)
+    run(path, tmp_path / "out", split="1,0,0", documents="blank-line", chunk_bytes=500)
+    end = b"\n" if form.startswith("txt") else b""
+    expected = [[*text.encode(), *end, 256] for text in TEXTS]
+    if end:
+        expected[-1].pop(-2)
+    assert documents(tmp_path / "out") == expected
+
+
+def test_a_text_file_is_one_document_and_a_folder_its_files_in_order(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("b.txt", "a.txt", "sub/c.txt"):
+        (folder / name).write_text(f"{name}\n\nsecond paragraph\n")
+    (folder / "ignored.md").write_text("no")
+    manifest = run(folder, tmp_path / "out", split="1,0,0")
+    assert documents(tmp_path / "out") == encoded([f"{name}\n\nsecond paragraph\n" for name in ("a.txt", "b.txt", "sub/c.txt")])
+    assert [source.path for source in manifest.sources] == ["a.txt", "b.txt", "sub/c.txt"]
+
+
+BAD_LINES = {
+    "malformed JSON": b'{"text": "cut o',
+    "not UTF-8": b'{"text": "gr\xf6sse"}',
+    "no text": b'{"body": "elsewhere"}',
+    "empty document": b'{"text": " \\n"}',
+    "blank line": b"",
+}
+
+
+def test_bad_records_are_counted_by_reason(tmp_path):
+    good = [json.dumps({"text": text}).encode() for text in TEXTS[:3]]
+    lines = [good[0], *BAD_LINES.values(), good[1], b'{"text": "\\ud800"}', b"[1]", b"[" * 100_000, b'{"text": 3}', good[2]]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    write_jsonl(tmp_path / "b.jsonl", TEXTS[3:5])
+    manifest = run([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tmp_path / "out", split="1,0,0", chunk_bytes=30)
+    assert documents(tmp_path / "out") == encoded(TEXTS[:5])
+    assert [source.documents for source in manifest.sources] == [3, 2]
+    expected = {"malformed JSON": 2, "not UTF-8": 2, "no text": 3, "empty document": 1, "blank line": 1}
+    assert [source.skipped for source in manifest.sources] == [expected, {}]
+
+
+@pytest.mark.parametrize(("reason", "workers"), [*((reason, 1) for reason in BAD_LINES), ("no text", 2)])
+def test_strict_names_file_and_line(reason, workers, tmp_path):
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(b'{"text": "good"}\n' + BAD_LINES[reason] + b'\n{"text": "good"}\n')
+    with pytest.raises(ConfigError) as error:
+        prepare([source], tmp_path / "out", BYTES, Options(strict=True), workers=workers, chunk_bytes=20)
+    assert str(error.value).startswith(f"{source}:2: {reason}. --strict")
+
+
+def test_null_rows_of_parquet_are_counted(tmp_path):
+    parquet.write_table(pa.table({"text": ["a", None, "", "b"]}), tmp_path / "a.parquet")
+    manifest = run(tmp_path / "a.parquet", tmp_path / "out", split="1,0,0")
+    assert manifest.sources[0].skipped == {"empty document": 1, "no text": 1}
+    assert documents(tmp_path / "out") == encoded(["a", "b"])
+
+
+def test_same_again_writes_nothing_and_anything_else_is_refused(tmp_path):
+    source, out = write_jsonl(tmp_path / "a.jsonl"), tmp_path / "out"
+    first = run(source, out)
+    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert run(source, out) == first
+    assert {name: (out / name).stat().st_mtime_ns for name in times} == times
+    with pytest.raises(ConfigError, match=r"options.split: '90,5,5' -> '80,10,10'.*Choose another --out, or --overwrite"):
+        run(source, out, split="80,10,10")
+    source.write_text(source.read_text().replace("Document", "Documents"))
+    with pytest.raises(ConfigError, match=r"sources.0.bytes: \d+ -> \d+; sources.0.sha256"):
+        run(source, out)
+    assert first == Manifest.load(out)
+    changed = run(source, out, split="1,0,0", overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == [NAME, "train.bin", "train.idx"]
+    assert changed.sources != first.sources
+
+
+def test_changed_result_is_not_taken_for_the_same(tmp_path):
+    source, out = write_jsonl(tmp_path / "a.jsonl"), tmp_path / "out"
+    run(source, out)
+    content = (out / "valid.bin").read_bytes()
+    (out / "valid.bin").write_bytes(b"\0\0" + content[2:])
+    with pytest.raises(ConfigError, match=r"valid.bin: another checksum"):
+        run(source, out)
+
+
+def test_files_of_another_origin_are_not_overwritten(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "train.bin").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match=r"holds train.bin but no manifest.json"):
+        run(write_jsonl(tmp_path / "a.jsonl"), out)
+    assert (out / "train.bin").read_bytes() == b"precious"
+
+
+def test_a_bpe_is_trained_kept_and_decodes(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", TEXTS * 5)
+    tokenizer = TokenizerConfig(name="bpe", kind="bpe", vocab_size=300)
+    manifest = run(source, tmp_path / "out", tokenizer=tokenizer)
+    copy = prepare([source], tmp_path / "again", tokenizer, workers=2, chunk_bytes=5000)
+    assert files(tmp_path / "again") == files(tmp_path / "out")
+    assert copy.tokenizer.vocab_size == 300
+    shutil.move(tmp_path / "out", tmp_path / "moved")
+    loaded = from_manifest(Manifest.load(tmp_path / "moved"))
+    held = documents(tmp_path / "moved")
+    assert [loaded.decode(document) for document in held] == (TEXTS * 5)[: len(held)]
+    assert all(document[-1] == manifest.tokenizer.eod_id and manifest.tokenizer.eod_id not in document[:-1] for document in held)
+    (tmp_path / "moved/tokenizer.json").write_text((tmp_path / "moved/tokenizer.json").read_text() + " ")
+    with pytest.raises(ConfigError, match="changed since the preparation"):
+        from_manifest(Manifest.load(tmp_path / "moved"))
+
+
+def test_large_vocabularies_are_stored_in_32_bits(tmp_path, monkeypatch):
+    from ngpt.data import tokenizers
+
+    monkeypatch.setattr(tokenizers.BytesTokenizer, "vocab_size", 70_000)
+    monkeypatch.setattr(tokenizers.BytesTokenizer, "eod_id", 69_999)
+    manifest = run(write_jsonl(tmp_path / "a.jsonl"), tmp_path / "out", split="1,0,0")
+    assert manifest.dtype == "int32"
+    assert documents(tmp_path / "out") == [[*text.encode(), 69_999] for text in TEXTS]
+    assert IndexedReader(tmp_path / "out/train").tokens.dtype == np.int32
+
+
+def gz_cut(path):
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:-20])
+
+
+def zst_cut_in_its_last_frame(path):
+    text = "".join(f'{{"text": "line {i}"}}\n' for i in range(100_000)).encode()
+    path.write_bytes(zstandard.compress(text) + zstandard.compress(text)[:-5])
+
+
+def zst_damaged(path):
+    path.write_bytes(zstandard.compress(b'{"text": "a"}\n' * 1000)[:-4] + b"1234")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("a.csv", lambda path: path.write_text("x"), "unknown extension. Known ones: .txt, .jsonl"),
+        ("a.parquet.gz", lambda path: path.write_text("x"), "unknown extension"),
+        ("a.jsonl", lambda path: None, "no such file or folder"),
+        ("folder", lambda path: path.mkdir(), "no text file in this folder"),
+        ("a.jsonl.gz", gz_cut, "unreadable: Compressed file ended"),
+        ("a.jsonl.gz", lambda path: path.write_text("plain"), "unreadable: Not a gzipped file"),
+        ("a.jsonl.zst", lambda path: path.write_text("plain"), "unreadable: "),
+        ("a.jsonl.zst", zst_cut_in_its_last_frame, "unreadable: Compressed file ended before"),
+        ("a.jsonl.zst", zst_damaged, "unreadable: "),
+        ("a.parquet", lambda path: path.write_text("x"), "unreadable: "),
+        ("a.parquet", lambda path: parquet.write_table(pa.table({"body": ["x"]}), path), "no column 'text'. It has body"),
+        ("a.jsonl", lambda path: path.write_bytes(b""), "no documents (nothing there)"),
+        ("a.jsonl", lambda path: path.write_text('{"body": "x"}\n'), "no documents (1 x no text)"),
+        ("a.txt", lambda path: path.write_bytes("größe".encode("utf-16")), "no documents (1 x not UTF-8)"),
+        ("a.txt", lambda path: path.write_text("one document"), "--split: 90,5,5. valid gets no document of 1"),
+    ],
+)
+def test_unusable_inputs_are_refused(name, make, message, tmp_path):
+    make(tmp_path / name)
+    with pytest.raises(ConfigError) as error:
+        run(tmp_path / name, tmp_path / "out")
+    assert message in str(error.value)
+    assert not (tmp_path / "out" / NAME).exists()
+
+
+def test_unusable_options_are_refused(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl")
+    for split in ("90,10", "a,b,c", "0,50,50", "110,-5,-5", "1/0,1,1", ""):
+        with pytest.raises(ConfigError, match="Three shares"):
+            run(source, tmp_path / "out", split=split)
+    with pytest.raises(ConfigError, match="One of file, blank-line"):
+        run(source, tmp_path / "out", documents="page")
+    with pytest.raises(ConfigError, match="named twice"):
+        run([source, source], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

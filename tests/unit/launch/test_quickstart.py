@@ -1,0 +1,56 @@
+"""The quickstart's own decisions: when a run is reused, what the last screen says. The training itself is run by the integration tests."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from launch.quickstart import is_finished, table
+from launch.run_folder import record_launch
+from ngpt.config.compose import compose
+
+SUMMARY = {
+    "run_name": "quickstart_bf16",
+    "status": "finished",
+    "parameters": 1_922_688,
+    "tokens": 2_048_000,
+    "wall_time_s": 330.0,
+    "val_bits_per_byte": 2.5,
+    "bigram_bits_per_byte": 3.627,
+    "unigram_bits_per_byte": 4.669,
+}
+OVERRIDES = ["experiment=quickstart", "precision=bf16", "run.name=quickstart_bf16"]
+
+
+@pytest.mark.parametrize(("status", "reused"), [("finished", True), ("stopped", False), ("failed", False)])
+def test_only_a_finished_run_is_reused(status, reused, tmp_path):
+    config = compose(["experiment=quickstart", f"run.dir={tmp_path}"])
+    assert not is_finished(config)
+    record_launch(config, ["ngpt"], {})
+    assert not is_finished(config)
+    (tmp_path / "summary.json").write_text(json.dumps({"status": status}))
+    assert is_finished(config) is reused
+
+
+def test_a_finished_run_of_another_config_is_not_reused(tmp_path):
+    record_launch(compose(["experiment=quickstart", f"run.dir={tmp_path}"]), ["ngpt"], {})
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    assert not is_finished(compose(["experiment=quickstart", f"run.dir={tmp_path}", "train.steps=9"]))
+
+
+def test_the_table_shows_the_figures_beside_each_other_and_no_control_characters():
+    shown = table(SUMMARY, "The \x1b[2Jend\nof it", Path("runs/q/report/index.html"), OVERRIDES)
+    figures = ("2.500 bits per byte", "3.627 bits per byte", "4.669 bits per byte", "2,048,000 bytes in 5.5 minutes")
+    assert all(part in shown for part in (*figures, "runs/q/report/index.html"))
+    assert "\x1b" not in shown
+    assert "  | of it" in shown
+
+
+def test_the_command_for_two_processes_composes():
+    shown = table(SUMMARY, "", Path("index.html"), OVERRIDES)
+    line = next(line for line in shown.splitlines() if "parallel=tp2" in line)
+    command = shlex.split(line[line.index("ngpt train") :])
+    config = compose(command[2:])
+    assert config.parallel.tensor == config.cluster.gpus_per_node == 2
+    assert (config.precision.name, config.run.name) == ("bf16", "quickstart_bf16_tp2")
