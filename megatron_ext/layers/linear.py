@@ -54,6 +54,9 @@ class ScaledReadsStream(ReadsStream):
             like=self.weight,
             split_halves=config.gated_linear_unit,
         )
+        if hasattr(self, "activation_dtype"):
+            # Transformer Engine compares all parameters with a dtype it has not seen before; the scale stays fp32.
+            self.activation_dtype = config.params_dtype
 
     def forward(self, x_SBD: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor | None]:
         u_SBF, bias = super().forward(x_SBD, *args, **kwargs)
