@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # What one GPU session checks and measures; run from the repository root on a GPU host without network.
-#   tests/bench/gpu_session.sh OUT_DIR STEP...       steps: unpack cases ngpt gpt two short
+#   tests/bench/gpu_session.sh OUT_DIR STEP...       steps: unpack short ngpt gpt cases two (after cases)
 # Needs .gpu/site.tar.xz (the GPU dependencies) and .gpu/data.tar.xz (enwik8 prepared with the tekken vocabulary as enwik8_tekken/).
 set -u
 out=$1; shift
 mkdir -p "$out"
-export PYTHONPATH=$PWD/.gpu/site:$PWD PYTHONUNBUFFERED=1 TRITON_CACHE_AUTOTUNING=1
+export PYTHONPATH=$PWD/.gpu/site:$PWD PYTHONUNBUFFERED=1 TRITON_CACHE_AUTOTUNING=1 CUDA_DEVICE_MAX_CONNECTIONS=1 OMP_NUM_THREADS=4
 data=.gpu/enwik8_tekken
 real_text=("data.train=[{path: $data/train, weight: 1}]" "data.valid=[{path: $data/valid, weight: 1}]" "tokenizer.path=$data/tokenizer.json")
 fifty=(train.global_batch_size=16 train.steps=50 train.micro_batch_size="${MICRO_BATCH:-1}" train.eval_interval=50 train.eval_steps=1
@@ -17,16 +17,16 @@ unpack() {
   python3 -c "import torch, transformer_engine as te, megatron.core as m; print('torch', torch.__version__, 'TE', te.__version__, 'megatron-core', m.__version__)"
 }
 
-run_cases() {  # NAME PROCESSES: a list of cases from tests/distributed/gpu_cases.py
-  python3 tests/distributed/gpu_cases.py "$1" "$out/$1" > "$out/$1.json"
-  timeout 400 python3 -m torch.distributed.run --standalone --nproc-per-node "$2" tests/distributed/case_runner.py "$out/$1.json" > "$out/$1.log" 2>&1
-  python3 tests/distributed/gpu_cases.py --report "$1" "$out/$1" | tee "$out/$1.txt"
+run_cases() {  # LIST PROCESSES: a list of cases from tests/distributed/gpu_cases.py
+  python3 tests/distributed/gpu_cases.py "$1" "$out/cases" > "$out/$1.json"
+  timeout 300 python3 -m torch.distributed.run --standalone --nproc-per-node "$2" tests/distributed/case_runner.py "$out/$1.json" > "$out/$1.log" 2>&1
+  python3 tests/distributed/gpu_cases.py --report "$1" "$out/cases" | tee "$out/$1.txt"
 }
 
 train() {  # EXPERIMENT: 50 steps of real text
   timeout 420 python3 -m launch.cli train experiment="$1" "${real_text[@]}" "${fifty[@]}" run.root="$out/runs" run.name="$1" > "$out/$1.log" 2>&1
   code=$?; echo "exit $code"; tail -n 6 "$out/$1.log"
-  cp "$out/runs/$1/metrics.jsonl" "$out/$1.metrics.jsonl"; cp "$out/runs/$1/summary.json" "$out/$1.summary.json"
+  cp "$out/runs/$1/metrics.jsonl" "$out/$1.metrics.jsonl"; cp "$out/runs/$1/summary.json" "$out/$1.summary.txt"
   rm -rf "$out/runs/$1/data_cache"
   tail -n 15 "$out/runs/$1/logs/megatron-rank0.log" > "$out/$1.megatron.txt"
   return $code
@@ -36,12 +36,12 @@ for step in "$@"; do
   echo "== $step"; began=$SECONDS
   case $step in
     unpack) unpack ;;
-    cases) run_cases one_gpu 1 ;;
-    two) run_cases two_gpus_reference 1; run_cases two_gpus 2 ;;
+    cases) run_cases local 1; run_cases te 1 ;;
+    two) run_cases two 2 ;;
     ngpt) train ngpt_1p2b_dense_bf16 ;;
     gpt) train gpt_1p2b_dense_bf16 ;;
     short) (fifty+=(train.steps=4 train.eval_interval=4 logging.interval=1 logging.health_interval=2); train ngpt_1p2b_dense_bf16) || exit 1 ;;
   esac
   echo "== $step took $((SECONDS - began)) s"
 done
-rm -rf "$out/runs" "$out"/one_gpu "$out"/two_gpus*/ 2>/dev/null
+rm -rf "$out/runs" "$out/cases" "$out"/*.json

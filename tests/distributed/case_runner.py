@@ -15,7 +15,6 @@ from pathlib import Path
 
 
 def main(cases_file: str) -> None:
-    import torch
     import torch.distributed as dist
 
     from launch.environment import current_world
@@ -24,41 +23,45 @@ def main(cases_file: str) -> None:
     install_compat()
     from megatron.training.training import destroy_global_state
 
-    from megatron_ext.training.run import train
-    from ngpt.config import compose, dump
-
     rank = current_world().rank
     for case in json.loads(Path(cases_file).read_text()):
-        began = time.time()
-        cfg = compose(case["overrides"])
-        run_dir = Path(cfg.run.dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if rank == 0:
-            dump(cfg, run_dir / "config.yaml")
-        result = {"name": case["name"]}
-        session = None
-        try:
-            callbacks = [lambda chunks: result.update(built=model_norms(chunks))]
-            if case.get("randomize_scales"):
-                callbacks.insert(0, randomize_scales)
-            session = train(cfg, rank, callbacks)
-            result["weights"] = fingerprints(session.hook.parameters)
-            result["model_norms"] = model_norms(session.chunks)
-        except (Exception, SystemExit) as error:
-            result["error"] = f"{type(error).__name__}: {error}"
-            result["traceback"] = traceback.format_exc()
-        result["seconds"] = time.time() - began
-        (run_dir / f"result-rank{rank}.json").write_text(json.dumps(result))
-        if session is not None:
-            session.hook.remove()
-        del session
+        run_case(case, rank)
         destroy_global_state()
         gc.collect()
         if dist.is_initialized():
             dist.barrier()
-        torch.set_default_dtype(torch.float32)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def run_case(case: dict, rank: int) -> None:
+    """Train one case and leave its result file; an error of the case is part of the result."""
+    from megatron_ext.training.run import train
+    from ngpt.config import compose, dump
+
+    began = time.time()
+    cfg = compose(case["overrides"])
+    run_dir = Path(cfg.run.dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        dump(cfg, run_dir / "config.yaml")
+    result = {"name": case["name"]}
+
+    def look(chunks: list) -> None:
+        if case.get("randomize_scales"):
+            randomize_scales(chunks)
+        result["built"] = model_norms(chunks)
+
+    try:
+        session = train(cfg, rank, [look])
+        result["weights"] = fingerprints(session.hook.parameters)
+        result["model_norms"] = model_norms(session.chunks)
+        session.hook.remove()
+    except (Exception, SystemExit) as error:
+        result["error"] = f"{type(error).__name__}: {error}"
+        result["traceback"] = traceback.format_exc()
+    result["seconds"] = time.time() - began
+    (run_dir / f"result-rank{rank}.json").write_text(json.dumps(result))
 
 
 def randomize_scales(chunks: list) -> None:
