@@ -35,6 +35,7 @@ class Session:
         peak = peak_flops(cfg.cluster.gpu or gpu_of_device(torch.cuda.get_device_name()), cfg.precision.dtype)
         total_peak = peak * world_size(cfg) if peak else None
         self.recorder = MetricsRecorder(cfg, training_flops_per_token(cfg.model, cfg.train.seq_length), total_peak, say)
+        self.hook: RetractionHook | None = None
         self.checked = False
         self.start_deviation: float | None = None
         self.started = time.monotonic()
@@ -44,6 +45,12 @@ class Session:
         self.chunks = chunks
         self.probe = HiddenNormProbe(chunks)
         self.hook = RetractionHook(chunks, self.after_step)
+
+    def close(self) -> None:
+        """Stop listening to optimizers (their hook is process-wide) and finish the metrics files."""
+        if self.hook is not None:
+            self.hook.remove()
+        self.recorder.close()
 
     def provide_data(self, provider: Callable) -> Callable:
         """Wrap the dataset provider: Megatron calls it after loading a checkpoint and before the first step."""
@@ -94,7 +101,7 @@ class Session:
         dist.all_reduce(worst, op=dist.ReduceOp.MAX)
         if not worst.item() <= self.cfg.debug.norm_tolerance:
             raise RuntimeError(
-                f"worst | ||w|| - 1 | of the fp32 master weights: {worst.item():.3g} over all ranks, {deviation:.3g} in {where} on this one; "
+                f"worst | ||w|| - 1 | of the fp32 masters: {worst.item():.3g} over all ranks, {deviation:.3g} in {where} on this one; "
                 f"debug.norm_tolerance is {self.cfg.debug.norm_tolerance:g}. After a step: the retraction did not reach this weight. "
                 "After loading: the checkpoint was not written by this model."
             )
@@ -145,7 +152,7 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
                 raise
             status = "stopped"
         finally:
-            session.recorder.close()
+            session.close()
             if is_last:
                 last = session.recorder.last | {"start_norm_deviation": session.start_deviation}
                 write_summary(cfg, backend, last, status, time.monotonic() - session.started)

@@ -60,9 +60,8 @@ def _on_one_process(cfg: Config) -> Config:
 def load_model(cfg: Config) -> torch.nn.Module:
     """The model of a single-process config with the weights of its newest checkpoint, in evaluation mode."""
     backend = choose_backend(cfg.model.transformer_impl)
-    _, container = setup_megatron(
-        cfg, backend, save=None, save_interval=None, tensorboard_dir=None, skip_train=True, eval_iters=0, no_load_optim=True, no_load_rng=True
-    )
+    weights_only = dict(skip_train=True, no_load_optim=True, no_load_rng=True, eval_iters=0)
+    _, container = setup_megatron(cfg, backend, save=None, save_interval=None, tensorboard_dir=None, **weights_only)
     initialize_megatron()
     chunks, _, _ = setup_model_and_optimizer(
         ModelType.encoder_or_decoder, cfg_container=container, pg_collection=ProcessGroupCollection.use_mpu_process_groups()

@@ -56,7 +56,6 @@ def run_case(case: dict, rank: int) -> None:
         session = train(cfg, rank, [look])
         result["weights"] = fingerprints(session.hook.parameters)
         result["model_norms"] = model_norms(session.chunks)
-        session.hook.remove()
     except (Exception, SystemExit) as error:
         result["error"] = f"{type(error).__name__}: {error}"
         result["traceback"] = traceback.format_exc()
