@@ -18,25 +18,41 @@ SUMMARY_FILE = "summary.json"
 CONSOLE_FILE = "console.log"
 FAILURE_PATTERN = "failure_rank*.json"
 
+Changes = dict[str, tuple[Any, Any]]  # key -> (old, new)
+
 
 def check_resumable(config: Config) -> None:
-    """Refuses a folder that holds a run of another model: its checkpoints and metrics would not fit.
+    """Refuses a run folder, or weights to start from, of another model: checkpoints and metrics would not fit.
 
     Raises:
         ConfigError: with every model-defining key that differs, old and new.
     """
-    stored_path = Path(config.run.dir) / CONFIG_FILE
-    if not stored_path.exists():
-        return
-    changes = diff(model_defining(load(stored_path)), model_defining(config))
-    if changes:
-        listed = "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in changes.items())
+    own = Path(config.run.dir) / CONFIG_FILE
+    if own.exists() and (changes := diff(model_defining(load(own)), model_defining(config))):
         raise ConfigError(
             "run.dir",
-            f"{config.run.dir} holds a run of another model ({listed})",
+            f"{config.run.dir} holds a run of another model ({_listed(changes)})",
             "a run keeps its model when it resumes",
             "Give the new run a name of its own, run.name=..., or remove the folder",
         )
+    if config.checkpoint.load is None:
+        return
+    source = Path(config.checkpoint.load).parent / CONFIG_FILE
+    if source.exists() and (changes := _of_model(diff(model_defining(load(source)), model_defining(config)))):
+        raise ConfigError(
+            "checkpoint.load",
+            f"{config.checkpoint.load} holds another model ({_listed(changes)})",
+            "a run starts from weights of its own model",
+            f"Set the keys as in {source}, or load another checkpoint",
+        )
+
+
+def _listed(changes: Changes) -> str:
+    return "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in changes.items())
+
+
+def _of_model(changes: Changes) -> Changes:
+    return {key: change for key, change in changes.items() if key.startswith("model.")}
 
 
 def record_launch(config: Config, command: Sequence[str], variables: dict[str, str]) -> Path:

@@ -30,9 +30,7 @@ class BackendNormStack(HybridStack):
 
 
 def _layers(config: TransformerConfig, *, norm, qkv, attention, proj, fc1, fc2, residual) -> HybridStackSubmodules:
-    mlp = partial(
-        MLP.as_mlp_submodule, submodules=MLPSubmodules(linear_fc1=fc1, linear_fc2=fc2), ffn_hidden_size=config.ffn_hidden_size
-    )
+    mlp = partial(MLP.as_mlp_submodule, submodules=MLPSubmodules(linear_fc1=fc1, linear_fc2=fc2), ffn_hidden_size=config.ffn_hidden_size)
     self_attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
@@ -43,9 +41,7 @@ def _layers(config: TransformerConfig, *, norm, qkv, attention, proj, fc1, fc2, 
             module=TransformerLayer,
             submodules=TransformerLayerSubmodules(input_layernorm=norm, self_attention=self_attention, self_attn_bda=residual),
         ),
-        mlp_layer=ModuleSpec(
-            module=MLPLayer, submodules=TransformerLayerSubmodules(pre_mlp_layernorm=norm, mlp=mlp, mlp_bda=residual)
-        ),
+        mlp_layer=ModuleSpec(module=MLPLayer, submodules=TransformerLayerSubmodules(pre_mlp_layernorm=norm, mlp=mlp, mlp_bda=residual)),
     )
 
 

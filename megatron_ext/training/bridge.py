@@ -21,6 +21,15 @@ from megatron_ext.models.builder import PluginModelConfig
 from ngpt.config import Config, ConfigError
 from ngpt.config.sizes import padded_vocab_size, pipeline_stages
 
+# Arguments set here that the pass-through group may still set otherwise: they choose how, not what, is computed.
+_SWITCHES = {
+    "apply_rope_fusion",
+    "bias_swiglu_fusion",
+    "gradient_accumulation_fusion",
+    "cross_entropy_loss_fusion",
+    "attention_backend",
+    "attention_softmax_in_fp32",
+}
 _TRACKER = "latest_checkpointed_iteration.txt"
 
 
@@ -146,7 +155,9 @@ def _files(cfg: Config) -> dict[str, Any]:
     source = checkpoint.dir if resuming else checkpoint.load
     if source is not None and not has_checkpoint(source):
         raise ConfigError(
-            "checkpoint.load", source, f"it holds no finished checkpoint ({_TRACKER} is missing)",
+            "checkpoint.load",
+            source,
+            f"it holds no finished checkpoint ({_TRACKER} is missing)",
             "Name the checkpoints folder of a run that saved one",
         )
     fresh_start = not resuming and checkpoint.load is not None and not checkpoint.load_optimizer
@@ -178,7 +189,10 @@ def _files(cfg: Config) -> dict[str, Any]:
 
 def megatron_arguments(cfg: Config, backend: str) -> dict[str, Any]:
     """Every Megatron argument this config sets, by argparse name, the pass-through group `megatron` last."""
-    return _model(cfg, backend) | _training(cfg) | _parallel(cfg) | _files(cfg) | cfg.megatron
+    ours = _model(cfg, backend) | _training(cfg) | _parallel(cfg) | _files(cfg)
+    for name in ours.keys() & cfg.megatron.keys() - _SWITCHES:
+        raise ConfigError(f"megatron.{name}", cfg.megatron[name], "this project sets the argument itself", "Remove it")
+    return ours | cfg.megatron
 
 
 def to_argv(values: dict[str, Any]) -> list[str]:
@@ -195,7 +209,9 @@ def to_argv(values: dict[str, Any]) -> list[str]:
     for name, value in values.items():
         if name not in actions:
             raise ConfigError(
-                f"megatron.{name}", value, "megatron-core 0.19.2 has no such argument",
+                f"megatron.{name}",
+                value,
+                "megatron-core 0.19.2 has no such argument",
                 "Use the argparse name, with underscores, of an argument of megatron/training/arguments.py",
             )
         first = actions[name][0]

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core.models.hybrid.hybrid_block import HybridStack
 from torch import Tensor, nn
 
+from megatron_ext.optim.retraction import master_shard
 from ngpt.functional import ScaledParameter
 
 HIDDEN = "hidden_norm"
@@ -42,6 +43,8 @@ class Statistics:
         self.extremes = torch.full((2, len(KINDS)), -torch.inf, dtype=torch.float64, device=device)  # max, -min
 
     def add(self, kind: str, values: Tensor) -> None:
+        if not values.numel():
+            return
         column, values = KINDS.index(kind), values.detach().double()
         self.sums[0, column] += values.sum()
         self.sums[1, column] += values.numel()
@@ -86,15 +89,25 @@ class HiddenNormProbe:
 
 
 @torch.no_grad()
-def health_figures(chunks: Iterable[nn.Module], hidden_norms: list[Tensor]) -> dict[str, float]:
-    """The panel's figures, equal on every rank. Effective values; alphas as used, that is absolute."""
+def health_figures(chunks: Iterable[nn.Module], parameters: list, hidden_norms: list[Tensor]) -> dict[str, float]:
+    """The panel's figures, equal on every rank. Effective values; alphas as used, that is absolute.
+
+    Args:
+        parameters: see `megatron_ext.optim.retraction.trained_parameters`. Only the entries whose masters this rank owns are counted:
+            the others are a step old until a sharded optimizer gathers them.
+    """
     statistics = Statistics(torch.cuda.current_device())
-    for chunk in chunks:
-        for name, module in chunk.named_modules():
-            if isinstance(module, ScaledParameter):
-                kind = scale_kind(name)
-                values = module.effective
-                statistics.add(kind, values.abs() if kind.endswith("alpha") else values)
+    scales = {
+        module.stored: (scale_kind(name), module.init / module.scale)
+        for chunk in chunks
+        for name, module in chunk.named_modules()
+        if isinstance(module, ScaledParameter)
+    }
+    for _, param, buffer in parameters:
+        if param in scales:
+            kind, factor = scales[param]
+            values = master_shard(param, buffer)[0] * factor
+            statistics.add(kind, values.abs() if kind.endswith("alpha") else values)
     for norms in hidden_norms:
         statistics.add(HIDDEN, norms)
     return statistics.reduce()

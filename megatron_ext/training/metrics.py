@@ -45,6 +45,7 @@ class MetricsRecorder:
         self.record: dict[str, float] = {}
         self.extra: dict[int, dict[str, float]] = {}
         self.last: dict[str, float] = {}
+        self.start_step = 0
         self.writer: MetricsWriter | None = None
         self.events: SummaryWriter | None = None
 
@@ -52,7 +53,7 @@ class MetricsRecorder:
         """Begin after `start_step` (0 for a fresh run): what was recorded beyond it is superseded."""
         truncate_after(self.path, start_step)
         self.writer = MetricsWriter(self.path)
-        self.started, self.start_step, self.written = time.monotonic(), start_step, None
+        self.started, self.start_step, self.written = time.monotonic(), start_step, start_step or None
         if self.cfg.logging.tensorboard:
             self.events = SummaryWriter(str(Path(self.cfg.run.dir) / "tensorboard"), purge_step=start_step + 1)
 

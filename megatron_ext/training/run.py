@@ -87,7 +87,7 @@ class Session:
             figures["worst_norm_deviation"] = self._check_norms()
             self.checked = True
         if due:
-            figures |= health_figures(self.chunks, self.probe.drain())
+            figures |= health_figures(self.chunks, self.hook.parameters, self.probe.drain())
         if figures:
             self.recorder.add_health(step, figures)
         self.probe.active = self._health_due(step + 1)
@@ -155,5 +155,5 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
             session.close()
             if is_last:
                 last = session.recorder.last | {"start_norm_deviation": session.start_deviation}
-                write_summary(cfg, backend, last, status, time.monotonic() - session.started)
+                write_summary(cfg, backend, last, status, time.monotonic() - session.started, session.recorder.start_step)
     return session

@@ -57,16 +57,21 @@ def byte_level_figures(cfg: Config, val_loss: float | None) -> dict[str, float]:
     return figures
 
 
-def write_summary(cfg: Config, backend: str, last: dict[str, Any], status: str, wall_time_s: float) -> None:
+def write_summary(cfg: Config, backend: str, last: dict[str, Any], status: str, wall_time_s: float, start_step: int) -> None:
     """Write summary.json.
 
     Args:
         last: the newest value of every recorded figure.
         status: finished | stopped | failed.
-        wall_time_s: since the start of this process's training; earlier parts of a resumed run are added.
+        wall_time_s: of this process; what an earlier part of a resumed run took is added.
+        start_step: the step this process continued from.
     """
     path = Path(cfg.run.dir) / "summary.json"
-    step = int(last.get("step", 0))
+    step = int(last.get("step", start_step))
+    if start_step and path.exists():
+        earlier = json.loads(path.read_text())
+        wall_time_s += earlier["wall_time_s"]
+        last = {name: earlier.get(name) for name in ("train_loss", "val_loss", "tokens_per_second", "worst_norm_deviation")} | last
     tokens = step * tokens_per_step(cfg)
     summary = {
         "run_name": cfg.run.name,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ngpt.config import values
 from ngpt.config.errors import ConfigError, ConfigErrors
-from ngpt.config.megatron_keys import OWNED
+from ngpt.config.megatron_keys import OWNED, REFUSED
 from ngpt.config.schema import Config
 from ngpt.config.sizes import (
     data_parallel_size,
@@ -222,11 +222,13 @@ def check_checkpoint(cfg: Config) -> Iterator[ConfigError]:
 
 
 def check_megatron(cfg: Config) -> Iterator[ConfigError]:
-    """The pass-through group holds no argument that another key sets."""
+    """The pass-through group holds no argument that another key sets, and none that would break what this project guarantees."""
     for name, value in cfg.megatron.items():
-        owner = OWNED.get(name.lstrip("-").replace("-", "_"))
-        if owner:
-            yield ConfigError(f"megatron.{name}", value, f"{owner} sets this argument", f"Set {owner} instead")
+        argument = name.lstrip("-").replace("-", "_")
+        if argument in OWNED:
+            yield ConfigError(f"megatron.{name}", value, f"{OWNED[argument]} sets this argument", f"Set {OWNED[argument]} instead")
+        elif argument in REFUSED:
+            yield ConfigError(f"megatron.{name}", value, f"Refused: {REFUSED[argument]}", "Remove it")
 
 
 def _round_up(size: int, multiple: int) -> int:

@@ -95,3 +95,31 @@ OWNED = {
     "profile_step_end": "debug.profile_stop",
     "profile_ranks": "debug.profile_ranks",
 }
+
+# Megatron's argparse name -> why this project refuses it.
+_MASTERS = "the retraction does not reach fp32 masters kept there yet"
+REFUSED = {
+    "use_precision_aware_optimizer": _MASTERS,
+    "optimizer_cpu_offload": _MASTERS,
+    "optimizer_cuda_graph": "the captured step would skip the retraction",
+    "use_megatron_fsdp": _MASTERS,
+    "use_torch_fsdp2": _MASTERS,
+    "overlap_param_gather_with_optimizer_step": "weights would be gathered before the retraction",
+    "num_distributed_optimizer_instances": "the retraction knows one group of shards a bucket",
+    "fp8_param_gather": "not verified with the retraction yet",
+    "fp4_param_gather": "not verified with the retraction yet",
+    "ckpt_format": "only Megatron's torch_dist format resumes exactly and reshards",
+    "dist_ckpt_optim_fully_reshardable": "the other optimizer formats fail or diverge silently; it is always on",
+    "use_checkpoint_args": "the config decides the model; a changed one is refused with a diff",
+    "add_bias_linear": "nGPT has no biases",
+    "hidden_dropout": "nGPT's residual step has no dropout",
+    "attention_dropout": "no model of this project uses dropout",
+    "qk_layernorm": "nGPT normalises queries and keys itself",
+    "use_transformer_engine_op_fuser": "it bypasses the plug-in linears",
+    "use_mup": "it scales logits and learning rates on its own",
+    "fp4_format": "precision.name decides the number format",
+    "fp8_format": "precision.name decides the number format",
+    "calculate_per_token_loss": "always on: the loss is a mean over the step's tokens",
+    "dataloader_type": "batches come from megatron_ext/training/data.py",
+    "distributed_backend": "follows from the device",
+}

@@ -146,7 +146,6 @@ class CheckpointConfig:
     load: str | None = None  # start from the weights of another run's checkpoint folder
     load_optimizer: bool = False  # with load: also optimizer state, schedule position and RNG
     async_save: bool = False
-    keep: int | None = None  # newest checkpoints kept; null: all
 
 
 @dataclass

@@ -28,6 +28,7 @@ def main(out: str) -> None:
 
     from megatron_ext.training.sample import load_model
     from ngpt.config import compose
+    from ngpt.estimate.counts import count_parameters
 
     results = {}
     for name, overrides in SPECS.items():
@@ -36,6 +37,8 @@ def main(out: str) -> None:
         randomize(model, cfg)
         with torch.enable_grad():
             results[name] = compare(model, cfg)
+        results[name]["parameters"] = sum(param.numel() for param in model.parameters())
+        results[name]["counted"] = count_parameters(cfg.model).total
         destroy_global_state()
     Path(out).write_text(json.dumps(results, indent=1))
     torch.distributed.destroy_process_group()

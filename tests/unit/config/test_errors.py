@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from ngpt.config import ConfigError, ConfigErrors, compose, dump, load
-from ngpt.config.megatron_keys import OWNED
+from ngpt.config.megatron_keys import OWNED, REFUSED
 from ngpt.config.translate import leaf_types
 
 
@@ -244,3 +244,9 @@ def test_a_damaged_config_file_is_refused(text: str | None, path: str, rule: str
 
 def test_the_pass_through_table_points_at_existing_keys():
     assert set(OWNED.values()) <= {key for key, _ in leaf_types()}
+
+
+@pytest.mark.parametrize("argument", sorted(REFUSED))
+def test_megatron_arguments_that_break_a_guarantee_are_refused_by_name(argument):
+    with pytest.raises(ConfigError, match=f"megatron.{argument}.*Refused"):
+        compose(["experiment=ngpt_tiny", f"megatron.{argument}=1"])

@@ -1,0 +1,21 @@
+"""Starts a script of the tests under torchrun."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+LAUNCH_SECONDS = 900  # a hang ends here; no statement about speed
+
+
+def launch(script: Path, arguments: list[str], processes: int) -> None:
+    """Run a script under torchrun on loopback, one thread a process; its output is shown when it fails."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron asserts it for tensor and context parallelism, on a CPU too
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[2], script.parent))),
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LAUNCH_SECONDS)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
