@@ -7,6 +7,7 @@ from megatron_ext.device import on_gpu
 from megatron_ext.layers.attention import LocalAttention
 from megatron_ext.layers.linear import LocalColumnLinear, LocalRowLinear
 from megatron_ext.layers.norm import LocalRMSNorm
+from ngpt.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,17 @@ def choose_backend(transformer_impl: str) -> str:
     """`local` or `transformer_engine` for a config's `model.transformer_impl`, which may say `auto`.
 
     Raises:
-        ValueError: Transformer Engine was asked for by name and cannot run here.
+        ConfigError: Transformer Engine was asked for by name and cannot run here.
     """
     usable = on_gpu() and find_spec("transformer_engine") is not None
     if transformer_impl == "auto":
         return "transformer_engine" if usable else "local"
     if transformer_impl == "transformer_engine" and not usable:
-        raise ValueError(
-            "model.transformer_impl: transformer_engine. It needs a CUDA GPU and the package transformer-engine. "
-            "Install ngpt-megatron[gpu] on a GPU host, or set model.transformer_impl=local."
+        raise ConfigError(
+            "model.transformer_impl",
+            transformer_impl,
+            "it needs a CUDA GPU and the package transformer-engine",
+            "Install ngpt-megatron[gpu] on a GPU host, or set model.transformer_impl=local",
         )
     return transformer_impl
 

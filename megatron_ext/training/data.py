@@ -60,8 +60,12 @@ def _blend(sources: list[DataSource]) -> tuple[list[str], list[float]] | None:
     return ([source.path for source in sources], [source.weight for source in sources]) if sources else None
 
 
-def build_datasets(cfg: Config, sizes: tuple[int, int]) -> tuple[Dataset, Dataset | None]:
-    """Training and validation datasets of `sizes` sequences (0: none), on every rank; rank 0 builds the sample indices first."""
+def build_datasets(cfg: Config, sizes: tuple[int, int], backend: str) -> tuple[Dataset, Dataset | None]:
+    """Training and validation datasets of `sizes` sequences (0: none), on every rank; rank 0 builds the sample indices first.
+
+    Attention confined to the document reaches the local backend as a mask, Transformer Engine as the documents' boundaries.
+    """
+    as_mask = cfg.data.confine_attention and backend == "local"
     if cfg.data.mock:
         make = lambda size, seed: MockDataset(size, cfg.train.seq_length, cfg.model.vocab_size, seed)  # noqa: E731
         return make(sizes[0], cfg.train.seed), make(sizes[1], cfg.train.seed + 1) if sizes[1] else None
@@ -73,9 +77,10 @@ def build_datasets(cfg: Config, sizes: tuple[int, int]) -> tuple[Dataset, Datase
         path_to_cache=cfg.data.cache_dir,
         tokenizer=_DatasetTokenizer(tokenizer.vocab_size, tokenizer.eod_id),
         reset_position_ids=cfg.data.reset_positions,
-        reset_attention_mask=cfg.data.confine_attention,
+        reset_attention_mask=as_mask,
         eod_mask_loss=cfg.data.mask_eod_loss,
-        create_attention_mask=cfg.data.confine_attention,
+        create_attention_mask=as_mask,
+        inter_document_masking=cfg.data.confine_attention and not as_mask,
     )
     train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, [*sizes, 0], lambda: True, config).build()
     return train, valid
@@ -93,13 +98,13 @@ def _loader(dataset: Dataset, size: int, consumed: int, cfg: Config) -> DataLoad
     return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=on_gpu(), persistent_workers=workers > 0)
 
 
-def make_iterators_provider(cfg: Config):
+def make_iterators_provider(cfg: Config, backend: str):
     """The dataset provider that Megatron's `pretrain` calls: (train, valid, test) iterators over micro-batches."""
 
     def provider(num_samples: tuple[int, int, int], vp_stage: int | None = None) -> tuple[Iterator, Iterator | None, None]:
         train_size = cfg.train.steps * cfg.train.global_batch_size
         valid_size = cfg.train.eval_steps * cfg.train.global_batch_size if cfg.train.eval_steps and (cfg.data.valid or cfg.data.mock) else 0
-        train, valid = build_datasets(cfg, (train_size, valid_size))
+        train, valid = build_datasets(cfg, (train_size, valid_size), backend)
         train_batches = iter(_loader(train, train_size, get_args().consumed_train_samples, cfg))
         if not valid_size:
             return train_batches, None, None

@@ -21,7 +21,7 @@ from megatron_ext.training.health import HiddenNormProbe, health_figures
 from megatron_ext.training.metrics import MetricsRecorder
 from megatron_ext.training.step import forward_step
 from megatron_ext.training.summary import run_header, write_summary
-from ngpt.config import Config
+from ngpt.config import Config, ConfigError
 from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.peaks import gpu_of_device, peak_flops
@@ -131,10 +131,17 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
     Writes metrics.jsonl, TensorBoard events and summary.json (last rank), checkpoints, and logs/megatron-rank<N>.log into the run folder.
 
     Raises:
-        ConfigError, ValueError: the config cannot run here.
+        ConfigError: the config cannot run here.
         RuntimeError: the self-check of norms failed.
     """
     backend = choose_backend(cfg.model.transformer_impl)
+    if cfg.data.confine_attention and backend == "transformer_engine" and cfg.train.micro_batch_size != 1:
+        raise ConfigError(
+            "train.micro_batch_size",
+            cfg.train.micro_batch_size,
+            "data.confine_attention with Transformer Engine packs the documents of one sequence",
+            "Set train.micro_batch_size=1",
+        )
     with megatron_log(Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log") as say:
         args, container = setup_megatron(cfg, backend)
         is_last = args.rank == args.world_size - 1
@@ -145,7 +152,7 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
                 say(line)
         status = "failed"
         try:
-            pretrain(container, session.provide_data(make_iterators_provider(cfg)), ModelType.encoder_or_decoder, forward_step)
+            pretrain(container, session.provide_data(make_iterators_provider(cfg, backend)), ModelType.encoder_or_decoder, forward_step)
             status = "finished"
         except SystemExit as leaving:  # Megatron leaves this way after stop_after or a signal, checkpoint saved
             if leaving.code:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_rank
 from torch import Tensor
 
@@ -31,6 +32,19 @@ def masked_loss(loss_mask_BS: Tensor, losses_BS: Tensor) -> tuple[Tensor, Tensor
     return total, tokens.to(torch.int), {LOSS_NAME: torch.stack([total.detach(), tokens])}
 
 
+def document_boundaries(batch: dict[str, Tensor]) -> PackedSeqParams | None:
+    """Where the documents of a single sequence begin and end, for attention confined to them; None where the batch does not say.
+
+    The dataset pads the boundaries [1, S + 1] with the sequence length. Read on the CPU, where the batch still is.
+    """
+    if "cu_seqlens" not in batch:
+        return None
+    boundaries = torch.unique_consecutive(batch["cu_seqlens"][0])
+    longest = int(boundaries.diff().max())
+    boundaries = boundaries.to(torch.cuda.current_device(), dtype=torch.int32, non_blocking=True)
+    return PackedSeqParams(qkv_format="thd", cu_seqlens_q=boundaries, cu_seqlens_kv=boundaries, max_seqlen_q=longest, max_seqlen_kv=longest)
+
+
 def forward_step(batches: Iterator[dict[str, Tensor]] | None, model: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """Run this pipeline stage on the next micro-batch.
 
@@ -44,10 +58,11 @@ def forward_step(batches: Iterator[dict[str, Tensor]] | None, model: torch.nn.Mo
     if not (first or last):
         return model(None, None, None), lambda output: output
     batch = next(batches)
+    packed = document_boundaries(batch)
     keys = (*_KEYS, "attention_mask") if "attention_mask" in batch else _KEYS
     batch = to_device(batch, keys)
     cp_group = get_attr_wrapped_model(model, "pg_collection").cp
     if cp_group.size() > 1:
         batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=cp_group)
-    output = model(batch["tokens"], batch["position_ids"], batch.get("attention_mask"), labels=batch["labels"])
+    output = model(batch["tokens"], batch["position_ids"], batch.get("attention_mask"), labels=batch["labels"], packed_seq_params=packed)
     return output, partial(masked_loss, batch["loss_mask"])

@@ -202,6 +202,9 @@ def check_data(cfg: Config) -> Iterator[ConfigError]:
     if not data.mock and not data.valid and cfg.train.eval_steps:
         rule = f"train.eval_steps {cfg.train.eval_steps} needs validation data"
         yield ConfigError("data.valid", "Empty", rule, "Set data.valid, or train.eval_steps=0")
+    if data.reset_positions and not data.confine_attention:
+        rule = "Rotary positions are relative: restarting them says nothing while attention crosses documents"
+        yield ConfigError("data.reset_positions", True, rule, "Set data.confine_attention=true, or data.reset_positions=false")
     known = BYTE_VOCABULARY if tokenizer.kind == "bytes" else tokenizer.vocab_size
     if known is not None and cfg.model.vocab_size < known:
         rule = f"The tokenizer {tokenizer.name} has {known} tokens"

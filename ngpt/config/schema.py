@@ -80,7 +80,7 @@ class DataConfig:
     train: list[DataSource] = field(default_factory=list)
     valid: list[DataSource] = field(default_factory=list)
     confine_attention: bool = False  # attention stays inside a document
-    reset_positions: bool = False  # positions restart at each document
+    reset_positions: bool = False  # positions restart at each document; with rope this needs, and adds nothing to, confine_attention
     mask_eod_loss: bool = False  # no loss on predicting what follows an end-of-document token
     num_workers: int = 2
     cache_dir: str | None = None  # sample indices; null: <run.dir>/data_cache

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What one GPU session checks and measures; run from the repository root on a GPU host without network.
-#   tests/bench/gpu_session.sh OUT_DIR STEP...       steps: unpack short ngpt gpt cases two (after cases)
+#   tests/bench/gpu_session.sh OUT_DIR STEP...       steps: unpack short ngpt gpt cases two (after cases) confined
 # Needs .gpu/site.tar.xz (the GPU dependencies) and .gpu/data.tar.xz (enwik8 prepared with the tekken vocabulary as enwik8_tekken/).
 set -u
 out=$1; shift
@@ -37,6 +37,7 @@ for step in "$@"; do
   case $step in
     unpack) unpack ;;
     cases) run_cases local 1; run_cases te 1 ;;
+    confined) run_cases confined_local 1; run_cases confined_te 1 ;;
     two) run_cases two 2 ;;
     ngpt) train ngpt_1p2b_dense_bf16 ;;
     gpt) train gpt_1p2b_dense_bf16 ;;

@@ -77,6 +77,7 @@ ONE_PROCESS = [
     _like("recompute_mlp", "plain", ["parallel.recompute=selective", "parallel.recompute_modules=[mlp]"]),
     *_stopped("resume_fp32"),
     *_stopped("resume_bf16", BF16),
+    Case("norm_check_stops", overrides=["debug.norm_tolerance=1e-12"]),
     Case("reshard_source_one", overrides=[*SAVE, "train.stop_after=2"], seed="seed_plain"),
     Case("reshard_whole_one", seed="seed_plain"),
 ]

@@ -30,6 +30,20 @@ def _all(suffix: str, *groups: list[str]) -> list[Case]:
     return [_like(f"{model}_{name}{suffix}", model, precision, *groups) for model in MODELS for name, precision in PRECISIONS.items()]
 
 
+def _confined(backend: list[str]) -> list[Case]:
+    """Real text with attention confined to documents: a mask for the local backend, boundaries for Transformer Engine."""
+    data = [f"data.{split}=[{{path: .gpu/enwik8_tekken/{split}}}]" for split in ("train", "valid")]
+    data += ["tokenizer=tekken", "tokenizer.path=.gpu/enwik8_tekken/tokenizer.json", "model.vocab_size=131072", "data.mock=false"]
+    common = [*WIDE, *backend, *data, "train.micro_batch_size=1", "train.seq_length=2048"]
+    suffix = "__te" if backend == TE else ""
+    confined = [
+        Case(f"confined_{name}{suffix}", overrides=[*common, *precision, "data.confine_attention=true"], seed="seed_confined")
+        for name, precision in PRECISIONS.items()
+    ]
+    seed = [] if suffix else [Case("seed_confined", overrides=[*common, "train.steps=1", *SAVE, "logging.health_interval=1"])]
+    return [*seed, *confined, Case(f"open_fp32{suffix}", overrides=common, seed="seed_confined")]
+
+
 _SEED = [*LOCAL, *WIDE, "train.steps=1", *SAVE, "logging.health_interval=1"]
 _RESUME = [*TE, *WIDE, *BF16, *SAVE]
 LISTS = {
@@ -43,6 +57,8 @@ LISTS = {
         Case("resume__halves", overrides=[*_RESUME, "train.stop_after=2"]),
         Case("resume__halves", overrides=_RESUME),
     ],
+    "confined_local": [*_confined(LOCAL)],
+    "confined_te": [*_confined(TE)],
     "two": [
         *_all("__te__tp2", TE, TP2),
         *_all("__te__dp2", TE, DP2, OVERLAP),

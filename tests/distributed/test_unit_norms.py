@@ -6,7 +6,7 @@ from cases import FOUR_PROCESSES, MODELS, ONE_PROCESS, TWO_PROCESSES
 BF16_ROUNDING = 4e-3  # half an ulp of BF16 in every entry of a 64-vector moves its norm by less
 FP32 = 1e-6
 NORMALISED = sorted({case.name.removesuffix("_1").removesuffix("_2") for case in ONE_PROCESS + TWO_PROCESSES + FOUR_PROCESSES
-                     if case.model != "control" and not case.name.startswith("seed")})  # fmt: skip
+                     if case.model != "control" and not case.name.startswith(("seed", "norm_check"))})  # fmt: skip
 # 4 layers of 4 matrices, embedding and head; the tied model has no head.
 MATRICES = {"plain": 18, "gated": 17}
 
@@ -38,3 +38,9 @@ def test_every_matrix_of_the_model_is_marked_once(results, model):
 
 def test_control_has_no_marked_matrix(results):
     assert results.results("one_control")[0]["built"] == {}
+
+
+def test_self_check_stops_a_run_beyond_the_tolerance(results):
+    (result,) = results.results("norm_check_stops")
+    assert "debug.norm_tolerance is 1e-12" in result["error"]
+    assert results.summary("norm_check_stops")["status"] == "failed"

@@ -129,8 +129,21 @@ def compare(model, cfg) -> dict:
         after = model(changed, positions, None)
         result["causality"] = (after[:, :9] - logits[:, :9]).abs().max().item()
         result["change_is_seen"] = (after[:, 9:] - logits[:, 9:]).abs().amax((0, 2)).min().item()
+        result["confined_document"] = deviation(
+            model(tokens, positions, document_mask(17, 9))[:, 9:], model(tokens[:, 9:], positions[:, :8], None)
+        )
         result["token_0_without_attention"] = token_0_leak(model, cfg, tokens, positions)
     return result
+
+
+def document_mask(length: int, start: int):
+    """[1, 1, S, S], True where attention is not allowed: a causal mask cut at the second document's start."""
+    import torch
+
+    position = torch.arange(length)
+    later = position[None, :] > position[:, None]
+    other = (position[None, :] >= start) != (position[:, None] >= start)
+    return (later | other)[None, None]
 
 
 def watch_projections(model) -> dict:

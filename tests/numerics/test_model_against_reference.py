@@ -56,3 +56,9 @@ def test_padding_rows_of_the_vocabulary_have_no_probability(deviations, spec):
 @pytest.mark.parametrize("spec", SPECS)
 def test_counted_parameters_are_those_of_the_built_model(deviations, spec):
     assert deviations[spec]["counted"] == deviations[spec]["parameters"]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_document_with_confined_attention_sees_only_itself(deviations, spec):
+    """Logits of the second document equal those of the document alone: rotary positions are relative."""
+    assert deviations[spec]["confined_document"] < FP32

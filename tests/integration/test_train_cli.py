@@ -1,0 +1,153 @@
+"""The product as a user runs it: `ngpt data prepare`, `ngpt train` stopped and resumed, `ngpt sample`, `ngpt report`, bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH_SECONDS = 600  # a hang ends here; no statement about speed
+
+
+def ngpt(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "launch.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder outside the repository with prepared text: this project's own sources, a document a file."""
+    folder = tmp_path_factory.mktemp("workplace")
+    documents = [{"text": path.read_text()} for path in sorted((ROOT / "ngpt").rglob("*.py")) if path.stat().st_size]
+    (folder / "code.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    done = ngpt("data", "prepare", "code.jsonl", "--out", "tokens", "--split", "80,20,0", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+TRAIN = [
+    "train",
+    "experiment=ngpt_tiny",
+    "data=enwik8_bytes",
+    "data.train=[{path: tokens/train}]",
+    "data.valid=[{path: tokens/valid}]",
+    "data.confine_attention=true",
+    "data.num_workers=1",
+    "checkpoint.interval=2",
+    "run.name=cli",
+]
+
+
+@pytest.fixture(scope="module")
+def run(workplace) -> Path:
+    """A run saved asynchronously after step 2, stopped after step 3, robbed of its last checkpoint, and resumed on two processes."""
+    folder = workplace / "runs" / "cli"
+    first = ngpt(*TRAIN, "checkpoint.async_save=true", "debug=profile", "debug.profile_start=1", "debug.profile_stop=2",
+                 "train.stop_after=3", cwd=workplace)  # fmt: skip
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert json.loads((folder / "summary.json").read_text())["status"] == "stopped"
+    assert [row["step"] for row in rows(folder)] == [1, 2, 3]
+    shutil.rmtree(folder / "checkpoints" / "iter_0000003")
+    (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2")
+    second = ngpt(*TRAIN, "parallel=tp2", "cluster.gpus_per_node=2", cwd=workplace)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "step 4/4" in second.stdout
+    return folder
+
+
+def test_steps_after_the_checkpoint_are_superseded_not_doubled(run):
+    assert [row["step"] for row in rows(run)] == [1, 2, 3, 4]
+    assert (run / "logs" / "megatron-rank0.log").read_text().count("successfully loaded checkpoint") == 1
+
+
+def test_run_folder_tells_the_whole_story(run):
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["steps"] == 4 and summary["tokens"] == 4 * 8 * 32
+    assert {"train_loss", "val_loss", "wall_time_s", "val_bits_per_byte", "unigram_bits_per_byte", "bigram_bits_per_byte"} <= summary.keys()
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["versions"]["megatron-core"] == "0.19.2" and "git" in environment
+    assert "parallel" in (run / "config.yaml").read_text() and (run / "console.log").stat().st_size
+    assert list((run / "torch_profile").glob("rank-0*"))
+
+
+def test_metrics_have_the_promised_figures(run):
+    last = rows(run)[-1]
+    promised = {
+        "step",
+        "tokens",
+        "train_loss",
+        "val_loss",
+        "learning_rate",
+        "grad_norm",
+        "tokens_per_second",
+        "mfu",
+        "step_time_s",
+        "memory_gib",
+    }
+    assert promised <= last.keys()
+    assert last["mfu"] is None  # no GPU, no peak
+    assert last["tokens_per_second"] == pytest.approx(8 * 32 / last["step_time_s"])
+
+
+def test_tensorboard_holds_the_same_figures_once_a_step(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    for name in ("train_loss", "grad_norm", "learning_rate"):
+        assert [(event.step, pytest.approx(event.value)) for event in events.Scalars(name)] == [
+            (row["step"], row[name]) for row in rows(run)
+        ]
+
+
+def test_report_and_sample(run, workplace):
+    report = ngpt("report", "runs/cli", cwd=workplace)
+    assert report.returncode == 0, report.stderr
+    page = (run / "report" / "index.html").read_text()
+    assert "cli" in page and "data:image/png;base64" in page
+    sample = ngpt("sample", "runs/cli", "--prompt", "def ", "--tokens", "5", cwd=workplace)
+    assert sample.returncode == 0, sample.stderr
+    assert sample.stdout.startswith("def ") and (run / "sample.txt").read_text().startswith("def ")
+
+
+def test_another_model_in_the_same_run_folder_is_refused_with_the_difference(run, workplace):
+    refused = ngpt(*TRAIN, "model.hidden_size=128", cwd=workplace)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "model.hidden_size: 64 -> 128" in refused.stderr
+
+
+def test_weights_of_another_model_are_refused(run, workplace):
+    refused = ngpt(*TRAIN, "run.name=other", "model.ffn_hidden_size=96", "checkpoint.load=runs/cli/checkpoints", cwd=workplace)
+    assert refused.returncode == 2 and "model.ffn_hidden_size: 160 -> 96" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["checkpoint.load=nowhere"], "checkpoint.load: nowhere"),
+        (["megatron.no_such_argument=1"], "megatron.no_such_argument"),
+        (["model.transformer_impl=transformer_engine"], "model.transformer_impl"),
+    ],
+)
+def test_errors_that_only_the_workers_can_see_end_in_one_clear_line(workplace, overrides, words):
+    failed = ngpt("train", "experiment=ngpt_tiny", "run.name=bad", *overrides, cwd=workplace)
+    assert failed.returncode == 2, failed.stderr
+    assert words in failed.stdout + failed.stderr and "Traceback" not in failed.stdout + failed.stderr
+
+
+def test_changed_data_is_refused(workplace):
+    copy = workplace / "changed"
+    shutil.copytree(workplace / "tokens", copy)
+    with (copy / "train.bin").open("r+b") as stream:
+        stream.write(b"\x00\x01\x02\x03")
+    refused = ngpt(*TRAIN, "run.name=changed", "data.train=[{path: changed/train}]", cwd=workplace)
+    assert refused.returncode == 2 and "changed since its preparation" in refused.stderr

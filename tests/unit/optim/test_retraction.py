@@ -1,0 +1,77 @@
+"""Retraction of whole and sharded matrices against a direct fp64 normalisation of the whole matrix."""
+
+import itertools
+
+import pytest
+import torch
+
+from ngpt.optim.retraction import MatrixShard, is_marked, mark, retract_shards_, retract_weights_
+
+SHAPES = [(5, 7), (1, 9), (9, 1), (6, 4)]
+
+
+def unit(matrix: torch.Tensor, unit_dim: int) -> torch.Tensor:
+    wide = matrix.double()
+    return wide / wide.square().sum(unit_dim, keepdim=True).add(1e-12).sqrt()
+
+
+@pytest.mark.parametrize("unit_dim", [0, 1])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shards_of_any_cut_become_the_normalised_matrix(shape, unit_dim):
+    """Every way to cut two matrices into two ranks' contiguous shards, with the all-reduce played by a sum over both ranks."""
+    rows, cols = shape
+    generator = torch.Generator().manual_seed(rows * 10 + cols)
+    for cut, other_cut in itertools.product(range(rows * cols + 1), (0, 3, 10)):
+        first, second = torch.randn(rows, cols, generator=generator), torch.randn(2, 5, generator=generator)
+        wanted, wanted_second = unit(first, unit_dim), unit(second, 1 - unit_dim)
+        ranks = [
+            [shard(first, slice(0, cut), unit_dim), shard(second, slice(0, other_cut), 1 - unit_dim)],
+            [shard(first, slice(cut, None), unit_dim), shard(second, slice(other_cut, None), 1 - unit_dim)],
+        ]
+        sums = []  # first pass: what each rank brings to the all-reduce
+        for shards in ranks:
+            copies = [MatrixShard(s.values.clone(), s.start, s.rows, s.cols, s.unit_dim) for s in shards]
+            retract_shards_(copies, lambda x: sums.append(x.clone()))
+        for shards in ranks:
+            retract_shards_(shards, lambda x: x.copy_(sums[0] + sums[1]))
+        torch.testing.assert_close(first.double(), wanted, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(second.double(), wanted_second, rtol=1e-6, atol=1e-7)
+
+
+def shard(matrix: torch.Tensor, piece: slice, unit_dim: int) -> MatrixShard:
+    return MatrixShard(matrix.view(-1)[piece], piece.start, *matrix.shape, unit_dim=unit_dim)
+
+
+@pytest.mark.parametrize("unit_dim", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whole_weights_of_any_dtype_are_normalised_in_fp32(unit_dim, dtype):
+    weight = torch.nn.Parameter((torch.randn(33, 65) * 1e-3).to(dtype))
+    wanted = unit(weight.data, unit_dim).to(dtype)
+    mark(weight, unit_dim)
+    retract_weights_([weight])
+    torch.testing.assert_close(weight.data, wanted, rtol=1e-6 if dtype == torch.float32 else 2**-8, atol=0)
+
+
+def test_unmarked_weights_are_left_alone():
+    weight = torch.nn.Parameter(torch.randn(4, 4))
+    before = weight.data.clone()
+    retract_weights_([weight])
+    assert not is_marked(weight) and torch.equal(weight.data, before)
+
+
+def test_a_zero_vector_stays_zero_and_the_rest_is_normalised():
+    weight = torch.nn.Parameter(torch.randn(3, 8))
+    weight.data[1] = 0
+    mark(weight, 1)
+    retract_weights_([weight])
+    norms = weight.data.double().norm(dim=1)
+    assert norms[1] == 0 and (norms[[0, 2]] - 1).abs().max() < 1e-6
+
+
+def test_retraction_twice_moves_nothing_beyond_rounding():
+    weight = torch.nn.Parameter(torch.randn(16, 64))
+    mark(weight, 1)
+    retract_weights_([weight])
+    once = weight.data.clone()
+    retract_weights_([weight])
+    torch.testing.assert_close(weight.data, once, rtol=3e-7, atol=0)
