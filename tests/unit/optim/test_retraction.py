@@ -31,9 +31,9 @@ def test_shards_of_any_cut_become_the_normalised_matrix(shape, unit_dim):
         sums = []  # first pass: what each rank brings to the all-reduce
         for shards in ranks:
             copies = [MatrixShard(s.values.clone(), s.start, s.rows, s.cols, s.unit_dim) for s in shards]
-            retract_shards_(copies, lambda x: sums.append(x.clone()))
+            retract_shards_(copies, lambda x, sums=sums: sums.append(x.clone()))
         for shards in ranks:
-            retract_shards_(shards, lambda x: x.copy_(sums[0] + sums[1]))
+            retract_shards_(shards, lambda x, sums=sums: x.copy_(sums[0] + sums[1]))
         torch.testing.assert_close(first.double(), wanted, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(second.double(), wanted_second, rtol=1e-6, atol=1e-7)
 
