@@ -15,5 +15,11 @@ class LocalRMSNorm(MegatronModule):
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device()))
         self.weight.sequence_parallel = config.sequence_parallel
 
+    def get_extra_state(self) -> None:
+        """Nothing, under the key that Transformer Engine's norm has in checkpoints: either backend loads what the other saved."""
+
+    def set_extra_state(self, state: object) -> None:
+        """Ignored."""
+
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)

@@ -27,7 +27,6 @@ _SWITCHES = {
     "bias_swiglu_fusion",
     "gradient_accumulation_fusion",
     "cross_entropy_loss_fusion",
-    "attention_backend",
     "attention_softmax_in_fp32",
 }
 _TRACKER = "latest_checkpointed_iteration.txt"
@@ -86,7 +85,6 @@ def _model(cfg: Config, backend: str) -> dict[str, Any]:
         attention_softmax_in_fp32=local,
         cross_entropy_loss_fusion=not local,
         cross_entropy_fusion_impl="native",
-        attention_backend="unfused" if local else "auto",
     )
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What one GPU session checks and measures; run from the repository root on a GPU host without network.
-#   tests/bench/gpu_session.sh OUT_DIR STEP...       steps: unpack short ngpt gpt cases two (after cases) confined
+#   tests/bench/gpu_session.sh OUT_DIR STEP...       steps: unpack short ngpt gpt one two (after one)
 # Needs .gpu/site.tar.xz (the GPU dependencies) and .gpu/data.tar.xz (enwik8 prepared with the tekken vocabulary as enwik8_tekken/).
 set -u
 out=$1; shift
@@ -19,7 +19,7 @@ unpack() {
 
 run_cases() {  # LIST PROCESSES: a list of cases from tests/distributed/gpu_cases.py
   python3 tests/distributed/gpu_cases.py "$1" "$out/cases" > "$out/$1.json"
-  timeout 300 python3 -m torch.distributed.run --standalone --nproc-per-node "$2" tests/distributed/case_runner.py "$out/$1.json" > "$out/$1.log" 2>&1
+  timeout "${CASES_SECONDS:-300}" python3 -m torch.distributed.run --standalone --nproc-per-node "$2" tests/distributed/case_runner.py "$out/$1.json" > "$out/$1.log" 2>&1
   python3 tests/distributed/gpu_cases.py --report "$1" "$out/cases" | tee "$out/$1.txt"
 }
 
@@ -36,8 +36,7 @@ for step in "$@"; do
   echo "== $step"; began=$SECONDS
   case $step in
     unpack) unpack ;;
-    cases) run_cases local 1; run_cases te 1 ;;
-    confined) run_cases confined_local 1; run_cases confined_te 1 ;;
+    one) run_cases one 1 ;;
     two) run_cases two 2 ;;
     ngpt) train ngpt_1p2b_dense_bf16 ;;
     gpt) train gpt_1p2b_dense_bf16 ;;

@@ -56,7 +56,7 @@ def run_case(case: dict, rank: int) -> None:
         session = train(cfg, rank, [look])
         result["weights"] = fingerprints(session.hook.parameters)
         result["model_norms"] = model_norms(session.chunks)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # torch raises checkpoint errors that are no Exception
         result["error"] = f"{type(error).__name__}: {error}"
         result["traceback"] = traceback.format_exc()
     result["seconds"] = time.time() - began

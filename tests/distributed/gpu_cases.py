@@ -11,15 +11,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cases import BF16, DP2, MODELS, OVERLAP, SAVE, TP2, WHOLE, Case  # noqa: E402
+from cases import BF16, CP2, DP2, MODELS, OVERLAP, PP2, SAVE, TP2, WHOLE, Case  # noqa: E402
 
 PRECISIONS = {"fp32": [], "bf16": BF16}
 TE, LOCAL = ["model.transformer_impl=transformer_engine"], ["model.transformer_impl=local"]
 # Wide enough for tensor cores and for fused attention kernels.
 WIDE = ["model.hidden_size=512", "model.num_attention_heads=8", "model.num_query_groups=4", "model.ffn_hidden_size=1536"]
 WIDE.append("train.seq_length=512")
-CP2 = ["parallel.context=2", "cluster.gpus_per_node=2"]
-PP2 = ["parallel.pipeline=2", "cluster.gpus_per_node=2"]
 
 
 def _like(name: str, model: str, *groups: list[str]) -> Case:
@@ -47,24 +45,24 @@ def _confined(backend: list[str]) -> list[Case]:
 _SEED = [*LOCAL, *WIDE, "train.steps=1", *SAVE, "logging.health_interval=1"]
 _RESUME = [*TE, *WIDE, *BF16, *SAVE]
 LISTS = {
-    # one process a list: Megatron fixes the attention backend for the life of a process
-    "local": [*(Case(f"seed_{model}", model, _SEED, randomize_scales=True) for model in MODELS), *_all("", LOCAL)],
-    "te": [
+    "one": [
+        *(Case(f"seed_{model}", model, _SEED, randomize_scales=True) for model in MODELS),
+        *_all("", LOCAL),
         *_all("__te", TE),
         _like("plain_bf16__te__overlap", "plain", TE, BF16, OVERLAP),
         _like("plain_bf16__te__recompute", "plain", TE, BF16, ["parallel.recompute=full"]),
         Case("resume", overrides=_RESUME),
         Case("resume__halves", overrides=[*_RESUME, "train.stop_after=2"]),
         Case("resume__halves", overrides=_RESUME),
+        *_confined(LOCAL),
+        *_confined(TE),
     ],
-    "confined_local": [*_confined(LOCAL)],
-    "confined_te": [*_confined(TE)],
     "two": [
-        *_all("__te__tp2", TE, TP2),
         *_all("__te__dp2", TE, DP2, OVERLAP),
-        _like("plain_fp32__te__dp2_whole_masters", "plain", TE, DP2, WHOLE),
+        *_all("__te__tp2", TE, TP2),
         _like("plain_bf16__te__cp2", "plain", TE, BF16, CP2),
         _like("plain_bf16__te__pp2", "plain", TE, BF16, PP2),
+        _like("plain_fp32__te__dp2_whole_masters", "plain", TE, DP2, WHOLE),
     ],
 }
 
