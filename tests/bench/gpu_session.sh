@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What one GPU session checks and measures; run from the repository root on a GPU host without network.
-#   tests/bench/gpu_session.sh OUT_DIR STEP...       steps: unpack short ngpt gpt one two (after one)
+#   tests/bench/gpu_session.sh OUT_DIR STEP...       steps: unpack short ngpt gpt one two (after one) confined; ONE and TWO filter cases by name
 # Needs .gpu/site.tar.xz (the GPU dependencies) and .gpu/data.tar.xz (enwik8 prepared with the tekken vocabulary as enwik8_tekken/).
 set -u
 out=$1; shift
@@ -17,8 +17,8 @@ unpack() {
   python3 -c "import torch, transformer_engine as te, megatron.core as m; print('torch', torch.__version__, 'TE', te.__version__, 'megatron-core', m.__version__)"
 }
 
-run_cases() {  # LIST PROCESSES: a list of cases from tests/distributed/gpu_cases.py
-  python3 tests/distributed/gpu_cases.py "$1" "$out/cases" > "$out/$1.json"
+run_cases() {  # LIST PROCESSES [REGEX]: a list of cases from tests/distributed/gpu_cases.py
+  python3 tests/distributed/gpu_cases.py "$1" "$out/cases" "${3:-}" > "$out/$1.json"
   timeout "${CASES_SECONDS:-300}" python3 -m torch.distributed.run --standalone --nproc-per-node "$2" tests/distributed/case_runner.py "$out/$1.json" > "$out/$1.log" 2>&1
   python3 tests/distributed/gpu_cases.py --report "$1" "$out/cases" | tee "$out/$1.txt"
 }
@@ -36,8 +36,9 @@ for step in "$@"; do
   echo "== $step"; began=$SECONDS
   case $step in
     unpack) unpack ;;
-    one) run_cases one 1 ;;
-    two) run_cases two 2 ;;
+    one) run_cases one 1 "${ONE:-}" ;;
+    confined) run_cases confined 1 ;;
+    two) run_cases two 2 "${TWO:-}" ;;
     ngpt) train ngpt_1p2b_dense_bf16 ;;
     gpt) train gpt_1p2b_dense_bf16 ;;
     short) (fifty+=(train.steps=4 train.eval_interval=4 logging.interval=1 logging.health_interval=2); train ngpt_1p2b_dense_bf16) || exit 1 ;;

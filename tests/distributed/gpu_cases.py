@@ -1,12 +1,13 @@
 """Cases for GPU hosts, run by tests/bench/gpu_session.sh: Transformer Engine against Megatron's local modules, two GPUs against one.
 
-    python gpu_cases.py LIST FOLDER             the list's cases as JSON, their runs below FOLDER
+    python gpu_cases.py LIST FOLDER [REGEX]     the list's cases (whose names match) as JSON, their runs below FOLDER
     python gpu_cases.py --report LIST FOLDER    losses and gradient norms beside those of the case they are compared with
 
 A case is compared with the one whose name is its own up to the last "__".
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -54,9 +55,8 @@ LISTS = {
         Case("resume", overrides=_RESUME),
         Case("resume__halves", overrides=[*_RESUME, "train.stop_after=2"]),
         Case("resume__halves", overrides=_RESUME),
-        *_confined(LOCAL),
-        *_confined(TE),
     ],
+    "confined": [*_confined(LOCAL), *_confined(TE)],
     "two": [
         *_all("__te__dp2", TE, DP2, OVERLAP),
         *_all("__te__tp2", TE, TP2),
@@ -92,4 +92,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "--report":
         report(sys.argv[2], Path(sys.argv[3]))
     else:
-        print(json.dumps([case.as_json(Path(sys.argv[2])) for case in LISTS[sys.argv[1]]]))
+        wanted = re.compile(sys.argv[3] if len(sys.argv) > 3 else "")
+        print(json.dumps([case.as_json(Path(sys.argv[2])) for case in LISTS[sys.argv[1]] if wanted.search(case.name)]))
