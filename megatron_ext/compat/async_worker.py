@@ -6,8 +6,7 @@ process that belongs to a fork server,
   trainer waits for it for ever;
 - waits for requests on a queue whose two ends it holds itself: a trainer that is killed leaves it behind, with its memory, its device and
   the trainer's output open.
-Reason: a CPU run can save asynchronously, and a killed run leaves nothing behind. The replacement is found by name in the new process,
-where upstream's method is in its place.
+Reason: a CPU run can save asynchronously, and a killed run leaves nothing behind. The replacement is found by name in the new process.
 Goes when: upstream's worker ends with its trainer; on a CPU, when `cuda_on_cpu` goes.
 """
 
@@ -23,7 +22,9 @@ def install() -> bool:
     """Makes persistent checkpoint workers of this process start in `run_worker`."""
     from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
 
-    PersistentAsyncCaller.async_loop = staticmethod(run_worker)
+    if PersistentAsyncCaller.async_loop is not run_worker:
+        run_worker.upstream = PersistentAsyncCaller.async_loop
+        PersistentAsyncCaller.async_loop = staticmethod(run_worker)
     return True
 
 
@@ -31,9 +32,8 @@ def run_worker(*args: Any, **kwargs: Any) -> None:
     """Upstream's loop of the checkpoint worker. Runs in a fresh process."""
     threading.Thread(target=_end_with_trainer, daemon=True).start()
     cuda_on_cpu.install()
-    from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
-
-    PersistentAsyncCaller.async_loop(*args, **kwargs)
+    install()  # finds upstream's loop, whether or not the entry point has been imported, and patched, here
+    run_worker.upstream(*args, **kwargs)
 
 
 def _end_with_trainer() -> None:

@@ -1,0 +1,7 @@
+"""NVFP4 on plain tensors: number formats, the reference quantiser, the reference GEMM."""
+
+from ngpt.precision.gemm import qgemm
+from ngpt.precision.quantize import FourOverSix, QuantizerSpec, quantize
+from ngpt.precision.tensor import QuantizedTensor
+
+__all__ = ["FourOverSix", "QuantizedTensor", "QuantizerSpec", "qgemm", "quantize"]

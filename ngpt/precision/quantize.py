@@ -1,0 +1,278 @@
+"""The reference quantiser of NVFP4: plain torch, any device, one fp32 operation at a time in the order of Transformer Engine's kernels.
+
+Divisors and factors are tensors on the input's device on purpose: torch turns division by a Python number into a multiplication with its
+reciprocal on CUDA, and number / tensor into reciprocal-then-multiply everywhere, both of which round differently.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ngpt.precision.formats import (
+    E2M1_MAX,
+    decode_e4m3,
+    encode_e2m1,
+    encode_e2m1_stochastic,
+    encode_e4m3,
+    pack_e2m1,
+    power_of_two,
+)
+from ngpt.precision.hadamard import Rht, random_hadamard_transform
+from ngpt.precision.tensor import BLOCK, BlockShape, Direction, QuantizedTensor, decode_blocks
+
+GlobalAmax = Literal["dynamic", "dynamic_pow2", "static"]
+Rounding = Literal["rtne", "sr"]
+
+# With this amax the global encode scale 2688 / amax is exactly 2^11.
+STATIC_AMAX = 1.3125
+E4M3_BOUND = 448
+SR_BITS = 24
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Powers of two 2^j for which 1.3125 * 2^j, its encode scale and the inverse of that are normal fp32 numbers.
+_POW2_EXPONENTS = (-115, 127)
+
+
+@dataclass(frozen=True)
+class FourOverSix:
+    """Try each block with its largest value mapped to 6 and to 4, keep the better. `bound`: scale that the global amax maps to."""
+
+    bound: Literal[256, 448] = 256
+    error: Literal["MAE", "MSE"] = "MAE"
+
+
+@dataclass(frozen=True)
+class QuantizerSpec:
+    """How a tensor is quantised.
+
+    Attributes:
+        block_shape: (1, 16), or (16, 16) for weights: the same codes in both directions.
+        global_amax: "dynamic": max |x|. "dynamic_pow2": rounded up so that the global encode scale is a power of two.
+            "static": `static_amax`.
+        static_amax: magnitude that saturates under "static"; the default makes the global encode scale 2^11.
+        rht: random Hadamard transform of the columnwise direction; the rowwise direction never has one.
+        rounding: "rtne" (nearest, ties to even) or "sr" (stochastic).
+        four_over_six: the 4over6 option.
+        row_scaled: one amax for each stored row instead of one for the tensor.
+
+    Raises:
+        ValueError: Options that exclude each other.
+    """
+
+    block_shape: BlockShape = (1, BLOCK)
+    global_amax: GlobalAmax = "dynamic"
+    static_amax: float = STATIC_AMAX
+    rht: Rht = "off"
+    rounding: Rounding = "rtne"
+    four_over_six: FourOverSix | None = None
+    row_scaled: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}. Choose one of them.")
+        if not (0 < self.static_amax < math.inf):
+            raise ValueError(f"static_amax: {self.static_amax} must be positive and finite. {STATIC_AMAX} gives the scale 2^11.")
+        if self.four_over_six and (self.rht != "off" or self.rounding != "rtne" or self.global_amax != "dynamic"):
+            raise ValueError("four_over_six: set, but it needs rht='off', rounding='rtne', global_amax='dynamic'. Drop it or them.")
+        if self.row_scaled and (
+            self.rht != "off" or self.rounding != "rtne" or self.global_amax != "dynamic" or self.block_shape != (1, BLOCK)
+        ):
+            raise ValueError(
+                "row_scaled: set, but it needs block_shape=(1, 16), rht='off', rounding='rtne', global_amax='dynamic'. Drop it or them."
+            )
+
+    @property
+    def e4m3_bound(self) -> int:
+        return self.four_over_six.bound if self.four_over_six else E4M3_BOUND
+
+
+_CHOICES = {
+    "block_shape": ((1, BLOCK), (BLOCK, BLOCK)),
+    "global_amax": ("dynamic", "dynamic_pow2", "static"),
+    "rht": ("off", "signed", "unsigned"),
+    "rounding": ("rtne", "sr"),
+}
+
+
+def quantize(
+    x: Tensor,
+    spec: QuantizerSpec,
+    direction: Direction = "rowwise",
+    *,
+    random_bytes: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> QuantizedTensor:
+    """Quantise one direction of a tensor.
+
+    Args:
+        x: [..., K], fp32, bf16 or fp16; leading dimensions are flattened to rows.
+        spec: what to compute.
+        direction: "rowwise" blocks lie along K; "columnwise" quantises the transpose, blocks along the rows, after the RHT if any.
+        random_bytes: for "sr": uint8 of the stored matrix's shape, 8 random bits an element as the hardware takes them.
+        generator: for "sr": source of 24-bit uniforms, which lack the 8-bit rule's bias towards zero. On x's device.
+
+    Raises:
+        ValueError: A dimension that blocks cannot tile, an unsupported dtype, or "sr" without exactly one source of randomness.
+
+    Source: NVFP4 as Transformer Engine 2.20.2 computes it; arXiv 2509.25149.
+    """
+    return quantize_stored(stored_matrix(x, spec, direction), spec, direction, x.shape, random_bytes=random_bytes, generator=generator)
+
+
+def stored_matrix(x: Tensor, spec: QuantizerSpec, direction: Direction) -> Tensor:
+    """The matrix whose rows hold the blocks: x flattened to 2-D, transposed and RHT-transformed for the columnwise direction."""
+    if direction not in ("rowwise", "columnwise"):
+        raise ValueError(f"direction: {direction!r} is not 'rowwise' or 'columnwise'. Choose one of them.")
+    if x.dim() < 2:
+        raise ValueError(f"{x.dim()} dimensions: a quantised tensor has at least 2. Add one with unsqueeze(0).")
+    matrix = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    if direction == "rowwise":
+        return matrix
+    return random_hadamard_transform(matrix.t().contiguous(), spec.rht)
+
+
+def quantize_stored(
+    matrix: Tensor,
+    spec: QuantizerSpec,
+    direction: Direction = "rowwise",
+    shape: tuple[int, ...] | None = None,
+    *,
+    random_bytes: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> QuantizedTensor:
+    """`quantize` from its stored matrix on: no transpose and no RHT is applied here.
+
+    Args:
+        matrix: [R, C] as returned by `stored_matrix`.
+        shape: of the original tensor; by default a 2-D one that fits `direction`.
+    """
+    _check_matrix(matrix, spec)
+    values = matrix.float().contiguous()
+    amax = _global_amax(values, spec)
+    encode = _global_encode_scale(amax, spec).view(-1, 1)
+    block_amax = _block_amax(values, spec)
+    if spec.four_over_six:
+        codes, scales = _four_over_six(values, block_amax, amax.view(-1, 1), encode, spec)
+    else:
+        mult = encode * _constant(1 / E2M1_MAX, values)
+        scales = encode_e4m3(torch.minimum(block_amax * mult, _constant(_FLOAT32_MAX, values)))
+        codes = _encode(_scaled(values, scales, encode), spec, random_bytes, generator)
+    flushed = ((scales & 0x7F) == 0) & (block_amax != 0)
+    return QuantizedTensor(
+        codes=pack_e2m1(codes),
+        block_decode_scale=scales,
+        global_amax=amax,
+        block_shape=spec.block_shape,
+        shape=tuple(shape) if shape is not None else tuple(matrix.shape if direction == "rowwise" else matrix.t().shape),
+        direction=direction,
+        rht=spec.rht if direction == "columnwise" else "off",
+        e4m3_bound=spec.e4m3_bound,
+        saturated_elements=(values.abs() > amax.view(-1, 1)).sum(),
+        flushed_blocks=flushed[:: spec.block_shape[0]].sum(),
+    )
+
+
+def _constant(value: float, like: Tensor) -> Tensor:
+    return torch.full((), value, dtype=torch.float32, device=like.device)
+
+
+def _check_matrix(matrix: Tensor, spec: QuantizerSpec) -> None:
+    if matrix.dtype not in _DTYPES:
+        raise ValueError(f"dtype {matrix.dtype}: the quantiser reads fp32, bf16 and fp16. Cast the tensor first.")
+    for name, size, block in zip(("rows", "columns"), matrix.shape, spec.block_shape, strict=True):
+        if size % block:
+            raise ValueError(
+                f"{size} stored {name}: {spec.block_shape[0]}x{spec.block_shape[1]} blocks need a multiple of {block}. "
+                f"Pad to {-(-size // block) * block} with zeros, or keep this tensor in bf16."
+            )
+
+
+def _global_amax(values: Tensor, spec: QuantizerSpec) -> Tensor:
+    """fp32 [1], or [R] for a row-scaled spec. NaN propagates."""
+    if spec.global_amax == "static":
+        return torch.full((1,), spec.static_amax, dtype=torch.float32, device=values.device)
+    if spec.row_scaled:
+        return values.abs().amax(dim=1)
+    amax = values.abs().amax().view(1) if values.numel() else values.new_zeros(1)
+    return _round_up_to_pow2_scale(amax) if spec.global_amax == "dynamic_pow2" else amax
+
+
+def _round_up_to_pow2_scale(amax: Tensor) -> Tensor:
+    """The smallest 1.3125 * 2^j >= amax (at most j = 127, beyond which values saturate); 0, Inf and NaN stay."""
+    mantissa, exponent = torch.frexp(amax)  # mantissa in [0.5, 1), and 1.3125 = 0.65625 * 2
+    power = torch.where(mantissa > STATIC_AMAX / 2, exponent, exponent - 1).clamp(*_POW2_EXPONENTS)
+    rounded = STATIC_AMAX * power_of_two(power)
+    return torch.where(amax.isfinite() & (amax != 0), rounded, amax)
+
+
+def _global_encode_scale(amax: Tensor, spec: QuantizerSpec) -> Tensor:
+    scale = torch.minimum(torch.div(_constant(E2M1_MAX * spec.e4m3_bound, amax), amax), _constant(_FLOAT32_MAX, amax))
+    return torch.where((amax == 0) | (scale == 0), 1.0, scale)
+
+
+def _block_amax(values: Tensor, spec: QuantizerSpec) -> Tensor:
+    """fp32 [R, C / 16]; a 16x16 block's amax stands on each of its 16 rows. NaN propagates."""
+    rows, columns = values.shape
+    height = spec.block_shape[0]
+    blocks = values.abs().view(rows // height, height, columns // BLOCK, BLOCK)
+    return blocks.amax(dim=(1, 3)).repeat_interleave(height, dim=0)
+
+
+def _scaled(values: Tensor, scales: Tensor, global_encode_scale: Tensor) -> Tensor:
+    """x * encode scale of its block: the numbers that are rounded to E2M1."""
+    one = _constant(1.0, values)
+    decode = decode_e4m3(scales) * torch.div(one, global_encode_scale)
+    encode = torch.minimum(torch.div(one, decode), _constant(_FLOAT32_MAX, values))
+    return values * encode.repeat_interleave(BLOCK, dim=1)
+
+
+def _encode(scaled: Tensor, spec: QuantizerSpec, random_bytes: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    if spec.rounding == "rtne":
+        return encode_e2m1(scaled)
+    if (random_bytes is None) == (generator is None):
+        raise ValueError("rounding 'sr': needs exactly one source of randomness. Pass either random_bytes or generator.")
+    if generator is not None:
+        bits = torch.randint(0, 2**SR_BITS, scaled.shape, generator=generator, device=scaled.device, dtype=torch.int32)
+        return encode_e2m1_stochastic(scaled, bits.double() / 2**SR_BITS)
+    if random_bytes.dtype != torch.uint8 or random_bytes.shape != scaled.shape:
+        raise ValueError(
+            f"random_bytes: {random_bytes.dtype} {tuple(random_bytes.shape)}; sr takes one uint8 an element of the stored matrix. "
+            f"Pass uint8 {tuple(scaled.shape)}."
+        )
+    return encode_e2m1_stochastic(scaled, random_bytes.float() / 256)
+
+
+def _four_over_six(values: Tensor, block_amax: Tensor, amax: Tensor, encode: Tensor, spec: QuantizerSpec) -> tuple[Tensor, Tensor]:
+    """Codes and scales of the better of map-to-4 and map-to-6 for every block; ties go to map-to-6."""
+    to_six = torch.div(block_amax, _constant(E2M1_MAX, values)) * encode
+    candidates = []
+    for base in (to_six * _constant(1.5, values), to_six):
+        scales = encode_e4m3(base)
+        codes = encode_e2m1(_scaled(values, scales, encode))
+        candidates.append((codes, scales, _block_error(values, codes, scales, amax, spec)))
+    (codes_4, scales_4, error_4), (codes_6, scales_6, error_6) = candidates
+    take_4 = error_4 < error_6
+    return torch.where(take_4.repeat_interleave(BLOCK, dim=1), codes_4, codes_6), torch.where(take_4, scales_4, scales_6)
+
+
+def _block_error(values: Tensor, codes: Tensor, scales: Tensor, amax: Tensor, spec: QuantizerSpec) -> Tensor:
+    """fp32 [R, C / 16] error of a candidate in the input's domain, summed in the kernel's order (16 elements in turn, rows as a tree)."""
+    rows, columns = values.shape
+    product = decode_blocks(codes, scales) * amax
+    difference = torch.div(product, _constant(E2M1_MAX * spec.e4m3_bound, values)) - values
+    terms = difference * difference if spec.four_over_six.error == "MSE" else difference.abs()
+    terms = terms.view(rows, columns // BLOCK, BLOCK)
+    error = torch.zeros_like(terms[:, :, 0])
+    for element in range(BLOCK):
+        error = error + terms[:, :, element]
+    if spec.block_shape[0] == 1:
+        return error
+    tree = error.view(rows // BLOCK, BLOCK, columns // BLOCK)
+    while tree.shape[1] > 1:
+        half = tree.shape[1] // 2
+        tree = tree[:, :half] + tree[:, half:]
+    return tree.squeeze(1).repeat_interleave(BLOCK, dim=0)
