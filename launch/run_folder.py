@@ -1,6 +1,7 @@
 """The run folder: made once, checked and its launch recorded at every start."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from launch.provenance import describe_launch
 from ngpt.config.compose import dump, load
 from ngpt.config.errors import ConfigError
-from ngpt.config.identity import diff, model_defining
+from ngpt.config.identity import diff, flatten, model_defining
 from ngpt.config.schema import Config
 
 CONFIG_FILE = "config.yaml"
@@ -16,6 +17,7 @@ ENVIRONMENT_FILE = "environment.json"
 DIFF_FILE = "code.diff"
 SUMMARY_FILE = "summary.json"
 CONSOLE_FILE = "console.log"
+TRACKER_FILE = "latest_checkpointed_iteration.txt"  # Megatron's: the newest finished checkpoint
 FAILURE_PATTERN = "failure_rank*.json"
 
 Changes = dict[str, tuple[Any, Any]]  # key -> (old, new)
@@ -35,6 +37,16 @@ def check_resumable(config: Config) -> None:
             "a run keeps its model when it resumes",
             "Give the new run a name of its own, run.name=..., or remove the folder",
         )
+    if own.exists() and newest_step(config) is not None and not config.megatron.get("override_opt_param_scheduler"):
+        changes = diff(_schedule(load(own)), _schedule(config))
+        if changes:
+            raise ConfigError(
+                "run.dir",
+                f"{config.run.dir} holds a checkpoint of another schedule ({_listed(changes)})",
+                "a resumed run keeps its schedule and batch",
+                "Restore the values; or start a new run.name from its weights, checkpoint.load=...; or replace the schedule at the "
+                "checkpoint's step with megatron.override_opt_param_scheduler=true",
+            )
     if config.checkpoint.load is None:
         return
     source = Path(config.checkpoint.load).parent / CONFIG_FILE
@@ -45,6 +57,42 @@ def check_resumable(config: Config) -> None:
             "a run starts from weights of its own model",
             f"Set the keys as in {source}, or load another checkpoint",
         )
+
+
+def newest_step(config: Config) -> int | None:
+    """The step of the newest finished checkpoint that the run would continue from; None where there is none."""
+    tracker = Path(config.checkpoint.dir) / TRACKER_FILE
+    if not config.checkpoint.resume or not tracker.exists():
+        return None
+    return int(tracker.read_text())
+
+
+def nothing_left(config: Config) -> str | None:
+    """Why a start of this run would train no step; None where it would."""
+    step, end = newest_step(config), config.train.stop_after or config.train.steps
+    if step is None or step < end:
+        return None
+    limit = "train.stop_after" if config.train.stop_after else "train.steps"
+    return f"{config.run.dir} has reached step {step}; {limit} is {end}: nothing to train"
+
+
+def _schedule(config: Config) -> dict[str, Any]:
+    """What Megatron's restored scheduler and sample count hold a run to."""
+    flat = flatten(config)
+    kept = {"optim.lr", "optim.min_lr", "train.steps", "train.global_batch_size"}
+    return {key: value for key, value in flat.items() if key in kept or (key.startswith("schedule.") and key != "schedule.name")}
+
+
+def changed_data(config: Config) -> str | None:
+    """A note for a resumed run that goes on with other data or another seed than the folder's last launch; None where it does not."""
+    own = Path(config.run.dir) / CONFIG_FILE
+    if not own.exists() or newest_step(config) is None:
+        return None
+    changes = diff(flatten(load(own)), flatten(config))
+    changes = {
+        key: change for key, change in changes.items() if key == "train.seed" or (key.startswith("data.") and key != "data.num_workers")
+    }
+    return f"note: the run goes on with {_listed(changes)}" if changes else None
 
 
 def _listed(changes: Changes) -> str:
@@ -101,4 +149,5 @@ def _keep_earlier_launch(folder: Path) -> None:
     target.mkdir(parents=True)
     for path in earlier:
         if path.exists():
-            path.replace(target / path.name)
+            shutil.copy2(path, target / path.name)  # not moved: other ranks read config.yaml at any time
+    earlier[-1].unlink(missing_ok=True)

@@ -8,7 +8,15 @@ from pathlib import Path
 from launch.devices import gpu_names
 from launch.environment import World, current_world, recorded_variables, single_world, worker_environment, worker_variables
 from launch.processes import run_and_tee, worker_command
-from launch.run_folder import CONFIG_FILE, CONSOLE_FILE, check_resumable, first_failure, record_launch
+from launch.run_folder import (
+    CONFIG_FILE,
+    CONSOLE_FILE,
+    changed_data,
+    check_resumable,
+    first_failure,
+    nothing_left,
+    record_launch,
+)
 from ngpt.config.compose import compose, dump
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
@@ -35,7 +43,12 @@ def train(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequen
     world = current_world(default_port=config.cluster.rendezvous_port)
     _check_world(config, world)
     check_resumable(config)
-    _check_data(config)
+    _check_data(config, world)
+    if (done := nothing_left(config)) is not None:
+        print(done)
+        return 0
+    if (note := changed_data(config)) is not None:
+        print(note, file=sys.stderr)
     cuda = bool(gpu_names())
     if world is not None:
         environment = worker_environment(worker_variables(config, world.local_size, cuda), world)
@@ -62,14 +75,15 @@ def _check_world(config: Config, world: World | None) -> None:
         raise ConfigError("cluster", f"{nodes} nodes * {per_node} processes", rule, way_out)
 
 
-def _check_data(config: Config) -> None:
-    """The token files must be those that were prepared, by the tokenizer configured here."""
+def _check_data(config: Config, world: World | None) -> None:
+    """The token files must be those that were prepared, by the tokenizer configured here. Only the first rank reads them through."""
     if config.data.mock:
         return
     sources = [*config.data.train, *config.data.valid]
     check_against_model(sources, config.tokenizer, config.model.vocab_size)
-    for source in sources:
-        verify(source.path)
+    if world is None or world.rank == 0:
+        for source in sources:
+            verify(source.path)
 
 
 def _run_all_ranks(config: Config, processes: int, environment: dict[str, str], command: Sequence[str]) -> int:

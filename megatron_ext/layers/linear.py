@@ -42,7 +42,7 @@ class ScaledReadsStream(ReadsStream):
     Source: MODEL.md "MLP".
     """
 
-    def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, tp_group=None, **kwargs):
+    def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, tp_group, **kwargs):
         super().__init__(input_size, output_size, config=config, tp_group=tp_group, **kwargs)
         self.width_factor = math.sqrt(config.hidden_size)
         self.suv = ParallelScale(
@@ -83,7 +83,7 @@ class NormalizedWritesStream(WritesStream):
     Source: MODEL.md "Fine-grained"; arXiv 2605.06067.
     """
 
-    def __init__(self, *args, tp_group=None, **kwargs):
+    def __init__(self, *args, tp_group, **kwargs):
         super().__init__(*args, tp_group=tp_group, **kwargs)
         self.feature_group = tp_group
 

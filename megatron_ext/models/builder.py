@@ -10,7 +10,7 @@ from megatron.training.models.hybrid import HybridModelBuilder, HybridModelConfi
 from megatron_ext.layers.backend import get_backend
 from megatron_ext.layers.logits import finish_logits, logit_scale
 from megatron_ext.models.stack import gpt_stack, ngpt_stack
-from ngpt.optim.retraction import mark, retract_weights_
+from ngpt.optim.retraction import is_marked, mark, retract_weights_
 
 
 @dataclass(kw_only=True)
@@ -53,6 +53,8 @@ class PluginModelBuilder(HybridModelBuilder):
                 mark(model.embedding.word_embeddings.weight, unit_dim=1)
             if model.post_process and model.output_layer.weight is not None:
                 mark(model.output_layer.weight, unit_dim=1)
+            unmarked = [name for name, param in model.named_parameters() if param.dim() == 2 and not is_marked(param)]
+            assert not unmarked, f"matrices that no module marked for retraction: {unmarked}"
             retract_weights_(model.parameters())
         return model
 

@@ -1,4 +1,6 @@
-"""An independent look at the norms of the master weights. Shares no code with the retraction."""
+"""An independent look at the norms of the master weights: other arithmetic, other shard bounds than the retraction's."""
+
+import math
 
 import torch
 import torch.distributed as dist
@@ -7,7 +9,7 @@ from torch import nn
 
 @torch.no_grad()
 def worst_norm_deviation(parameters: list[tuple[str, nn.Parameter, object]]) -> tuple[float, str]:
-    """Largest | ||w|| - 1 | over all unit vectors of this rank's marked matrices, and the matrix it was seen in.
+    """Largest | ||w|| - 1 | (infinite for NaN) over all unit vectors of this rank's marked matrices, and the matrix it was seen in.
 
     Rebuilds every matrix from its shards: each rank puts its fp32 master values into an array of zeros, the sum over the
     data-parallel group is the whole matrix, and its norms are taken in fp64, one matrix at a time.
@@ -38,6 +40,8 @@ def worst_norm_deviation(parameters: list[tuple[str, nn.Parameter, object]]) -> 
             dist.all_reduce(whole, group=buffer.data_parallel_group)
         norms = whole.view(param.shape).double().square().sum(unit_dim).sqrt()
         deviation = (norms - 1).abs().max().item()
-        if not deviation <= worst:  # also true for NaN
+        if math.isnan(deviation):
+            deviation = math.inf  # compares, also in an all-reduce over ranks
+        if deviation > worst:
             worst, where = deviation, name
     return worst, where

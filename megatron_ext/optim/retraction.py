@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ngpt.optim.retraction import MatrixShard, is_marked, retract_shards_
+from ngpt.optim.retraction import MatrixShard, is_marked, retract_shards_, retract_weights_
 
 
 @dataclass
@@ -98,11 +98,14 @@ class RetractionHook:
             if self.after_step is not None:
                 self.after_step()
 
-    def retract_masters(self) -> None:
-        """Retract the fp32 copies that the optimizer keeps of lower-precision weights; fp32 weights are their own masters, left alone.
+    def retract_start(self, loaded: bool) -> None:
+        """Retract the masters at step 0.
 
-        For the start of a run: masters copied from BF16 weights have unit norm only up to their rounding.
+        Masters that were copied from BF16 weights have unit norm only up to their rounding. FP32 weights are their own masters: built
+        with unit norms, but where they were loaded they may come from a BF16 run. Those are retracted whole, the same on every rank.
         """
+        if loaded:
+            retract_weights_(param for _, param, _ in self.parameters if param.dtype == torch.float32)
         for expert in sorted({is_expert(param) for _, param, _ in self.parameters}):
             plan = self._plan(expert, only_copies=True)
             retract_shards_(plan.shards, plan.all_reduce)

@@ -162,7 +162,7 @@ def _files(cfg: Config) -> dict[str, Any]:
     return dict(
         log_interval=cfg.logging.interval,
         tensorboard_dir=str(run_dir / "tensorboard"),
-        tensorboard_log_interval=cfg.logging.interval,
+        tensorboard_log_interval=1,  # the recorder picks the steps
         log_timers_to_tensorboard=True,
         log_loss_scale_to_tensorboard=False,
         profile=cfg.debug.profile,

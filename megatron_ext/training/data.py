@@ -19,7 +19,7 @@ from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 from torch.utils.data import DataLoader, Dataset
 
 from megatron_ext.device import on_gpu
-from ngpt.config import Config
+from ngpt.config import Config, ConfigError
 from ngpt.config.schema import DataSource
 from ngpt.data.manifest import split_of
 
@@ -35,12 +35,16 @@ class _DatasetTokenizer:
 class MockDataset(Dataset):
     """Random tokens, the same for the same index and seed: for tests and benchmarks of the loop.
 
+    Args:
+        as_mask: attention is confined to documents, two in each sequence, cut at a random place.
+
     Returns:
-        What GPTDataset returns: tokens, labels, loss_mask, position_ids, each [seq_length].
+        What GPTDataset returns: tokens, labels, loss_mask, position_ids, each [seq_length], and attention_mask [1, seq_length,
+        seq_length], True where attention is not allowed.
     """
 
-    def __init__(self, size: int, seq_length: int, vocab_size: int, seed: int):
-        self.size, self.seq_length, self.vocab_size, self.seed = size, seq_length, vocab_size, seed
+    def __init__(self, size: int, seq_length: int, vocab_size: int, seed: int, as_mask: bool):
+        self.size, self.seq_length, self.vocab_size, self.seed, self.as_mask = size, seq_length, vocab_size, seed, as_mask
 
     def __len__(self) -> int:
         return self.size
@@ -48,12 +52,12 @@ class MockDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(index))
         text = torch.randint(0, self.vocab_size, (self.seq_length + 1,), generator=generator)
-        return dict(
-            tokens=text[:-1],
-            labels=text[1:],
-            loss_mask=torch.ones(self.seq_length),
-            position_ids=torch.arange(self.seq_length),
-        )
+        position = torch.arange(self.seq_length)
+        sample = dict(tokens=text[:-1], labels=text[1:], loss_mask=torch.ones(self.seq_length), position_ids=position)
+        if self.as_mask:
+            second = position >= torch.randint(1, self.seq_length, (), generator=generator)
+            sample["attention_mask"] = ((position[None, :] > position[:, None]) | (second[None, :] != second[:, None]))[None]
+        return sample
 
 
 def _blend(sources: list[DataSource]) -> tuple[list[str], list[float]] | None:
@@ -67,8 +71,11 @@ def build_datasets(cfg: Config, sizes: tuple[int, int], backend: str) -> tuple[D
     """
     as_mask = cfg.data.confine_attention and backend == "local"
     if cfg.data.mock:
-        make = lambda size, seed: MockDataset(size, cfg.train.seq_length, cfg.model.vocab_size, seed)  # noqa: E731
-        return make(sizes[0], cfg.train.seed), make(sizes[1], cfg.train.seed + 1) if sizes[1] else None
+        if cfg.data.confine_attention and not as_mask:
+            raise ConfigError("data.mock", True, "mock documents are for the local backend", "Set data.confine_attention=false")
+        seq_length, vocab_size, seed = cfg.train.seq_length, cfg.model.vocab_size, cfg.train.seed
+        train, valid = (MockDataset(size, seq_length, vocab_size, seed + i, as_mask) for i, size in enumerate(sizes))
+        return train, valid if sizes[1] else None
     tokenizer = split_of(cfg.data.train[0].path)[0].tokenizer
     config = GPTDatasetConfig(
         random_seed=cfg.train.seed,

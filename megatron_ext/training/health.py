@@ -65,7 +65,7 @@ class Statistics:
 class HiddenNormProbe:
     """Norms of every layer's output, taken by forward hooks while `active`; costs nothing otherwise.
 
-    Recorded per forward pass as [sum, count, max, -min], without waiting for the device.
+    One fp32 norm a token, layer and forward pass stays on the device until it is drained.
     """
 
     def __init__(self, chunks: Iterable[nn.Module]):

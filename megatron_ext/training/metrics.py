@@ -5,6 +5,7 @@ those calls, renames what we keep, adds what Megatron does not know, and writes 
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ class MetricsRecorder:
         self.extra: dict[int, dict[str, float]] = {}
         self.last: dict[str, float] = {}
         self.start_step = 0
+        self.rates: list[float] = []
         self.writer: MetricsWriter | None = None
         self.events: SummaryWriter | None = None
 
@@ -59,7 +61,9 @@ class MetricsRecorder:
 
     def add_scalar(self, name: str, value: float | torch.Tensor, step: int, *_, **__) -> None:
         """Megatron's call. Scalars that we do not keep are dropped."""
-        if name not in _NAMES or step == self.written:  # Megatron evaluates once more at the end: the same sequences, the same loss
+        if name not in _NAMES or not self._is_logged(step):
+            return
+        if step == self.written:  # Megatron evaluates once more at the end: the same sequences, the same loss
             return
         if self.record and self.record["step"] != step:
             self.flush()
@@ -72,6 +76,10 @@ class MetricsRecorder:
     def add_health(self, step: int, figures: dict[str, float]) -> None:
         """Figures that belong to `step`, given before Megatron reports it."""
         self.extra[step] = figures
+
+    def typical_rate(self) -> float | None:
+        """Median tokens per second of the logged intervals, without the first, in which kernels are compiled and caches filled."""
+        return statistics.median(self.rates[1:] or self.rates) if self.rates else None
 
     def flush(self) -> None:
         """Write the record at hand."""
@@ -97,7 +105,12 @@ class MetricsRecorder:
                 if value is not None and name != "step":
                     self.events.add_scalar(name, value, step)
             self.events.flush()
+        worst = max(figures.get("worst_norm_deviation", 0.0), self.last.get("worst_norm_deviation", 0.0))
         self.last |= {name: value for name, value in figures.items() if value is not None}
+        if worst:
+            self.last["worst_norm_deviation"] = worst
+        if "tokens_per_second" in figures:
+            self.rates.append(figures["tokens_per_second"])
         self.say(self._progress(figures))
 
     def close(self) -> None:
@@ -106,6 +119,11 @@ class MetricsRecorder:
             self.writer.close()
         if self.events is not None:
             self.events.close()
+
+    def _is_logged(self, step: int) -> bool:
+        """Every interval, and the ends of a run: its first step carries the check of the norms, its last the result."""
+        interval, eval_interval = self.cfg.logging.interval, self.cfg.train.eval_interval
+        return step % interval == 0 or step % eval_interval == 0 or step in (self.start_step + 1, self.cfg.train.steps)
 
     def _evaluates_after(self, step: int) -> bool:
         args = get_args()

@@ -30,9 +30,11 @@ from ngpt.estimate.peaks import gpu_of_device, peak_flops
 class Session:
     """What our side adds to Megatron's loop on one rank: retraction, the self-check of norms, health, metrics."""
 
-    def __init__(self, cfg: Config, say: Callable[[str], None]):
+    def __init__(self, cfg: Config, backend: str, say: Callable[[str], None]):
         self.cfg = cfg
-        peak = peak_flops(cfg.cluster.gpu or gpu_of_device(torch.cuda.get_device_name()), cfg.precision.dtype)
+        # Transformer Engine multiplies fp32 matrices in TF32.
+        dtype = "tf32" if (cfg.precision.dtype, backend) == ("fp32", "transformer_engine") else cfg.precision.dtype
+        peak = peak_flops(cfg.cluster.gpu or gpu_of_device(torch.cuda.get_device_name()), dtype)
         total_peak = peak * world_size(cfg) if peak else None
         self.recorder = MetricsRecorder(cfg, training_flops_per_token(cfg.model, cfg.train.seq_length), total_peak, say)
         self.hook: RetractionHook | None = None
@@ -72,7 +74,7 @@ class Session:
             return
         args = get_args()
         if args.iteration == 0:
-            self.hook.retract_masters()  # they were copied from rounded model weights
+            self.hook.retract_start(loaded=args.load is not None)
         self.start_deviation = self._check_norms() if self.cfg.model.architecture == "ngpt" else 0.0
         self.probe.active = self._health_due(args.iteration + 1)
 
@@ -119,7 +121,10 @@ def megatron_log(path: Path) -> Iterator[Callable[[str], None]]:
 
     with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log):
         logging.basicConfig(stream=log, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
-        yield say
+        try:
+            yield say
+        finally:
+            logging.getLogger().handlers.clear()  # the file closes; what is logged later goes where Python puts it
 
 
 def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = ()) -> Session:
@@ -145,7 +150,7 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
     with megatron_log(Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log") as say:
         args, container = setup_megatron(cfg, backend)
         is_last = args.rank == args.world_size - 1
-        session = Session(cfg, say)
+        session = Session(cfg, backend, say)
         container.model.on_built += [*on_built, session.attach]
         if is_last:
             for line in run_header(cfg, backend, args):
@@ -161,6 +166,9 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
         finally:
             session.close()
             if is_last:
-                last = session.recorder.last | {"start_norm_deviation": session.start_deviation}
+                last = session.recorder.last | {
+                    "start_norm_deviation": session.start_deviation,
+                    "tokens_per_second": session.recorder.typical_rate(),
+                }
                 write_summary(cfg, backend, last, status, time.monotonic() - session.started, session.recorder.start_step)
     return session

@@ -49,6 +49,7 @@ def _on_one_process(cfg: Config) -> Config:
     cfg = copy.deepcopy(cfg)
     cfg.parallel.tensor = cfg.parallel.pipeline = cfg.parallel.context = cfg.parallel.expert = 1
     cfg.parallel.virtual_pipeline = None
+    cfg.model.layer_pattern = cfg.model.layer_pattern.replace("|", "")
     cfg.parallel.sequence_parallel = cfg.parallel.overlap_grad_reduce = cfg.parallel.overlap_param_gather = False
     cfg.cluster.nodes = cfg.cluster.gpus_per_node = 1
     cfg.train.micro_batch_size = cfg.train.global_batch_size = 1

@@ -48,15 +48,11 @@ def document_boundaries(batch: dict[str, Tensor]) -> PackedSeqParams | None:
 def forward_step(batches: Iterator[dict[str, Tensor]] | None, model: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """Run this pipeline stage on the next micro-batch.
 
-    First and last stages read the batch; the stages between get their input from Megatron's schedule.
+    Every stage reads the batch: the first needs its tokens, the last its labels, and all of them the documents' boundaries.
 
     Returns:
         (output tensor, function of it that gives `masked_loss`).
     """
-    first = get_attr_wrapped_model(model, "pre_process")
-    last = get_attr_wrapped_model(model, "post_process")
-    if not (first or last):
-        return model(None, None, None), lambda output: output
     batch = next(batches)
     packed = document_boundaries(batch)
     keys = (*_KEYS, "attention_mask") if "attention_mask" in batch else _KEYS

@@ -26,10 +26,11 @@ def run_header(cfg: Config, backend: str, args: argparse.Namespace) -> list[str]
     te = backend == "transformer_engine"
     device = torch.cuda.get_device_name() if on_gpu() else "CPU"
     optimizer = "DistributedOptimizer" if parallel.distributed_optimizer else "whole fp32 masters"
+    fp32 = " (TF32 products)" if te and cfg.precision.dtype == "fp32" else ""
     return [
         f"{cfg.run.name}: {cfg.model.architecture}, {counts.total:,} parameters, "
         f"{training_flops_per_token(cfg.model, cfg.train.seq_length) / 1e9:.3g} GFLOP a token",
-        f"  device {device} x {args.world_size}, precision {cfg.precision.name}, backend {args.distributed_backend}",
+        f"  device {device} x {args.world_size}, precision {cfg.precision.name}{fp32}, backend {args.distributed_backend}",
         f"  linears {'Transformer Engine' if te else 'Megatron local'}, attention {'Transformer Engine' if te else 'unfused'}, "
         "normalisation and residual step eager torch",
         f"  tensor {parallel.tensor}{' + sequence' if parallel.sequence_parallel else ''}, pipeline {parallel.pipeline}"

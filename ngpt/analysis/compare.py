@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ngpt.analysis import formats, metrics
 from ngpt.config.errors import ConfigError
+from ngpt.config.identity import flatten
 
 # Keys that name the run itself: they differ between any two runs and say nothing.
 _IDENTITY_KEYS = frozenset({"run.name", "run.dir"})
@@ -143,18 +144,6 @@ def load_runs(directories: Sequence[str | os.PathLike[str]]) -> list[Run]:
     runs = [load_run(directory) for directory in directories]
     names = [run.name for run in runs]
     return [replace(run, name=str(run.directory)) if names.count(run.name) > 1 else run for run in runs]
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`. Lists stay values; an empty dict vanishes."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{path}.")
-        else:
-            flat[path] = value
-    return flat
 
 
 def config_diff(runs: Sequence[Run]) -> list[Row]:

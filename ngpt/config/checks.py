@@ -112,11 +112,9 @@ def check_sequence(cfg: Config) -> Iterator[ConfigError]:
         rule = f"{rule or 'Must be a multiple'} {'* ' if rule else 'of '}parallel.tensor {tensor} (sequence parallel)"
     if seq_length % unit:
         yield ConfigError("train.seq_length", seq_length, f"{rule} = {unit}", f"Set train.seq_length={_round_up(seq_length, unit)}")
-    if context > 1:
-        for key in ("confine_attention", "reset_positions"):
-            if getattr(cfg.data, key):
-                rule = "Needs whole documents on a rank, and parallel.context splits the sequence"
-                yield ConfigError(f"data.{key}", True, rule, f"Set data.{key}=false or parallel.context=1")
+    if context > 1 and cfg.data.confine_attention:
+        rule = "Needs whole documents on a rank, and parallel.context splits the sequence"
+        yield ConfigError("data.confine_attention", True, rule, "Set data.confine_attention=false or parallel.context=1")
 
 
 def check_world(cfg: Config) -> Iterator[ConfigError]:
@@ -217,6 +215,9 @@ def check_checkpoint(cfg: Config) -> Iterator[ConfigError]:
     """Checkpoint options that would have no effect are refused."""
     checkpoint = cfg.checkpoint
     saves = checkpoint.save_at_end or checkpoint.interval is not None
+    if checkpoint.interval is not None and not checkpoint.save_at_end:
+        rule = "Megatron saves the end of every run that saves at all"
+        yield ConfigError("checkpoint.save_at_end", False, rule, "Set checkpoint.save_at_end=true, or checkpoint.interval=null")
     if checkpoint.async_save and not saves:
         yield ConfigError("checkpoint.async_save", True, "Nothing is saved", "Set checkpoint.interval or checkpoint.save_at_end=true")
     if checkpoint.load_optimizer and checkpoint.load is None:

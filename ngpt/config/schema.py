@@ -122,10 +122,6 @@ class ClusterConfig:
     gpus_per_node: int = 1
     gpu: str | None = None  # h100 | h200 | b200 | gb200: peak rates for MFU; null: detected, none on a CPU
     rendezvous_port: int = 29500
-    # SLURM, read by launch/sbatch only
-    partition: str | None = None
-    account: str | None = None
-    time_limit: str = "04:00:00"
 
 
 @dataclass
@@ -157,7 +153,7 @@ class TrainConfig:
     seed: int = 1234
     eval_interval: int = 100  # steps
     eval_steps: int = 10  # global batches per evaluation; 0: no evaluation
-    stop_after: int | None = None  # save and leave after this step of a longer schedule
+    stop_after: int | None = None  # save and leave after this step of a longer schedule; a run beyond it has nothing to do
 
 
 @dataclass
@@ -172,7 +168,7 @@ class DebugConfig:
     name: str = MISSING
     deterministic: bool = False  # deterministic kernels: bitwise repeatable, slower
     norm_tolerance: float = 1e-4  # largest | ||w|| - 1 | of the fp32 masters after the first step
-    profile: bool = False  # torch.profiler trace into <run.dir>/profile
+    profile: bool = False  # torch.profiler trace into <run.dir>/torch_profile
     profile_start: int = 10  # steps
     profile_stop: int = 12
     profile_ranks: list[int] = field(default_factory=lambda: [0])

@@ -1,12 +1,13 @@
 """Peak matrix-product rates of GPUs, the denominator of MFU."""
 
-# Dense FLOP/s of one GPU (no structured sparsity), by the dtype of the operands; fp32 without TF32, as this project runs it.
+# Dense FLOP/s of one GPU (no structured sparsity), by the dtype of the operands; fp32 is without TF32, as the
+# local backend multiplies; Transformer Engine multiplies fp32 matrices in TF32.
 # Source: NVIDIA's datasheets (A100 SXM, H100 SXM, H200 SXM, HGX B200 and B300, GB200 and GB300 NVL72 divided by 72);
 # Hopper's 989.4 is the unrounded figure of its architecture whitepaper.
 PEAK_FLOPS: dict[str, dict[str, float]] = {
-    "a100": {"bf16": 312e12, "fp32": 19.5e12},
-    "h100": {"bf16": 989.4e12, "fp32": 66.9e12},
-    "h200": {"bf16": 989.4e12, "fp32": 66.9e12},
+    "a100": {"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
+    "h100": {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12},
+    "h200": {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12},
     "b200": {"bf16": 2250e12, "fp32": 75e12},
     "b300": {"bf16": 2250e12, "fp32": 75e12},
     "gb200": {"bf16": 2500e12, "fp32": 80e12},

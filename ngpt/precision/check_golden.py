@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -133,7 +134,7 @@ def _check_tensor(
     agreement = {
         "amax": equal_values(ours.global_amax, fields["amax"]),
         "scales": equal_scales(ours.block_decode_scale, fields["scale"]),
-        "codes": equal_codes(ours.codes, fields["codes"], fields["scale"]),
+        "codes": equal_codes(ours.codes, fields["codes"], ours.block_decode_scale),
         "dequantised values": equal_values(ours.dequantize(), fields["deq"]),
     }
     outcome.add("tensor", f"{name}.{side}", [f"{part} differ" for part, equal in agreement.items() if not equal])
@@ -192,7 +193,7 @@ def check_file(path: Path, device: str = "cpu", quantizer: Quantizer = quantize_
     """Check a golden file of either format.
 
     Returns:
-        The outcome and its one-line summary.
+        The outcome and its summary for people.
 
     Raises:
         ConfigError: The file cannot be read or has neither format.
@@ -201,13 +202,12 @@ def check_file(path: Path, device: str = "cpu", quantizer: Quantizer = quantize_
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         metas = json.loads(arrays.pop("__meta__").tobytes()) if "__meta__" in arrays else None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError, BadZipFile) as error:
         raise ConfigError(str(path), error, "a golden file is an .npz archive", "Name a file of the golden format") from error
     if metas is not None:
         outcome = check_cases(arrays, metas, device, quantizer)
-        rht = f", {outcome.count('rht')} RHT inputs within bound" if outcome.checked.get("rht") else ""
-        tensors, gemms = outcome.count("tensor"), outcome.count("gemm")
-        return outcome, f"{tensors} quantised tensors bit-identical, {gemms} GEMMs within bound{rht}"
+        rht = f"{outcome.count('rht')} RHT inputs within bound\n"
+        return outcome, f"{rht}{outcome.count('tensor')} quantised tensors bit-identical, {outcome.count('gemm')} GEMMs within bound"
     if set(arrays) == SR_ARRAYS:
         outcome = check_stochastic_rounding(arrays, device)
         return outcome, f"{outcome.count('vector')} stochastic rounding vectors bit-identical"

@@ -43,6 +43,9 @@ class FourOverSix:
     bound: Literal[256, 448] = 256
     error: Literal["MAE", "MSE"] = "MAE"
 
+    def __post_init__(self) -> None:
+        _check_choices(self, {"bound": (256, 448), "error": ("MAE", "MSE")})
+
 
 @dataclass(frozen=True)
 class QuantizerSpec:
@@ -71,9 +74,7 @@ class QuantizerSpec:
     row_scaled: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}. Choose one of them.")
+        _check_choices(self, _CHOICES)
         if not (0 < self.static_amax < math.inf):
             raise ValueError(f"static_amax: {self.static_amax} must be positive and finite. {STATIC_AMAX} gives the scale 2^11.")
         if self.four_over_six and (self.rht != "off" or self.rounding != "rtne" or self.global_amax != "dynamic"):
@@ -96,6 +97,12 @@ _CHOICES = {
     "rht": ("off", "signed", "unsigned"),
     "rounding": ("rtne", "sr"),
 }
+
+
+def _check_choices(options: object, choices: dict[str, tuple]) -> None:
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise ValueError(f"{name}: {getattr(options, name)!r} is not one of {', '.join(map(repr, allowed))}. Choose one of them.")
 
 
 def quantize(

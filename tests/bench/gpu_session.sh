@@ -2,7 +2,8 @@
 # What one GPU session checks and measures; run from the repository root on a GPU host without network.
 #   tests/bench/gpu_session.sh OUT_DIR STEP...       steps: unpack short ngpt gpt one two (after one) confined; ONE and TWO filter cases by name
 # Needs .gpu/site.tar.xz (the GPU dependencies) and .gpu/data.tar.xz (enwik8 prepared with the tekken vocabulary as enwik8_tekken/).
-set -u
+set -uo pipefail
+failed=0
 out=$1; shift
 mkdir -p "$out"
 export PYTHONPATH=$PWD/.gpu/site:$PWD PYTHONUNBUFFERED=1 TRITON_CACHE_AUTOTUNING=1 CUDA_DEVICE_MAX_CONNECTIONS=1 OMP_NUM_THREADS=4
@@ -20,7 +21,7 @@ unpack() {
 run_cases() {  # LIST PROCESSES [REGEX]: a list of cases from tests/distributed/gpu_cases.py
   python3 tests/distributed/gpu_cases.py "$1" "$out/cases" "${3:-}" > "$out/$1.json"
   timeout "${CASES_SECONDS:-300}" python3 -m torch.distributed.run --standalone --nproc-per-node "$2" tests/distributed/case_runner.py "$out/$1.json" > "$out/$1.log" 2>&1
-  python3 tests/distributed/gpu_cases.py --report "$1" "$out/cases" | tee "$out/$1.txt"
+  python3 tests/distributed/gpu_cases.py --report "$1" "$out/cases" | tee "$out/$1.txt" || failed=1
 }
 
 train() {  # EXPERIMENT: 50 steps of real text
@@ -39,10 +40,11 @@ for step in "$@"; do
     one) run_cases one 1 "${ONE:-}" ;;
     confined) run_cases confined 1 ;;
     two) run_cases two 2 "${TWO:-}" ;;
-    ngpt) train ngpt_1p2b_dense_bf16 ;;
-    gpt) train gpt_1p2b_dense_bf16 ;;
+    ngpt) train ngpt_1p2b_dense_bf16 || failed=1 ;;
+    gpt) train gpt_1p2b_dense_bf16 || failed=1 ;;
     short) (fifty+=(train.steps=4 train.eval_interval=4 logging.interval=1 logging.health_interval=2); train ngpt_1p2b_dense_bf16) || exit 1 ;;
   esac
   echo "== $step took $((SECONDS - began)) s"
 done
 rm -rf "$out/runs" "$out/cases" "$out"/*.json
+exit $failed

@@ -1,7 +1,7 @@
 """Runs a list of training cases in one launch: `torchrun --nproc-per-node N case_runner.py CASES.json`.
 
 Importing Megatron costs more than a tiny run, so all cases of a world size share one launch. A case is
-    {"name": ..., "overrides": [...], "randomize_scales": bool, "expect_error": bool}
+    {"name": ..., "overrides": [...], "randomize_scales": bool}
 and leaves, beside the run's own files, `result-rank<N>.json`: weight fingerprints and the norms seen when the model was built.
 """
 

@@ -25,6 +25,7 @@ CP2 = ["parallel.context=2", "cluster.gpus_per_node=2"]
 OVERLAP = ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]
 BF16 = ["precision=bf16"]
 SAVE = ["checkpoint.save_at_end=true"]
+CONFINED = ["data.confine_attention=true"]
 WHOLE = ["parallel.distributed_optimizer=false"]
 
 
@@ -70,6 +71,7 @@ ONE_PROCESS = [
     *(_seed(model) for model in MODELS),
     *(_like(f"one_{model}", model) for model in MODELS),
     _like("one_bf16", "plain", BF16),
+    _like("one_confined", "plain", CONFINED),
     _like("one_whole_masters", "plain", WHOLE),
     _like("recompute_full", "plain", ["parallel.recompute=full"]),
     _like("recompute_full_block", "plain", ["parallel.recompute=full", "parallel.recompute_method=block"]),
@@ -89,6 +91,8 @@ TWO_PROCESSES = [
     _like("vpp2_plain", "plain", PP2, ["parallel.virtual_pipeline=2"]),
     _like("vpp2_gated", "gated", PP2, ["parallel.virtual_pipeline=2"]),
     _like("tp2_no_sequence_parallel", "plain", TP2, ["parallel.sequence_parallel=false"]),
+    _like("tp2_confined", "plain", TP2, CONFINED),
+    _like("vpp2_confined", "plain", PP2, ["parallel.virtual_pipeline=2"], CONFINED),
     _like("dp2_overlap", "plain", DP2, OVERLAP),
     _like("dp2_whole_masters", "plain", DP2, WHOLE),
     _like("dp2_bf16", "plain", DP2, BF16),

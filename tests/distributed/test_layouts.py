@@ -15,6 +15,8 @@ FP32_LAYOUTS = [
     ("vpp2_plain", "one_plain"),
     ("vpp2_gated", "one_gated"),
     ("tp2_no_sequence_parallel", "one_plain"),
+    ("tp2_confined", "one_confined"),
+    ("vpp2_confined", "one_confined"),
     ("dp2_overlap", "one_plain"),
     ("dp2_whole_masters", "one_plain"),
     ("one_whole_masters", "one_plain"),
@@ -62,6 +64,10 @@ def test_pipeline_cuts_change_no_bit_of_a_loss(results, one, other):
     assert results.figures(one, "train_loss") == results.figures(other, "train_loss")
     for (_, norm), (_, other_norm) in zip(results.figures(one, "grad_norm"), results.figures(other, "grad_norm"), strict=True):
         assert norm == pytest.approx(other_norm, rel=1e-6)
+
+
+def test_confined_attention_changes_the_loss(results):
+    assert results.rows("one_confined")[0]["train_loss"] != pytest.approx(results.rows("one_plain")[0]["train_loss"], rel=1e-5)
 
 
 def test_validation_loss_is_the_same_in_every_layout(results):

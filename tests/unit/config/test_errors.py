@@ -93,7 +93,17 @@ BAD = {
         ["parallel=cp2", TWO, "train.seq_length=34"], "train.seq_length", "34", "2 * parallel.context 2", ["train.seq_length=36"]
     ),
     "documents_over_context": Bad(
-        ["parallel=cp2", TWO, "data.reset_positions=true"], "data.reset_positions", "True", "context", ["data.reset_positions=false"]
+        ["parallel=cp2", TWO, "data.confine_attention=true"], "data.confine_attention", "True", "context", ["data.confine_attention=false"]
+    ),
+    "positions_across_documents": Bad(
+        ["data.reset_positions=true"], "data.reset_positions", "True", "relative", ["data.confine_attention=true"]
+    ),
+    "end_not_saved": Bad(
+        ["checkpoint.interval=2", "checkpoint.save_at_end=false"],
+        "checkpoint.save_at_end",
+        "False",
+        "saves the end",
+        ["checkpoint.interval=null"],
     ),
     "pattern_symbol": Bad([TINY_PATTERN + "'*+'"], "model.layer_pattern", "*+", "Unknown symbol +", [TINY_PATTERN + "'*-'"]),
     "pattern_mamba": Bad(

@@ -2,11 +2,12 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from launch.provenance import git_state
-from launch.run_folder import check_resumable, first_failure, record_failure, record_launch
+from launch.run_folder import changed_data, check_resumable, first_failure, nothing_left, record_failure, record_launch
 from ngpt.config.compose import compose, load
 from ngpt.config.errors import ConfigError
 
@@ -53,9 +54,42 @@ def test_installed_code_has_no_git_state(tmp_path):
     assert git_state(tmp_path) == (None, "")
 
 
-def test_the_same_model_resumes_with_a_longer_schedule(make_config):
+def with_checkpoint(config, step: int):
+    tracker = Path(config.checkpoint.dir) / "latest_checkpointed_iteration.txt"
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text(str(step))
+
+
+def test_a_run_without_a_checkpoint_may_start_again_with_another_schedule(make_config):
     record_launch(make_config(), COMMAND, {})
     check_resumable(make_config("train.steps=77", "precision=bf16"))
+
+
+@pytest.mark.parametrize("override", ["train.steps=77", "optim.lr=0.5", "train.global_batch_size=16", "schedule.warmup_steps=1"])
+def test_a_checkpoint_keeps_its_schedule(make_config, override):
+    record_launch(make_config(), COMMAND, {})
+    with_checkpoint(make_config(), 2)
+    check_resumable(make_config("precision=bf16"))
+    with pytest.raises(ConfigError, match=override.split("=")[0]):
+        check_resumable(make_config(override))
+    check_resumable(make_config(override, "megatron.override_opt_param_scheduler=true"))
+
+
+def test_a_finished_run_has_nothing_left(make_config):
+    config = make_config()
+    assert nothing_left(config) is None
+    with_checkpoint(config, config.train.steps - 1)
+    assert nothing_left(config) is None
+    assert "train.stop_after is 2" in nothing_left(make_config("train.stop_after=2"))
+    (Path(config.checkpoint.dir) / "latest_checkpointed_iteration.txt").write_text(str(config.train.steps))
+    assert "nothing to train" in nothing_left(config)
+
+
+def test_changed_data_on_resume_is_noted(make_config):
+    record_launch(make_config(), COMMAND, {})
+    with_checkpoint(make_config(), 2)
+    assert changed_data(make_config()) is None
+    assert "train.seed: 1234 -> 5" in changed_data(make_config("train.seed=5"))
 
 
 def test_another_model_is_refused_with_both_values(make_config):
