@@ -1,15 +1,19 @@
 """Runs worker processes: their output goes to the terminal and to a file, signals go to them, their failure comes back as one line."""
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
+import psutil
+
 FORWARDED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+TORCHRUN, WORKER_MODULE = "torch.distributed.run", "launch.worker"
 RANK_ROLE = "rank"  # torchrun writes [<role><local rank>]: before each line
 
 
@@ -22,10 +26,10 @@ def worker_command(worker_arguments: Sequence[str], processes: int, log_dir: Pat
         log_dir: Where torchrun keeps one file for each worker and stream.
     """
     if processes == 1:
-        return [sys.executable, "-m", "launch.worker", *worker_arguments]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        return [sys.executable, "-m", WORKER_MODULE, *worker_arguments]
+    torchrun = [sys.executable, "-m", TORCHRUN, "--standalone", "--nproc-per-node", str(processes)]
     torchrun += ["--role", RANK_ROLE, "--tee", "3", "--log-dir", str(log_dir)]
-    return [*torchrun, "-m", "launch.worker", *worker_arguments]
+    return [*torchrun, "-m", WORKER_MODULE, *worker_arguments]
 
 
 def run_and_tee(command: Sequence[str], environment: Mapping[str, str], log_path: Path | None, reporting_rank: int = 0) -> int:
@@ -54,6 +58,14 @@ def run_and_tee(command: Sequence[str], environment: Mapping[str, str], log_path
     return 128 - code if code < 0 else code
 
 
+def _workers_of(process: subprocess.Popen) -> list[int]:
+    """Process ids that a signal goes to: torchrun's workers, since torchrun itself takes a signal for a failure; else the process."""
+    if process.poll() is not None:
+        return []
+    workers = psutil.Process(process.pid).children() if TORCHRUN in process.args else []
+    return [worker.pid for worker in workers if WORKER_MODULE in worker.cmdline()] or [process.pid]
+
+
 def _arriving(stream: BinaryIO, prefix: bytes) -> Iterator[bytes]:
     """What has been printed so far, at once (a progress line ends without a newline), without `prefix` at the start of lines."""
     pending = b""
@@ -68,9 +80,16 @@ def _arriving(stream: BinaryIO, prefix: bytes) -> Iterator[bytes]:
 
 @contextmanager
 def _signals_forwarded_to(process: subprocess.Popen) -> Iterator[None]:
+    """The first Ctrl-C asks the workers to save and leave, as SIGTERM does; another one interrupts them."""
+    interrupted = False
+
     def forward(number: int, _frame: FrameType | None) -> None:
-        if process.poll() is None:
-            process.send_signal(number)
+        nonlocal interrupted
+        if number == signal.SIGINT and not interrupted:
+            interrupted, number = True, signal.SIGTERM
+        for pid in _workers_of(process):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     previous = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.provenance import describe_launch
+from ngpt.config.checkpoints import TRACKER_FILE, has_checkpoint, newest_step
 from ngpt.config.compose import dump, load
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import diff, flatten, model_defining
@@ -17,7 +18,6 @@ ENVIRONMENT_FILE = "environment.json"
 DIFF_FILE = "code.diff"
 SUMMARY_FILE = "summary.json"
 CONSOLE_FILE = "console.log"
-TRACKER_FILE = "latest_checkpointed_iteration.txt"  # Megatron's: the newest finished checkpoint
 FAILURE_PATTERN = "failure_rank*.json"
 
 Changes = dict[str, tuple[Any, Any]]  # key -> (old, new)
@@ -49,6 +49,12 @@ def check_resumable(config: Config) -> None:
             )
     if config.checkpoint.load is None:
         return
+    if not has_checkpoint(config.checkpoint.load):
+        inside = Path(config.checkpoint.load) / "checkpoints"
+        way_out = f"Set checkpoint.load={inside}" if has_checkpoint(inside) else "Name the checkpoints folder of a run that saved one"
+        raise ConfigError(
+            "checkpoint.load", config.checkpoint.load, f"it holds no finished checkpoint ({TRACKER_FILE} is missing)", way_out
+        )
     source = Path(config.checkpoint.load).parent / CONFIG_FILE
     if source.exists() and (changes := _of_model(diff(model_defining(load(source)), model_defining(config)))):
         raise ConfigError(
@@ -57,14 +63,6 @@ def check_resumable(config: Config) -> None:
             "a run starts from weights of its own model",
             f"Set the keys as in {source}, or load another checkpoint",
         )
-
-
-def newest_step(config: Config) -> int | None:
-    """The step of the newest finished checkpoint that the run would continue from; None where there is none."""
-    tracker = Path(config.checkpoint.dir) / TRACKER_FILE
-    if not config.checkpoint.resume or not tracker.exists():
-        return None
-    return int(tracker.read_text())
 
 
 def nothing_left(config: Config) -> str | None:

@@ -25,6 +25,8 @@ def install_compat() -> None:
 
     # Megatron warns at import of everything optional that is not installed; the run header says what is used.
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
+    # What Megatron makes of torch's checkpoint library: loading in one process is meant, and the order of arguments is upstream's.
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled|The argument order of load")
 
     from megatron_ext import compat
 
@@ -68,7 +70,9 @@ def _report_errors(body: Callable[[], None], run_dir: Path | None) -> int:
     """
     try:
         body()
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # torch's checkpoint errors are no Exception
         expected = isinstance(error, ConfigError)
         print(error if expected else traceback.format_exc(), file=sys.stderr)
         if run_dir is not None:

@@ -19,6 +19,7 @@ from megatron.training.global_vars import set_global_variables
 from megatron_ext.device import on_gpu
 from megatron_ext.models.builder import PluginModelConfig
 from ngpt.config import Config, ConfigError
+from ngpt.config.checkpoints import TRACKER_FILE, has_checkpoint
 from ngpt.config.sizes import padded_vocab_size, pipeline_stages
 
 # Arguments set here that the pass-through group may still set otherwise: they choose how, not what, is computed.
@@ -29,12 +30,6 @@ _SWITCHES = {
     "cross_entropy_loss_fusion",
     "attention_softmax_in_fp32",
 }
-_TRACKER = "latest_checkpointed_iteration.txt"
-
-
-def has_checkpoint(folder: str | Path) -> bool:
-    """Whether Megatron finished at least one checkpoint in `folder`."""
-    return (Path(folder) / _TRACKER).is_file()
 
 
 def cut_pattern(pattern: str, stages: int) -> str:
@@ -151,11 +146,11 @@ def _files(cfg: Config) -> dict[str, Any]:
     saves = checkpoint.save_at_end or checkpoint.interval is not None
     resuming = checkpoint.resume and has_checkpoint(checkpoint.dir)
     source = checkpoint.dir if resuming else checkpoint.load
-    if source is not None and not has_checkpoint(source):
+    if source is not None and not has_checkpoint(source):  # Megatron would start from random weights
         raise ConfigError(
             "checkpoint.load",
             source,
-            f"it holds no finished checkpoint ({_TRACKER} is missing)",
+            f"it holds no finished checkpoint ({TRACKER_FILE} is missing)",
             "Name the checkpoints folder of a run that saved one",
         )
     fresh_start = not resuming and checkpoint.load is not None and not checkpoint.load_optimizer

@@ -31,6 +31,18 @@ def scale_kind(module_name: str) -> str:
     return next(kind for end, kind in _KINDS.items() if module_name.endswith(end))
 
 
+def check_scale_names(chunks: Iterable[nn.Module]) -> None:
+    """Every scale has a kind, so that no health step fails later.
+
+    Raises:
+        ValueError: names the module of a scale that the table of kinds does not know.
+    """
+    for chunk in chunks:
+        for name, module in chunk.named_modules():
+            if isinstance(module, ScaledParameter) and not name.endswith(tuple(_KINDS)):
+                raise ValueError(f"{name}: a scale of unknown kind. Name it in _KINDS of megatron_ext/training/health.py")
+
+
 class Statistics:
     """Sum, count, minimum and maximum for each kind, on this rank, then over all ranks.
 

@@ -17,7 +17,7 @@ from megatron_ext.optim.norm_check import worst_norm_deviation
 from megatron_ext.optim.retraction import RetractionHook
 from megatron_ext.training.bridge import setup_megatron
 from megatron_ext.training.data import make_iterators_provider
-from megatron_ext.training.health import HiddenNormProbe, health_figures
+from megatron_ext.training.health import HiddenNormProbe, check_scale_names, health_figures
 from megatron_ext.training.metrics import MetricsRecorder
 from megatron_ext.training.step import forward_step
 from megatron_ext.training.summary import run_header, write_summary
@@ -38,6 +38,7 @@ class Session:
         total_peak = peak * world_size(cfg) if peak else None
         self.recorder = MetricsRecorder(cfg, training_flops_per_token(cfg.model, cfg.train.seq_length), total_peak, say)
         self.hook: RetractionHook | None = None
+        self.step: int | None = None  # the newest that this process trained
         self.checked = False
         self.start_deviation: float | None = None
         self.started = time.monotonic()
@@ -47,6 +48,7 @@ class Session:
         self.chunks = chunks
         self.probe = HiddenNormProbe(chunks)
         self.hook = RetractionHook(chunks, self.after_step)
+        check_scale_names(chunks)
 
     def close(self) -> None:
         """Stop listening to optimizers (their hook is process-wide) and finish the metrics files."""
@@ -83,6 +85,7 @@ class Session:
         if not hasattr(get_args(), "curr_iteration"):  # loading a checkpoint makes an empty step
             return
         step = get_args().curr_iteration + 1
+        self.step = step
         figures = {}
         due = self._health_due(step)
         if self.cfg.model.architecture == "ngpt" and (due or not self.checked):
@@ -160,13 +163,16 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
             pretrain(container, session.provide_data(make_iterators_provider(cfg, backend)), ModelType.encoder_or_decoder, forward_step)
             status = "finished"
         except SystemExit as leaving:  # Megatron leaves this way after stop_after or a signal, checkpoint saved
-            if leaving.code:
-                raise
+            if leaving.code or session.step is None:
+                raise RuntimeError(f"Megatron left without training a step; its last words are in {cfg.run.dir}/logs") from leaving
             status = "stopped"
+            if is_last:
+                say(f"stopped after step {session.step}; the same command continues from the newest checkpoint")
         finally:
             session.close()
             if is_last:
                 last = session.recorder.last | {
+                    "step": session.step or session.recorder.start_step,
                     "start_norm_deviation": session.start_deviation,
                     "tokens_per_second": session.recorder.typical_rate(),
                 }

@@ -4,6 +4,7 @@ Meant for a look at what a run has learned. There is no key-value cache; serving
 """
 
 import copy
+import os
 from pathlib import Path
 
 import torch
@@ -13,9 +14,10 @@ from megatron.training.initialize import initialize_megatron
 from megatron.training.training import setup_model_and_optimizer
 
 from megatron_ext.layers.backend import choose_backend
-from megatron_ext.training.bridge import has_checkpoint, setup_megatron
+from megatron_ext.training.bridge import setup_megatron
 from megatron_ext.training.run import megatron_log
 from ngpt.config import Config, ConfigError, load
+from ngpt.config.checkpoints import has_checkpoint
 from ngpt.data.manifest import split_of
 from ngpt.data.tokenizers import Tokenizer, from_config, from_manifest
 
@@ -35,6 +37,10 @@ def main(run_dir: Path, prompt: str, tokens: int) -> None:
         ConfigError: the run has no checkpoint, or the prompt does not fit.
     """
     cfg = _on_one_process(load(Path(run_dir) / "config.yaml"))
+    inside = os.path.relpath(cfg.checkpoint.dir, cfg.run.dir)
+    if not inside.startswith(".."):  # the run's own folder, wherever it is now
+        cfg.checkpoint.dir = str(Path(run_dir) / inside)
+    cfg.run.dir = str(run_dir)
     if not has_checkpoint(cfg.checkpoint.dir):
         raise ConfigError(str(cfg.checkpoint.dir), "no finished checkpoint", "sampling needs one", "Train with checkpoint.save_at_end=true")
     tokenizer = from_config(cfg.tokenizer) if cfg.data.mock else from_manifest(split_of(cfg.data.train[0].path)[0])

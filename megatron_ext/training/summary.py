@@ -13,6 +13,7 @@ import torch
 
 from megatron_ext.device import on_gpu
 from ngpt.config import Config
+from ngpt.config.checkpoints import TRACKER_FILE
 from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, tokens_per_step
 from ngpt.data.entropy import ngram_bits_per_byte
 from ngpt.data.indexed import IndexedReader
@@ -38,7 +39,9 @@ def run_header(cfg: Config, backend: str, args: argparse.Namespace) -> list[str]
         f"data {data_parallel_size(cfg)} ({optimizer}), recompute {parallel.recompute}",
         f"  {cfg.train.steps} steps of {cfg.train.global_batch_size} sequences x {cfg.train.seq_length} tokens = "
         f"{cfg.train.steps * tokens_per_step(cfg):,} tokens, {micro_batches_per_step(cfg)} micro-batches a step",
-        f"  continues from {args.load}" if args.load else "  starts from random weights",
+        f"  continues from {args.load}, step {(Path(args.load) / TRACKER_FILE).read_text().strip()}"
+        if args.load
+        else "  starts from random weights",
     ]
 
 

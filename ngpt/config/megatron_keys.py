@@ -115,6 +115,7 @@ REFUSED = {
     "attention_dropout": "no model of this project uses dropout",
     "qk_layernorm": "nGPT normalises queries and keys itself",
     "use_transformer_engine_op_fuser": "it bypasses the plug-in linears",
+    "attention_output_gate": "it adds weights that the config does not count",
     "use_mup": "it scales logits and learning rates on its own",
     "fp4": "precision.name decides the number format",
     "fp8": "precision.name decides the number format",

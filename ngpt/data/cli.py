@@ -135,8 +135,11 @@ def _print_result(out: Path, manifest: Manifest) -> None:
 
     for line in data_lines(out, samples=0, characters=0):
         print(line)
-    sources = ", ".join(f"{name}: [{{path: {out / name}, weight: 1}}]" for name in manifest.splits if name != "test")
-    print(f"{out / 'manifest.json'} is written. In a config: data: {{{sources}}}")
+    sources = " ".join(f"'data.{name}=[{{path: {out / name}}}]'" for name in manifest.splits if name != "test")
+    tokenizer = manifest.tokenizer
+    size = f" tokenizer.vocab_size={tokenizer.vocab_size}" if tokenizer.kind == "bpe" else ""
+    print(f"{out / 'manifest.json'} is written. To train on it, in a model whose vocabulary holds {tokenizer.vocab_size:,} entries:")
+    print(f"  ngpt train ... data.mock=false {sources} tokenizer={tokenizer.name}{size}")
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

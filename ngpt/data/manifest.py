@@ -108,6 +108,12 @@ def split_of(prefix: Path | str) -> tuple[Manifest, str]:
         ConfigError: No manifest, or the manifest has no such split.
     """
     prefix = Path(prefix)
+    if (prefix / NAME).is_file():
+        splits = ", ".join(str(prefix / name) for name in Manifest.load(prefix).splits)
+        raise ConfigError(str(prefix), "a folder of prepared data", "A source is one of its splits", f"Name one: {splits}")
+    if not (prefix.parent / NAME).is_file():
+        rule = f"There is no {prefix.parent / NAME}, which `ngpt data prepare` writes last"
+        raise ConfigError(str(prefix), "not prepared data", rule, "Prepare the data, or correct the path")
     manifest = Manifest.load(prefix.parent)
     if prefix.name not in manifest.splits:
         raise ConfigError(str(prefix), f"no split {prefix.name!r}", f"The folder holds {', '.join(manifest.splits)}", "Name one of these")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -151,3 +152,26 @@ def test_changed_data_is_refused(workplace):
         stream.write(b"\x00\x01\x02\x03")
     refused = ngpt(*TRAIN, "run.name=changed", "data.train=[{path: changed/train}]", cwd=workplace)
     assert refused.returncode == 2 and "changed since its preparation" in refused.stderr
+
+
+def test_the_first_ctrl_c_saves_and_the_same_command_continues(workplace):
+    command = [sys.executable, "-m", "launch.cli", "train", "experiment=ngpt_tiny", "run.name=interrupted", "train.steps=100000"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    folder = workplace / "runs" / "interrupted"
+    process = subprocess.Popen(command, cwd=workplace, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.communicate(timeout=LAUNCH_SECONDS)[0]
+    assert process.returncode == 0 and "Traceback" not in rest
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "stopped" and f"stopped after step {summary['steps']}" in rest
+    assert int((folder / "checkpoints" / "latest_checkpointed_iteration.txt").read_text()) == summary["steps"]
+
+
+def test_a_finished_run_is_left_as_it_is(run, workplace):
+    before = {path: path.read_bytes() for path in (run / "summary.json", run / "metrics.jsonl", run / "config.yaml")}
+    again = ngpt(*TRAIN, "parallel=tp2", "cluster.gpus_per_node=2", cwd=workplace)
+    assert again.returncode == 0 and "nothing to train" in again.stdout
+    assert {path: path.read_bytes() for path in before} == before

@@ -8,6 +8,7 @@ import pytest
 
 from launch.provenance import git_state
 from launch.run_folder import changed_data, check_resumable, first_failure, nothing_left, record_failure, record_launch
+from ngpt.config.checkpoints import newest_step
 from ngpt.config.compose import compose, load
 from ngpt.config.errors import ConfigError
 
@@ -55,9 +56,9 @@ def test_installed_code_has_no_git_state(tmp_path):
 
 
 def with_checkpoint(config, step: int):
-    tracker = Path(config.checkpoint.dir) / "latest_checkpointed_iteration.txt"
-    tracker.parent.mkdir(parents=True)
-    tracker.write_text(str(step))
+    folder = Path(config.checkpoint.dir)
+    (folder / f"iter_{step:07d}").mkdir(parents=True)
+    (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
 
 
 def test_a_run_without_a_checkpoint_may_start_again_with_another_schedule(make_config):
@@ -81,7 +82,7 @@ def test_a_finished_run_has_nothing_left(make_config):
     with_checkpoint(config, config.train.steps - 1)
     assert nothing_left(config) is None
     assert "train.stop_after is 2" in nothing_left(make_config("train.stop_after=2"))
-    (Path(config.checkpoint.dir) / "latest_checkpointed_iteration.txt").write_text(str(config.train.steps))
+    with_checkpoint(config, config.train.steps)
     assert "nothing to train" in nothing_left(config)
 
 
@@ -119,3 +120,27 @@ def test_the_first_failure_is_the_cause_and_a_new_launch_forgets_it(make_config)
     assert first_failure(folder) == {"rank": 3, "time": 10.0, "error": "ValueError", "message": "loss is NaN"}
     record_launch(make_config(), COMMAND, {})
     assert first_failure(folder) is None
+
+
+@pytest.mark.parametrize("text", ["abc", "7", ""])
+def test_a_tracker_that_names_no_checkpoint_is_refused(make_config, text):
+    config = make_config()
+    with_checkpoint(config, 2)
+    (Path(config.checkpoint.dir) / "latest_checkpointed_iteration.txt").write_text(text)
+    with pytest.raises(ConfigError, match="iter_0000002"):
+        newest_step(config)
+
+
+def test_checkpoints_without_a_tracker_are_not_overwritten(make_config):
+    config = make_config()
+    with_checkpoint(config, 2)
+    (Path(config.checkpoint.dir) / "latest_checkpointed_iteration.txt").unlink()
+    with pytest.raises(ConfigError, match="missing.*iter_0000002.*for instance 2"):
+        newest_step(config)
+
+
+def test_the_run_folder_in_place_of_its_checkpoints_gets_a_hint(make_config, tmp_path):
+    config = make_config()
+    with_checkpoint(config, 2)
+    with pytest.raises(ConfigError, match="Set checkpoint.load=.*run/checkpoints"):
+        check_resumable(make_config(f"run.dir={tmp_path / 'other'}", f"checkpoint.load={config.run.dir}"))
