@@ -1,13 +1,13 @@
 """Training is the same however it is cut: losses, gradient norms and unit norms against one process, from one seed checkpoint.
 
 The seed checkpoints have randomised scales, so that a wrong shard of a scale shows. Bounds: fp32 sums in another order differ by about
-1e-7 in a loss of 5.5 at the first step; four Adam steps at a high learning rate amplify that. BF16 rounds activations to 8 bits.
+1e-7, and so do the losses of all four steps. BF16 rounds activations to 8 bits.
 """
 
 import pytest
 from cases import MODELS
 
-FIRST_LOSS, LATER_LOSS, GRAD_NORM = 2e-7, 2e-6, 5e-5  # relative, fp32
+LOSS, GRAD_NORM = 2e-7, 1e-6  # relative, fp32
 BF16_LOSS, BF16_GRAD_NORM = 2e-4, 1e-2
 FP32_LAYOUTS = [
     *((f"{layout}_{model}", f"one_{model}") for layout in ("tp2", "pp2", "dp2") for model in MODELS),
@@ -40,9 +40,8 @@ BITWISE_LOSS = [("pp2_plain", "one_plain"), ("vpp2_plain", "pp2_plain"), ("vpp2_
 def test_losses_and_gradient_norms_equal_one_process(results, layout, reference):
     rows, wanted = results.figures(layout, "train_loss", "grad_norm"), results.figures(reference, "train_loss", "grad_norm")
     assert [row[0] for row in rows] == [row[0] for row in wanted] == [1, 2, 3, 4]
-    assert rows[0][1] == pytest.approx(wanted[0][1], rel=FIRST_LOSS)
     for (_, loss, norm), (_, wanted_loss, wanted_norm) in zip(rows, wanted, strict=True):
-        assert loss == pytest.approx(wanted_loss, rel=LATER_LOSS)
+        assert loss == pytest.approx(wanted_loss, rel=LOSS)
         assert norm == pytest.approx(wanted_norm, rel=GRAD_NORM)
 
 
@@ -73,7 +72,7 @@ def test_confined_attention_changes_the_loss(results):
 def test_validation_loss_is_the_same_in_every_layout(results):
     wanted = results.rows("one_plain")[-1]["val_loss"]
     for layout in ("tp2_plain", "pp2_plain", "dp2_plain", "cp2_plain", "vpp2_plain", "tp2_pp2_plain"):
-        assert results.rows(layout)[-1]["val_loss"] == pytest.approx(wanted, rel=LATER_LOSS), layout
+        assert results.rows(layout)[-1]["val_loss"] == pytest.approx(wanted, rel=LOSS), layout
 
 
 def test_health_panel_is_the_same_in_every_layout(results):
