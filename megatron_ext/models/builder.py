@@ -35,6 +35,7 @@ class PluginModelBuilder(HybridModelBuilder):
     """Builds a pipeline chunk, marks its matrices, attaches sz, and retracts the weights before any optimizer copies them."""
 
     def build_model(self, pg_collection, pre_process=None, post_process=None, vp_stage=None) -> HybridModel:
+        """One pipeline chunk of this rank, not yet wrapped; see `HybridModelBuilder.build_model` for the arguments."""
         config = self._model_config
         backend = get_backend(config.transformer.transformer_impl)
         if config.architecture == "ngpt":
