@@ -52,8 +52,10 @@ def test_verify_sees_any_change(tmp_path):
 
 def test_manifest_errors(tmp_path):
     out = make(tmp_path, "a")
-    with pytest.raises(ConfigError, match=r"manifest.json: no such file.*ngpt data prepare"):
+    with pytest.raises(ConfigError, match=r"nowhere/train: not prepared data.*nowhere/manifest.json.*ngpt data prepare"):
         verify(tmp_path / "nowhere/train")
+    with pytest.raises(ConfigError, match=r"a: a folder of prepared data.*Name one: .*a/train"):
+        verify(out)
     with pytest.raises(ConfigError, match="no split 'trian'. The folder holds train, valid, test"):
         verify(out / "trian")
     path = out / "manifest.json"
@@ -135,7 +137,7 @@ def test_commands_end_to_end(tmp_path, monkeypatch, capsys):
         (["prepare", "x.txt", "--tokenizer", "huggingface"], "tokenizer.path: null"),
         (["prepare", "x.txt", "y.txt"], "--out: not given"),
         (["prepare", "nowhere.txt"], "no such file or folder"),
-        (["inspect", "nowhere"], "no such file"),
+        (["inspect", "nowhere"], "nowhere: not prepared data"),
         (["inspect", "nowhere", "a=b"], "Either paths or overrides"),
         (["inspect", "experiment=nothing"], "nothing"),
     ],
