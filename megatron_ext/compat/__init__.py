@@ -27,7 +27,7 @@ def install(cpu: bool) -> list[str]:
         cpu: The run takes the CPU for its device.
 
     Returns:
-        Names of the patches in force, for the run header.
+        Names of the patches in force.
 
     Raises:
         ConfigError: Another version of megatron-core is installed, or its dataset helper does not import.

@@ -140,7 +140,7 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
 
     Raises:
         ConfigError: the config cannot run here.
-        RuntimeError: the self-check of norms failed.
+        RuntimeError: the self-check of norms failed, or Megatron left with an error or before the first step.
     """
     backend = choose_backend(cfg.model.transformer_impl)
     if cfg.data.confine_attention and backend == "transformer_engine" and cfg.train.micro_batch_size != 1:
@@ -164,7 +164,9 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
             status = "finished"
         except SystemExit as leaving:  # Megatron leaves this way after stop_after or a signal, checkpoint saved
             if leaving.code or session.step is None:
-                raise RuntimeError(f"Megatron left without training a step; its last words are in {cfg.run.dir}/logs") from leaving
+                reached = "before the first step" if session.step is None else f"after step {session.step}"
+                words = f"Megatron left with code {leaving.code} {reached}; its last words are in {cfg.run.dir}/logs"
+                raise RuntimeError(words) from leaving
             status = "stopped"
             if is_last:
                 say(f"stopped after step {session.step}; the same command continues from the newest checkpoint")

@@ -34,7 +34,7 @@ def main(run_dir: Path, prompt: str, tokens: int) -> None:
         tokens: tokens to generate at most; generation ends at an end-of-document token.
 
     Raises:
-        ConfigError: the run has no checkpoint, or the prompt does not fit.
+        ConfigError: the run has no checkpoint, or its data or tokenizer are gone.
     """
     cfg = _on_one_process(load(Path(run_dir) / "config.yaml"))
     inside = os.path.relpath(cfg.checkpoint.dir, cfg.run.dir)

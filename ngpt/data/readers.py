@@ -161,6 +161,7 @@ class _ZstdStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fills `buffer` with text, as `io.RawIOBase` asks; 0 at the end. Raises EOFError where a frame is cut."""
         while not self._text:
             self._packed = self._packed or self._raw.read(ZSTD_READ_BYTES)
             if not self._packed:

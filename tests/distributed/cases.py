@@ -81,6 +81,7 @@ ONE_PROCESS = [
     _like("recompute_mlp", "plain", ["parallel.recompute=selective", "parallel.recompute_modules=[mlp]"]),
     *_stopped("resume_fp32"),
     *_stopped("resume_bf16", BF16),
+    Case("fp32_from_rounded", seed="resume_bf16_whole"),  # weights alone, BF16 into FP32
     Case("norm_check_stops", overrides=["debug.norm_tolerance=1e-12"]),
     Case("reshard_source_one", overrides=[*SAVE, "train.stop_after=2"], seed="seed_plain"),
     Case("reshard_whole_one", seed="seed_plain"),
@@ -102,6 +103,7 @@ TWO_PROCESSES = [
     _like("tp2_bf16", "plain", TP2, BF16),
     *_stopped("resume_dp2", DP2, OVERLAP),
     *_stopped("resume_tp2_bf16", TP2, BF16),
+    Case("dp2_fp32_from_rounded", overrides=DP2, seed="resume_bf16_whole"),
     Case("reshard_one_to_tp2", overrides=TP2, load_all="reshard_source_one"),
     Case("reshard_one_to_pp2", overrides=PP2, load_all="reshard_source_one"),
     Case("reshard_one_to_dp2", overrides=DP2, load_all="reshard_source_one"),

@@ -20,6 +20,7 @@ FP32_LAYOUTS = [
     ("dp2_overlap", "one_plain"),
     ("dp2_whole_masters", "one_plain"),
     ("one_whole_masters", "one_plain"),
+    ("dp2_fp32_from_rounded", "fp32_from_rounded"),
     ("tp2_pp2_plain", "one_plain"),
 ]
 BF16_LAYOUTS = ["dp2_bf16", "dp2_bf16_overlap", "tp2_bf16", "tp2_dp2_bf16_overlap"]
