@@ -17,6 +17,7 @@ usage: ngpt COMMAND ...
   ngpt data   fetch | prepare | inspect ...   get text and turn it into token files
   ngpt report RUN [RUN ...] [--out DIR]       losses, scales and differences of runs as HTML and PNG
   ngpt sample RUN [--prompt TEXT] [--tokens N]
+  ngpt doctor [--json]                        what works on this machine, proved by numbers
   ngpt version
 
 train and config take --config-dir DIR for config files of your own, laid out like conf/. Every command explains itself with --help.
@@ -90,6 +91,12 @@ def _sample(arguments: Sequence[str]) -> int:
     return sample(options.run, options.prompt, options.tokens)
 
 
+def _doctor(arguments: Sequence[str]) -> int:
+    from launch.doctor import main as doctor_main
+
+    return doctor_main(arguments)
+
+
 def _version(_arguments: Sequence[str]) -> int:
     for package in ("ngpt-megatron", "megatron-core", "torch"):
         print(package, importlib.metadata.version(package))
@@ -102,6 +109,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "data": _data,
     "report": _report,
     "sample": _sample,
+    "doctor": _doctor,
     "version": _version,
 }
 

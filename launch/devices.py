@@ -26,3 +26,15 @@ def _name(driver: ctypes.CDLL, index: int) -> str:
     driver.cuDeviceGet(ctypes.byref(device), index)
     driver.cuDeviceGetName(buffer, MAX_NAME_LENGTH, device)
     return buffer.value.decode()
+
+
+def driver_version() -> str | None:
+    """Version of NVIDIA's driver ("580.95.05"), or None where its management library does not tell."""
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    buffer = ctypes.create_string_buffer(MAX_NAME_LENGTH)
+    if library.nvmlInit_v2() != CUDA_SUCCESS or library.nvmlSystemGetDriverVersion(buffer, MAX_NAME_LENGTH) != CUDA_SUCCESS:
+        return None
+    return buffer.value.decode()

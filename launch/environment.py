@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 
+# Would change what the precision recipe computes: approximate reciprocals and an unrounded Hadamard transform in Transformer Engine.
+REMOVED = ("NVTE_USE_FAST_MATH",)
 # Prefixes recorded with a run: they change speed or numerics, and name neither a host nor a user.
 RECORDED_PREFIXES = ("CUDA_", "CUBLAS_", "GLOO_", "NCCL_", "NVTE_", "OMP_", "PYTORCH_", "TORCH", "TRITON_")
 
@@ -149,7 +151,8 @@ def world_variables(world: World) -> dict[str, str]:
 
 def worker_environment(variables: Mapping[str, str], world: World | None) -> dict[str, str]:
     """The whole environment of a worker: this process's, `variables` where the user set none, and the rank's place."""
-    return {**variables, **os.environ, **(world_variables(world) if world else {})}
+    inherited = {name: value for name, value in os.environ.items() if name not in REMOVED}
+    return {**variables, **inherited, **(world_variables(world) if world else {})}
 
 
 def recorded_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

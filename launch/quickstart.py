@@ -34,10 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", metavar="NAME", help="a file of conf/precision; the run is then named quickstart_NAME")
     options = parser.parse_args(arguments)
     overrides = [f"experiment={EXPERIMENT}"]
-    if options.precision:
-        overrides += [f"precision={options.precision}", f"run.name={EXPERIMENT}_{options.precision}"]
     try:
-        return run(overrides, options.fresh)
+        if not options.precision:
+            return run(overrides, options.fresh)
+        recipe = [*overrides, f"precision={options.precision}", f"run.name={EXPERIMENT}_{options.precision}"]
+        compose(recipe)  # a wrong name ends here, not after the run that it is compared with
+        return run(recipe, options.fresh, beside=train(overrides))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -45,24 +47,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return failure.returncode
 
 
-def run(overrides: list[str], fresh: bool) -> int:
-    """Prepares, trains, samples and reports one quickstart run."""
+def run(overrides: list[str], fresh: bool, beside: Path | None = None) -> int:
+    """Prepares, trains, samples and reports one quickstart run.
+
+    Args:
+        beside: a run whose curves and figures are shown with this one's.
+    """
     from ngpt.analysis.report import write_report
 
+    run_dir = train(overrides, fresh)
+    text = sample(run_dir)
+    page = write_report([run_dir] if beside is None else [beside, run_dir], None)
+    summary = summary_of(run_dir)
+    print(table(summary, text, page, overrides, beside and summary_of(beside)))
+    return 0 if summary["val_bits_per_byte"] < summary["bigram_bits_per_byte"] else 1
+
+
+def train(overrides: list[str], fresh: bool = False) -> Path:
+    """The folder of a finished run: it is trained unless that was done before, or again if `fresh`."""
     config = compose(overrides)
     run_dir = Path(config.run.dir)
     prepare_data(Path(config.data.train[0].path).parent)
     if fresh and run_dir.exists():
         shutil.rmtree(run_dir)
     if is_finished(config):
-        print(f"{run_dir} is finished; FRESH=1 trains it again")
+        print(f"{run_dir} is finished" + ("" if fresh else "; FRESH=1 trains the run that is asked for again"))
     else:
         subprocess.run([*NGPT, "train", *overrides], check=True)
-    text = sample(run_dir)
-    page = write_report([run_dir], None)
-    summary = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
-    print(table(summary, text, page, overrides))
-    return 0 if summary["val_bits_per_byte"] < summary["bigram_bits_per_byte"] else 1
+    return run_dir
+
+
+def summary_of(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
 
 
 def prepare_data(folder: Path) -> None:
@@ -78,7 +94,7 @@ def is_finished(config: Config) -> bool:
     run_dir = Path(config.run.dir)
     if not (run_dir / SUMMARY_FILE).exists() or load(run_dir / CONFIG_FILE) != config:
         return False
-    return json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))["status"] == "finished"
+    return summary_of(run_dir)["status"] == "finished"
 
 
 def sample(run_dir: Path) -> str:
@@ -90,8 +106,8 @@ def sample(run_dir: Path) -> str:
     return kept.read_text(encoding="utf-8", errors="replace")
 
 
-def table(summary: dict[str, Any], text: str, page: Path, overrides: Sequence[str]) -> str:
-    """What the run gave, in words and figures a newcomer can judge."""
+def table(summary: dict[str, Any], text: str, page: Path, overrides: Sequence[str], beside: dict[str, Any] | None = None) -> str:
+    """What the run gave, in words and figures a newcomer can judge; `beside` is the summary of the run it is compared with."""
     run_name = summary["run_name"]
     two_processes = [*overrides, "parallel=tp2", "cluster.gpus_per_node=2", f"run.name={run_name}_tp2"]
     # The last run.name counts once: Hydra refuses a key given twice.
@@ -100,6 +116,7 @@ def table(summary: dict[str, Any], text: str, page: Path, overrides: Sequence[st
         ("parameters", f"{summary['parameters']:,}"),
         ("trained on", f"{summary['tokens']:,} bytes in {summary['wall_time_s'] / 60:.1f} minutes"),
         ("validation", f"{summary['val_bits_per_byte']:.3f} bits per byte"),
+        *([(f"{beside['run_name']}", f"{beside['val_bits_per_byte']:.3f} bits per byte in {beside['precision']}")] if beside else []),
         ("knowing byte pairs", f"{summary['bigram_bits_per_byte']:.3f} bits per byte (bigram entropy of the same text)"),
         ("knowing bytes", f"{summary['unigram_bits_per_byte']:.3f} bits per byte (unigram entropy)"),
         ("report", str(page)),

@@ -7,6 +7,7 @@ from megatron_ext.device import on_gpu
 from megatron_ext.layers.attention import LocalAttention
 from megatron_ext.layers.linear import LocalColumnLinear, LocalRowLinear
 from megatron_ext.layers.norm import LocalRMSNorm
+from megatron_ext.precision.executors import QuantizableColumn, QuantizableRow
 from ngpt.config import ConfigError
 
 
@@ -16,7 +17,7 @@ class Backend:
 
     Attributes:
         name: Megatron's `transformer_impl`.
-        column, row: tensor-parallel linears. attention: core attention. norm: RMSNorm of the GPT control.
+        column, row: tensor-parallel linears that can run in low precision. attention: core attention. norm: RMSNorm of the GPT control.
     """
 
     name: str
@@ -45,10 +46,15 @@ def choose_backend(transformer_impl: str) -> str:
     return transformer_impl
 
 
+def with_mixin(mixin: type, base: type) -> type:
+    """A class that is `mixin` over `base`, named after both."""
+    return type(f"{mixin.__name__}{base.__name__}", (mixin, base), {})
+
+
 def get_backend(name: str) -> Backend:
     """The table's row for `local` or `transformer_engine`."""
     if name == "local":
-        return Backend(name, LocalColumnLinear, LocalRowLinear, LocalAttention, LocalRMSNorm)
+        return _backend(name, LocalColumnLinear, LocalRowLinear, LocalAttention, LocalRMSNorm)
     from megatron.core.extensions.transformer_engine import (
         TEColumnParallelLinear,
         TEDotProductAttention,
@@ -56,4 +62,8 @@ def get_backend(name: str) -> Backend:
         TERowParallelLinear,
     )
 
-    return Backend(name, TEColumnParallelLinear, TERowParallelLinear, TEDotProductAttention, TENorm)
+    return _backend(name, TEColumnParallelLinear, TERowParallelLinear, TEDotProductAttention, TENorm)
+
+
+def _backend(name: str, column: type, row: type, attention: type, norm: type) -> Backend:
+    return Backend(name, with_mixin(QuantizableColumn, column), with_mixin(QuantizableRow, row), attention, norm)

@@ -29,7 +29,9 @@ class LocalRowLinear(RowParallelLinear):
 
 
 class ReadsStream:
-    """Mixin over a column-parallel linear: its rows live in the residual stream and have unit norm."""
+    """Mixin over a column-parallel linear: its rows live in the residual stream and have unit norm, like the tokens it reads."""
+
+    unit_norm_input = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -83,9 +85,7 @@ class NormalizedWritesStream(WritesStream):
     Source: MODEL.md "Fine-grained"; arXiv 2605.06067.
     """
 
-    def __init__(self, *args, tp_group, **kwargs):
-        super().__init__(*args, tp_group=tp_group, **kwargs)
-        self.feature_group = tp_group
+    unit_norm_input = True
 
     def forward(self, x_SBF: Tensor) -> tuple[Tensor, Tensor | None]:
         return super().forward(l2_normalize(x_SBF, group=self.feature_group))

@@ -14,7 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_ext.layers.attention import NormalizedAttention
-from megatron_ext.layers.backend import Backend
+from megatron_ext.layers.backend import Backend, with_mixin
 from megatron_ext.layers.linear import NormalizedWritesStream, ReadsStream, ScaledReadsStream, WritesStream
 from megatron_ext.layers.residual import NormalizedResidual
 
@@ -45,24 +45,20 @@ def _layers(config: TransformerConfig, *, norm, qkv, attention, proj, fc1, fc2, 
     )
 
 
-def _with(mixin: type, base: type) -> type:
-    return type(f"{mixin.__name__}{base.__name__}", (mixin, base), {})
-
-
 def ngpt_stack(config: TransformerConfig, backend: Backend, tp_group, *, alpha_init: float, fine_grained: bool) -> ModuleSpec:
     """No norms anywhere; normalised residual steps, scaled first linears, unit-norm inputs of the output projections.
 
     Args:
         fine_grained: normalise the input of every output projection (MODEL.md "Fine-grained"); False is the model of arXiv 2410.01131.
     """
-    writes = _with(NormalizedWritesStream if fine_grained else WritesStream, backend.row)
+    writes = with_mixin(NormalizedWritesStream if fine_grained else WritesStream, backend.row)
     layers = _layers(
         config,
         norm=IdentityOp,
-        qkv=_with(ReadsStream, backend.column),
+        qkv=with_mixin(ReadsStream, backend.column),
         attention=partial(NormalizedAttention, inner=backend.attention),
         proj=writes,
-        fc1=_with(ScaledReadsStream, backend.column),
+        fc1=with_mixin(ScaledReadsStream, backend.column),
         fc2=writes,
         residual=ModuleSpec(module=NormalizedResidual, params=dict(config=config, alpha_init=alpha_init, tp_group=tp_group)),
     )

@@ -21,6 +21,7 @@ _KINDS = {
     "mamba_bda.alpha": "mixer_alpha",
     "sqk": "sqk",
     "suv": "suv",
+    "mixer_in_scale": "mixer_in_scale",
     "sz": "sz",
 }
 KINDS = (*_KINDS.values(), HIDDEN)

@@ -15,6 +15,8 @@ from megatron.training import get_args, get_tensorboard_writer, pretrain
 from megatron_ext.layers.backend import choose_backend
 from megatron_ext.optim.norm_check import worst_norm_deviation
 from megatron_ext.optim.retraction import RetractionHook
+from megatron_ext.precision.policy import apply_recipe, choose_executor
+from megatron_ext.precision.state import PrecisionState
 from megatron_ext.training.bridge import setup_megatron
 from megatron_ext.training.data import make_iterators_provider
 from megatron_ext.training.health import HiddenNormProbe, check_scale_names, health_figures
@@ -25,13 +27,17 @@ from ngpt.config import Config, ConfigError
 from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.peaks import gpu_of_device, peak_flops
+from ngpt.precision.recipe import recipe_of
 
 
 class Session:
     """What our side adds to Megatron's loop on one rank: retraction, the self-check of norms, health, metrics."""
 
-    def __init__(self, cfg: Config, backend: str, say: Callable[[str], None]):
-        self.cfg = cfg
+    def __init__(self, cfg: Config, backend: str, executor: str, rank: int, say: Callable[[str], None]):
+        self.cfg, self.executor = cfg, executor
+        recipe = recipe_of(cfg.precision)
+        native_sr = executor == "native" and recipe.format == "nvfp4" and recipe.grad_output.rounding == "sr"
+        self.precision = PrecisionState(recipe, cfg.train.seed, rank, cfg.train.steps, seeds_device=native_sr)
         # Transformer Engine multiplies fp32 matrices in TF32.
         dtype = "tf32" if (cfg.precision.dtype, backend) == ("fp32", "transformer_engine") else cfg.precision.dtype
         peak = peak_flops(cfg.cluster.gpu or gpu_of_device(torch.cuda.get_device_name()), dtype)
@@ -46,9 +52,17 @@ class Session:
     def attach(self, chunks: list) -> None:
         """Called with the wrapped model chunks once they are built."""
         self.chunks = chunks
+        if self.executor != "none":
+            apply_recipe(chunks, self.cfg, self.executor, self.precision)
         self.probe = HiddenNormProbe(chunks)
         self.hook = RetractionHook(chunks, self.after_step)
         check_scale_names(chunks)
+
+    def forward_step(self, batches: Iterator, model: torch.nn.Module) -> tuple:
+        """Megatron's forward step, with the step told to the low-precision linears."""
+        step = get_args().curr_iteration + 1
+        self.precision.begin_step(step, watched=self.cfg.precision.diagnostics and self._health_due(step))
+        return forward_step(batches, model)
 
     def close(self) -> None:
         """Stop listening to optimizers (their hook is process-wide) and finish the metrics files."""
@@ -92,7 +106,7 @@ class Session:
             figures["worst_norm_deviation"] = self._check_norms()
             self.checked = True
         if due:
-            figures |= health_figures(self.chunks, self.hook.parameters, self.probe.drain())
+            figures |= health_figures(self.chunks, self.hook.parameters, self.probe.drain()) | self.precision.figures()
         if figures:
             self.recorder.add_health(step, figures)
         self.probe.active = self._health_due(step + 1)
@@ -150,17 +164,19 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
             "data.confine_attention with Transformer Engine packs the documents of one sequence",
             "Set train.micro_batch_size=1",
         )
+    executor = choose_executor(cfg, backend)
     with megatron_log(Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log") as say:
         args, container = setup_megatron(cfg, backend)
         is_last = args.rank == args.world_size - 1
-        session = Session(cfg, backend, say)
+        session = Session(cfg, backend, executor, args.rank, say)
         container.model.on_built += [*on_built, session.attach]
         if is_last:
-            for line in run_header(cfg, backend, args):
+            for line in run_header(cfg, backend, executor, args):
                 say(line)
         status = "failed"
         try:
-            pretrain(container, session.provide_data(make_iterators_provider(cfg, backend)), ModelType.encoder_or_decoder, forward_step)
+            provider = session.provide_data(make_iterators_provider(cfg, backend))
+            pretrain(container, provider, ModelType.encoder_or_decoder, session.forward_step)
             status = "finished"
         except SystemExit as leaving:  # Megatron leaves this way after stop_after or a signal, checkpoint saved
             if leaving.code or session.step is None:
@@ -178,5 +194,5 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
                     "start_norm_deviation": session.start_deviation,
                     "tokens_per_second": session.recorder.typical_rate(),
                 }
-                write_summary(cfg, backend, last, status, time.monotonic() - session.started, session.recorder.start_step)
+                write_summary(cfg, backend, executor, last, status, time.monotonic() - session.started, session.recorder.start_step)
     return session

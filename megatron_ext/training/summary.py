@@ -14,14 +14,16 @@ import torch
 from megatron_ext.device import on_gpu
 from ngpt.config import Config
 from ngpt.config.checkpoints import TRACKER_FILE
+from ngpt.config.linears import block_linears, quantized_linears
 from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, tokens_per_step
 from ngpt.data.entropy import ngram_bits_per_byte
 from ngpt.data.indexed import IndexedReader
 from ngpt.data.manifest import split_of
 from ngpt.estimate.counts import count_parameters, training_flops_per_token
+from ngpt.precision.recipe import recipe_of
 
 
-def run_header(cfg: Config, backend: str, args: argparse.Namespace) -> list[str]:
+def run_header(cfg: Config, backend: str, executor: str, args: argparse.Namespace) -> list[str]:
     """What this run is and which implementation was chosen for each operation, a line each."""
     parallel, counts = cfg.parallel, count_parameters(cfg.model)
     te = backend == "transformer_engine"
@@ -32,6 +34,7 @@ def run_header(cfg: Config, backend: str, args: argparse.Namespace) -> list[str]
         f"{cfg.run.name}: {cfg.model.architecture}, {counts.total:,} parameters, "
         f"{training_flops_per_token(cfg.model, cfg.train.seq_length) / 1e9:.3g} GFLOP a token",
         f"  device {device} x {args.world_size}, precision {cfg.precision.name}{fp32}, backend {args.distributed_backend}",
+        *precision_lines(cfg, backend, executor),
         f"  linears {'Transformer Engine' if te else 'Megatron local'}, attention {'Transformer Engine' if te else 'unfused'}, "
         "normalisation and residual step eager torch",
         f"  tensor {parallel.tensor}{' + sequence' if parallel.sequence_parallel else ''}, pipeline {parallel.pipeline}"
@@ -43,6 +46,20 @@ def run_header(cfg: Config, backend: str, args: argparse.Namespace) -> list[str]
         if args.load
         else "  starts from random weights",
     ]
+
+
+def precision_lines(cfg: Config, backend: str, executor: str) -> list[str]:
+    """What the linears of the blocks multiply, and what executes it; [] in plain fp32 or bf16."""
+    if executor == "none":
+        return []
+    precision = cfg.precision
+    if executor == "native":
+        by = "Transformer Engine's kernels"
+    else:
+        modules = "Transformer Engine's modules" if backend == "transformer_engine" else "Megatron's modules"
+        by = f"emulated in {modules}, quantised by {'Triton kernels' if on_gpu() else 'the torch reference'}"
+    linears = f"{len(quantized_linears(cfg))} of {len(block_linears(cfg))} linears of the blocks"
+    return [*(f"  {line}" for line in recipe_of(precision).describe().splitlines()), f"  {linears}, executor {executor}: {by}"]
 
 
 def byte_level_figures(cfg: Config, val_loss: float | None) -> dict[str, float]:
@@ -61,10 +78,13 @@ def byte_level_figures(cfg: Config, val_loss: float | None) -> dict[str, float]:
     return figures
 
 
-def write_summary(cfg: Config, backend: str, last: dict[str, Any], status: str, wall_time_s: float, start_step: int) -> None:
+def write_summary(
+    cfg: Config, backend: str, executor: str, last: dict[str, Any], status: str, wall_time_s: float, start_step: int
+) -> None:
     """Write summary.json.
 
     Args:
+        executor: none | native | emulated.
         last: the newest value of every recorded figure.
         status: finished | stopped | failed.
         wall_time_s: of this process; what an earlier part of a resumed run took is added.
@@ -82,6 +102,7 @@ def write_summary(cfg: Config, backend: str, last: dict[str, Any], status: str, 
         "status": status,
         "architecture": cfg.model.architecture,
         "precision": cfg.precision.name,
+        "executor": executor,
         "transformer_impl": backend,
         "parallel": {key: value for key, value in asdict(cfg.parallel).items() if isinstance(value, int) and key != "name"},
         "parameters": count_parameters(cfg.model).total,

@@ -1,7 +1,7 @@
 """The figures of a report: one PNG a concern, several runs overlaid."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from ngpt.analysis import drawing, formats
+from ngpt.analysis import drawing, formats, layer_panels
 from ngpt.analysis.compare import Run
 from ngpt.analysis.drawing import Curve
 
@@ -24,11 +24,13 @@ _SCALES = {
     "sz": "sz: logits",
 }
 _HIDDEN_NORM = "health/hidden_norm"
+_GEMMS = ("fprop", "dgrad", "wgrad")
+_OPERANDS = ("input", "weight", "grad_output")
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A written figure. `section`: Training | Health; `wide`: it needs the full width of a page."""
+    """A written figure. `section`: Training | Health | Precision; `wide`: it needs the full width of a page."""
 
     title: str
     path: Path
@@ -51,6 +53,21 @@ class _Figure:
     over_time: bool = False
 
 
+@dataclass(frozen=True)
+class _LayerFigure:
+    """A grid of axes with `figure` of every low-precision layer; `parts`: the GEMMs or the operands it is logged for.
+
+    `beside`: another figure of the same parts, drawn with it and less prominently.
+    """
+
+    figure: str
+    title: str
+    y_label: str
+    parts: tuple[str, ...]
+    caption: str
+    beside: str | None = None
+
+
 def write_plots(runs: Sequence[Run], folder: Path) -> list[Plot]:
     """Draw every figure for which some run has data.
 
@@ -63,9 +80,14 @@ def write_plots(runs: Sequence[Run], folder: Path) -> list[Plot]:
     """
     with matplotlib.rc_context(drawing.STYLE):
         plots = [_write_figure(figure, runs, folder) for figure in _FIGURES if _has_data(runs, figure)]
-        scales = _scales(runs)
+        keys = dict.fromkeys(key for run in runs for record in run.metrics for key in record)
+        scales = _scales(keys)
         if scales:
             plots.append(_write_scales(scales, runs, folder))
+        for figure in _LAYER_FIGURES:
+            layers = layer_panels.find_layers(keys, figure.figure, figure.parts)
+            if layers:
+                plots.append(_write_layers(figure, layers, runs, folder))
     return plots
 
 
@@ -75,9 +97,8 @@ def _has_data(runs: Sequence[Run], figure: _Figure) -> bool:
     return any(run.series(key, run.tokens)[0] for run in runs for key in figure.keys)
 
 
-def _scales(runs: Sequence[Run]) -> list[str]:
-    """Names of the scales that some run logged, in the order of the model."""
-    keys = {key for run in runs for record in run.metrics for key in record}
+def _scales(keys: Iterable[str]) -> list[str]:
+    """Names of the scales among the logged keys, in the order of the model."""
     found = {key.split("/")[1] for key in keys if key.startswith("health/") and key.endswith("/mean")} - {"hidden_norm"}
     return [name for name in _SCALES if name in found] + sorted(found - set(_SCALES))
 
@@ -114,6 +135,14 @@ def _write_scales(scales: list[str], runs: Sequence[Run], folder: Path) -> Plot:
     path = folder / "scales.png"
     figure.savefig(path, dpi=120)
     return Plot("Learned scales", path, "Line: mean; band: minimum to maximum, over layers and channels.", "Health", wide=True)
+
+
+def _write_layers(spec: _LayerFigure, layers: layer_panels.Grid, runs: Sequence[Run], folder: Path) -> Plot:
+    path = folder / f"{spec.figure}.png"
+    figure = layer_panels.draw_layers(runs, layers, spec.parts, spec.figure, spec.beside, spec.y_label)
+    figure.savefig(path, dpi=120)
+    shown = "One line a layer." if len(runs) == 1 else "Line: mean over layers; band: minimum to maximum."
+    return Plot(spec.title, path, f"{spec.caption} {shown}", "Precision", wide=True)
 
 
 def _loss(axes: Axes, curves: list[Curve]) -> None:
@@ -218,5 +247,30 @@ _FIGURES = (
         _hidden_norm,
         "Line: mean; band: minimum to maximum.",
         "Health",
+    ),
+)
+_LAYER_FIGURES = (
+    _LayerFigure(
+        "dot_snr_db",
+        "Signal-to-noise ratio of dot products",
+        "dot-product SNR (dB)",
+        _GEMMS,
+        "Power of the exact dot products of each matrix product over the power of their quantisation errors.",
+    ),
+    _LayerFigure(
+        "relative_error",
+        "Relative quantisation error of operands",
+        "relative error",
+        _OPERANDS,
+        "‖quantised − exact‖ / ‖exact‖ of each operand, quantised along its rows.",
+    ),
+    _LayerFigure(
+        "signal_correlation",
+        "Correlation of product terms and of their errors",
+        "mean correlation",
+        _GEMMS,
+        "Mean over the pairs of terms of a dot product; grey or dotted: of their errors. Terms above zero add up coherently, "
+        "errors near zero average out.",
+        beside="noise_correlation",
     ),
 )

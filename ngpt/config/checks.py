@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ngpt.config import values
+from ngpt.config import hybrid, precision, values
 from ngpt.config.errors import ConfigError, ConfigErrors
 from ngpt.config.megatron_keys import OWNED, REFUSED
 from ngpt.config.schema import Config
@@ -12,16 +12,19 @@ from ngpt.config.sizes import (
     model_parallel_size,
     padded_vocab_size,
     pipeline_stages,
+    round_up,
     world_size,
 )
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
-_LATER_SYMBOLS = {"M": "Mamba layers", "E": "mixture-of-experts layers", "/": "multi-token prediction"}
+_SYMBOLS = "Use M for Mamba-2, E for experts, * for attention, - for an MLP and | for a pipeline cut"
+_LATER_SYMBOLS = {"/": "multi-token prediction"}
 
 
 def validate(cfg: Config) -> None:
     """Raises a `ConfigError` with every rule that a resolved config breaks."""
-    for group in (values.CHECKS, CHECKS):  # the rules between keys divide by values, so these come first
+    # The rules between keys divide by values, and those of a precision read the layers and shards that these have checked.
+    for group in (values.CHECKS, (*CHECKS, *hybrid.CHECKS), precision.CHECKS):
         errors = [error for check in group for error in check(cfg)]
         if errors:
             raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
@@ -45,12 +48,12 @@ def check_pattern(cfg: Config) -> Iterator[ConfigError]:
     """The layer pattern holds known layers, as many as `model.num_layers`."""
     key, pattern, layers = "model.layer_pattern", cfg.model.layer_pattern, cfg.model.num_layers
     for symbol in sorted(set(pattern) & set(_LATER_SYMBOLS)):
-        rule = f"{symbol} stands for {_LATER_SYMBOLS[symbol]}, which are not built yet"
-        yield ConfigError(key, repr(pattern), rule, "Use * for attention and - for an MLP")
-    unknown = sorted(set(pattern) - set("*-|") - set(_LATER_SYMBOLS))
+        rule = f"{symbol} stands for {_LATER_SYMBOLS[symbol]}, which is not built yet"
+        yield ConfigError(key, repr(pattern), rule, _SYMBOLS)
+    unknown = sorted(set(pattern) - set("ME*-|") - set(_LATER_SYMBOLS))
     if unknown:
         rule = f"Unknown symbol {' '.join(unknown)}"
-        yield ConfigError(key, repr(pattern), rule, "Use * for attention, - for an MLP and | for a pipeline cut")
+        yield ConfigError(key, repr(pattern), rule, _SYMBOLS)
     flat = pattern.replace("|", "")
     if len(flat) != layers and flat != "*-" * layers:
         rule = f"Holds {len(flat)} layers, but model.num_layers is {layers}"
@@ -86,12 +89,13 @@ def check_tensor(cfg: Config) -> Iterator[ConfigError]:
         "model.num_attention_heads": model.num_attention_heads,
         # Megatron would repeat groups on several ranks; sqk and the norms over heads are not built for that.
         "model.num_query_groups": model.num_query_groups,
-        "model.ffn_hidden_size": model.ffn_hidden_size,
     }
+    if "-" in model.layer_pattern:
+        sizes["model.ffn_hidden_size"] = model.ffn_hidden_size
     for key, size in sizes.items():
         if size % tensor:
             rule = f"Is split over parallel.tensor {tensor}, so it must be a multiple of it"
-            yield ConfigError(key, size, rule, f"Set {key}={_round_up(size, tensor)}, or parallel.tensor to one of {_divisors(size)}")
+            yield ConfigError(key, size, rule, f"Set {key}={round_up(size, tensor)}, or parallel.tensor to one of {_divisors(size)}")
     padded = padded_vocab_size(model)
     if padded % tensor:
         rule = f"Pads the vocabulary to {padded}, which parallel.tensor {tensor} must divide"
@@ -111,7 +115,7 @@ def check_sequence(cfg: Config) -> Iterator[ConfigError]:
         unit *= tensor
         rule = f"{rule or 'Must be a multiple'} {'* ' if rule else 'of '}parallel.tensor {tensor} (sequence parallel)"
     if seq_length % unit:
-        yield ConfigError("train.seq_length", seq_length, f"{rule} = {unit}", f"Set train.seq_length={_round_up(seq_length, unit)}")
+        yield ConfigError("train.seq_length", seq_length, f"{rule} = {unit}", f"Set train.seq_length={round_up(seq_length, unit)}")
     if context > 1 and cfg.data.confine_attention:
         rule = "Needs whole documents on a rank, and parallel.context splits the sequence"
         yield ConfigError("data.confine_attention", True, rule, "Set data.confine_attention=false or parallel.context=1")
@@ -120,10 +124,6 @@ def check_sequence(cfg: Config) -> Iterator[ConfigError]:
 def check_world(cfg: Config) -> Iterator[ConfigError]:
     """Processes, model copies and batches divide evenly."""
     world, parts = world_size(cfg), model_parallel_size(cfg)
-    for key in ("expert", "expert_tensor"):
-        size = getattr(cfg.parallel, key)
-        if size not in (None, 1):
-            yield ConfigError(f"parallel.{key}", size, "Splits experts, and a dense model has none", f"Set parallel.{key}=1")
     if world % parts:
         parallel, cluster = cfg.parallel, cfg.cluster
         got = f"{cluster.nodes} nodes * {cluster.gpus_per_node} = {world} processes"
@@ -138,14 +138,14 @@ def _check_batch(cfg: Config) -> Iterator[ConfigError]:
     unit = train.micro_batch_size * copies
     if train.global_batch_size % unit:
         rule = f"Must be a multiple of train.micro_batch_size {train.micro_batch_size} * data parallel {copies} = {unit}"
-        way_out = f"Set train.global_batch_size={_round_up(train.global_batch_size, unit)}"
+        way_out = f"Set train.global_batch_size={round_up(train.global_batch_size, unit)}"
         if train.global_batch_size % copies == 0:
             way_out += f", or train.micro_batch_size to one of {_divisors(train.global_batch_size // copies)}"
         yield ConfigError("train.global_batch_size", train.global_batch_size, rule, way_out)
     elif (cfg.parallel.virtual_pipeline or 1) > 1 and micro_batches_per_step(cfg) % cfg.parallel.pipeline:
         steps = f"Gives {micro_batches_per_step(cfg)} micro-batches a step"
         rule = f"{steps}; interleaving needs a multiple of parallel.pipeline {cfg.parallel.pipeline}"
-        way_out = f"Set train.global_batch_size={_round_up(train.global_batch_size, unit * cfg.parallel.pipeline)}"
+        way_out = f"Set train.global_batch_size={round_up(train.global_batch_size, unit * cfg.parallel.pipeline)}"
         yield ConfigError("train.global_batch_size", train.global_batch_size, rule, way_out)
 
 
@@ -177,7 +177,7 @@ def check_schedule(cfg: Config) -> Iterator[ConfigError]:
         yield ConfigError("train.stop_after", train.stop_after, f"Must not exceed train.steps {train.steps}", "Lower it or leave it null")
     if cfg.logging.health_interval % cfg.logging.interval:
         health, interval = cfg.logging.health_interval, cfg.logging.interval
-        rule, way_out = f"Must be a multiple of logging.interval {interval}", f"Set logging.health_interval={_round_up(health, interval)}"
+        rule, way_out = f"Must be a multiple of logging.interval {interval}", f"Set logging.health_interval={round_up(health, interval)}"
         yield ConfigError("logging.health_interval", health, rule, way_out)
     if debug.profile and not debug.profile_start < debug.profile_stop <= train.steps:
         got = f"{debug.profile_start} to {debug.profile_stop}"
@@ -233,10 +233,6 @@ def check_megatron(cfg: Config) -> Iterator[ConfigError]:
             yield ConfigError(f"megatron.{name}", value, f"{OWNED[argument]} sets this argument", f"Set {OWNED[argument]} instead")
         elif argument in REFUSED:
             yield ConfigError(f"megatron.{name}", value, f"Refused: {REFUSED[argument]}", "Remove it")
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
 
 
 def _divisors(size: int) -> str:

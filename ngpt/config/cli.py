@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ngpt.config.compose import compose, to_yaml
 from ngpt.config.errors import ConfigError
+from ngpt.config.linears import describe_precision
 from ngpt.config.schema import Config
 from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, padded_vocab_size, tokens_per_step, world_size
 from ngpt.estimate.counts import count_parameters, training_flops_per_token
@@ -29,16 +30,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def counts_table(cfg: Config) -> str:
-    """Parameters, tokens, FLOPs and batch layout of a resolved config, one a line, as YAML comments."""
+    """Parameters, precision, tokens, FLOPs and batch layout of a resolved config, one a line, as YAML comments."""
     counts = count_parameters(cfg.model)
     tokens = tokens_per_step(cfg) * cfg.train.steps
     flops = training_flops_per_token(cfg.model, cfg.train.seq_length)
+    active = f", {counts.active:,} active for a token" if counts.idle else ""
+    kinds = {"attention": counts.attention, "MLP": counts.mlp, "Mamba": counts.mamba, "experts": counts.moe}
     rows = {
-        "parameters": f"{counts.total:,} (without vocabulary padding {counts.total_without_padding:,})",
-        "  blocks": f"{counts.blocks:,} (attention {counts.attention:,}, MLP {counts.mlp:,})",
+        "parameters": f"{counts.total:,} (without vocabulary padding {counts.total_without_padding:,})" + active,
+        "  blocks": f"{counts.blocks:,} ({', '.join(f'{name} {count:,}' for name, count in kinds.items() if count)})",
         "  embedding and head": f"{counts.embedding + counts.head:,}",
         "  other": f"{counts.logit_scale + counts.final_norm:,} (logit scale, final norm)",
         "vocabulary": f"{cfg.model.vocab_size:,} padded to {padded_vocab_size(cfg.model):,}",
+        "precision": describe_precision(cfg),
         "tokens": f"{tokens:,} ({tokens_per_step(cfg):,} a step, {cfg.train.steps:,} steps)",
         "training FLOPs": f"{flops / 1e9:.4g} GFLOP a token, {flops * tokens:.4g} FLOP in all",
         "processes": f"{world_size(cfg)}, data parallel {data_parallel_size(cfg)}",

@@ -8,6 +8,7 @@ from ngpt.config.schema import EXECUTION_FIELDS, Config
 
 # Beyond `model.*`: the lengths and the tokens that the weights have learnt. Precision is left out: a model can be continued in another.
 DEFINING_KEYS = ("train.seq_length", "tokenizer.kind", "tokenizer.vocab_size")
+_OF_LAYERS = {"E": "model.moe_", "M": "model.mamba_"}  # symbol of the layer pattern: keys that mean nothing without it
 NOT_SET = "(not set)"
 
 
@@ -26,6 +27,8 @@ def model_defining(cfg: Config) -> dict[str, Any]:
     flat = flatten(cfg)
     execution = {f"model.{name}" for name in EXECUTION_FIELDS}
     defining = {key: value for key, value in flat.items() if key.startswith("model.") and key not in execution}
+    absent = tuple(prefix for symbol, prefix in _OF_LAYERS.items() if symbol not in defining["model.layer_pattern"])
+    defining = {key: value for key, value in defining.items() if not key.startswith(absent)}
     # Pipeline cuts say where a layer runs, not what it computes.
     defining["model.layer_pattern"] = defining["model.layer_pattern"].replace("|", "")
     return defining | {key: flat[key] for key in DEFINING_KEYS}

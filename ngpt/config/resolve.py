@@ -24,5 +24,7 @@ def _resolve_model(model: ModelConfig) -> None:
     positive = model.hidden_size > 0 and model.num_attention_heads > 0
     if model.head_dim is None and positive and model.hidden_size % model.num_attention_heads == 0:
         model.head_dim = model.hidden_size // model.num_attention_heads
+    if model.moe_ffn_hidden_size is None:
+        model.moe_ffn_hidden_size = model.ffn_hidden_size
     if model.layer_pattern is None:
         model.layer_pattern = "*-" * model.num_layers

@@ -19,7 +19,7 @@ class ModelConfig:
     name: str = MISSING
     architecture: str = "ngpt"  # ngpt | gpt (the control: pre-norm RMSNorm, additive residuals)
     num_layers: int = MISSING  # layers of attention + MLP; with a layer_pattern other than "*-" repeated: symbols in it
-    layer_pattern: str | None = None  # HybridModel symbols: * attention, - MLP, | pipeline cut; null: "*-" * num_layers
+    layer_pattern: str | None = None  # M Mamba-2, E experts, * attention, - MLP, | pipeline cut; null: "*-" * num_layers
     hidden_size: int = MISSING  # D
     ffn_hidden_size: int = MISSING  # F
     num_attention_heads: int = MISSING  # N
@@ -36,6 +36,27 @@ class ModelConfig:
     fine_grained: bool = True  # nGPT: normalise the input of every output projection
     alpha_init: float = 0.05  # nGPT: eigen learning rates, of order 1 / num_layers
     transformer_impl: str = "auto"  # auto | local | transformer_engine; auto: TE where CUDA and TE are present
+    num_experts: int = 0  # routed experts of each E layer
+    moe_top_k: int = 2  # experts that a token is sent to
+    moe_ffn_hidden_size: int | None = None  # F of a routed expert; null: ffn_hidden_size
+    moe_shared_ffn_hidden_size: int = 0  # F of the expert that sees every token; 0: there is none
+    moe_score: str = "sigmoid"  # sigmoid | softmax: router scores
+    moe_scaling: float = 1.0  # of the selected, normalised scores
+    moe_expert_bias: bool = False  # selection by score + bias, and the bias follows the load instead of a loss
+    moe_expert_bias_rate: float = 1e-3  # change of the bias a step
+    moe_aux_loss: str = "none"  # none | seq_aux_loss (balance within each sequence) | aux_loss (within a micro-batch)
+    moe_aux_loss_coeff: float = 0.0
+    moe_router_input: str = "scaled"  # nGPT: scaled (sqrt(D) * h) | unit (h)
+    moe_router_normalized: bool = False  # nGPT: the router's rows are kept at unit norm, too
+    moe_suv: str = "per_expert"  # nGPT: per_expert | shared: one vector for all routed experts of a layer
+    expert_impl: str = "auto"  # auto | sequential | grouped (Transformer Engine); auto: grouped where the backend is TE
+    mamba_num_heads: int = 0  # of each M layer
+    mamba_head_dim: int = 64
+    mamba_state_dim: int = 128
+    mamba_num_groups: int = 8  # heads of a group share B and C
+    mamba_conv_kernel: int = 4  # tokens
+    mamba_chunk_size: int = 128  # tokens; how the scan is cut, no part of the function
+    mamba_gated_norm: bool = False  # nGPT: bring back Mamba's RMSNorm after the gate; the control always has it
 
 
 @dataclass
@@ -43,6 +64,20 @@ class PrecisionConfig:
     name: str = MISSING
     dtype: str = MISSING  # fp32 | bf16: model weights and activations
     grad_reduce_in_fp32: bool = True
+    format: str = "none"  # none | fp8 | mxfp8 | nvfp4: operands of the matrix products of the linear layers in the blocks
+    executor: str = "auto"  # nvfp4: auto | native (Transformer Engine on Blackwell) | emulated
+    input_amax: str = "dynamic"  # nvfp4: dynamic | dynamic_pow2 (rounded up, so that scales are powers of two) | static (1.3125)
+    weight_amax: str = "dynamic"  # nvfp4: as input_amax
+    grad_output_amax: str = "dynamic"  # nvfp4: dynamic | dynamic_pow2 | static (static_grad_amax)
+    static_grad_amax: float = 1.3125  # nvfp4 with grad_output_amax=static: magnitude that saturates, 1.3125 * 2^j
+    weight_blocks: str = "16x16"  # nvfp4: 16x16 | 1x16
+    rht: bool = False  # nvfp4: random Hadamard transform of both operands of the weight gradient
+    stochastic_rounding: bool = True  # nvfp4: of grad_output
+    num_layers_at_start_in_bf16: int = 0  # blocks, counted as model.num_layers counts them
+    num_layers_at_end_in_bf16: int = 0
+    bf16_modules: list[str] = field(default_factory=list)  # globs of linear layers that stay in dtype: "layers.*.mlp.linear_fc2"
+    bf16_tail: float = 0.0  # the last part of the steps trains without `format`
+    diagnostics: bool = False  # nvfp4: quantisation errors of every linear layer at each health step
 
 
 @dataclass
@@ -100,15 +135,17 @@ class ParallelConfig:
     tensor: int = 1
     pipeline: int = 1
     virtual_pipeline: int | None = None  # model chunks on each pipeline rank
-    expert: int = 1
-    expert_tensor: int | None = None
+    expert: int = 1  # ranks that share the experts of a layer
+    expert_tensor: int | None = None  # ranks that share one expert; null: tensor
+    token_dispatcher: str = "alltoall"  # alltoall | allgather: how tokens reach their experts
+    shared_expert_overlap: bool = False  # the shared expert runs while tokens travel
     context: int = 1
     sequence_parallel: bool | None = None  # null: tensor > 1
     distributed_optimizer: bool = True
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
     recompute: str = "none"  # none | selective | full
-    recompute_modules: list[str] = field(default_factory=list)  # selective: core_attn, mlp; empty: core_attn
+    recompute_modules: list[str] = field(default_factory=list)  # selective: core_attn, mlp, moe, shared_experts; empty: core_attn
     recompute_method: str = "uniform"  # full: uniform | block
     recompute_num_layers: int = 1
 
@@ -193,4 +230,4 @@ class Config:
 
 
 # Fields of `model` that choose how, not what, is computed: they may change on resume.
-EXECUTION_FIELDS = frozenset({"name", "transformer_impl"})
+EXECUTION_FIELDS = frozenset({"name", "transformer_impl", "expert_impl", "mamba_chunk_size"})

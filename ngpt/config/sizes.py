@@ -13,6 +13,11 @@ def model_parallel_size(cfg: Config) -> int:
     return cfg.parallel.tensor * cfg.parallel.pipeline * cfg.parallel.context
 
 
+def expert_tensor_size(cfg: Config) -> int:
+    """Processes that share one expert."""
+    return cfg.parallel.expert_tensor or cfg.parallel.tensor
+
+
 def data_parallel_size(cfg: Config) -> int:
     """Copies of the model, each with its own micro-batches."""
     return world_size(cfg) // model_parallel_size(cfg)
@@ -35,5 +40,9 @@ def pipeline_stages(cfg: Config) -> int:
 
 def padded_vocab_size(model: ModelConfig) -> int:
     """Rows of the embedding and of the output layer: `vocab_size` rounded up, the same at every tensor parallel size."""
-    multiple = model.vocab_padding_multiple
-    return -(-model.vocab_size // multiple) * multiple
+    return round_up(model.vocab_size, model.vocab_padding_multiple)
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The next multiple at or above `size`."""
+    return -(-size // multiple) * multiple

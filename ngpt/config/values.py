@@ -11,6 +11,8 @@ from ngpt.estimate.peaks import PEAK_FLOPS
 
 _POSITIVE = """
     model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads model.num_query_groups model.head_dim
+    model.moe_top_k model.moe_ffn_hidden_size model.moe_scaling
+    model.mamba_head_dim model.mamba_state_dim model.mamba_num_groups model.mamba_chunk_size
     model.rope_base model.vocab_size model.vocab_padding_multiple model.init_std model.norm_epsilon model.alpha_init
     optim.lr optim.eps tokenizer.vocab_size
     parallel.tensor parallel.pipeline parallel.virtual_pipeline parallel.expert parallel.expert_tensor parallel.context
@@ -18,23 +20,42 @@ _POSITIVE = """
     checkpoint.interval train.micro_batch_size train.global_batch_size train.steps train.seq_length train.seed
     train.eval_interval train.stop_after debug.norm_tolerance debug.profile_start
 """.split()
-_NOT_NEGATIVE = "optim.min_lr optim.weight_decay optim.clip_grad schedule.warmup_steps data.num_workers train.eval_steps".split()
+_NOT_NEGATIVE = """
+    optim.min_lr optim.weight_decay optim.clip_grad schedule.warmup_steps data.num_workers train.eval_steps
+    precision.num_layers_at_start_in_bf16 precision.num_layers_at_end_in_bf16
+    model.num_experts model.moe_shared_ffn_hidden_size model.moe_expert_bias_rate model.moe_aux_loss_coeff model.mamba_num_heads
+""".split()
 _FRACTIONS = {  # key: (does the range hold this value, the range in words)
     "optim.beta1": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "optim.beta2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "schedule.decay_fraction": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "precision.bf16_tail": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "cluster.rendezvous_port": (lambda value: 0 < value < 65536, "a port, 1 to 65535"),
 }
+_AMAX = ("dynamic", "dynamic_pow2", "static")
 _CHOICES = {
     "model.architecture": ("ngpt", "gpt"),
     "model.activation": ("squared_relu", "swiglu"),
     "model.position_embedding": ("rope", "none"),
     "model.transformer_impl": ("auto", "local", "transformer_engine"),
+    "model.moe_score": ("sigmoid", "softmax"),
+    "model.moe_aux_loss": ("none", "seq_aux_loss", "aux_loss"),
+    "model.moe_router_input": ("scaled", "unit"),
+    "model.moe_suv": ("per_expert", "shared"),
+    "model.expert_impl": ("auto", "sequential", "grouped"),
+    "model.mamba_conv_kernel": (2, 3, 4),
     "precision.dtype": ("fp32", "bf16"),
+    "precision.format": ("none", "fp8", "mxfp8", "nvfp4"),
+    "precision.executor": ("auto", "native", "emulated"),
+    "precision.input_amax": _AMAX,
+    "precision.weight_amax": _AMAX,
+    "precision.grad_output_amax": _AMAX,
+    "precision.weight_blocks": ("16x16", "1x16"),
     "optim.optimizer": ("adam",),
     "schedule.decay": ("constant", "linear", "cosine", "wsd"),
     "schedule.wsd_decay": ("minus_sqrt", "linear", "cosine", "exponential"),
     "tokenizer.kind": ("bytes", "bpe", "huggingface", "tiktoken"),
+    "parallel.token_dispatcher": ("alltoall", "allgather"),
     "parallel.recompute": ("none", "selective", "full"),
     "parallel.recompute_method": ("uniform", "block"),
     "cluster.gpu": (None, *PEAK_FLOPS),
@@ -47,8 +68,9 @@ _REFUSED = {  # values that exist elsewhere, with the reason why not here
     },
     "precision.dtype": {
         "fp16": "needs loss scaling, and a skipped step is untested with the retraction",
-        **dict.fromkeys(("fp8", "mxfp8", "nvfp4", "fp4"), "low-precision matrix products are not built yet"),
+        **dict.fromkeys(("fp8", "mxfp8", "nvfp4", "fp4"), "weights stay in fp32 or bf16, and precision.format quantises their products"),
     },
+    "parallel.token_dispatcher": {"flex": "its kernels (DeepEP and the like) are not built and tested here"},
     "model.position_embedding": {"learned_absolute": "a learned position table is no part of either model"},
 }
 
@@ -87,8 +109,8 @@ def check_choices(cfg: Config) -> Iterator[ConfigError]:
         rule = f"{value} is not supported: {reason}" if reason else f"Must be one of {listed}"
         yield ConfigError(key, value, rule, f"Set {key} to {listed.replace(', ', ' or ')}")
     for module in cfg.parallel.recompute_modules:
-        if module not in ("core_attn", "mlp"):
-            rule = "Selective recompute knows core_attn and mlp"
+        if module not in ("core_attn", "mlp", "moe", "shared_experts"):
+            rule = "Selective recompute knows core_attn, mlp, moe and shared_experts"
             yield ConfigError("parallel.recompute_modules", module, rule, "Set parallel.recompute_modules=[core_attn]")
 
 

@@ -7,6 +7,27 @@ from ngpt.config.sizes import padded_vocab_size
 
 
 @dataclass(frozen=True)
+class LayerCount:
+    """Trained numbers of one layer.
+
+    Attributes:
+        matrices: weights of its linear layers and router, all experts.
+        matmul: those that multiply each token: of the routed experts only the selected ones.
+        others: scales, norm weights, and Mamba's convolution, decay rates, skip weights and step biases.
+        idle: weights and scales of the routed experts that a token does not see.
+    """
+
+    matrices: int
+    matmul: int
+    others: int
+    idle: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.matrices + self.others
+
+
+@dataclass(frozen=True)
 class ParameterCounts:
     """Parameters by place. Scales and norm weights count where they live; a tied head counts once, as the embedding."""
 
@@ -16,16 +37,24 @@ class ParameterCounts:
     final_norm: int  # the control's
     attention: int  # all attention sub-blocks
     mlp: int  # all MLP sub-blocks
+    mamba: int  # all Mamba sub-blocks
+    moe: int  # all mixture-of-experts sub-blocks, with router and shared expert
     matmul: int  # weights that multiply each token: every matrix but the embedding's look-up; a tied head is among them
+    idle: int  # parameters of the routed experts that a token does not see
     padding: int  # part of the embedding, head and logit scale that only pads the vocabulary
 
     @property
     def blocks(self) -> int:
-        return self.attention + self.mlp
+        return self.attention + self.mlp + self.mamba + self.moe
 
     @property
     def total(self) -> int:
         return self.embedding + self.head + self.logit_scale + self.final_norm + self.blocks
+
+    @property
+    def active(self) -> int:
+        """What one token makes use of: `total` without the experts that it is not sent to."""
+        return self.total - self.idle
 
     @property
     def total_without_padding(self) -> int:
@@ -36,42 +65,117 @@ def count_parameters(model: ModelConfig) -> ParameterCounts:
     """Counts the trained numbers of a resolved model config, vocabulary padding included."""
     ngpt = model.architecture == "ngpt"
     hidden, vocab = model.hidden_size, padded_vocab_size(model)
-    attention_layers, mlp_layers = model.layer_pattern.count("*"), model.layer_pattern.count("-")
-    attention_matrices, mlp_matrices = _attention_matrices(model), _mlp_matrices(model)
-    # nGPT: alpha [D] and sqk [N*K]; alpha [D] and suv [F] or [2F]. Control: the weight [D] of the RMSNorm before the sub-block.
-    attention_scales = hidden + (model.num_attention_heads * model.head_dim if ngpt else 0)
-    mlp_scales = hidden + (_fc1_width(model) if ngpt else 0)
+    layers = {symbol: (model.layer_pattern.count(symbol), count_layer(model, symbol)) for symbol in set(model.layer_pattern) & set(_LAYERS)}
     rows_per_token = hidden * (1 if model.tied_embeddings else 2) + (1 if ngpt else 0)
+
+    def all_of(symbol: str) -> int:
+        number, layer = layers.get(symbol, (0, None))
+        return number * layer.total if number else 0
+
     return ParameterCounts(
         embedding=vocab * hidden,
         head=0 if model.tied_embeddings else vocab * hidden,
         logit_scale=vocab if ngpt else 0,
         final_norm=0 if ngpt else hidden,
-        attention=attention_layers * (attention_matrices + attention_scales),
-        mlp=mlp_layers * (mlp_matrices + mlp_scales),
-        matmul=attention_layers * attention_matrices + mlp_layers * mlp_matrices + vocab * hidden,
+        attention=all_of("*"),
+        mlp=all_of("-"),
+        mamba=all_of("M"),
+        moe=all_of("E"),
+        matmul=sum(number * layer.matmul for number, layer in layers.values()) + vocab * hidden,
+        idle=sum(number * layer.idle for number, layer in layers.values()),
         padding=(vocab - model.vocab_size) * rows_per_token,
     )
+
+
+def count_layer(model: ModelConfig, symbol: str) -> LayerCount:
+    """Counts one layer of the layer pattern. nGPT: alpha [D] in each; the control: the weight [D] of the RMSNorm before it."""
+    count = _LAYERS[symbol](model)
+    return LayerCount(count.matrices, count.matmul, count.others + model.hidden_size, count.idle)
 
 
 def training_flops_per_token(model: ModelConfig, seq_length: int) -> int:
     """FLOPs of forward and backward for one token, the numerator of MFU.
 
-    6 for each weight that multiplies the token, and for each attention layer 6 * S * N * K: 12 * S * N * K for its two products,
-    halved because a causal token sees half the sequence on average. Recomputed work does not count.
+    6 for each weight that multiplies the token; for each attention layer 6 * S * N * K: 12 * S * N * K for its two products,
+    halved because a causal token sees half the sequence on average; for each Mamba layer 3 times the forward work of `mamba_scan_flops`.
+    Recomputed work does not count.
     """
     attention = model.layer_pattern.count("*") * seq_length * model.num_attention_heads * model.head_dim
-    return 6 * (count_parameters(model).matmul + attention)
+    scans = model.layer_pattern.count("M") * mamba_scan_flops(model)
+    return 6 * (count_parameters(model).matmul + attention) + 3 * scans
 
 
-def _attention_matrices(model: ModelConfig) -> int:
+def mamba_scan_flops(model: ModelConfig) -> int:
+    """Forward FLOPs of one token in one Mamba layer's convolution and scan, cut into chunks of Q tokens.
+
+    Within a chunk (causal: Q/2 tokens on average): C . B for each group, 2 * N, and the weighted sum of the inputs, 2 * P a head.
+    Across chunks: adding to the state and reading it, 2 * P * N a head each. Convolution: 2 a tap and feature.
+
+    Source: Mamba-2, arXiv 2405.21060 section 6.
+    """
+    heads, head_dim, state, groups = model.mamba_num_heads, model.mamba_head_dim, model.mamba_state_dim, model.mamba_num_groups
+    seen = model.mamba_chunk_size // 2
+    within = seen * (groups * 2 * state + heads * 2 * head_dim)
+    across = 2 * heads * 2 * head_dim * state
+    return within + across + 2 * model.mamba_conv_kernel * _conv_features(model)
+
+
+def _attention(model: ModelConfig) -> LayerCount:
     queries, keys = model.num_attention_heads * model.head_dim, model.num_query_groups * model.head_dim
-    return model.hidden_size * (queries + 2 * keys) + queries * model.hidden_size
+    matrices = model.hidden_size * (queries + 2 * keys) + queries * model.hidden_size
+    return LayerCount(matrices, matrices, others=queries if _is_ngpt(model) else 0)  # sqk
 
 
-def _mlp_matrices(model: ModelConfig) -> int:
-    return model.hidden_size * (_fc1_width(model) + model.ffn_hidden_size)
+def _mlp(model: ModelConfig) -> LayerCount:
+    matrices = _mlp_matrices(model, model.ffn_hidden_size)
+    return LayerCount(matrices, matrices, others=_suv(model, model.ffn_hidden_size))
 
 
-def _fc1_width(model: ModelConfig) -> int:
-    return model.ffn_hidden_size * (2 if model.activation == "swiglu" else 1)
+def _moe(model: ModelConfig) -> LayerCount:
+    expert, suv = _mlp_matrices(model, model.moe_ffn_hidden_size), _suv(model, model.moe_ffn_hidden_size)
+    shared, shared_suv = _mlp_matrices(model, model.moe_shared_ffn_hidden_size), _suv(model, model.moe_shared_ffn_hidden_size)
+    router, idle = model.num_experts * model.hidden_size, model.num_experts - model.moe_top_k
+    per_expert = model.moe_suv == "per_expert"
+    return LayerCount(
+        matrices=model.num_experts * expert + shared + router,
+        matmul=model.moe_top_k * expert + shared + router,
+        others=(model.num_experts if per_expert else 1) * suv + shared_suv,
+        idle=idle * (expert + (suv if per_expert else 0)),
+    )
+
+
+def _mamba(model: ModelConfig) -> LayerCount:
+    heads, inner = model.mamba_num_heads, model.mamba_num_heads * model.mamba_head_dim
+    features = _conv_features(model)
+    in_proj = inner + features + heads  # z; x, B, C; dt
+    matrices = model.hidden_size * (in_proj + inner)
+    others = features * (model.mamba_conv_kernel + 1) + 3 * heads  # convolution with bias; A_log, D, dt_bias
+    if _is_ngpt(model):
+        others += in_proj  # mixer_in_scale
+    if not _is_ngpt(model) or model.mamba_gated_norm:
+        others += inner
+    return LayerCount(matrices, matrices, others)
+
+
+_LAYERS = {"*": _attention, "-": _mlp, "E": _moe, "M": _mamba}
+
+
+def _is_ngpt(model: ModelConfig) -> bool:
+    return model.architecture == "ngpt"
+
+
+def _mlp_matrices(model: ModelConfig, ffn: int) -> int:
+    return model.hidden_size * (_fc1_width(model, ffn) + ffn)
+
+
+def _suv(model: ModelConfig, ffn: int) -> int:
+    return _fc1_width(model, ffn) if _is_ngpt(model) else 0
+
+
+def _fc1_width(model: ModelConfig, ffn: int) -> int:
+    return ffn * (2 if model.activation == "swiglu" else 1)
+
+
+def _conv_features(model: ModelConfig) -> int:
+    """x, B and C."""
+    return model.mamba_num_heads * model.mamba_head_dim + 2 * model.mamba_num_groups * model.mamba_state_dim

@@ -1,6 +1,15 @@
 """The mathematics of nGPT on plain tensors: normalisation, the residual step, scale parameters."""
 
 from ngpt.functional.normalize import EPSILON, l2_normalize, lerp_retract, scaled_l2_normalize
-from ngpt.functional.scale import ScaledParameter, scale_features
+from ngpt.functional.scale import ScaledParameter, scale_features, scale_groups, scale_tokens
 
-__all__ = ["EPSILON", "ScaledParameter", "l2_normalize", "lerp_retract", "scale_features", "scaled_l2_normalize"]
+__all__ = [
+    "EPSILON",
+    "ScaledParameter",
+    "l2_normalize",
+    "lerp_retract",
+    "scale_features",
+    "scale_groups",
+    "scale_tokens",
+    "scaled_l2_normalize",
+]

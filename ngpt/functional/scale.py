@@ -60,6 +60,74 @@ class _ScaleFeatures(torch.autograd.Function):
         return torch.mul(grad, scale, out=torch.empty_like(x)), grad_scale
 
 
+class _ScaleTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        return torch.mul(x, scale[:, None], out=torch.empty_like(x))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, scale = ctx.saved_tensors
+        grad_scale = torch.empty_like(scale)
+        for grad_rows, x_rows, out in zip(grad.split(_ROWS), x.split(_ROWS), grad_scale.split(_ROWS), strict=True):
+            out.copy_((grad_rows.to(scale.dtype) * x_rows).sum(-1))
+        return torch.mul(grad, scale[:, None], out=torch.empty_like(x)), grad_scale
+
+
+def scale_tokens(x: Tensor, scale: Tensor) -> Tensor:
+    """x * scale[:, None], computed in fp32 and rounded to x's dtype once.
+
+    Args:
+        x: [T, F], any floating dtype.
+        scale: [T] fp32 (fp64 for fp64).
+
+    Returns:
+        [T, F] in x's dtype.
+
+    Source: MODEL.md "MoE" (router probabilities on an expert's output).
+    """
+    return _ScaleTokens.apply(x, scale)
+
+
+class _ScaleGroups(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, sizes: list[int]) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.sizes = sizes
+        out = torch.empty_like(x)
+        for x_rows, scale_row, out_rows in zip(x.split(sizes), scale, out.split(sizes), strict=True):
+            torch.mul(x_rows, scale_row, out=out_rows)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, scale = ctx.saved_tensors
+        grad_x, grad_scale = torch.empty_like(x), torch.zeros_like(scale)
+        groups = zip(grad.split(ctx.sizes), x.split(ctx.sizes), scale, grad_x.split(ctx.sizes), grad_scale, strict=True)
+        for grad_group, x_group, scale_row, out_rows, grad_row in groups:
+            torch.mul(grad_group, scale_row, out=out_rows)
+            for grad_rows, x_rows in zip(grad_group.split(_ROWS), x_group.split(_ROWS), strict=True):
+                grad_row += (grad_rows.to(scale.dtype) * x_rows).sum(0)
+        return grad_x, grad_scale, None
+
+
+def scale_groups(x: Tensor, scale: Tensor, sizes: list[int]) -> Tensor:
+    """Consecutive rows of x in groups, each times its own vector; computed in fp32 and rounded to x's dtype once.
+
+    Args:
+        x: [T, F], any floating dtype.
+        scale: [G, F] fp32 (fp64 for fp64).
+        sizes: rows of each of the G groups, T in all; a group may be empty.
+
+    Returns:
+        [T, F] in x's dtype.
+
+    Source: MODEL.md (suv of the experts whose tokens lie one after the other).
+    """
+    return _ScaleGroups.apply(x, scale, sizes)
+
+
 def scale_features(x: Tensor, scale: Tensor) -> Tensor:
     """x * scale, computed in fp32 and rounded to x's dtype once.
 

@@ -21,6 +21,15 @@ def mark(weight: Tensor, unit_dim: int) -> None:
     setattr(weight, UNIT_DIM, unit_dim)
 
 
+def leave_free(weight: Tensor) -> None:
+    """Say that a matrix which touches the residual stream is meant to have no unit norm: nobody forgot to mark it."""
+    weight.is_free = True
+
+
+def is_free(weight: Tensor) -> bool:
+    return getattr(weight, "is_free", False)
+
+
 def is_marked(weight: Tensor) -> bool:
     return hasattr(weight, UNIT_DIM)
 

@@ -48,14 +48,14 @@ def encode_e2m1_stochastic(values: Tensor, uniforms: Tensor) -> Tensor:
 
     Args:
         values: fp32, any shape.
-        uniforms: values' shape, in [0, 1). Their dtype is the dtype of the addition: fp32 for random bytes / 256 (the hardware's rule,
-            biased to zero by step / 512), fp64 for multiples of 2^-24, which then never round t up to the next grid point.
+        uniforms: fp32, values' shape, in [0, 1): random bytes / 256 for the hardware's rule, which is biased to zero by step / 512, or
+            odd multiples of 2^-17, which are not. The fp32 addition moves no value that lies on the grid.
 
     Returns:
         uint8 codes 0..15. NaN gives code 7 (+6), as cvt.satfinite does.
     """
-    magnitude = values.abs().to(uniforms.dtype)
-    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0)).to(uniforms.dtype)
+    magnitude = values.abs()
+    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
     moved = magnitude + uniforms * step
     codes = torch.zeros_like(values, dtype=torch.int32)
     for value in E2M1_VALUES[1:]:

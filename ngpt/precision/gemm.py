@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ngpt.precision.formats import E2M1_MAX
+from ngpt.precision.quantize import E4M3_BOUND
 from ngpt.precision.tensor import QuantizedTensor
 
 AlphaFormula = Literal["kernel", "division"]
@@ -46,6 +47,11 @@ def global_alpha(a: QuantizedTensor, b: QuantizedTensor, formula: AlphaFormula =
     if formula == "division":
         return torch.div(amax, torch.full((), constant, dtype=torch.float32, device=amax.device))
     raise ValueError(f"alpha: {formula!r} is not 'kernel' or 'division'. Choose one of them.")
+
+
+def alpha_of_amax(amax_a: Tensor, amax_b: Tensor) -> Tensor:
+    """fp32 amax_a * amax_b * fl(1 / (36 * 448 * 448)): the kernel formula of `global_alpha` for two tensors without further options."""
+    return amax_a * amax_b * torch.full((), 1 / (E2M1_MAX * E4M3_BOUND) ** 2, dtype=torch.float32, device=amax_a.device)
 
 
 def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:

@@ -21,6 +21,7 @@ from ngpt.precision.formats import (
     power_of_two,
 )
 from ngpt.precision.hadamard import Rht, random_hadamard_transform
+from ngpt.precision.philox import STREAMS, random_bits, uniforms
 from ngpt.precision.tensor import BLOCK, BlockShape, Direction, QuantizedTensor, decode_blocks
 
 GlobalAmax = Literal["dynamic", "dynamic_pow2", "static"]
@@ -29,7 +30,6 @@ Rounding = Literal["rtne", "sr"]
 # With this amax the global encode scale 2688 / amax is exactly 2^11.
 STATIC_AMAX = 1.3125
 E4M3_BOUND = 448
-SR_BITS = 24
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Powers of two 2^j for which 1.3125 * 2^j, its encode scale and the inverse of that are normal fp32 numbers.
@@ -90,6 +90,15 @@ class QuantizerSpec:
     def e4m3_bound(self) -> int:
         return self.four_over_six.bound if self.four_over_six else E4M3_BOUND
 
+    @property
+    def same_both_ways(self) -> bool:
+        """Whether both directions hold the same codes, transposed: square blocks without a rotation."""
+        return self.block_shape == (BLOCK, BLOCK) and self.rht == "off"
+
+    def random_stream(self, direction: Direction) -> int:
+        """Which random numbers of a seed "sr" takes: each direction its own, except that square blocks have the same codes in both."""
+        return STREAMS["rowwise" if self.block_shape == (BLOCK, BLOCK) else direction]
+
 
 _CHOICES = {
     "block_shape": ((1, BLOCK), (BLOCK, BLOCK)),
@@ -111,7 +120,7 @@ def quantize(
     direction: Direction = "rowwise",
     *,
     random_bytes: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    seed: int | None = None,
 ) -> QuantizedTensor:
     """Quantise one direction of a tensor.
 
@@ -120,26 +129,31 @@ def quantize(
         spec: what to compute.
         direction: "rowwise" blocks lie along K; "columnwise" quantises the transpose, blocks along the rows, after the RHT if any.
         random_bytes: for "sr": uint8 of the stored matrix's shape, 8 random bits an element as the hardware takes them.
-        generator: for "sr": source of 24-bit uniforms, which lack the 8-bit rule's bias towards zero. On x's device.
+        seed: for "sr": 63-bit seed of 16-bit uniforms, which lack the 8-bit rule's bias towards zero. See `ngpt.precision.philox`.
 
     Raises:
         ValueError: A dimension that blocks cannot tile, an unsupported dtype, or "sr" without exactly one source of randomness.
 
     Source: NVFP4 as Transformer Engine 2.20.2 computes it; arXiv 2509.25149.
     """
-    return quantize_stored(stored_matrix(x, spec, direction), spec, direction, x.shape, random_bytes=random_bytes, generator=generator)
+    return quantize_stored(stored_matrix(x, spec, direction), spec, direction, x.shape, random_bytes=random_bytes, seed=seed)
 
 
 def stored_matrix(x: Tensor, spec: QuantizerSpec, direction: Direction) -> Tensor:
     """The matrix whose rows hold the blocks: x flattened to 2-D, transposed and RHT-transformed for the columnwise direction."""
     if direction not in ("rowwise", "columnwise"):
         raise ValueError(f"direction: {direction!r} is not 'rowwise' or 'columnwise'. Choose one of them.")
-    if x.dim() < 2:
-        raise ValueError(f"{x.dim()} dimensions: a quantised tensor has at least 2. Add one with unsqueeze(0).")
-    matrix = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    matrix = as_matrix(x)
     if direction == "rowwise":
         return matrix
     return random_hadamard_transform(matrix.t().contiguous(), spec.rht)
+
+
+def as_matrix(x: Tensor) -> Tensor:
+    """x with its leading dimensions flattened to rows."""
+    if x.dim() < 2:
+        raise ValueError(f"{x.dim()} dimensions: a quantised tensor has at least 2. Add one with unsqueeze(0).")
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def quantize_stored(
@@ -149,7 +163,7 @@ def quantize_stored(
     shape: tuple[int, ...] | None = None,
     *,
     random_bytes: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    seed: int | None = None,
 ) -> QuantizedTensor:
     """`quantize` from its stored matrix on: no transpose and no RHT is applied here.
 
@@ -157,17 +171,17 @@ def quantize_stored(
         matrix: [R, C] as returned by `stored_matrix`.
         shape: of the original tensor; by default a 2-D one that fits `direction`.
     """
-    _check_matrix(matrix, spec)
+    check_stored(matrix, spec)
     values = matrix.float().contiguous()
     amax = _global_amax(values, spec)
-    encode = _global_encode_scale(amax, spec).view(-1, 1)
+    encode = global_encode_scale(amax, spec).view(-1, 1)
     block_amax = _block_amax(values, spec)
     if spec.four_over_six:
         codes, scales = _four_over_six(values, block_amax, amax.view(-1, 1), encode, spec)
     else:
         mult = encode * _constant(1 / E2M1_MAX, values)
         scales = encode_e4m3(torch.minimum(block_amax * mult, _constant(_FLOAT32_MAX, values)))
-        codes = _encode(_scaled(values, scales, encode), spec, random_bytes, generator)
+        codes = _encode(_scaled(values, scales, encode), spec, direction, random_bytes, seed)
     flushed = ((scales & 0x7F) == 0) & (block_amax != 0)
     return QuantizedTensor(
         codes=pack_e2m1(codes),
@@ -187,7 +201,8 @@ def _constant(value: float, like: Tensor) -> Tensor:
     return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
-def _check_matrix(matrix: Tensor, spec: QuantizerSpec) -> None:
+def check_stored(matrix: Tensor, spec: QuantizerSpec) -> None:
+    """Refuse a stored matrix that the spec's blocks cannot tile or whose dtype is not read."""
     if matrix.dtype not in _DTYPES:
         raise ValueError(f"dtype {matrix.dtype}: the quantiser reads fp32, bf16 and fp16. Cast the tensor first.")
     for name, size, block in zip(("rows", "columns"), matrix.shape, spec.block_shape, strict=True):
@@ -200,15 +215,19 @@ def _check_matrix(matrix: Tensor, spec: QuantizerSpec) -> None:
 
 def _global_amax(values: Tensor, spec: QuantizerSpec) -> Tensor:
     """fp32 [1], or [R] for a row-scaled spec. NaN propagates."""
-    if spec.global_amax == "static":
-        return torch.full((1,), spec.static_amax, dtype=torch.float32, device=values.device)
     if spec.row_scaled:
         return values.abs().amax(dim=1)
-    amax = values.abs().amax().view(1) if values.numel() else values.new_zeros(1)
-    return _round_up_to_pow2_scale(amax) if spec.global_amax == "dynamic_pow2" else amax
+    return rounded_amax(values.abs().amax().view(1) if values.numel() else values.new_zeros(1), spec)
 
 
-def _round_up_to_pow2_scale(amax: Tensor) -> Tensor:
+def rounded_amax(amax: Tensor, spec: QuantizerSpec) -> Tensor:
+    """The global amax that a spec makes of max |x|, fp32 [1]."""
+    if spec.global_amax == "static":
+        return torch.full_like(amax, spec.static_amax)
+    return round_up_to_pow2_scale(amax) if spec.global_amax == "dynamic_pow2" else amax
+
+
+def round_up_to_pow2_scale(amax: Tensor) -> Tensor:
     """The smallest 1.3125 * 2^j >= amax (at most j = 127, beyond which values saturate); 0, Inf and NaN stay."""
     mantissa, exponent = torch.frexp(amax)  # mantissa in [0.5, 1), and 1.3125 = 0.65625 * 2
     power = torch.where(mantissa > STATIC_AMAX / 2, exponent, exponent - 1).clamp(*_POW2_EXPONENTS)
@@ -216,7 +235,8 @@ def _round_up_to_pow2_scale(amax: Tensor) -> Tensor:
     return torch.where(amax.isfinite() & (amax != 0), rounded, amax)
 
 
-def _global_encode_scale(amax: Tensor, spec: QuantizerSpec) -> Tensor:
+def global_encode_scale(amax: Tensor, spec: QuantizerSpec) -> Tensor:
+    """fp32, amax's shape: what maps amax to the largest scale times the largest code; 1 where that is zero or there is nothing to map."""
     scale = torch.minimum(torch.div(_constant(E2M1_MAX * spec.e4m3_bound, amax), amax), _constant(_FLOAT32_MAX, amax))
     return torch.where((amax == 0) | (scale == 0), 1.0, scale)
 
@@ -237,20 +257,26 @@ def _scaled(values: Tensor, scales: Tensor, global_encode_scale: Tensor) -> Tens
     return values * encode.repeat_interleave(BLOCK, dim=1)
 
 
-def _encode(scaled: Tensor, spec: QuantizerSpec, random_bytes: Tensor | None, generator: torch.Generator | None) -> Tensor:
+def _encode(scaled: Tensor, spec: QuantizerSpec, direction: Direction, random_bytes: Tensor | None, seed: int | None) -> Tensor:
     if spec.rounding == "rtne":
         return encode_e2m1(scaled)
-    if (random_bytes is None) == (generator is None):
-        raise ValueError("rounding 'sr': needs exactly one source of randomness. Pass either random_bytes or generator.")
-    if generator is not None:
-        bits = torch.randint(0, 2**SR_BITS, scaled.shape, generator=generator, device=scaled.device, dtype=torch.int32)
-        return encode_e2m1_stochastic(scaled, bits.double() / 2**SR_BITS)
+    if (random_bytes is None) == (seed is None):
+        raise ValueError("rounding 'sr': needs exactly one source of randomness. Pass either random_bytes or seed.")
+    if seed is not None:
+        return encode_e2m1_stochastic(scaled, uniforms(_drawn_bits(scaled, spec, direction, seed)))
     if random_bytes.dtype != torch.uint8 or random_bytes.shape != scaled.shape:
         raise ValueError(
             f"random_bytes: {random_bytes.dtype} {tuple(random_bytes.shape)}; sr takes one uint8 an element of the stored matrix. "
             f"Pass uint8 {tuple(scaled.shape)}."
         )
     return encode_e2m1_stochastic(scaled, random_bytes.float() / 256)
+
+
+def _drawn_bits(stored: Tensor, spec: QuantizerSpec, direction: Direction, seed: int) -> Tensor:
+    """Random bits belong to the elements of the matrix before the transpose, so that one pass over it can draw those of both directions."""
+    if direction == "rowwise":
+        return random_bits(seed, spec.random_stream(direction), range(stored.shape[0]), stored.shape[1], stored.device)
+    return random_bits(seed, spec.random_stream(direction), range(stored.shape[1]), stored.shape[0], stored.device).t()
 
 
 def _four_over_six(values: Tensor, block_amax: Tensor, amax: Tensor, encode: Tensor, spec: QuantizerSpec) -> tuple[Tensor, Tensor]:

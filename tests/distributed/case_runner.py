@@ -27,11 +27,27 @@ def main(cases_file: str) -> None:
     for case in json.loads(Path(cases_file).read_text()):
         run_case(case, rank)
         destroy_global_state()
-        gc.collect()
         if dist.is_initialized():
             dist.barrier()
+            destroy_subgroups()
+        gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def empty(chunks: list) -> None:
+    """Take the modules apart: hooks in autograd's graph, which the collector cannot see, keep them and their process groups alive."""
+    for module in [module for chunk in chunks for module in chunk.modules()]:
+        vars(module).clear()
+
+
+def destroy_subgroups() -> None:
+    """End the groups that a case made: their threads would slow every later case down."""
+    import torch.distributed as dist
+
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
 
 
 def run_case(case: dict, rank: int) -> None:
@@ -56,6 +72,7 @@ def run_case(case: dict, rank: int) -> None:
         session = train(cfg, rank, [look])
         result["weights"] = fingerprints(session.hook.parameters)
         result["model_norms"] = model_norms(session.chunks)
+        empty(session.chunks)
     except BaseException as error:  # torch raises checkpoint errors that are no Exception
         result["error"] = f"{type(error).__name__}: {error}"
         result["traceback"] = traceback.format_exc()

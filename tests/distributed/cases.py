@@ -29,6 +29,12 @@ BF16 = ["precision=bf16"]
 SAVE = ["checkpoint.save_at_end=true"]
 CONFINED = ["data.confine_attention=true"]
 WHOLE = ["parallel.distributed_optimizer=false"]
+NVFP4 = ["precision=nvfp4_paper", "precision.dtype=fp32"]
+NVIDIA = ["precision=nvfp4_nvidia", "precision.dtype=fp32", "precision.num_layers_at_end_in_bf16=1"]
+NEAREST = ["precision.stochastic_rounding=false"]
+STATIC = ["precision=nvfp4_static", "precision.dtype=fp32"]
+# One block: the deeper the model, the more one rounded value that differs in its last bit changes in the layers behind it.
+SHALLOW = ["model.num_layers=1", "model.ffn_hidden_size=192"]
 
 
 @dataclass
@@ -59,6 +65,10 @@ def _like(name: str, model: str, *groups: list[str]) -> Case:
     return Case(name, model, [item for group in groups for item in group], seed=f"seed_{model}")
 
 
+def _shallow(name: str, *groups: list[str]) -> Case:
+    return Case(name, overrides=[*SHALLOW, *(item for group in groups for item in group)], seed="seed_shallow")
+
+
 def _stopped(name: str, *groups: list[str]) -> list[Case]:
     """A run of 4 steps, and the same run stopped after step 2 and started again."""
     overrides = [*SAVE, *(item for group in groups for item in group)]
@@ -86,6 +96,22 @@ ONE_PROCESS = [
     Case("reshard_source_one", overrides=[*SAVE, "train.stop_after=2"], seed="seed_plain"),
     Case("reshard_whole_one", seed="seed_plain"),
 ]
+ONE_PROCESS += [
+    Case("seed_shallow", overrides=[*SHALLOW, "train.steps=1", *SAVE, "logging.health_interval=1"], randomize_scales=True),
+    _shallow("one_shallow", NVFP4, NEAREST),
+    _shallow("one_shallow_static", STATIC, NEAREST),
+    _like("one_nvfp4", "plain", NVFP4, NEAREST),
+    _like("one_nvfp4_gated", "gated", NVIDIA, NEAREST),
+    _like("one_nvfp4_control", "control", NVIDIA, NEAREST),
+    _like("one_nvfp4_sr", "plain", NVFP4),
+    _like("one_nvfp4_sr_again", "plain", NVFP4),
+    _like("recompute_nvfp4_sr", "plain", NVFP4, ["parallel.recompute=full"]),
+    _like("nvfp4_watched", "plain", NVFP4, NEAREST, ["precision.diagnostics=true"]),
+    *_stopped("resume_bf16_nvfp4", ["precision=nvfp4_paper"]),
+    Case("nvfp4_first_half", overrides=[*NVFP4, *SAVE, "train.stop_after=2"]),
+    Case("nvfp4_tail", overrides=[*NVFP4, "precision.bf16_tail=0.5"]),
+    Case("nvfp4_tail_by_hand", overrides=["precision=fp32"], load_all="nvfp4_first_half"),
+]
 TWO_PROCESSES = [
     *(_like(f"tp2_{model}", model, TP2) for model in MODELS),
     *(_like(f"pp2_{model}", model, PP2) for model in MODELS),
@@ -110,6 +136,15 @@ TWO_PROCESSES = [
     Case("reshard_source_dp2", overrides=[*DP2, *SAVE, "train.stop_after=2"], seed="seed_plain"),
     Case("reshard_dp2_to_tp2", overrides=TP2, load_all="reshard_source_dp2"),
     Case("reshard_dp2_to_pp2", overrides=PP2, load_all="reshard_source_dp2"),
+]
+TWO_PROCESSES += [
+    _shallow("tp2_shallow", TP2, NVFP4, NEAREST),
+    _shallow("tp2_shallow_static", TP2, STATIC, NEAREST),
+    _shallow("tp2_shallow_no_sequence_parallel", TP2, NVFP4, NEAREST, ["parallel.sequence_parallel=false"]),
+    _like("tp2_nvfp4_watched", "plain", TP2, NVFP4, NEAREST, ["precision.diagnostics=true"]),
+    _like("pp2_nvfp4", "plain", PP2, NVFP4, NEAREST),
+    _like("dp2_nvfp4", "plain", DP2, NVFP4, NEAREST, OVERLAP),
+    *_stopped("resume_tp2_bf16_nvfp4", ["precision=nvfp4_paper"], TP2),
 ]
 FOUR_PROCESSES = [
     _like("tp2_pp2_plain", "plain", TP2, PP2, ["cluster.gpus_per_node=4"]),

@@ -2,7 +2,7 @@
 
 import pytest
 
-RUNS = ["resume_fp32", "resume_bf16", "resume_dp2", "resume_tp2_bf16"]
+RUNS = ["resume_fp32", "resume_bf16", "resume_dp2", "resume_tp2_bf16", "resume_bf16_nvfp4", "resume_tp2_bf16_nvfp4"]
 RESHARDED = {
     "reshard_one_to_tp2": "reshard_whole_one",
     "reshard_one_to_pp2": "reshard_whole_one",

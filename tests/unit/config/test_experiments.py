@@ -15,6 +15,8 @@ COMPANIONS = {
     ("data", "enwik8_tekken"): ["model=ngpt_1p2b"],
     ("debug", "profile"): ["train.steps=12"],
     ("model", "ngpt_1p2b"): ["train.micro_batch_size=1"],
+    ("parallel", "ep2"): ["cluster.gpus_per_node=2", "model=ngpt_hybrid_tiny"],
+    ("parallel", "ep8"): ["cluster.gpus_per_node=8", "model=ngpt_hybrid_tiny", "model.num_experts=8", "train.global_batch_size=16"],
     ("parallel", "cp2"): ["cluster.gpus_per_node=2"],
     ("parallel", "pp2"): ["cluster.gpus_per_node=2"],
     ("parallel", "pp2_vp2"): ["cluster.gpus_per_node=2", "model.num_layers=4"],
@@ -30,7 +32,8 @@ COMPANIONS = {
 
 
 def test_the_required_experiments_are_shipped():
-    assert {"quickstart", "ngpt_1p2b_dense_bf16", "gpt_1p2b_dense_bf16"} <= set(EXPERIMENTS)
+    dense = {f"{architecture}_1p2b_dense_{precision}" for architecture in ("ngpt", "gpt") for precision in ("bf16", "nvfp4")}
+    assert {"quickstart", *dense} <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("cut", [[], ["train.global_batch_size=16", "train.steps=50"]], ids=["whole", "cut_down"])
@@ -60,9 +63,24 @@ def test_control_differs_from_its_ngpt_only_in_architecture_and_optimization(con
     ours = control.removesuffix("_gpt") if control.endswith("_gpt") else f"n{control}"
     changed = diff(flatten(compose([f"experiment={ours}"])), flatten(compose([f"experiment={control}"])))
     allowed = {"model.name", "model.architecture", "schedule.warmup_steps", "checkpoint.dir", "data.cache_dir"}
-    assert {key for key in changed if not key.startswith(("optim.", "run."))} <= allowed
+    recipes = changed.get("precision.name")
+    if recipes:  # static scales need what only nGPT has
+        assert recipes == ("nvfp4_paper", "nvfp4_nvidia")
+    free = ("optim.", "run.", "precision.") if recipes else ("optim.", "run.")
+    assert {key for key in changed if not key.startswith(free)} <= allowed
     assert changed["model.architecture"] == ("ngpt", "gpt")
     assert changed["optim.weight_decay"] == (0.0, 0.1)
+
+
+def test_the_nvfp4_experiment_differs_from_the_bf16_one_only_in_precision():
+    changed = diff(*(flatten(compose([f"experiment=ngpt_1p2b_dense_{name}"])) for name in ("bf16", "nvfp4")))
+    assert {key for key in changed if not key.startswith(("run.", "checkpoint.dir", "data.cache_dir"))} == {
+        "precision.name",
+        "precision.format",
+        "precision.input_amax",
+        "precision.weight_amax",
+        "precision.grad_output_amax",
+    }
 
 
 def test_the_paper_model_has_the_paper_hyper_parameters():
@@ -101,6 +119,56 @@ def test_the_paper_model_has_the_paper_hyper_parameters():
     assert {key: flat[key] for key in expected} == expected
 
 
+def test_the_hybrid_model_has_the_paper_hyper_parameters():
+    flat = flatten(compose(["experiment=ngpt_hybrid_3b30b_bf16"]))
+    expected = {
+        "model.layer_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+        "model.hidden_size": 2688,
+        "model.num_attention_heads": 32,
+        "model.num_query_groups": 2,
+        "model.head_dim": 128,
+        "model.activation": "squared_relu",
+        "model.position_embedding": "none",
+        "model.tied_embeddings": False,
+        "model.vocab_size": 131_072,
+        "model.init_std": 0.0192,
+        "model.alpha_init": 0.05,
+        "model.fine_grained": True,
+        "model.num_experts": 128,
+        "model.moe_top_k": 6,
+        "model.moe_ffn_hidden_size": 1856,
+        "model.moe_shared_ffn_hidden_size": 3712,
+        "model.moe_score": "sigmoid",
+        "model.moe_scaling": 2.5,
+        "model.moe_expert_bias": True,
+        "model.moe_aux_loss": "seq_aux_loss",
+        "model.moe_aux_loss_coeff": 1e-4,
+        "model.moe_router_input": "scaled",
+        "model.moe_suv": "per_expert",
+        "model.mamba_num_heads": 64,
+        "model.mamba_head_dim": 64,
+        "model.mamba_state_dim": 128,
+        "model.mamba_num_groups": 8,
+        "model.mamba_conv_kernel": 4,
+        "model.mamba_chunk_size": 128,
+        "model.mamba_gated_norm": False,
+        "train.seq_length": 8192,
+        "train.global_batch_size": 3072,
+        "train.micro_batch_size": 1,
+        "parallel.expert": 8,
+        "optim.lr": 5e-4,
+        "optim.min_lr": 5e-6,
+        "optim.weight_decay": 0.0,
+        "optim.clip_grad": 1.0,
+        "schedule.decay": "wsd",
+        "schedule.wsd_decay": "minus_sqrt",
+        "schedule.decay_fraction": 0.2,
+        "schedule.warmup_steps": 0,
+        "precision.dtype": "bf16",
+    }
+    assert {key: flat[key] for key in expected} == expected
+
+
 def test_a_group_on_the_command_line_beats_the_experiment():
     cfg = compose(["experiment=quickstart", "precision=bf16", "data=mock", "model=gpt_small"])
     assert (cfg.precision.dtype, cfg.data.mock, cfg.model.architecture) == ("bf16", True, "gpt")
@@ -121,6 +189,7 @@ def test_model_defining_keys_hold_the_function_and_not_its_execution():
     same = [
         ["parallel=pp2", "cluster.gpus_per_node=2", "model.layer_pattern='*-*-|*-*-'"],
         ["precision=bf16"],
+        ["precision=nvfp4_paper", "precision.bf16_tail=0.2"],
         ["model.transformer_impl=local", "run.name=b", "optim.lr=1.0", "train.steps=300"],
         ["model.num_query_groups=4", "model.head_dim=48"],  # the derived values, said aloud
     ]

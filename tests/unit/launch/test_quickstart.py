@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from launch import quickstart
 from launch.quickstart import is_finished, table
 from launch.run_folder import record_launch
 from ngpt.config.compose import compose
+from ngpt.config.errors import ConfigError
 
 SUMMARY = {
     "run_name": "quickstart_bf16",
@@ -54,3 +56,30 @@ def test_the_command_for_two_processes_composes():
     config = compose(command[2:])
     assert config.parallel.tensor == config.cluster.gpus_per_node == 2
     assert (config.precision.name, config.run.name) == ("bf16", "quickstart_bf16_tp2")
+
+
+def test_a_recipe_is_shown_beside_the_plain_run():
+    plain = SUMMARY | {"run_name": "quickstart", "val_bits_per_byte": 2.25, "precision": "fp32"}
+    shown = table(SUMMARY, "", Path("index.html"), OVERRIDES, plain)
+    line = next(line for line in shown.splitlines() if line.startswith("  quickstart "))
+    assert "2.250 bits per byte in fp32" in line
+
+
+def test_the_plain_run_is_made_first(monkeypatch):
+    trained = []
+
+    def stop(overrides, fresh=False):
+        trained.append((overrides, fresh))
+        if len(trained) == 2:
+            raise ConfigError("test", "stop", "enough was seen", "none")
+        return Path("runs/quickstart")
+
+    monkeypatch.setattr(quickstart, "train", stop)
+    assert quickstart.main(["--precision", "nvfp4_paper", "--fresh"]) == 2
+    recipe = ["precision=nvfp4_paper", "run.name=quickstart_nvfp4_paper"]
+    assert trained == [(["experiment=quickstart"], False), (["experiment=quickstart", *recipe], True)]
+
+
+def test_a_wrong_recipe_ends_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr(quickstart, "train", lambda *_, **__: pytest.fail("trained"))
+    assert quickstart.main(["--precision", "nvfp5"]) == 2

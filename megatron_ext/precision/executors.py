@@ -1,0 +1,99 @@
+"""How a linear of the blocks runs in low precision: emulated on any device, or by Transformer Engine's kernels.
+
+`Quantizable` is a mixin over a backend's tensor-parallel linear. It runs the backend's own forward pass until `apply_recipe`
+(megatron_ext/precision/policy.py) hands it an executor.
+"""
+
+from typing import Protocol
+
+from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region, reduce_scatter_to_sequence_parallel_region
+from torch import Tensor, is_grad_enabled
+
+from megatron_ext.precision.linear import LinearCall, emulated_linear
+from megatron_ext.precision.state import PrecisionState
+from megatron_ext.precision.te_recipes import autocast
+
+
+class Executor(Protocol):
+    """Runs one linear of one rank in low precision."""
+
+    def __call__(self, linear: "Quantizable", x: Tensor) -> tuple[Tensor, None]: ...
+
+
+class Quantizable:
+    """Mixin over a tensor-parallel linear without bias; its GEMMs can run in low precision.
+
+    Attributes:
+        executor: what runs it, or None for the backend's own GEMMs.
+        unit_norm_input: whether every token that reaches this linear has unit norm: what static scaling relies on.
+        splits_rows: column parallel: output features are split over the ranks; else row parallel.
+    """
+
+    executor: Executor | None = None
+    unit_norm_input = False
+    splits_rows: bool
+
+    def __init__(self, *args, tp_group, **kwargs):
+        super().__init__(*args, tp_group=tp_group, **kwargs)
+        self.feature_group = tp_group
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return super().forward(x) if self.executor is None else self.executor(self, x)
+
+    def forward_in_backend(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The backend's own forward pass."""
+        return super().forward(x)
+
+
+class QuantizableColumn(Quantizable):
+    splits_rows = True
+
+
+class QuantizableRow(Quantizable):
+    splits_rows = False
+
+
+class EmulatedExecutor:
+    """NVFP4 operands for the three GEMMs, on any device and backend; the module keeps weights and checkpoints.
+
+    Args:
+        state: shared by the rank's linears.
+        name: of the linear, for the diagnostics.
+        index: of the linear among all linears of the model, for its rounding stream.
+    """
+
+    def __init__(self, state: PrecisionState, name: str, index: int):
+        self.state, self.name, self.index = state, name, index
+
+    def __call__(self, linear: Quantizable, x: Tensor) -> tuple[Tensor, None]:
+        if not self.state.active:
+            return linear.forward_in_backend(x)
+        group = linear.feature_group
+        column = group if linear.splits_rows and group.size() > 1 else None
+        call = LinearCall(
+            recipe=self.state.recipe,
+            rounding_seed=lambda: self.state.next_rounding_seed(self.index),
+            needs_backward=is_grad_enabled(),
+            gather_group=column if linear.sequence_parallel else None,
+            reduce_group=None if linear.sequence_parallel else column,
+            watch=self.state.watch(self.name),
+        )
+        y = emulated_linear(x, linear.weight, call)
+        if linear.splits_rows:
+            return y, None
+        if linear.sequence_parallel:
+            return reduce_scatter_to_sequence_parallel_region(y, group=group), None
+        return reduce_from_tensor_model_parallel_region(y, group=group), None
+
+
+class NativeExecutor:
+    """Transformer Engine's own kernels, under its autocast context with the run's recipe."""
+
+    def __init__(self, state: PrecisionState, te_recipe):
+        self.state, self.te_recipe = state, te_recipe
+
+    def __call__(self, linear: Quantizable, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.state.active:
+            return linear.forward_in_backend(x)
+        with autocast(self.te_recipe):
+            return linear.forward_in_backend(x)

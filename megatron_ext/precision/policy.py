@@ -1,0 +1,120 @@
+"""Applies a recipe to the module tree: which linears run in low precision, by which executor, and whether they may."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from megatron.core.models.hybrid.hybrid_block import HybridStack
+from torch import nn
+
+from megatron_ext.precision import te_recipes
+from megatron_ext.precision.executors import EmulatedExecutor, NativeExecutor, Quantizable
+from megatron_ext.precision.state import PrecisionState
+from ngpt.config import Config, ConfigError
+from ngpt.config.linears import block_linears, quantized_linears
+from ngpt.optim.retraction import is_marked
+from ngpt.precision.recipe import Recipe, recipe_of
+
+
+def choose_executor(cfg: Config, backend: str) -> str:
+    """`none` (the format is none), `native` (Transformer Engine's kernels) or `emulated`.
+
+    Raises:
+        ConfigError: the executor or the format asked for cannot run on this device with this backend.
+    """
+    precision = cfg.precision
+    if precision.format == "none":
+        return "none"
+    if precision.format == "nvfp4" and precision.executor == "emulated":
+        return "emulated"
+    reason = _native_unavailable(cfg, backend)
+    if reason is None and precision.diagnostics:
+        rule = "the operands of Transformer Engine's kernels are not seen, so there is nothing to take figures of"
+        raise ConfigError("precision.diagnostics", True, rule, "Set precision.executor=emulated or precision.diagnostics=false")
+    if reason is None:
+        return "native"
+    if precision.format != "nvfp4":
+        way_out = "Use precision=bf16, or nvfp4_paper, which is emulated where it has no hardware"
+        raise ConfigError("precision.format", precision.format, reason, way_out)
+    if precision.executor == "native":
+        raise ConfigError("precision.executor", "native", reason, "Set precision.executor=auto or emulated")
+    return "emulated"
+
+
+def _native_unavailable(cfg: Config, backend: str) -> str | None:
+    """Why Transformer Engine cannot run this recipe here, or None."""
+    if backend != "transformer_engine":
+        return f"Transformer Engine's kernels need its modules, and the backend is {backend}"
+    return te_recipes.unavailable(recipe_of(cfg.precision))
+
+
+def linears_of(chunks: Iterable[nn.Module]) -> Iterator[tuple[str, Quantizable]]:
+    """(name, linear) of each linear of the blocks on this rank, named as in `ngpt.config.linears`."""
+    for chunk in chunks:
+        for stack in (module for module in chunk.modules() if isinstance(module, HybridStack)):
+            for layer in stack.layers:
+                for path, module in layer.named_modules():
+                    if isinstance(module, Quantizable):
+                        yield f"layers.{layer.layer_number - 1}.{path}", module
+
+
+def apply_recipe(chunks: Iterable[nn.Module], cfg: Config, executor: str, state: PrecisionState) -> int:
+    """Give every linear that the policy quantises its executor.
+
+    Args:
+        chunks: this rank's model chunks, wrapped or not.
+        executor: native | emulated.
+        state: of this rank, with the recipe.
+
+    Returns:
+        The number of linears on this rank that run in low precision.
+
+    Raises:
+        ConfigError: a static quantiser would get a tensor that is not normalised.
+    """
+    recipe = state.recipe
+    indices = {linear.name: index for index, linear in enumerate(block_linears(cfg))}
+    wanted = {linear.name for linear in quantized_linears(cfg)}
+    te_recipe = None
+    if executor == "native":
+        te_recipe = te_recipes.te_recipe(recipe)
+    else:
+        # Partial sums of a split reduction would otherwise be added in bf16.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    applied = 0
+    for name, linear in linears_of(chunks):
+        assert name in indices, f"{name}: a linear that ngpt/config/linears.py does not list"
+        if name not in wanted:
+            continue
+        check_normalized(name, linear, recipe)
+        if te_recipe is not None:
+            te_recipes.prepare(linear)
+            linear.executor = NativeExecutor(state, te_recipe)
+        else:
+            linear.executor = EmulatedExecutor(state, name, indices[name])
+        applied += 1
+    return applied
+
+
+def check_normalized(name: str, linear: Quantizable, recipe: Recipe) -> None:
+    """The precondition of static scaling: the operand of a static quantiser is normalised.
+
+    Raises:
+        ConfigError: names the linear.
+    """
+    if recipe.format != "nvfp4":
+        return
+    module = f"{name} ({type(linear).__name__})"
+    if recipe.input.global_amax == "static" and not linear.unit_norm_input:
+        raise ConfigError(
+            "precision.input_amax",
+            "static",
+            f"the input of {module} is not normalised, so its magnitude has no bound",
+            f"Set model.fine_grained=true, precision.input_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
+        )
+    if recipe.weight.global_amax == "static" and not is_marked(linear.weight):
+        raise ConfigError(
+            "precision.weight_amax",
+            "static",
+            f"the weight of {module} is not kept at unit norm",
+            f"Set precision.weight_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
+        )

@@ -1,0 +1,212 @@
+"""Numbers that `ngpt doctor` asks of a device, compared with the reference quantiser and fp64 products on the CPU.
+
+Capabilities are not asked: some GPUs have returned stochastically rounded gradients of all zeros while every capability check passed.
+
+Shapes: x_MK tokens by input features, w_NK, dy_MN.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from megatron_ext.precision.linear import LinearCall, emulated_linear
+from ngpt.config import compose
+from ngpt.findings import Finding, attempt
+from ngpt.kernels.nvfp4_quantize import Operand, emulate, quantize_packed
+from ngpt.precision import QuantizedTensor, QuantizerSpec, qgemm, quantize
+from ngpt.precision.check_golden import gemm_within_bound
+from ngpt.precision.philox import random_bits
+from ngpt.precision.recipe import Recipe, recipe_of
+from ngpt.precision.tensor import BLOCK, Direction
+
+BF16, EMULATED = "bf16", "nvfp4 emulated"
+NVFP4_RECIPES = ("nvfp4_paper", "nvfp4_nvidia", "nvfp4_static")
+M, K, N = 256, 256, 384  # multiples of 128: every kernel takes them
+SEED = 20_251
+DRAWS = 32  # for the mean of stochastic rounding
+STANDARD_ERRORS = 5.0
+NOT_CLIPPED = 0.9  # of the block's amax
+NONZERO = 0.99
+BF16_ROUNDING = 2.0**-8
+GLOBAL_SCALE = 6 * 448
+# Of what `known_answer` quantises, by the quantiser that reproduces the golden vectors bit for bit.
+KNOWN_DIGEST = "a14035057f30ab8d"
+
+
+def probe_emulated(device: torch.device) -> Iterator[Finding]:
+    """Checks all that emulated NVFP4 training rounds and multiplies on a device, and the bf16 product it is made of."""
+    yield attempt(BF16, "product", bf16_product, device)
+    yield attempt(EMULATED, "reference, known answer", known_answer)
+    for name in NVFP4_RECIPES:
+        recipe = shipped_recipe(name)
+        forward = {"input": recipe.input, "weight": recipe.weight}
+        yield attempt(EMULATED, f"quantise, {name}", same_bits, forward, device)
+        yield attempt(EMULATED, f"stochastic rounding, {name}", same_bits, {"grad_output": recipe.grad_output}, device)
+        yield attempt(EMULATED, f"three products, {name}", three_products, recipe, device)
+    paper = shipped_recipe("nvfp4_paper")
+    yield attempt(EMULATED, "stochastic rounding, mean", rounding_mean, paper.grad_output, device)
+    yield attempt(EMULATED, "gradients", live_gradients, paper, device)
+
+
+def shipped_recipe(name: str, *changes: str) -> Recipe:
+    """The recipe of conf/precision/<name>.yaml, with overrides such as "precision.executor=native"."""
+    return recipe_of(compose(["experiment=ngpt_tiny", f"precision={name}", *changes]).precision)
+
+
+def operands() -> dict[str, Tensor]:
+    """bf16 input [M, K] and weight [N, K] of unit rows and grad_output [M, N], on the CPU, the same on every machine.
+
+    Rows of grad_output differ in size by up to 2^14, as those of tokens do; one is zero.
+    """
+    x_MK, w_NK, dy_MN = (uniform(rows, columns, stream) for stream, (rows, columns) in enumerate(((M, K), (N, K), (M, N))))
+    dy_MN = dy_MN * 2.0 ** -(10 + torch.arange(M) % 15).view(-1, 1)
+    dy_MN[3] = 0
+    return {
+        "input": normalize(x_MK, dim=-1).bfloat16(),
+        "weight": normalize(w_NK, dim=-1).bfloat16(),
+        "grad_output": dy_MN.bfloat16(),
+    }
+
+
+def uniform(rows: int, columns: int, stream: int = 0) -> Tensor:
+    """fp32 [rows, columns] multiples of 2^-15 between -1 and 1, the same on every machine."""
+    return random_bits(SEED, stream, range(rows), columns).float() * 2.0**-15 - 1
+
+
+def bf16_product(device: torch.device) -> tuple[bool, str]:
+    """A bf16 product with bf16 output against fp64."""
+    given = operands()
+    got = given["input"].to(device) @ given["weight"].to(device).t()
+    difference = relative(got, given["input"].double() @ given["weight"].double().t())
+    return difference < BF16_ROUNDING, f"{difference:.1e} of the fp64 product, bound {BF16_ROUNDING:.1e}"
+
+
+def known_answer() -> tuple[bool, str]:
+    """The reference quantiser of this machine's torch against a stored digest, on exactly representable inputs."""
+    values = uniform(64, 128) * 2.0 ** (torch.arange(64) % 8 - 4).view(-1, 1)
+    digest = hashlib.sha256()
+    for spec in (QuantizerSpec(), QuantizerSpec((BLOCK, BLOCK), "static"), QuantizerSpec(rht="signed", rounding="sr")):
+        for direction in ("rowwise", "columnwise"):
+            quantized = quantize(values, spec, direction, seed=SEED if spec.rounding == "sr" else None)
+            for part in (quantized.codes, quantized.block_decode_scale, quantized.global_amax):
+                digest.update(part.numpy().tobytes())
+    found = digest.hexdigest()[:16]
+    return found == KNOWN_DIGEST, f"digest {found}" + ("" if found == KNOWN_DIGEST else f", expected {KNOWN_DIGEST}")
+
+
+def same_bits(specs: dict[str, QuantizerSpec], device: torch.device) -> tuple[bool, str]:
+    """Packed and emulated operands of the device against the reference, bit for bit, both directions."""
+    given, compared, wrong = operands(), 0, []
+    for name, spec in specs.items():
+        x, seed = given[name].to(device), SEED if spec.rounding == "sr" else None
+        for direction, packed, operand in zip(
+            ("rowwise", "columnwise"), quantize_packed(x, spec, seed=seed), emulate(x, spec, seed=seed), strict=True
+        ):
+            expected = quantize(given[name], spec, direction, seed=seed)
+            compared += given[name].numel()
+            if not on_cpu(packed).same_as(expected):
+                wrong.append(f"packed {name} {direction}")
+            if different := differing_values(operand, expected):
+                wrong.append(f"{different} values of {name} {direction}")
+    return not wrong, f"differ: {', '.join(wrong)}" if wrong else f"{compared:,} elements bit-identical, packed and as operands"
+
+
+def on_cpu(quantized: QuantizedTensor) -> QuantizedTensor:
+    """A copy on the CPU."""
+    return QuantizedTensor.from_tensors({name: tensor.cpu() for name, tensor in quantized.to_tensors().items()})
+
+
+def differing_values(operand: Operand, expected: QuantizedTensor) -> int:
+    """How many values of an emulated operand, with the scale it leaves to the product, are not those of the reference."""
+    wanted = expected.decode().double() * expected.global_amax.double() / GLOBAL_SCALE
+    return int((decoded(operand) != (wanted if expected.direction == "rowwise" else wanted.t())).sum())
+
+
+def three_products(recipe: Recipe, device: torch.device) -> tuple[bool, str]:
+    """y, dx and dw of an emulated linear against fp64 products of the operands as the reference quantises them."""
+    given = operands()
+    got = linear_results(recipe, device, SEED)
+    figures, passed = [], True
+    for (name, a, b), ours in zip(reference_operands(recipe, given), got, strict=True):
+        expected = qgemm(a, b, ours.dtype)
+        passed = passed and gemm_within_bound(ours.cpu(), expected, a, b)
+        figures.append(f"{name} {relative(ours, expected.double()):.1e}")
+    return passed, ", ".join(figures) + ("" if passed else ", an element beyond 4e-7 sum|ab| and its rounding")
+
+
+def reference_operands(recipe: Recipe, given: dict[str, Tensor]) -> Iterator[tuple[str, QuantizedTensor, QuantizedTensor]]:
+    """(name, a, b) of the products a b^T of a linear."""
+
+    def quantized(name: str, direction: Direction) -> QuantizedTensor:
+        spec = getattr(recipe, name)
+        return quantize(given[name], spec, direction, seed=SEED if spec.rounding == "sr" else None)
+
+    yield "fprop", quantized("input", "rowwise"), quantized("weight", "rowwise")
+    yield "dgrad", quantized("grad_output", "rowwise"), quantized("weight", "columnwise")
+    yield "wgrad", quantized("grad_output", "columnwise"), quantized("input", "columnwise")
+
+
+def linear_results(recipe: Recipe, device: torch.device, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """y [M, N] and dx [M, K] in bf16, dw [N, K] as added to an fp32 gradient buffer of zeros."""
+    x_MK, w_NK, dy_MN = (tensor.to(device) for tensor in operands().values())
+    x_MK.requires_grad_()
+    w_NK.requires_grad_()
+    w_NK.main_grad, w_NK.grad_added_to_main_grad = torch.zeros(N, K, device=device), False
+    y_MN = emulated_linear(x_MK, w_NK, LinearCall(recipe=recipe, rounding_seed=lambda: seed))
+    y_MN.backward(dy_MN)
+    return y_MN.detach(), x_MK.grad, w_NK.main_grad
+
+
+def rounding_mean(spec: QuantizerSpec, device: torch.device) -> tuple[bool, str]:
+    """The mean of stochastic rounding over seeds against the tensor itself, both directions; errors in units of the block's amax."""
+    x_MN = operands()["grad_output"].double()
+    rounded = [emulate(x_MN.bfloat16().to(device), spec, seed=SEED + draw) for draw in range(DRAWS)]
+    figures, passed = [], True
+    for index, (name, block_amax) in enumerate((("rowwise", amax_of_blocks(x_MN)), ("columnwise", amax_of_blocks(x_MN.t()).t()))):
+        kept = unclipped(x_MN, block_amax)
+        outward = torch.stack([((decoded(pair[index]) - x_MN) * x_MN.sign() / block_amax)[kept].mean() for pair in rounded])
+        bias, spread = outward.mean().item(), outward.std().item()
+        errors = abs(bias) / (spread / math.sqrt(DRAWS)) if spread else math.inf
+        passed = passed and errors < STANDARD_ERRORS
+        figures.append(f"{name} bias {bias:+.1e}, {errors:.1f} standard errors")
+    return passed, f"{'; '.join(figures)}; bound {STANDARD_ERRORS:g}"
+
+
+def amax_of_blocks(x: Tensor) -> Tensor:
+    """x's shape: the amax of the 1x16 block of each element."""
+    return x.abs().reshape(len(x), -1, BLOCK).amax(2).repeat_interleave(BLOCK, dim=1)
+
+
+def unclipped(x: Tensor, block_amax: Tensor) -> Tensor:
+    """Where stochastic rounding has x for its mean: the largest elements of a block are clipped if its scale was rounded down."""
+    return (x != 0) & (x.abs() < NOT_CLIPPED * block_amax)
+
+
+def decoded(operand: Operand) -> Tensor:
+    """fp64 values on the CPU, the global scale applied."""
+    values = operand.values.cpu().double()
+    return values if operand.global_amax is None else values * operand.global_amax.cpu().double() / GLOBAL_SCALE
+
+
+def live_gradients(recipe: Recipe, device: torch.device) -> tuple[bool, str]:
+    """Stochastically rounded gradients are finite and not zero, the same for the same seed, others for another."""
+    first, again, other = (linear_results(recipe, device, seed) for seed in (SEED, SEED, SEED + 1))
+    figures, passed = [], True
+    for name, mine, repeated, redrawn in list(zip(("dx", "dw"), first[1:], again[1:], other[1:], strict=True)):
+        nonzero = (mine != 0).double().mean().item()
+        problems = [] if nonzero > NONZERO else ["vanishes"]
+        problems += [] if mine.isfinite().all() else ["not finite"]
+        problems += [] if torch.equal(mine, repeated) else ["another result for the same seed"]
+        problems += [] if not torch.equal(mine, redrawn) else ["the same result for another seed"]
+        passed = passed and not problems
+        figures.append(f"{name} {nonzero:.1%} nonzero" + "".join(f", {problem}" for problem in problems))
+    return passed, "; ".join(figures)
+
+
+def relative(got: Tensor, wanted: Tensor) -> float:
+    """Norm of the difference over the norm of `wanted`, fp64 on the CPU."""
+    return ((got.detach().cpu().double() - wanted).norm() / wanted.norm()).item()

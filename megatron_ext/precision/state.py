@@ -1,0 +1,77 @@
+"""What the low-precision linears of one rank share: the recipe, the step, the stochastic rounding streams, the diagnostics."""
+
+import math
+import statistics
+from collections import Counter
+
+import torch
+import torch.distributed as dist
+
+from ngpt.precision.diagnostics import GemmWatch
+from ngpt.precision.recipe import Recipe
+from ngpt.precision.recorder import Diagnostics
+from ngpt.precision.rounding import stream_seed
+
+
+class PrecisionState:
+    """Shared by the linears of this rank, told by the training loop which step runs.
+
+    Seeds of stochastic rounding are a function of (run seed, rank, linear, step, backward pass of that linear within the step) and of
+    nothing else: a resumed run rounds like one that never stopped, recompute changes nothing, and no generator's state is saved.
+
+    Args:
+        recipe: of the run.
+        seed: `train.seed`.
+        rank: global rank.
+        steps: `train.steps`; `recipe.bf16_tail` is a part of them.
+        seeds_device: Transformer Engine's kernels round stochastically, from torch's generator of the device. Megatron seeds it alike on
+            data-parallel ranks, so it gets a seed of its own rank and step.
+    """
+
+    def __init__(self, recipe: Recipe, seed: int, rank: int, steps: int, seeds_device: bool = False):
+        self.recipe, self.seed, self.rank = recipe, seed, rank
+        self.last_low_precision_step = round(steps * (1 - recipe.bf16_tail))
+        self.step, self.seeds_device = 0, seeds_device
+        self.diagnostics: Diagnostics | None = None  # of the step that runs, where it is watched
+        self._backward_passes: Counter[int] = Counter()
+
+    def begin_step(self, step: int, watched: bool = False) -> None:
+        """Called before each forward pass; a new step restarts the streams.
+
+        Args:
+            watched: whether the diagnostics of this step are wanted.
+        """
+        if step != self.step:
+            self.step = step
+            self._backward_passes.clear()
+            self.diagnostics = Diagnostics(self.recipe) if watched else None
+            if self.seeds_device:
+                torch.cuda.manual_seed(stream_seed(self.seed, self.rank, module=0, step=step, call=0))
+
+    @property
+    def active(self) -> bool:
+        """False in the tail of the run, which trains in bf16."""
+        return self.step <= self.last_low_precision_step
+
+    def watch(self, name: str) -> GemmWatch | None:
+        """What takes the figures of this call of a linear, or None."""
+        return self.diagnostics.watch(name) if self.diagnostics else None
+
+    def figures(self) -> dict[str, float]:
+        """The finite figures of the watched step, each the mean over the ranks that have it; {} where nothing was watched.
+
+        Parallelism: every rank calls this together; their dictionaries are gathered.
+        """
+        if self.diagnostics is None:
+            return {}
+        everyone: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, self.diagnostics.figures())
+        names = sorted({name for figures in everyone for name in figures})
+        means = {name: statistics.fmean(figures[name] for figures in everyone if name in figures) for name in names}
+        return {name: value for name, value in means.items() if math.isfinite(value)}
+
+    def next_rounding_seed(self, linear: int) -> int:
+        """Seed for the next backward pass of the linear with this index."""
+        call = self._backward_passes[linear]
+        self._backward_passes[linear] += 1
+        return stream_seed(self.seed, self.rank, linear, self.step, call)

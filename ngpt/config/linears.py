@@ -1,0 +1,150 @@
+"""The linear layers of the blocks as they will be built: names, sizes on one tensor-parallel rank, and which of them are quantised.
+
+Names are `layers.<i>.<path in the layer>`, i counting the symbols of the layer pattern from 0 over all pipeline stages.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ngpt.config.schema import Config
+from ngpt.config.sizes import expert_tensor_size
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """Features of one rank: `count` times the value of a config key, plus `others`, split over `shards` tensor-parallel ranks."""
+
+    key: str
+    value: int
+    count: int = 1
+    shards: int = 1
+    others: int = 0
+
+    @property
+    def features(self) -> int:
+        return (self.value * self.count + self.others) // self.shards
+
+    def value_step(self, multiple: int) -> int:
+        """What `value` must be a multiple of, so that `features` is one of `multiple` (where `others` are, too)."""
+        return self.shards * multiple // math.gcd(self.shards * multiple, self.count)
+
+
+@dataclass(frozen=True)
+class BlockLinear:
+    """One linear layer of a block.
+
+    Attributes:
+        name: as in this module's docstring.
+        symbol: of the layer pattern.
+        block_index: place in units of `model.num_layers`, from 0.
+        inputs: the rank's input features.
+        outputs: the rank's output features.
+        reads_stream: its input is the residual stream; otherwise it writes to it and its input is the product of the sub-block.
+    """
+
+    name: str
+    symbol: str
+    block_index: int
+    inputs: Dimension
+    outputs: Dimension
+    reads_stream: bool
+
+    @property
+    def in_features(self) -> int:
+        return self.inputs.features
+
+    @property
+    def out_features(self) -> int:
+        return self.outputs.features
+
+    @property
+    def everywhere(self) -> str:
+        """The glob of this linear in every layer."""
+        return "layers.*." + self.name.split(".", 2)[2]
+
+
+def block_linears(cfg: Config) -> list[BlockLinear]:
+    """All linear layers of the blocks, in order. For a resolved config whose layer pattern and tensor split are checked."""
+    pattern = cfg.model.layer_pattern.replace("|", "")
+    symbols_in_a_block = len(pattern) // cfg.model.num_layers
+    return [
+        BlockLinear(f"layers.{index}.{path}", symbol, index // symbols_in_a_block, inputs, outputs, reads_stream)
+        for index, symbol in enumerate(pattern)
+        for path, inputs, outputs, reads_stream in _LINEARS[symbol](cfg)
+    ]
+
+
+def quantized_linears(cfg: Config) -> list[BlockLinear]:
+    """The linear layers that compute in `precision.format`: all but those of the first and last blocks and of `bf16_modules`."""
+    precision = cfg.precision
+    if precision.format == "none":
+        return []
+    blocks = range(precision.num_layers_at_start_in_bf16, cfg.model.num_layers - precision.num_layers_at_end_in_bf16)
+    return [
+        linear
+        for linear in block_linears(cfg)
+        if linear.block_index in blocks and not any(fnmatchcase(linear.name, glob) for glob in precision.bf16_modules)
+    ]
+
+
+def describe_precision(cfg: Config) -> str:
+    """One line: how many linear layers are quantised, and how."""
+    precision = cfg.precision
+    if precision.format == "none":
+        return f"{precision.dtype}: every layer"
+    parts = [f"{precision.format}: {len(quantized_linears(cfg))} of {len(block_linears(cfg))} linear layers of the blocks"]
+    if precision.format == "nvfp4":
+        rounding = "sr" if precision.stochastic_rounding else "rtne"
+        weight = f"{precision.weight_amax} {precision.weight_blocks}"
+        parts.append(f"input {precision.input_amax}, weight {weight}, grad_output {precision.grad_output_amax} {rounding}")
+        parts += ["RHT in wgrad"] * precision.rht
+    if precision.bf16_tail:
+        parts.append(f"the last {precision.bf16_tail:g} of the steps in {precision.dtype}")
+    return "; ".join(parts)
+
+
+_Linears = Iterable[tuple[str, Dimension, Dimension, bool]]  # path in the layer, inputs, outputs, reads_stream
+
+
+def _attention(cfg: Config) -> _Linears:
+    model, tensor = cfg.model, cfg.parallel.tensor
+    stream = Dimension("model.hidden_size", model.hidden_size)
+    qkv = Dimension("model.head_dim", model.head_dim, model.num_attention_heads + 2 * model.num_query_groups, tensor)
+    heads = Dimension("model.head_dim", model.head_dim, model.num_attention_heads, tensor)
+    return [("self_attention.linear_qkv", stream, qkv, True), ("self_attention.linear_proj", heads, stream, False)]
+
+
+def _mlp(cfg: Config) -> _Linears:
+    model, tensor = cfg.model, cfg.parallel.tensor
+    stream = Dimension("model.hidden_size", model.hidden_size)
+    gate_and_up = 2 if model.activation == "swiglu" else 1
+    fc1 = Dimension("model.ffn_hidden_size", model.ffn_hidden_size, gate_and_up, tensor)
+    fc2 = Dimension("model.ffn_hidden_size", model.ffn_hidden_size, 1, tensor)
+    return [("mlp.linear_fc1", stream, fc1, True), ("mlp.linear_fc2", fc2, stream, False)]
+
+
+def _moe(cfg: Config) -> _Linears:
+    """The routed experts' linears count as one: they have one shape and share their precision."""
+    model, tensor = cfg.model, cfg.parallel.tensor
+    stream = Dimension("model.hidden_size", model.hidden_size)
+    gate_and_up = 2 if model.activation == "swiglu" else 1
+    experts = [("experts", "model.moe_ffn_hidden_size", model.moe_ffn_hidden_size, expert_tensor_size(cfg))]
+    if model.moe_shared_ffn_hidden_size:
+        experts.append(("shared_experts", "model.moe_shared_ffn_hidden_size", model.moe_shared_ffn_hidden_size, tensor))
+    for path, key, size, shards in experts:
+        yield f"mlp.{path}.linear_fc1", stream, Dimension(key, size, gate_and_up, shards), True
+        yield f"mlp.{path}.linear_fc2", Dimension(key, size, 1, shards), stream, False
+
+
+def _mamba(cfg: Config) -> _Linears:
+    model, tensor = cfg.model, cfg.parallel.tensor
+    stream = Dimension("model.hidden_size", model.hidden_size)
+    groups = 2 * model.mamba_num_groups * model.mamba_state_dim
+    zx_bc_dt = Dimension("model.mamba_num_heads", model.mamba_num_heads, 2 * model.mamba_head_dim + 1, tensor, groups)
+    inner = Dimension("model.mamba_num_heads", model.mamba_num_heads, model.mamba_head_dim, tensor)
+    return [("mixer.in_proj", stream, zx_bc_dt, True), ("mixer.out_proj", inner, stream, False)]
+
+
+_LINEARS: dict[str, Callable[[Config], _Linears]] = {"*": _attention, "-": _mlp, "E": _moe, "M": _mamba}

@@ -1,0 +1,58 @@
+"""The emulated linear cut over two ranks: `torchrun --nproc-per-node 2 linear_probe.py OUT.json`. Needs no Megatron.
+
+Each rank computes the whole layer alone and its part together with the other rank, from the same tensors. With static scales and
+nearest-even rounding both quantise the same blocks to the same codes.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_ext.precision.linear import LinearCall, emulated_linear
+from ngpt.config import compose
+from ngpt.precision.recipe import recipe_of
+
+S, B, K, N = 32, 4, 64, 96
+RECIPE = ["experiment=ngpt_tiny", "precision=nvfp4_static", "precision.stochastic_rounding=false"]
+
+
+def main(out: str) -> None:
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.group.WORLD
+    recipe = recipe_of(compose(RECIPE).precision)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(S, B, K, generator=generator), dim=-1)
+    w = torch.nn.functional.normalize(torch.randn(N, K, generator=generator), dim=-1)
+    dy = torch.randn(S, B, N, generator=generator) * 0.01
+    half = {size: slice(rank * size // 2, (rank + 1) * size // 2) for size in (S, K, N)}
+
+    def run(x, w, dy, **options):
+        x, w = x.detach().clone().requires_grad_(), w.detach().clone().requires_grad_()
+        y = emulated_linear(x, w, LinearCall(recipe=recipe, rounding_seed=lambda: 0, **options))
+        y.backward(dy)
+        return y.detach(), x.grad, w.grad
+
+    y, dx, dw = run(x, w, dy)
+    results = {}
+
+    def compare(name, got, wanted):
+        results[name] = max(((a - b).norm() / b.norm()).item() for a, b in zip(got, wanted, strict=True))
+
+    column = run(x, w[half[N]], dy[..., half[N]], reduce_group=world)
+    compare("column", column, (y[..., half[N]], dx, dw[half[N]]))
+    sequence = run(x[half[S]], w[half[N]], dy[..., half[N]], gather_group=world)
+    compare("column with sequence parallelism", sequence, (y[..., half[N]], dx[half[S]], dw[half[N]]))
+    row = run(x[..., half[K]], w[:, half[K]], dy)
+    total = row[0].clone()
+    dist.all_reduce(total)
+    compare("row", (total, *row[1:]), (y, dx[..., half[K]], dw[:, half[K]]))
+    if rank == 0:
+        Path(out).write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

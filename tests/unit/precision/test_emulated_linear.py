@@ -1,0 +1,87 @@
+"""The emulated linear against products of reference-quantised operands in fp64."""
+
+import pytest
+import torch
+
+from megatron_ext.precision.linear import LinearCall, emulated_linear
+from ngpt.config import compose
+from ngpt.precision import quantize
+from ngpt.precision.recipe import recipe_of
+
+SEED = 1234567
+TOKENS, K, N = 64, 48, 96
+RECIPES = {
+    "paper": ["precision=nvfp4_paper"],
+    "nvidia": ["precision=nvfp4_nvidia"],
+    "static": ["precision=nvfp4_static"],
+    "nearest": ["precision=nvfp4_paper", "precision.stochastic_rounding=false"],
+    "rows_of_weights": ["precision=nvfp4_nvidia", "precision.weight_blocks=1x16"],
+}
+
+
+def recipe(name: str):
+    return recipe_of(compose(["experiment=ngpt_tiny", *RECIPES[name]]).precision)
+
+
+def operands(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(11)
+    x = torch.nn.functional.normalize(torch.randn(8, 8, K, generator=generator), dim=-1).to(dtype)
+    w = torch.nn.functional.normalize(torch.randn(N, K, generator=generator), dim=-1).to(dtype)
+    dy = (torch.randn(8, 8, N, generator=generator) * 1e-3).to(dtype)
+    return x.requires_grad_(), w.requires_grad_(), dy
+
+
+def dequantized(x, spec, direction, seed=None):
+    """fp64 [rows, columns] of the stored matrix, the global scale exact."""
+    stored = quantize(x.detach().flatten(0, -2), spec, direction, seed=seed if spec.rounding == "sr" else None)
+    return stored.decode().double() * (stored.global_amax.double() / 2688)
+
+
+def expected(x, w, dy, recipe):
+    y = dequantized(x, recipe.input, "rowwise") @ dequantized(w, recipe.weight, "rowwise").t()
+    dx = dequantized(dy, recipe.grad_output, "rowwise", SEED) @ dequantized(w, recipe.weight, "columnwise").t()
+    dw = dequantized(dy, recipe.grad_output, "columnwise", SEED) @ dequantized(x, recipe.input, "columnwise").t()
+    return y, dx, dw
+
+
+def call(recipe, **options):
+    return LinearCall(recipe=recipe, rounding_seed=lambda: SEED, **options)
+
+
+def relative(got, wanted):
+    return ((got.detach().double().flatten(0, -2) - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 2.0**-8)])
+def test_the_three_products_take_the_quantised_operands(name, dtype, bound):
+    x, w, dy = operands(dtype)
+    y = emulated_linear(x, w, call(recipe(name)))
+    y.backward(dy)
+    for got, wanted in zip((y, x.grad, w.grad), expected(x, w, dy, recipe(name)), strict=True):
+        assert got.dtype == dtype
+        assert relative(got, wanted) < bound
+
+
+def test_the_weight_gradient_is_added_to_megatrons_buffer_in_fp32():
+    for name in ("paper", "nvidia"):
+        x, w, dy = operands(torch.bfloat16)
+        before = torch.randn(N, K)
+        w.main_grad, w.grad_added_to_main_grad = before.clone(), False
+        emulated_linear(x, w, call(recipe(name))).backward(dy)
+        assert w.grad_added_to_main_grad
+        assert relative(w.main_grad - before, expected(x, w, dy, recipe(name))[2]) < 1e-3  # fp32 rounding at the size of `before`
+
+
+def test_nothing_is_quantised_columnwise_without_a_backward_pass():
+    x, w, _ = operands()
+    with torch.no_grad():
+        y = emulated_linear(x, w, call(recipe("paper"), needs_backward=False))
+    assert torch.equal(y, emulated_linear(x, w, call(recipe("paper"))))
+
+
+def test_a_frozen_weight_gets_no_gradient_and_the_input_does():
+    x, w, dy = operands()
+    w.requires_grad_(False)
+    emulated_linear(x, w, call(recipe("nearest"))).backward(dy)
+    assert relative(x.grad, expected(x, w, dy, recipe("nearest"))[1]) < 1e-6
