@@ -38,13 +38,11 @@ def train(config_path: Path) -> int:
     config = load(config_path)
 
     def body() -> None:
-        import torch
-
         install_compat()
         from megatron_ext.training import run
 
         run.train(config, rank=current_world().rank)
-        torch.distributed.destroy_process_group()  # its threads may otherwise outlive what they use, and abort the process at exit
+        run.leave()
 
     return _report_errors(body, Path(config.run.dir))
 

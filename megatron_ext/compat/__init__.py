@@ -6,17 +6,27 @@ Every patch has a test in `tests/unit/compat` that fails when upstream moves.
 import importlib.metadata
 from collections.abc import Callable
 
-from megatron_ext.compat import async_worker, cuda_on_cpu, datasets_makefile, distrib_optimizer_load
+from megatron_ext.compat import (
+    async_worker,
+    cuda_on_cpu,
+    datasets_makefile,
+    distrib_optimizer_load,
+    distrib_optimizer_order,
+    expert_rng,
+    mamba_on_cpu,
+)
 from ngpt.config.errors import ConfigError
 
 MEGATRON_VERSION = "0.19.2"
 
 # In the order of application: cuda_on_cpu stands before everything that imports Megatron.
-_ON_CPU: dict[str, Callable[[], bool]] = {"cuda_on_cpu": cuda_on_cpu.install}
+_ON_CPU: dict[str, Callable[[], bool]] = {"cuda_on_cpu": cuda_on_cpu.install, "mamba_on_cpu": mamba_on_cpu.install}
 _EVERYWHERE: dict[str, Callable[[], bool]] = {
     "async_worker": async_worker.install,
     "datasets_makefile": datasets_makefile.install,
     "distrib_optimizer_load": distrib_optimizer_load.install,
+    "distrib_optimizer_order": distrib_optimizer_order.install,
+    "expert_rng": expert_rng.install,
 }
 
 

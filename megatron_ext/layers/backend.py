@@ -18,6 +18,7 @@ class Backend:
     Attributes:
         name: Megatron's `transformer_impl`.
         column, row: tensor-parallel linears that can run in low precision. attention: core attention. norm: RMSNorm of the GPT control.
+        grouped_column, grouped_row: linears of all experts of a rank in one call, where the backend has such.
     """
 
     name: str
@@ -25,6 +26,8 @@ class Backend:
     row: type
     attention: type
     norm: type
+    grouped_column: type | None = None
+    grouped_row: type | None = None
 
 
 def choose_backend(transformer_impl: str) -> str:
@@ -54,16 +57,20 @@ def with_mixin(mixin: type, base: type) -> type:
 def get_backend(name: str) -> Backend:
     """The table's row for `local` or `transformer_engine`."""
     if name == "local":
-        return _backend(name, LocalColumnLinear, LocalRowLinear, LocalAttention, LocalRMSNorm)
+        column, row = _quantizable(LocalColumnLinear, LocalRowLinear)
+        return Backend(name, column, row, LocalAttention, LocalRMSNorm)
     from megatron.core.extensions.transformer_engine import (
+        TEColumnParallelGroupedLinear,
         TEColumnParallelLinear,
         TEDotProductAttention,
         TENorm,
+        TERowParallelGroupedLinear,
         TERowParallelLinear,
     )
 
-    return _backend(name, TEColumnParallelLinear, TERowParallelLinear, TEDotProductAttention, TENorm)
+    column, row = _quantizable(TEColumnParallelLinear, TERowParallelLinear)
+    return Backend(name, column, row, TEDotProductAttention, TENorm, TEColumnParallelGroupedLinear, TERowParallelGroupedLinear)
 
 
-def _backend(name: str, column: type, row: type, attention: type, norm: type) -> Backend:
-    return Backend(name, with_mixin(QuantizableColumn, column), with_mixin(QuantizableRow, row), attention, norm)
+def _quantizable(column: type, row: type) -> tuple[type, type]:
+    return with_mixin(QuantizableColumn, column), with_mixin(QuantizableRow, row)

@@ -5,6 +5,7 @@ Shapes: x_SBD hidden states [sequence, batch, features]; with sequence paralleli
 
 import math
 
+from megatron.core.ssm.mamba_mixer import _split_tensor_factory
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -38,36 +39,69 @@ class ReadsStream:
         mark(self.weight, unit_dim=1)
 
 
-class ScaledReadsStream(ReadsStream):
-    """The first linear of an MLP: u <- suv * u * sqrt(D). A gated MLP's output is (gate, up), both scaled.
+class _ScaledReadsStream(ReadsStream):
+    """u <- scale * u * sqrt(D), with one scale for each output feature, in the submodule called `scale_name`."""
 
-    Source: MODEL.md "MLP".
-    """
+    scale_name: str
 
     def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, tp_group, **kwargs):
         super().__init__(input_size, output_size, config=config, tp_group=tp_group, **kwargs)
         self.width_factor = math.sqrt(config.hidden_size)
-        self.suv = ParallelScale(
+        scale = ParallelScale(
             self.weight.size(0),
             init=1.0,
             scale=1.0,
             tp_group=tp_group,
             sharded=True,
             like=self.weight,
-            split_halves=config.gated_linear_unit,
+            split_halves=self.splits_halves(config),
         )
+        self.add_module(self.scale_name, scale)
         if hasattr(self, "activation_dtype"):
             # Transformer Engine compares all parameters with a dtype it has not seen before; the scale stays fp32.
             self.activation_dtype = config.params_dtype
 
+    @staticmethod
+    def splits_halves(config: TransformerConfig) -> bool:
+        """Whether the output has two halves that checkpoints shard each on its own."""
+        return False
+
     def forward(self, x_SBD: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor | None]:
         u_SBF, bias = super().forward(x_SBD, *args, **kwargs)
-        return scale_features(u_SBF, self.suv() * self.width_factor), bias
+        return scale_features(u_SBF, getattr(self, self.scale_name)() * self.width_factor), bias
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
-        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
-        state.pop(f"{prefix}suv.stored", None)  # backends differ in whether they list a submodule's parameters as their own
-        return state | self.suv.sharded_state_dict(f"{prefix}suv.", sharded_offsets, metadata)
+        state, scale_prefix = super().sharded_state_dict(prefix, sharded_offsets, metadata), f"{prefix}{self.scale_name}."
+        state.pop(f"{scale_prefix}stored", None)  # backends differ in whether they list a submodule's parameters as their own
+        return state | getattr(self, self.scale_name).sharded_state_dict(scale_prefix, sharded_offsets, metadata)
+
+
+class ScaledReadsStream(_ScaledReadsStream):
+    """The first linear of an MLP: u <- suv * u * sqrt(D). A gated MLP's output is (gate, up), both scaled.
+
+    Source: MODEL.md "MLP".
+    """
+
+    scale_name = "suv"
+
+    @staticmethod
+    def splits_halves(config: TransformerConfig) -> bool:
+        return config.gated_linear_unit
+
+
+class MixerReadsStream(_ScaledReadsStream):
+    """in_proj of a Mamba mixer: mixer_in_scale * sqrt(D) * (W h), which is z, x, B, C and dt.
+
+    Source: MODEL.md "Mamba-2 mixer".
+    """
+
+    scale_name = "mixer_in_scale"
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        """The scale is cut like the mixer cuts the weight: each of the five parts is sharded over the ranks on its own."""
+        state, key = super().sharded_state_dict(prefix, sharded_offsets, metadata), f"{prefix}{self.scale_name}.stored"
+        state[key] = _split_tensor_factory(state[key], self.weight.partition_sizes, ["z", "x", "B", "C", "dt"], 0)
+        return state
 
 
 class WritesStream:

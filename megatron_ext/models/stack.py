@@ -1,22 +1,40 @@
 """The layer specs of nGPT and of its GPT control, for Megatron's `HybridStack`."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
+from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
+from megatron.core.ssm.mamba_mixer import MambaMixer, MambaMixerSubmodules
 from megatron.core.ssm.mlp_layer import MLPLayer
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.experts import GroupedMLPSubmodules, SequentialMLP, TEGroupedMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayer, TransformerLayerSubmodules
 
 from megatron_ext.layers.attention import NormalizedAttention
 from megatron_ext.layers.backend import Backend, with_mixin
-from megatron_ext.layers.linear import NormalizedWritesStream, ReadsStream, ScaledReadsStream, WritesStream
+from megatron_ext.layers.experts import BorrowedScaleReadsStream, PadsTokens, normalized_experts, separate_experts
+from megatron_ext.layers.grouped import (
+    GroupedBorrowedScaleReadsStream,
+    GroupedNormalizedWritesStream,
+    GroupedScaledReadsStream,
+    GroupedWritesStream,
+)
+from megatron_ext.layers.linear import MixerReadsStream, NormalizedWritesStream, ReadsStream, ScaledReadsStream, WritesStream
 from megatron_ext.layers.residual import NormalizedResidual
+from megatron_ext.layers.router import NormalizedRouter
+from ngpt.config.schema import ModelConfig
 
 
 class BackendNormStack(HybridStack):
@@ -29,52 +47,121 @@ class BackendNormStack(HybridStack):
             self.final_norm = final_norm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
 
 
-def _layers(config: TransformerConfig, *, norm, qkv, attention, proj, fc1, fc2, residual) -> HybridStackSubmodules:
-    mlp = partial(MLP.as_mlp_submodule, submodules=MLPSubmodules(linear_fc1=fc1, linear_fc2=fc2), ffn_hidden_size=config.ffn_hidden_size)
+@dataclass(frozen=True)
+class Parts:
+    """What the layers of an architecture are put together from; each is a class or a builder of one.
+
+    Attributes:
+        norm: in front of every sub-block. residual: the step after it. attention: core attention. router: of the expert layers.
+        qkv, fc1, in_proj: linears that read the residual stream. writes: the output projections.
+        experts: routed experts, complete. gated_norm: whether the Mamba mixer has its RMSNorm after the gate.
+    """
+
+    norm: Any
+    residual: Any
+    attention: Any
+    qkv: type
+    fc1: type
+    in_proj: type
+    writes: type
+    experts: Any
+    router: Any
+    gated_norm: bool
+
+
+def _layers(config: TransformerConfig, options: ModelConfig, parts: Parts) -> HybridStackSubmodules:
+    norm, residual = parts.norm, parts.residual
+    mlp = MLPSubmodules(linear_fc1=parts.fc1, linear_fc2=parts.writes)
+    dense = partial(MLP.as_mlp_submodule, submodules=mlp, ffn_hidden_size=config.ffn_hidden_size)
+    shared = partial(SharedExpertMLP, submodules=mlp)
+    moe = partial(MoELayer, submodules=MoESubmodules(experts=parts.experts, shared_experts=shared, router=parts.router))
     self_attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
-        submodules=SelfAttentionSubmodules(linear_qkv=qkv, core_attention=attention, linear_proj=proj),
+        submodules=SelfAttentionSubmodules(linear_qkv=parts.qkv, core_attention=parts.attention, linear_proj=parts.writes),
+    )
+    mixer = ModuleSpec(
+        module=MambaMixer,
+        params=dict(d_conv=options.mamba_conv_kernel, chunk_size=options.mamba_chunk_size, rmsnorm=parts.gated_norm),
+        submodules=MambaMixerSubmodules(in_proj=parts.in_proj, out_proj=parts.writes),
     )
     return HybridStackSubmodules(
         attention_layer=ModuleSpec(
             module=TransformerLayer,
             submodules=TransformerLayerSubmodules(input_layernorm=norm, self_attention=self_attention, self_attn_bda=residual),
         ),
-        mlp_layer=ModuleSpec(module=MLPLayer, submodules=TransformerLayerSubmodules(pre_mlp_layernorm=norm, mlp=mlp, mlp_bda=residual)),
+        mlp_layer=ModuleSpec(module=MLPLayer, submodules=TransformerLayerSubmodules(pre_mlp_layernorm=norm, mlp=dense, mlp_bda=residual)),
+        moe_layer=ModuleSpec(
+            module=MoETransformerLayer, submodules=TransformerLayerSubmodules(pre_mlp_layernorm=norm, mlp=moe, mlp_bda=residual)
+        ),
+        mamba_layer=ModuleSpec(module=MambaLayer, submodules=MambaLayerSubmodules(norm=norm, mixer=mixer, mamba_bda=residual)),
     )
 
 
-def ngpt_stack(config: TransformerConfig, backend: Backend, tp_group, *, alpha_init: float, fine_grained: bool) -> ModuleSpec:
+def ngpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend, tp_group, grouped_experts: bool) -> ModuleSpec:
     """No norms anywhere; normalised residual steps, scaled first linears, unit-norm inputs of the output projections.
 
     Args:
-        fine_grained: normalise the input of every output projection (MODEL.md "Fine-grained"); False is the model of arXiv 2410.01131.
+        options: the model; `fine_grained` False is the model of arXiv 2410.01131, which does not normalise those inputs.
+        grouped_experts: experts through the backend's grouped linears.
     """
-    writes = with_mixin(NormalizedWritesStream if fine_grained else WritesStream, backend.row)
-    layers = _layers(
-        config,
+    writes = NormalizedWritesStream if options.fine_grained else WritesStream
+    parts = Parts(
         norm=IdentityOp,
-        qkv=with_mixin(ReadsStream, backend.column),
+        residual=ModuleSpec(module=NormalizedResidual, params=dict(config=config, alpha_init=options.alpha_init, tp_group=tp_group)),
         attention=partial(NormalizedAttention, inner=backend.attention),
-        proj=writes,
+        qkv=with_mixin(ReadsStream, backend.column),
         fc1=with_mixin(ScaledReadsStream, backend.column),
-        fc2=writes,
-        residual=ModuleSpec(module=NormalizedResidual, params=dict(config=config, alpha_init=alpha_init, tp_group=tp_group)),
+        in_proj=with_mixin(MixerReadsStream, backend.column),
+        writes=with_mixin(writes, backend.row),
+        experts=_ngpt_experts(options, backend, grouped_experts),
+        router=partial(NormalizedRouter, scaled_input=options.moe_router_input == "scaled", normalized=options.moe_router_normalized),
+        gated_norm=options.mamba_gated_norm,
     )
-    return ModuleSpec(module=HybridStack, params=dict(post_layer_norm=False), submodules=layers)
+    return ModuleSpec(module=HybridStack, params=dict(post_layer_norm=False), submodules=_layers(config, options, parts))
 
 
-def gpt_stack(config: TransformerConfig, backend: Backend) -> ModuleSpec:
+def gpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend, grouped_experts: bool) -> ModuleSpec:
     """The control: pre-norm RMSNorm, additive residuals, a final norm; everything else is the same code."""
-    layers = _layers(
-        config,
+    parts = Parts(
         norm=backend.norm,
-        qkv=backend.column,
-        attention=backend.attention,
-        proj=backend.row,
-        fc1=backend.column,
-        fc2=backend.row,
         residual=get_bias_dropout_add,
+        attention=backend.attention,
+        qkv=backend.column,
+        fc1=backend.column,
+        in_proj=backend.column,
+        writes=backend.row,
+        experts=_gpt_experts(backend, grouped_experts),
+        router=TopKRouter,
+        gated_norm=True,
     )
+    layers = _layers(config, options, parts)
     return ModuleSpec(module=BackendNormStack, params=dict(final_norm=backend.norm), submodules=layers)
+
+
+def _ngpt_experts(options: ModelConfig, backend: Backend, grouped: bool) -> Callable:
+    shared_suv, fine_grained = options.moe_suv == "shared", options.fine_grained
+    if grouped:
+        reads = GroupedBorrowedScaleReadsStream if shared_suv else GroupedScaledReadsStream
+        writes = GroupedNormalizedWritesStream if fine_grained else GroupedWritesStream
+    else:
+        reads = BorrowedScaleReadsStream if shared_suv else ScaledReadsStream
+        writes = NormalizedWritesStream if fine_grained else WritesStream
+    base, fc1, fc2 = _expert_parts(backend, grouped)
+    return _experts(normalized_experts(base, shared_suv), with_mixin(reads, fc1), with_mixin(writes, fc2), grouped)
+
+
+def _gpt_experts(backend: Backend, grouped: bool) -> Callable:
+    return _experts(*_expert_parts(backend, grouped), grouped)
+
+
+def _expert_parts(backend: Backend, grouped: bool) -> tuple[type, type, type]:
+    """Megatron's class of experts and the backend's two linears for it."""
+    if grouped:
+        return separate_experts(TEGroupedMLP), backend.grouped_column, backend.grouped_row
+    return separate_experts(SequentialMLP), with_mixin(PadsTokens, backend.column), with_mixin(PadsTokens, backend.row)
+
+
+def _experts(experts: type, fc1: type, fc2: type, grouped: bool) -> Callable:
+    submodules = GroupedMLPSubmodules if grouped else MLPSubmodules
+    return partial(experts, submodules=submodules(linear_fc1=fc1, linear_fc2=fc2))

@@ -69,7 +69,8 @@ class EmulatedExecutor:
         if not self.state.active:
             return linear.forward_in_backend(x)
         group = linear.feature_group
-        column = group if linear.splits_rows and group.size() > 1 else None
+        alone = group.size() == 1 or _is_served_by_dispatcher(linear)
+        column = group if linear.splits_rows and not alone else None
         call = LinearCall(
             recipe=self.state.recipe,
             rounding_seed=lambda: self.state.next_rounding_seed(self.index),
@@ -79,11 +80,19 @@ class EmulatedExecutor:
             watch=self.state.watch(self.name),
         )
         y = emulated_linear(x, linear.weight, call)
-        if linear.splits_rows:
+        if linear.splits_rows or alone:
             return y, None
         if linear.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(y, group=group), None
         return reduce_from_tensor_model_parallel_region(y, group=group), None
+
+
+def _is_served_by_dispatcher(linear: Quantizable) -> bool:
+    """Whether it belongs to an expert cut over ranks, for which Megatron's token dispatcher communicates.
+
+    Megatron's own linears say so; for Transformer Engine's it clears the parallel mode.
+    """
+    return getattr(linear, "explicit_expert_comm", False) or getattr(linear, "parallel_mode", "any") is None
 
 
 class NativeExecutor:

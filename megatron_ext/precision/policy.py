@@ -1,5 +1,6 @@
 """Applies a recipe to the module tree: which linears run in low precision, by which executor, and whether they may."""
 
+import re
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -13,6 +14,8 @@ from ngpt.config import Config, ConfigError
 from ngpt.config.linears import block_linears, quantized_linears
 from ngpt.optim.retraction import is_marked
 from ngpt.precision.recipe import Recipe, recipe_of
+
+_EXPERT = re.compile(r"local_experts\.\d+\.")
 
 
 def choose_executor(cfg: Config, backend: str) -> str:
@@ -48,13 +51,13 @@ def _native_unavailable(cfg: Config, backend: str) -> str | None:
 
 
 def linears_of(chunks: Iterable[nn.Module]) -> Iterator[tuple[str, Quantizable]]:
-    """(name, linear) of each linear of the blocks on this rank, named as in `ngpt.config.linears`."""
+    """(name, linear) of each linear of the blocks on this rank, named as in `ngpt.config.linears`: the experts of a layer share a name."""
     for chunk in chunks:
         for stack in (module for module in chunk.modules() if isinstance(module, HybridStack)):
             for layer in stack.layers:
                 for path, module in layer.named_modules():
                     if isinstance(module, Quantizable):
-                        yield f"layers.{layer.layer_number - 1}.{path}", module
+                        yield f"layers.{layer.layer_number - 1}.{_EXPERT.sub('', path)}", module
 
 
 def apply_recipe(chunks: Iterable[nn.Module], cfg: Config, executor: str, state: PrecisionState) -> int:

@@ -83,6 +83,55 @@ def _model(cfg: Config, backend: str) -> dict[str, Any]:
     )
 
 
+def _experts(cfg: Config, backend: str) -> dict[str, Any]:
+    model, parallel = cfg.model, cfg.parallel
+    if "E" not in model.layer_pattern:
+        return {}
+    single_softmax = model.moe_score == "softmax" and model.moe_top_k == 1  # over all experts: there is no selection to divide by
+    return dict(
+        num_experts=model.num_experts,
+        moe_router_topk=model.moe_top_k,
+        moe_ffn_hidden_size=model.moe_ffn_hidden_size,
+        moe_shared_expert_intermediate_size=model.moe_shared_ffn_hidden_size or None,
+        moe_router_score_function=model.moe_score,
+        moe_router_pre_softmax=single_softmax,
+        moe_router_topk_scaling_factor=model.moe_scaling,
+        moe_router_enable_expert_bias=model.moe_expert_bias,
+        moe_router_bias_update_rate=model.moe_expert_bias_rate,
+        moe_router_load_balancing_type=[model.moe_aux_loss],
+        moe_aux_loss_coeff=[model.moe_aux_loss_coeff],
+        moe_router_dtype="fp32",
+        moe_grouped_gemm=has_grouped_experts(cfg, backend),
+        moe_token_dispatcher_type=parallel.token_dispatcher,
+        moe_shared_expert_overlap=parallel.shared_expert_overlap,
+    )
+
+
+def has_grouped_experts(cfg: Config, backend: str) -> bool:
+    """Whether the experts run through Transformer Engine's grouped linears: the default where it computes in high precision.
+
+    Raises:
+        ConfigError: grouped linears were asked for by name and cannot run here.
+    """
+    impl, has_te, high = cfg.model.expert_impl, backend == "transformer_engine", cfg.precision.format == "none"
+    if impl == "grouped" and not (has_te and high):
+        rule = f"grouped linears are Transformer Engine's and run in high precision; the backend is {backend}, {cfg.precision.format=}"
+        raise ConfigError("model.expert_impl", impl, rule, "Set model.expert_impl=auto")
+    return impl != "sequential" and has_te and high
+
+
+def _mamba(cfg: Config) -> dict[str, Any]:
+    model = cfg.model
+    if "M" not in model.layer_pattern:
+        return {}
+    return dict(
+        mamba_num_heads=model.mamba_num_heads,
+        mamba_head_dim=model.mamba_head_dim,
+        mamba_state_dim=model.mamba_state_dim,
+        mamba_num_groups=model.mamba_num_groups,
+    )
+
+
 def _training(cfg: Config) -> dict[str, Any]:
     train, optim, schedule = cfg.train, cfg.optim, cfg.schedule
     decay_steps = round(schedule.decay_fraction * train.steps) if schedule.decay == "wsd" else None
@@ -182,7 +231,7 @@ def _files(cfg: Config) -> dict[str, Any]:
 
 def megatron_arguments(cfg: Config, backend: str) -> dict[str, Any]:
     """Every Megatron argument this config sets, by argparse name, the pass-through group `megatron` last."""
-    ours = _model(cfg, backend) | _training(cfg) | _parallel(cfg) | _files(cfg)
+    ours = _model(cfg, backend) | _experts(cfg, backend) | _mamba(cfg) | _training(cfg) | _parallel(cfg) | _files(cfg)
     for name in ours.keys() & cfg.megatron.keys() - _SWITCHES:
         raise ConfigError(f"megatron.{name}", cfg.megatron[name], "this project sets the argument itself", "Remove it")
     return ours | cfg.megatron
@@ -240,9 +289,7 @@ def setup_megatron(cfg: Config, backend: str, **overrides: Any) -> tuple[argpars
     model = hybrid_config_from_args(args)
     plugin = PluginModelConfig(
         **{item.name: getattr(model, item.name) for item in dataclasses.fields(model)},
-        architecture=cfg.model.architecture,
-        fine_grained=cfg.model.fine_grained,
-        alpha_init=cfg.model.alpha_init,
-        real_vocab_size=cfg.model.vocab_size,
+        options=cfg.model,
+        grouped_experts=args.moe_grouped_gemm,
     )
     return args, pretrain_cfg_container_from_args(args, plugin)

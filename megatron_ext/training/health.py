@@ -3,17 +3,20 @@
 Figures are taken right after an optimizer step, when every rank is at the same point and may communicate.
 """
 
+import re
 from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 from megatron.core.models.hybrid.hybrid_block import HybridStack
+from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor, nn
 
 from megatron_ext.optim.retraction import master_shard
 from ngpt.functional import ScaledParameter
 
 HIDDEN = "hidden_norm"
+LOAD = "expert_load"  # of each expert layer: tokens of its busiest expert over those of an average one
 # The end of a scale's module name -> its kind. Attention, MLP and later layer types own different `*_bda` slots.
 _KINDS = {
     "self_attn_bda.alpha": "attn_alpha",
@@ -24,12 +27,16 @@ _KINDS = {
     "mixer_in_scale": "mixer_in_scale",
     "sz": "sz",
 }
-KINDS = (*_KINDS.values(), HIDDEN)
+KINDS = (*_KINDS.values(), HIDDEN, LOAD)
 
 
-def scale_kind(module_name: str) -> str:
-    """The kind of the scale that lives at `module_name`, for instance attn_alpha for decoder.layers.0.self_attn_bda.alpha."""
-    return next(kind for end, kind in _KINDS.items() if module_name.endswith(end))
+def scale_kind(module_name: str) -> str | None:
+    """The kind of the scale that lives at `module_name`, for instance attn_alpha for decoder.layers.0.self_attn_bda.alpha; or None.
+
+    Grouped experts number theirs: linear_fc1.suv.3.
+    """
+    name = re.sub(r"\.\d+$", "", module_name)
+    return next((kind for end, kind in _KINDS.items() if name.endswith(end)), None)
 
 
 def check_scale_names(chunks: Iterable[nn.Module]) -> None:
@@ -40,7 +47,7 @@ def check_scale_names(chunks: Iterable[nn.Module]) -> None:
     """
     for chunk in chunks:
         for name, module in chunk.named_modules():
-            if isinstance(module, ScaledParameter) and not name.endswith(tuple(_KINDS)):
+            if isinstance(module, ScaledParameter) and scale_kind(name) is None:
                 raise ValueError(f"{name}: a scale of unknown kind. Name it in _KINDS of megatron_ext/training/health.py")
 
 
@@ -76,9 +83,10 @@ class Statistics:
 
 
 class HiddenNormProbe:
-    """Norms of every layer's output, taken by forward hooks while `active`; costs nothing otherwise.
+    """Norms of every layer's output and the load of every router, taken by forward hooks while `active`; costs nothing otherwise.
 
-    One fp32 norm a token, layer and forward pass stays on the device until it is drained.
+    One fp32 norm a token, layer and forward pass stays on the device until it is drained, and each router keeps as `load` how many tokens
+    it has sent to each expert.
     """
 
     def __init__(self, chunks: Iterable[nn.Module]):
@@ -89,16 +97,40 @@ class HiddenNormProbe:
                 if isinstance(module, HybridStack):
                     for layer in module.layers:
                         layer.register_forward_hook(self._record)
+                elif isinstance(module, TopKRouter):
+                    module.register_forward_hook(self._record_load)
 
     def _record(self, layer: nn.Module, args: tuple, output: Tensor | tuple) -> None:
         if self.active and layer.training:
             hidden_SBD = output[0] if isinstance(output, tuple) else output
             self.norms.append(torch.linalg.vector_norm(hidden_SBD.detach().float(), dim=-1).flatten())
 
+    def _record_load(self, router: TopKRouter, args: tuple, output: tuple[Tensor, Tensor]) -> None:
+        if self.active and router.training:
+            _, routing_map_TE = output
+            router.load = getattr(router, "load", 0) + routing_map_TE.sum(0)
+
     def drain(self) -> list[Tensor]:
         """The norms recorded since the last call."""
         norms, self.norms = self.norms, []
         return norms
+
+
+def expert_loads(chunks: Iterable[nn.Module]) -> Tensor | None:
+    """[layers, experts] fp64 tokens since the last call, over all ranks, zeros for layers without experts; None for a dense model.
+
+    Recomputed layers count twice. Parallelism: one world all-reduce.
+    """
+    chunks = list(chunks)
+    config = chunks[0].config
+    if config.num_moe_experts is None:
+        return None
+    loads = torch.zeros(config.num_layers, config.num_moe_experts, dtype=torch.float64, device=torch.cuda.current_device())
+    for chunk in chunks:
+        for router in (module for module in chunk.modules() if isinstance(module, TopKRouter)):
+            loads[router.layer_number - 1] += router.__dict__.pop("load", 0)
+    dist.all_reduce(loads)
+    return loads
 
 
 @torch.no_grad()
@@ -123,4 +155,8 @@ def health_figures(chunks: Iterable[nn.Module], parameters: list, hidden_norms: 
             statistics.add(kind, values.abs() if kind.endswith("alpha") else values)
     for norms in hidden_norms:
         statistics.add(HIDDEN, norms)
+    loads = expert_loads(chunks)
+    if loads is not None:
+        used = loads[loads.sum(-1) > 0]
+        statistics.add(LOAD, used.amax(-1) / used.mean(-1))
     return statistics.reduce()

@@ -28,6 +28,8 @@ _NAMES = {
     "grad-norm": "grad_norm",
     _STEP_TIME: "step_time_s",
 }
+# Megatron's name of each balancing loss; it reports more of them than are in use.
+_AUX_LOSSES = {"seq_aux_loss": "seq_load_balancing_loss", "aux_loss": "load_balancing_loss"}
 
 
 class MetricsRecorder:
@@ -43,6 +45,8 @@ class MetricsRecorder:
         self.cfg, self.say = cfg, say
         self.flops_per_token, self.peak = flops_per_token, flops_per_second_peak
         self.path = Path(cfg.run.dir) / "metrics.jsonl"
+        aux_loss = _AUX_LOSSES.get(cfg.model.moe_aux_loss) if "E" in cfg.model.layer_pattern else None
+        self.names = _NAMES | ({aux_loss: "aux_loss"} if aux_loss else {})  # without its coefficient: 1 where all experts are equally busy
         self.record: dict[str, float] = {}
         self.extra: dict[int, dict[str, float]] = {}
         self.last: dict[str, float] = {}
@@ -61,14 +65,14 @@ class MetricsRecorder:
 
     def add_scalar(self, name: str, value: float | torch.Tensor, step: int, *_, **__) -> None:
         """Megatron's call. Scalars that we do not keep are dropped."""
-        if name not in _NAMES or not self._is_logged(step):
+        if name not in self.names or not self._is_logged(step):
             return
         if step == self.written:  # Megatron evaluates once more at the end: the same sequences, the same loss
             return
         if self.record and self.record["step"] != step:
             self.flush()
         self.record.setdefault("step", step)
-        self.record[_NAMES[name]] = float(value)
+        self.record[self.names[name]] = float(value)
         last_scalar = VALIDATION_LOSS if self._evaluates_after(step) else _STEP_TIME
         if name == last_scalar:
             self.flush()

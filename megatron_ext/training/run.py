@@ -196,3 +196,8 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
                 }
                 write_summary(cfg, backend, executor, last, status, time.monotonic() - session.started, session.recorder.start_step)
     return session
+
+
+def leave() -> None:
+    """End the process groups: their threads may otherwise outlive what they use, and abort the process at exit."""
+    dist.destroy_process_group()

@@ -54,7 +54,7 @@ def main(run_dir: Path, prompt: str, tokens: int) -> None:
 def _on_one_process(cfg: Config) -> Config:
     cfg = copy.deepcopy(cfg)
     cfg.parallel.tensor = cfg.parallel.pipeline = cfg.parallel.context = cfg.parallel.expert = 1
-    cfg.parallel.virtual_pipeline = None
+    cfg.parallel.virtual_pipeline = cfg.parallel.expert_tensor = None
     cfg.model.layer_pattern = cfg.model.layer_pattern.replace("|", "")
     cfg.parallel.sequence_parallel = cfg.parallel.overlap_grad_reduce = cfg.parallel.overlap_param_gather = False
     cfg.cluster.nodes = cfg.cluster.gpus_per_node = 1

@@ -21,6 +21,8 @@ _SCALES = {
     "mixer_alpha": "mixer_alpha: mixer step",
     "sqk": "sqk: queries and keys",
     "suv": "suv: MLP pre-activation",
+    "mixer_in_scale": "mixer_in_scale: Mamba in_proj output",
+    "expert_load": "expert_load: busiest expert over the average one, by layer",
     "sz": "sz: logits",
 }
 _HIDDEN_NORM = "health/hidden_norm"

@@ -1,5 +1,6 @@
 """The rules of Mamba-2 and mixture-of-experts layers: what their sizes and options must be, also when they are split over ranks."""
 
+import math
 from collections.abc import Iterator
 
 from ngpt.config.errors import ConfigError
@@ -63,6 +64,11 @@ def check_expert_parallel(cfg: Config) -> Iterator[ConfigError]:
         if "shared_experts" in parallel.recompute_modules:
             rule = "Megatron cannot recompute a shared expert that overlaps"
             yield ConfigError("parallel.shared_expert_overlap", True, rule, "Take shared_experts out of parallel.recompute_modules")
+    stages = model.layer_pattern.split("|")
+    for rank in range(parallel.pipeline if len(stages) > 1 else 0):
+        if not any("E" in stage for stage in stages[rank :: parallel.pipeline]):
+            rule = f"Pipeline rank {rank} gets no E layer; Megatron's gradient norm over the others' expert optimizers would wait for it"
+            yield ConfigError("model.layer_pattern", repr(model.layer_pattern), rule, "Move a | so that every rank has an E layer")
     parts = parallel.expert * expert_tensor_size(cfg) * parallel.pipeline
     if world_size(cfg) % parts:
         words = f"expert {parallel.expert} * expert_tensor {expert_tensor_size(cfg)} * pipeline {parallel.pipeline} = {parts}"
@@ -96,9 +102,23 @@ def check_mamba(cfg: Config) -> Iterator[ConfigError]:
     else:
         groups = {"model.mamba_num_groups": (model.mamba_num_groups, "parallel.tensor", parallel.tensor)}
         yield from _check_divisible(groups)
+        yield from _check_mamba_context(cfg)
     if cfg.data.confine_attention:
         rule = "M layers carry their state from one document of a sequence into the next"
         yield ConfigError("data.confine_attention", True, rule, "Set data.confine_attention=false")
+
+
+def _check_mamba_context(cfg: Config) -> Iterator[ConfigError]:
+    """Within an M layer the context-parallel ranks hold whole sequences of some heads each."""
+    model, tensor, context = cfg.model, cfg.parallel.tensor, cfg.parallel.context
+    if model.mamba_num_heads % (tensor * context):
+        rule = f"Context parallelism splits heads, so it must be a multiple of parallel.tensor {tensor} * context {context}"
+        way_out = f"Set model.mamba_num_heads={round_up(model.mamba_num_heads, math.lcm(tensor * context, model.mamba_num_groups))}"
+        yield ConfigError("model.mamba_num_heads", model.mamba_num_heads, rule, way_out)
+    groups = model.mamba_num_groups // tensor
+    if groups and groups % context and context % groups:
+        rule = f"Its {groups} groups on a tensor-parallel rank must divide parallel.context {context}, or be a multiple of it"
+        yield ConfigError("model.mamba_num_groups", model.mamba_num_groups, rule, f"Set model.mamba_num_groups={tensor * context}")
 
 
 def _check_divisible(sizes: dict[str, tuple[int, str, int]]) -> Iterator[ConfigError]:

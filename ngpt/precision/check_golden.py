@@ -1,11 +1,14 @@
 """Check the quantiser and the GEMM against a file of golden vectors: `python -m ngpt.precision.check_golden FILE.npz`.
 
+On a GPU (`--device cuda`) the Triton kernels quantise, 4over6 and row-scaled options excepted, which only the reference has.
+
 Two formats, told apart by content. Cases (`__meta__`): tensors x [M, K], w [N, K], dy [M, N] with codes, scales, amax and dequantised
 values of both directions, the RHT's output and the three GEMMs. Stochastic rounding (`x`, `rbits8`, `q`, `code`): one vector an element.
 Whatever is missing, unknown or not checked counts as a failure.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ngpt.config.errors import ConfigError
+from ngpt.kernels.nvfp4_quantize import quantize_packed
 from ngpt.precision.formats import decode_e2m1, encode_e2m1_stochastic
 from ngpt.precision.gemm import global_alpha, qgemm
 from ngpt.precision.hadamard import Rht, random_hadamard_transform
@@ -176,6 +180,14 @@ def gemm_within_bound(ours: Tensor, expected: Tensor, a: QuantizedTensor, b: Qua
     return bool(torch.where(expected.isfinite() & ours.isfinite(), close, same).all())
 
 
+def kernel_quantizer(matrix: Tensor, spec: QuantizerSpec, direction: Direction) -> QuantizedTensor:
+    """`quantize_stored` by the kernels of a GPU: the columnwise one transposes back, the rotation has been done."""
+    unrotated = dataclasses.replace(spec, rht="off")
+    if direction == "rowwise":
+        return quantize_packed(matrix, unrotated, columnwise=False)[0]
+    return dataclasses.replace(quantize_packed(matrix.t(), unrotated, rowwise=False)[1], rht=spec.rht)
+
+
 def check_stochastic_rounding(arrays: Mapping[str, np.ndarray], device: str) -> Outcome:
     """Check E2M1 codes and values of every (input, random byte) pair."""
     golden, outcome = Arrays(arrays, device), Outcome()
@@ -226,12 +238,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="torch device the quantiser and the GEMM run on (default: cpu)")
     options = parser.parse_args(arguments)
     try:
-        outcome, summary = check_file(options.file, options.device)
+        on_gpu = torch.device(options.device).type == "cuda"
+        outcome, summary = check_file(options.file, options.device, kernel_quantizer if on_gpu else quantize_stored)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
     for failure in outcome.failures:
         print(failure, file=sys.stderr)
+    if "tensor" in outcome.checked:
+        print(f"quantised by {'the Triton kernels' if on_gpu else 'the reference'} on {options.device}")
     print(summary)
     return 0 if outcome.ok else 1
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What one GPU session checks and measures; run from the repository root on a GPU host without network.
 #   tests/bench/gpu_session.sh OUT_DIR STEP...       steps: unpack short ngpt gpt one two (after one) confined; ONE and TWO filter cases by name
+#                                                    nvfp4: check quantise linear doctor paper nvidia beside; GPU tests: native
 # Needs .gpu/site.tar.xz (the GPU dependencies) and .gpu/data.tar.xz (enwik8 prepared with the tekken vocabulary as enwik8_tekken/).
 set -uo pipefail
 failed=0
@@ -24,12 +25,14 @@ run_cases() {  # LIST PROCESSES [REGEX]: a list of cases from tests/distributed/
   python3 tests/distributed/gpu_cases.py --report "$1" "$out/cases" | tee "$out/$1.txt" || failed=1
 }
 
-train() {  # EXPERIMENT: 50 steps of real text
-  timeout 420 python3 -m launch.cli train experiment="$1" "${real_text[@]}" "${fifty[@]}" run.root="$out/runs" run.name="$1" > "$out/$1.log" 2>&1
-  code=$?; echo "exit $code"; tail -n 6 "$out/$1.log"
-  cp "$out/runs/$1/metrics.jsonl" "$out/$1.metrics.jsonl"; cp "$out/runs/$1/summary.json" "$out/$1.summary.txt"
-  rm -rf "$out/runs/$1/data_cache"
-  tail -n 15 "$out/runs/$1/logs/megatron-rank0.log" > "$out/$1.megatron.txt"
+train() {  # EXPERIMENT [PRECISION]: 50 steps of real text
+  local name=$1${2:+_$2}
+  timeout "${TRAIN_SECONDS:-420}" python3 -m launch.cli train experiment="$1" ${2:+precision="$2"} "${real_text[@]}" "${fifty[@]}" \
+    run.root="$out/runs" run.name="$name" > "$out/$name.log" 2>&1
+  code=$?; echo "exit $code"; tail -n 6 "$out/$name.log"
+  cp "$out/runs/$name/metrics.jsonl" "$out/$name.metrics.jsonl"; cp "$out/runs/$name/summary.json" "$out/$name.summary.txt"
+  rm -rf "$out/runs/$name/data_cache"
+  tail -n 15 "$out/runs/$name/logs/megatron-rank0.log" > "$out/$name.megatron.txt"
   return $code
 }
 
@@ -42,9 +45,17 @@ for step in "$@"; do
     two) run_cases two 2 "${TWO:-}" ;;
     ngpt) train ngpt_1p2b_dense_bf16 || failed=1 ;;
     gpt) train gpt_1p2b_dense_bf16 || failed=1 ;;
-    short) (fifty+=(train.steps=4 train.eval_interval=4 logging.interval=1 logging.health_interval=2); train ngpt_1p2b_dense_bf16) || exit 1 ;;
+    check) for file in tests/numerics/golden/*.npz; do python3 -m ngpt.precision.check_golden "$file" --device cuda || failed=1; done ;;
+    quantise) python3 tests/bench/nvfp4_quantize.py --check --out "$out" || failed=1 ;;
+    linear) (cd tests/bench && python3 nvfp4_linear.py --out "$out") || failed=1 ;;
+    doctor) python3 -m launch.cli doctor || failed=1 ;;
+    native) python3 -m pytest tests/gpu -q || failed=1 ;;
+    paper) train ngpt_1p2b_dense_nvfp4 || failed=1 ;;
+    nvidia) train ngpt_1p2b_dense_nvfp4 nvfp4_nvidia || failed=1 ;;
+    beside) (fifty+=(train.steps=8 train.eval_interval=8 logging.interval=1 logging.health_interval=8); train ngpt_1p2b_dense_bf16) || failed=1 ;;
+    short) (fifty+=(train.steps=4 train.eval_interval=4 logging.interval=1 logging.health_interval=2); train "${SHORT:-ngpt_1p2b_dense_bf16}") || failed=1 ;;
   esac
   echo "== $step took $((SECONDS - began)) s"
 done
-rm -rf "$out/runs" "$out/cases" "$out"/*.json
+rm -rf "$out/runs" "$out/cases" "$out"/{one,two,confined}.json
 exit $failed

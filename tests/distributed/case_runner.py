@@ -72,6 +72,7 @@ def run_case(case: dict, rank: int) -> None:
         session = train(cfg, rank, [look])
         result["weights"] = fingerprints(session.hook.parameters)
         result["model_norms"] = model_norms(session.chunks)
+        result["rng"] = rng_fingerprints()
         empty(session.chunks)
     except BaseException as error:  # torch raises checkpoint errors that are no Exception
         result["error"] = f"{type(error).__name__}: {error}"
@@ -104,6 +105,14 @@ def model_norms(chunks: list) -> dict[str, float]:
                 norms = param.detach().double().norm(dim=dim)
                 found[f"{index}.{name}"] = (norms - 1).abs().max().item()
     return found
+
+
+def rng_fingerprints() -> dict[str, str]:
+    """SHA-256 of the state of each of Megatron's random streams."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    states = get_cuda_rng_tracker().get_states()
+    return {name: hashlib.sha256(state.cpu().numpy().tobytes()).hexdigest() for name, state in states.items()}
 
 
 def fingerprints(parameters: list) -> dict[str, str]:

@@ -9,6 +9,16 @@ MODELS = {
     "gated": ["model.activation=swiglu", "model.tied_embeddings=true", "model.fine_grained=false"],
     "control": ["model.architecture=gpt", "model.activation=swiglu", "model.num_query_groups=2"],
 }
+# The same for models with Mamba and experts; their cases are in hybrid_cases.py.
+_HYBRID = ["model=ngpt_hybrid_tiny", "model.layer_pattern='ME*E'"]
+HYBRID_MODELS = {
+    "hybrid": _HYBRID,
+    "hybrid_gated": [
+        *_HYBRID, "model.activation=swiglu", "model.moe_score=softmax", "model.moe_expert_bias=false", "model.moe_aux_loss=aux_loss",
+        "model.moe_suv=shared", "model.moe_router_normalized=true", "model.mamba_gated_norm=true",
+    ],
+    "hybrid_control": [*_HYBRID, "model.architecture=gpt", "model.activation=swiglu", "model.moe_shared_ffn_hidden_size=0"],
+}  # fmt: skip
 BASE = [
     "experiment=ngpt_tiny",
     "model.num_layers=4",
@@ -49,7 +59,7 @@ class Case:
     load_all: str | None = None  # weights, optimizer state, schedule and RNG of another case's checkpoint
 
     def as_json(self, root: Path) -> dict:
-        overrides = [*BASE, *MODELS[self.model], f"run.root={root}", f"run.name={self.name}", *self.overrides]
+        overrides = [*BASE, *(MODELS | HYBRID_MODELS)[self.model], f"run.root={root}", f"run.name={self.name}", *self.overrides]
         if self.seed:
             overrides.append(f"checkpoint.load={root / self.seed / 'checkpoints'}")
         if self.load_all:
@@ -69,13 +79,13 @@ def _shallow(name: str, *groups: list[str]) -> Case:
     return Case(name, overrides=[*SHALLOW, *(item for group in groups for item in group)], seed="seed_shallow")
 
 
-def _stopped(name: str, *groups: list[str]) -> list[Case]:
+def _stopped(name: str, *groups: list[str], model: str = "plain") -> list[Case]:
     """A run of 4 steps, and the same run stopped after step 2 and started again."""
     overrides = [*SAVE, *(item for group in groups for item in group)]
     return [
-        Case(f"{name}_whole", overrides=overrides),
-        Case(f"{name}_halves_1", overrides=[*overrides, "train.stop_after=2", f"run.name={name}_halves"]),
-        Case(f"{name}_halves_2", overrides=[*overrides, f"run.name={name}_halves"]),
+        Case(f"{name}_whole", model, overrides),
+        Case(f"{name}_halves_1", model, [*overrides, "train.stop_after=2", f"run.name={name}_halves"]),
+        Case(f"{name}_halves_2", model, [*overrides, f"run.name={name}_halves"]),
     ]
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import cases
+import hybrid_cases
 import pytest
 from torchrun import launch
 
@@ -35,7 +36,8 @@ class Results:
 def results(tmp_path_factory) -> Results:
     """All cases, run in the order of world sizes: larger worlds start from checkpoints of smaller ones."""
     root = tmp_path_factory.mktemp("distributed")
-    for processes, group in ((1, cases.ONE_PROCESS), (2, cases.TWO_PROCESSES), (4, cases.FOUR_PROCESSES)):
+    one, two, four = ([*getattr(cases, name), *getattr(hybrid_cases, name)] for name in ("ONE_PROCESS", "TWO_PROCESSES", "FOUR_PROCESSES"))
+    for processes, group in ((1, one), (2, two), (4, four)):
         file = root / f"cases{processes}.json"
         file.write_text(json.dumps([case.as_json(root) for case in group]))
         launch(Path(__file__).parent / "case_runner.py", [str(file)], processes)

@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 
 COMMON = ["experiment=ngpt_tiny", "model.num_layers=2", "model.hidden_size=48", "model.num_attention_heads=6", "model.head_dim=16"]
+# One attention, MLP and Mamba layer and two of experts, odd sizes. The specs with hybrid in their names start from it.
+HYBRID = [
+    "experiment=ngpt_hybrid_tiny", "model.hidden_size=48", "model.num_attention_heads=6", "model.head_dim=16", "model.mamba_num_heads=6",
+    "model.mamba_state_dim=5", "model.mamba_chunk_size=8",
+]  # fmt: skip
 SPECS = {
     "plain": ["model.num_query_groups=2", "model.ffn_hidden_size=96"],
     "gated_tied": ["model.activation=swiglu", "model.tied_embeddings=true", "model.num_query_groups=3"],
@@ -16,7 +21,30 @@ SPECS = {
     "no_positions": ["model.position_embedding=none", "model.rope_base=500000"],
     "control": ["model.architecture=gpt", "model.num_query_groups=2"],
     "control_gated_tied": ["model.architecture=gpt", "model.activation=swiglu", "model.tied_embeddings=true"],
-}
+    "hybrid": ["model.position_embedding=rope"],
+    "hybrid_softmax": [
+        "model.activation=swiglu", "model.moe_score=softmax", "model.moe_expert_bias=false", "model.moe_aux_loss=aux_loss",
+        "model.moe_router_input=unit", "model.moe_router_normalized=true", "model.mamba_gated_norm=true",
+    ],
+    "hybrid_not_fine_grained": [
+        "model.fine_grained=false", "model.moe_shared_ffn_hidden_size=0", "model.moe_aux_loss=none", "model.moe_aux_loss_coeff=0",
+        "parallel.token_dispatcher=allgather",
+    ],
+    "hybrid_overlap": ["parallel.shared_expert_overlap=true"],
+    "hybrid_shared_suv": ["model.activation=swiglu", "model.moe_suv=shared"],
+    "hybrid_top1": ["model.layer_pattern='EM*'", "model.num_layers=3", "model.moe_top_k=1", "model.mamba_conv_kernel=3"],
+    "hybrid_top1_softmax": [
+        "model.layer_pattern='*E'", "model.num_layers=2", "model.moe_top_k=1", "model.moe_score=softmax", "model.activation=swiglu",
+        "model.moe_expert_bias=false",
+    ],
+    "hybrid_grouped": ["model.moe_aux_loss=none", "model.moe_aux_loss_coeff=0"],
+    "hybrid_grouped_gated": ["model.activation=swiglu", "model.moe_suv=shared"],
+    "control_hybrid_grouped": ["model.architecture=gpt"],
+    "control_hybrid": ["model.architecture=gpt"],
+    "control_hybrid_softmax": [
+        "model.architecture=gpt", "model.activation=swiglu", "model.moe_score=softmax", "model.moe_expert_bias=false",
+    ],
+}  # fmt: skip
 
 
 def main(out: str) -> None:
@@ -24,6 +52,7 @@ def main(out: str) -> None:
 
     install_compat()
     import torch
+    from grouped_stand_in import use_grouped_experts
     from megatron.training.training import destroy_global_state
 
     from megatron_ext.training.sample import load_model
@@ -32,13 +61,15 @@ def main(out: str) -> None:
 
     results = {}
     for name, overrides in SPECS.items():
-        cfg = compose([*COMMON, *overrides, f"run.root={Path(out).parent}", f"run.name={name}"])
+        cfg = compose([*(HYBRID if "hybrid" in name else COMMON), *overrides, f"run.root={Path(out).parent}", f"run.name={name}"])
+        use_grouped_experts("grouped" in name)
         model = load_model(cfg)
         randomize(model, cfg)
         with torch.enable_grad():
             results[name] = compare(model, cfg)
         results[name]["parameters"] = sum(param.numel() for param in model.parameters())
         results[name]["counted"] = count_parameters(cfg.model).total
+        results[name]["checkpoint"] = checkpoint_entries(model)
         destroy_global_state()
     Path(out).write_text(json.dumps(results, indent=1))
     torch.distributed.destroy_process_group()
@@ -49,6 +80,9 @@ def randomize(model, cfg) -> None:
     import torch
 
     generator = torch.Generator().manual_seed(3)
+    for name, bias in model.named_buffers():
+        if name.endswith("expert_bias"):
+            bias.data = 0.2 * torch.randn(bias.shape, generator=generator)
     for name, param in model.named_parameters():
         if param.dim() == 1:
             param.data.mul_(torch.rand(param.shape, generator=generator) + 0.5)
@@ -59,29 +93,20 @@ def randomize(model, cfg) -> None:
 def to_reference(state: dict, cfg) -> dict:
     """Megatron's parameters (or their gradients) under the reference's names; padding rows dropped."""
     model = cfg.model
-    heads, groups, dim, vocab = model.num_attention_heads, model.num_query_groups, model.head_dim, model.vocab_size
+    vocab, spec = model.vocab_size, spec_of(model)
     found = {"embedding": state["embedding.word_embeddings.weight"][:vocab]}
     if not model.tied_embeddings:
         found["head"] = state["output_layer.weight"][:vocab]
-    for i in range(model.num_layers):
-        attn, mlp = f"decoder.layers.{2 * i}.", f"decoder.layers.{2 * i + 1}."
-        qkv = state[f"{attn}self_attention.linear_qkv.weight"].view(groups, heads // groups + 2, dim, -1)
-        to_a, to_m = f"layers.{i}.attn.", f"layers.{i}.mlp."
-        found[f"{to_a}q"] = qkv[:, :-2].reshape(heads * dim, -1)
-        found[f"{to_a}k"] = qkv[:, -2].reshape(groups * dim, -1)
-        found[f"{to_a}v"] = qkv[:, -1].reshape(groups * dim, -1)
-        found[f"{to_a}proj"] = state[f"{attn}self_attention.linear_proj.weight"]
-        fc1 = state[f"{mlp}mlp.linear_fc1.weight"]
-        gated = model.activation == "swiglu"
-        found |= dict(zip((f"{to_m}gate", f"{to_m}up"), fc1.chunk(2), strict=True)) if gated else {f"{to_m}fc1": fc1}
-        found[f"{to_m}fc2"] = state[f"{mlp}mlp.linear_fc2.weight"]
+    kinds = {"attn": _attention, "mlp": _mlp, "mamba": _mamba, "moe": _moe}
+    for index, (prefix, kind) in enumerate(spec.sub_blocks()):
+        layer = f"decoder.layers.{index}."
+        names, own = OWN[kind], {name.removeprefix(layer): value for name, value in state.items() if name.startswith(layer)}
+        block = kinds[kind](own, model)
         if model.architecture == "gpt":
-            found |= {f"{to_a}norm": state[f"{attn}input_layernorm.weight"], f"{to_m}norm": state[f"{mlp}pre_mlp_layernorm.weight"]}
-            continue
-        found |= {f"{to_a}alpha": state[f"{attn}self_attn_bda.alpha.stored"], f"{to_m}alpha": state[f"{mlp}mlp_bda.alpha.stored"]}
-        found[f"{to_a}sqk"] = state[f"{attn}self_attention.core_attention.sqk.stored"]
-        suv = state[f"{mlp}mlp.linear_fc1.suv.stored"]
-        found |= dict(zip((f"{to_m}suv_gate", f"{to_m}suv_up"), suv.chunk(2), strict=True)) if gated else {f"{to_m}suv": suv}
+            block["norm_before" if kind in ("mamba", "moe") else "norm"] = own[f"{names[0]}.weight"]
+        else:
+            block["alpha"] = own[f"{names[1]}.alpha.stored"]
+        found |= {f"{prefix}.{name}": value for name, value in block.items()}
     if model.architecture == "gpt":
         found["final_norm"] = state["decoder.final_norm.weight"]
     else:
@@ -89,39 +114,114 @@ def to_reference(state: dict, cfg) -> dict:
     return {name: value.detach().double().clone() for name, value in found.items()}
 
 
+# The control's norm and nGPT's residual step, in Megatron's names.
+OWN = {
+    "attn": ("input_layernorm", "self_attn_bda"),
+    "mlp": ("pre_mlp_layernorm", "mlp_bda"),
+    "moe": ("pre_mlp_layernorm", "mlp_bda"),
+    "mamba": ("norm", "mamba_bda"),
+}
+
+
+def _attention(own: dict, model) -> dict:
+    heads, groups, dim = model.num_attention_heads, model.num_query_groups, model.head_dim
+    qkv = own["self_attention.linear_qkv.weight"].view(groups, heads // groups + 2, dim, -1)
+    parts = {"q": qkv[:, :-2], "k": qkv[:, -2], "v": qkv[:, -1]}
+    block = {name: part.reshape(-1, part.shape[-1]) for name, part in parts.items()}
+    block["proj"] = own["self_attention.linear_proj.weight"]
+    return block | ({"sqk": own["self_attention.core_attention.sqk.stored"]} if model.architecture == "ngpt" else {})
+
+
+def _mlp(own: dict, model) -> dict:
+    return _feed_forward(own, "mlp", model.activation == "swiglu")
+
+
+def _feed_forward(own: dict, path: str, gated: bool) -> dict:
+    block = _halves(own[f"{path}.linear_fc1.weight"], gated, "fc1", "gate", "up") | {"fc2": own[f"{path}.linear_fc2.weight"]}
+    suv = own.get(f"{path}.linear_fc1.suv.stored")
+    return block | ({} if suv is None else _halves(suv, gated, "suv", "suv_gate", "suv_up"))
+
+
+def _halves(value, gated: bool, whole: str, *halves: str) -> dict:
+    return dict(zip(halves, value.chunk(2), strict=True)) if gated else {whole: value}
+
+
+def _moe(own: dict, model) -> dict:
+    import torch
+
+    if "mlp.experts.linear_fc1.weight0" in own:
+        for e, linear in ((e, linear) for e in range(model.num_experts) for linear in ("linear_fc1", "linear_fc2")):
+            own[f"mlp.experts.local_experts.{e}.{linear}.weight"] = own[f"mlp.experts.{linear}.weight{e}"]
+            if f"mlp.experts.{linear}.suv.{e}.stored" in own:
+                own[f"mlp.experts.local_experts.{e}.{linear}.suv.stored"] = own[f"mlp.experts.{linear}.suv.{e}.stored"]
+    gated, block = model.activation == "swiglu", {"router": own["mlp.router.weight"]}
+    block["bias"] = own.get("mlp.router.expert_bias", torch.zeros(model.num_experts))
+    experts = {f"experts.{e}": f"mlp.experts.local_experts.{e}" for e in range(model.num_experts)}
+    if model.moe_shared_ffn_hidden_size:
+        experts["shared"] = "mlp.shared_experts"
+    for name, path in experts.items():
+        block |= {f"{name}.{key}": value for key, value in _feed_forward(own, path, gated).items()}
+    if "mlp.experts.suv.stored" in own:
+        block |= _halves(own["mlp.experts.suv.stored"], gated, "suv", "suv_gate", "suv_up")
+    return block
+
+
+def _mamba(own: dict, model) -> dict:
+    block = {name: own[f"mixer.{name}"] for name in ("conv1d_bias", "dt_bias", "A_log", "D")}
+    block["conv_bias"] = block.pop("conv1d_bias")
+    block |= {name: own[f"mixer.{name}.weight"] for name in ("in_proj", "out_proj")} | {"conv_weight": own["mixer.conv1d_weight"][:, 0]}
+    optional = {"in_scale": "mixer.in_proj.mixer_in_scale.stored", "norm": "mixer.norm.weight"}
+    return block | {name: own[path] for name, path in optional.items() if path in own}
+
+
+def spec_of(m):
+    """The reference's description of a model config."""
+    from reference_model import MambaSpec, ModelSpec, MoeSpec
+
+    dense = m.layer_pattern == "*-" * m.num_layers
+    return ModelSpec(
+        m.architecture, m.num_layers, m.hidden_size, m.ffn_hidden_size, m.num_attention_heads, m.num_query_groups, m.head_dim,
+        m.vocab_size, m.activation, m.tied_embeddings, m.position_embedding == "rope", m.rope_base, m.fine_grained, m.alpha_init,
+        m.norm_epsilon, None if dense else m.layer_pattern,
+        MoeSpec(m.num_experts, m.moe_top_k, m.moe_ffn_hidden_size, m.moe_shared_ffn_hidden_size, m.moe_score, m.moe_scaling,
+                m.moe_router_input == "scaled", m.moe_suv == "shared", m.moe_aux_loss, m.moe_aux_loss_coeff),
+        MambaSpec(m.mamba_num_heads, m.mamba_head_dim, m.mamba_num_groups, m.mamba_state_dim),
+        m.mamba_conv_kernel, m.mamba_gated_norm,
+    )  # fmt: skip
+
+
 def compare(model, cfg) -> dict:
     """Relative deviations of logits, loss, gradients, projection inputs and outputs; causality and the token-0 test."""
     import torch
-    from reference_model import ModelSpec, reference_logits, reference_loss
+    from reference_model import auxiliary_loss, reference_logits, reference_loss
 
-    m = cfg.model
-    spec = ModelSpec(
-        m.architecture, m.num_layers, m.hidden_size, m.ffn_hidden_size, m.num_attention_heads, m.num_query_groups, m.head_dim,
-        m.vocab_size, m.activation, m.tied_embeddings, m.position_embedding == "rope", m.rope_base, m.fine_grained, m.alpha_init,
-        m.norm_epsilon,
-    )  # fmt: skip
+    m, spec = cfg.model, spec_of(cfg.model)
+    model.train()  # the balancing loss acts in training only; nothing else differs
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randint(0, m.vocab_size, (2, 17), generator=generator)
     labels = torch.randint(0, m.vocab_size, (2, 17), generator=generator)
     positions = torch.arange(17).expand_as(tokens)
-    seen = watch_projections(model)
+    seen = watch_projections(model, cfg)
 
-    params = to_reference(dict(model.named_parameters()), cfg)
-    for value in params.values():
-        value.requires_grad_()
+    params = to_reference(dict(model.named_parameters()) | dict(model.named_buffers()), cfg)
+    trained = {name: value.requires_grad_() for name, value in params.items() if not name.endswith("moe.bias")}
     record: dict = {}
     wanted_logits = reference_logits(params, spec, tokens, record)
     wanted_loss = reference_loss(params, spec, tokens, labels)
-    wanted_loss.backward()
+    (wanted_loss + auxiliary_loss(record)).backward()
 
     logits = model(tokens, positions, None)
     result = {"logits": deviation(logits[..., : m.vocab_size], wanted_logits), "padding_probability": padding_probability(logits, m)}
+    result["expert_input_norm"] = seen.pop("expert_input_norm", None)
     result |= {f"seen/{name}": deviation(value.transpose(0, 1), record[name]) for name, value in seen.items()}
-    loss = model(tokens, positions, None, labels=labels).mean()
-    result["loss"] = deviation(loss, wanted_loss)
-    loss.backward()
-    gradients = to_reference({name: param.grad for name, param in model.named_parameters()}, cfg)
-    result |= {f"grad/{name}": deviation(gradients[name], params[name].grad) for name in params}
+    losses = model(tokens, positions, None, labels=labels)
+    result["loss"] = deviation(losses.mean(), wanted_loss)
+    losses.sum().backward()  # as in training: gradients of sums, and the mean is taken over the step's tokens
+    gradients = to_reference({name: param.grad / tokens.numel() for name, param in model.named_parameters()}, cfg)
+    # An expert that gets no token has no gradient in the reference, and zeros in Megatron.
+    wanted = {name: torch.zeros_like(value) if value.grad is None else value.grad for name, value in trained.items()}
+    result |= {f"grad/{name}": deviation(gradients[name], wanted[name]) for name in trained}
+    result["experts_without_tokens"] = sum(name.endswith("fc2") and not wanted[name].any() for name in trained)
 
     with torch.no_grad():
         changed = tokens.clone()
@@ -129,11 +229,30 @@ def compare(model, cfg) -> dict:
         after = model(changed, positions, None)
         result["causality"] = (after[:, :9] - logits[:, :9]).abs().max().item()
         result["change_is_seen"] = (after[:, 9:] - logits[:, 9:]).abs().amax((0, 2)).min().item()
-        result["confined_document"] = deviation(
-            model(tokens, positions, document_mask(17, 9))[:, 9:], model(tokens[:, 9:], positions[:, :8], None)
-        )
+        if "M" not in m.layer_pattern:
+            result["confined_document"] = deviation(
+                model(tokens, positions, document_mask(17, 9))[:, 9:], model(tokens[:, 9:], positions[:, :8], None)
+            )
         result["token_0_without_attention"] = token_0_leak(model, cfg, tokens, positions)
     return result
+
+
+def checkpoint_entries(model) -> list[str]:
+    """What the experts' part of a checkpoint holds: name, shape and place of each tensor, Transformer Engine's extra state left out."""
+    from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory, apply_factories
+    from megatron.core.parallel_state import get_data_parallel_group
+
+    state = model.sharded_state_dict(metadata={"dp_cp_group": get_data_parallel_group(with_context_parallel=True)})
+    apply_factories(state)
+    entries, left = [], list(state.values())
+    while left:
+        entry = left.pop()
+        if isinstance(entry, dict | list):
+            left += entry.values() if isinstance(entry, dict) else entry
+        elif "experts" in entry.key and not entry.key.endswith("_extra_state"):
+            entries.append(f"{entry.key} {entry.global_shape} {entry.global_offset} {entry.replica_id}")
+        assert not isinstance(entry, ShardedTensorFactory)
+    return sorted(entries)
 
 
 def document_mask(length: int, start: int):
@@ -146,11 +265,16 @@ def document_mask(length: int, start: int):
     return (later | other)[None, None]
 
 
-def watch_projections(model) -> dict:
-    """Inputs and outputs of the output projections' matrices, filled at every forward pass, [S, B, features]."""
+def watch_projections(model, cfg) -> dict:
+    """Inputs and outputs of the output projections' matrices under the reference's names, filled at every forward pass, [S, B, features].
+
+    Experts see tokens in another order: of theirs, the largest | ||input|| - 1 | is kept as `expert_input_norm`.
+    """
     from megatron.core.tensor_parallel import RowParallelLinear
 
     seen: dict = {}
+    prefixes = [prefix for prefix, _ in spec_of(cfg.model).sub_blocks()]
+    projections = {"self_attention.linear_proj": "proj", "mlp.linear_fc2": "fc2", "mixer.out_proj": "out_proj"}
 
     def keep(prefix: str, linear):
         weight_product = linear._forward_impl
@@ -162,16 +286,30 @@ def watch_projections(model) -> dict:
 
         linear._forward_impl = watched
 
+    def keep_norm(linear):
+        weight_product = linear._forward_impl
+
+        def watched(input, weight, *args, **kwargs):
+            worst = (input.detach().double().norm(dim=-1) - 1).abs().max().item() if input.numel() else 0.0
+            seen["expert_input_norm"] = max(seen.get("expert_input_norm", 0.0), worst)
+            return weight_product(input, weight, *args, **kwargs)
+
+        linear._forward_impl = watched
+
     for name, module in model.named_modules():
         if isinstance(module, RowParallelLinear):
-            layer = int(name.split(".")[2])
-            keep(f"layers.{layer // 2}." + ("attn.proj" if name.endswith("proj") else "mlp.fc2"), module)
+            _, _, layer, path = name.split(".", 3)
+            if path in projections:
+                keep(f"{prefixes[int(layer)]}.{projections[path]}", module)
+            else:
+                keep_norm(module)
     return seen
 
 
 def deviation(got, wanted) -> float:
-    """|| got - wanted || / || wanted ||."""
-    return ((got.detach().double() - wanted.detach()).norm() / wanted.detach().norm()).item()
+    """|| got - wanted || / || wanted ||, absolute where nothing is wanted."""
+    length = wanted.detach().norm()
+    return ((got.detach().double() - wanted.detach()).norm() / (length if length else 1)).item()
 
 
 def padding_probability(logits, model) -> float:
@@ -179,14 +317,27 @@ def padding_probability(logits, model) -> float:
 
 
 def token_0_leak(model, cfg, tokens, positions) -> float:
-    """Largest change of later logits when token 0 changes and attention moves nothing (all value projections zero)."""
-    heads, groups = cfg.model.num_attention_heads, cfg.model.num_query_groups
+    """Largest change of later logits when token 0 changes and neither attention nor Mamba moves anything from token to token.
+
+    All value projections are zero, the B of every scan is, so that its state stays empty, and its convolution sees one token.
+    """
+    heads, groups, inner = cfg.model.num_attention_heads, cfg.model.num_query_groups, cfg.model.mamba_num_heads * cfg.model.mamba_head_dim
     for name, param in model.named_parameters():
         if name.endswith("linear_qkv.weight"):
             param.data.view(groups, heads // groups + 2, cfg.model.head_dim, -1)[:, -1] = 0
+        elif name.endswith("conv1d_weight"):
+            param.data[..., :-1] = 0
+            param.data[inner : inner + groups_of_state(cfg)] = 0
+        elif name.endswith("conv1d_bias"):
+            param.data[inner : inner + groups_of_state(cfg)] = 0
     changed = tokens.clone()
     changed[:, 0] = (changed[:, 0] + 1) % cfg.model.vocab_size
     return (model(changed, positions, None)[:, 1:] - model(tokens, positions, None)[:, 1:]).abs().max().item()
+
+
+def groups_of_state(cfg) -> int:
+    """Features of B."""
+    return cfg.model.mamba_num_groups * cfg.model.mamba_state_dim
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The dense models (nGPT and its GPT control) in fp64 on plain tensors: the independent truth that the trained models are compared with.
+"""The models (nGPT and its GPT control, dense and hybrid) in fp64 on plain tensors: the truth that the trained models are compared with.
 
 Shapes: B batch, S sequence, D hidden, N query heads, G key/value groups, K head dim, F MLP width, V vocabulary.
 Order is [B, S, ...] throughout, projections are `x @ weight.T`, and nothing is fused, cached or in place.
@@ -10,20 +10,28 @@ Parameters are a flat dict of tensors. Scales hold their `stored` values; what t
     layers.i.mlp.fc1 [F, D] (swiglu: .gate [F, D] and .up [F, D])   .fc2 [D, F]
     nGPT: layers.i.attn.alpha [D]   .sqk [N*K]   layers.i.mlp.alpha [D]   .suv [F] (swiglu: .suv_gate [F] and .suv_up [F])   sz [V]
     GPT:  layers.i.attn.norm [D]   layers.i.mlp.norm [D]   final_norm [D]
+
+With a layer pattern, i counts its symbols: each has one of layers.i.attn (*), .mlp (-), .mamba (M), .moe (E).
+
+    layers.i.mamba.in_proj [2*inner + 2*G*N + H, D], .out_proj [D, inner] and the others of reference_mamba.py, nGPT: .in_scale
+    layers.i.moe: see reference_moe.py; both with .alpha or .norm_before [D]
 """
 
 from dataclasses import dataclass
 from math import sqrt
 
 import torch
+from reference_mamba import MambaSpec, between_projections, grouped_rms_norm
+from reference_moe import MoeSpec, moe, moe_shapes, router_factor
 from torch import Tensor
 
 EPS = 1e-12
+KINDS = {"*": "attn", "-": "mlp", "M": "mamba", "E": "moe"}
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What defines the function of a dense model; `num_layers` counts pairs of attention and MLP."""
+    """What defines the function of a model; without a pattern, `num_layers` counts pairs of attention and MLP."""
 
     architecture: str  # ngpt | gpt
     num_layers: int
@@ -40,12 +48,27 @@ class ModelSpec:
     fine_grained: bool = True
     alpha_init: float = 0.05
     norm_epsilon: float = 1e-5  # the control's RMSNorm
+    pattern: str | None = None  # of * - M E
+    moe: MoeSpec | None = None
+    mamba: MambaSpec | None = None
+    conv_kernel: int = 4
+    gated_norm: bool = False  # nGPT: Mamba's own norm is back
 
     def __post_init__(self) -> None:
         assert self.architecture in ("ngpt", "gpt")
         assert self.activation in ("squared_relu", "swiglu")
         assert self.heads % self.groups == 0
         assert self.head_dim % 2 == 0 or not self.rope
+
+    def sub_blocks(self) -> list[tuple[str, str]]:
+        """(prefix of its parameters, kind) of each sub-block in order."""
+        if self.pattern is None:
+            return [(f"layers.{i}.{kind}", kind) for i in range(self.num_layers) for kind in ("attn", "mlp")]
+        return [(f"layers.{i}.{KINDS[symbol]}", KINDS[symbol]) for i, symbol in enumerate(self.pattern)]
+
+    @property
+    def has_mixer_norm(self) -> bool:
+        return self.architecture == "gpt" or self.gated_norm
 
 
 def l2_normalize(x: Tensor, dim: int = -1) -> Tensor:
@@ -80,7 +103,7 @@ def scale_init_and_scale(name: str, spec: ModelSpec) -> tuple[float, float]:
         return spec.alpha_init, 1 / sqrt(spec.hidden)
     if kind in ("sqk", "sz"):
         return 1.0, 1 / sqrt(spec.hidden)
-    if kind in ("suv", "suv_gate", "suv_up"):
+    if kind in ("suv", "suv_gate", "suv_up", "in_scale"):
         return 1.0, 1.0
     raise KeyError(name)
 
@@ -96,6 +119,7 @@ def reference_logits(params: dict[str, Tensor], spec: ModelSpec, tokens_BS: Tens
             `embedding_out`, `head_in`, `head_out` (before sz), and for each layer `layers.i.` followed by
             `attn.qkv_in`, `attn.q_out`, `attn.k_out`, `attn.v_out`, `attn.proj_in`, `attn.proj_out`, `attn.hidden`,
             `mlp.fc1_in`, `mlp.fc1_out` (swiglu: gate then up), `mlp.fc2_in`, `mlp.fc2_out`, `mlp.hidden`.
+            `mamba.out_proj_in`, `mamba.out_proj_out`, `moe.out`, `moe.loads` [B, E] and the scalar `moe.aux_loss` where there are such.
             `hidden` is the residual stream after the sub-block. Each is [B, S, features].
     """
     p = {name: value.to(torch.float64) for name, value in params.items()}
@@ -106,16 +130,15 @@ def reference_logits(params: dict[str, Tensor], spec: ModelSpec, tokens_BS: Tens
         return p[name] * init / scale
 
     h = record["embedding_out"] = p["embedding"][tokens_BS]
-    for i in range(spec.num_layers):
-        for block, function in (("attn", _attention), ("mlp", _mlp)):
-            prefix = f"layers.{i}.{block}"
-            if spec.architecture == "ngpt":
-                b = function(p, effective, prefix, spec, h, record)
-                h = lerp_retract(h, b, effective(f"{prefix}.alpha"))
-            else:
-                b = function(p, effective, prefix, spec, rms_norm(h, p[f"{prefix}.norm"], spec.norm_epsilon), record)
-                h = h + b
-            record[f"{prefix}.hidden"] = h
+    functions = {"attn": _attention, "mlp": _mlp, "mamba": _mamba, "moe": _moe}
+    for prefix, kind in spec.sub_blocks():
+        if spec.architecture == "ngpt":
+            b = functions[kind](p, effective, prefix, spec, h, record)
+            h = lerp_retract(h, b, effective(f"{prefix}.alpha"))
+        else:
+            b = functions[kind](p, effective, prefix, spec, rms_norm(h, p[norm_name(prefix, kind)], spec.norm_epsilon), record)
+            h = h + b
+        record[f"{prefix}.hidden"] = h
 
     head = p["embedding"] if spec.tied else p["head"]
     if spec.architecture == "ngpt":
@@ -125,6 +148,36 @@ def reference_logits(params: dict[str, Tensor], spec: ModelSpec, tokens_BS: Tens
     record["head_in"] = rms_norm(h, p["final_norm"], spec.norm_epsilon)
     record["head_out"] = record["head_in"] @ head.T
     return record["head_out"]
+
+
+def norm_name(prefix: str, kind: str) -> str:
+    """The control's norm in front of a sub-block. A Mamba mixer has another one, called norm, inside."""
+    return f"{prefix}.norm_before" if kind in ("mamba", "moe") else f"{prefix}.norm"
+
+
+def _mamba(p: dict[str, Tensor], effective, prefix: str, spec: ModelSpec, x_BSD: Tensor, record: dict[str, Tensor]) -> Tensor:
+    own = {name.removeprefix(f"{prefix}."): value for name, value in p.items() if name.startswith(f"{prefix}.")}
+    zxBCdt = x_BSD @ own["in_proj"].T
+    if spec.architecture == "ngpt":
+        zxBCdt = effective(f"{prefix}.in_scale") * sqrt(spec.hidden) * zxBCdt
+    y = between_projections(own, spec.mamba, zxBCdt)
+    if spec.has_mixer_norm:
+        y = grouped_rms_norm(y, own["norm"], spec.mamba.groups, spec.mamba.norm_epsilon)
+    if spec.architecture == "ngpt" and spec.fine_grained:
+        y = l2_normalize(y)
+    record[f"{prefix}.out_proj_in"] = y
+    record[f"{prefix}.out_proj_out"] = y @ own["out_proj"].T
+    return record[f"{prefix}.out_proj_out"]
+
+
+def _moe(p: dict[str, Tensor], effective, prefix: str, spec: ModelSpec, x_BSD: Tensor, record: dict[str, Tensor]) -> Tensor:
+    def expert(name: str, x_D: Tensor) -> Tensor:
+        suv_of = prefix if spec.moe.shared_suv and ".experts." in name else name
+        return _feed_forward(p, effective, name, suv_of, spec, x_D, {})
+
+    factor = router_factor(spec.moe, spec.hidden, spec.architecture == "ngpt")
+    record[f"{prefix}.out"], record[f"{prefix}.aux_loss"], record[f"{prefix}.loads"] = moe(p, prefix, spec.moe, factor, expert, x_BSD)
+    return record[f"{prefix}.out"]
 
 
 def _attention(p: dict[str, Tensor], effective, prefix: str, spec: ModelSpec, x_BSD: Tensor, record: dict[str, Tensor]) -> Tensor:
@@ -159,12 +212,19 @@ def _attention(p: dict[str, Tensor], effective, prefix: str, spec: ModelSpec, x_
 
 
 def _mlp(p: dict[str, Tensor], effective, prefix: str, spec: ModelSpec, x_BSD: Tensor, record: dict[str, Tensor]) -> Tensor:
+    return _feed_forward(p, effective, prefix, prefix, spec, x_BSD, record)
+
+
+def _feed_forward(
+    p: dict[str, Tensor], effective, prefix: str, suv_of: str, spec: ModelSpec, x: Tensor, record: dict[str, Tensor]
+) -> Tensor:
+    """[..., D] to [..., D]; the scales are found below `suv_of`."""
     halves = {"gate": "suv_gate", "up": "suv_up"} if spec.activation == "swiglu" else {"fc1": "suv"}  # weight: its scale
-    record[f"{prefix}.fc1_in"] = x_BSD
-    outputs = [x_BSD @ p[f"{prefix}.{weight}"].T for weight in halves]
+    record[f"{prefix}.fc1_in"] = x
+    outputs = [x @ p[f"{prefix}.{weight}"].T for weight in halves]
     record[f"{prefix}.fc1_out"] = torch.cat(outputs, dim=-1)
     if spec.architecture == "ngpt":
-        outputs = [effective(f"{prefix}.{scale}") * u * sqrt(spec.hidden) for u, scale in zip(outputs, halves.values(), strict=True)]
+        outputs = [effective(f"{suv_of}.{scale}") * u * sqrt(spec.hidden) for u, scale in zip(outputs, halves.values(), strict=True)]
     if spec.activation == "swiglu":
         gate, up = outputs
         a = gate * torch.sigmoid(gate) * up
@@ -197,25 +257,41 @@ def reference_loss(
     return (loss_BS * mask).sum() / mask.sum()
 
 
+def auxiliary_loss(record: dict[str, Tensor]) -> Tensor:
+    """Sum of the balancing losses that a forward pass has recorded."""
+    return sum((value for name, value in record.items() if name.endswith(".aux_loss")), torch.zeros((), dtype=torch.float64))
+
+
 def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of the model."""
-    hidden, ffn, ngpt = spec.hidden, spec.ffn, spec.architecture == "ngpt"
-    q_width, kv_width = spec.heads * spec.head_dim, spec.groups * spec.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"embedding": (spec.vocab, hidden)}
-    for i in range(spec.num_layers):
-        attn, mlp = f"layers.{i}.attn", f"layers.{i}.mlp"
-        shapes |= {f"{attn}.q": (q_width, hidden), f"{attn}.k": (kv_width, hidden), f"{attn}.v": (kv_width, hidden)}
-        shapes |= {f"{attn}.proj": (hidden, q_width), f"{mlp}.fc2": (hidden, ffn)}
-        shapes |= {f"{mlp}.{name}": (ffn, hidden) for name in (("gate", "up") if spec.activation == "swiglu" else ("fc1",))}
-        if ngpt:
-            shapes |= {f"{attn}.alpha": (hidden,), f"{attn}.sqk": (q_width,), f"{mlp}.alpha": (hidden,)}
-            shapes |= {f"{mlp}.{name}": (ffn,) for name in (("suv_gate", "suv_up") if spec.activation == "swiglu" else ("suv",))}
-        else:
-            shapes |= {f"{attn}.norm": (hidden,), f"{mlp}.norm": (hidden,)}
+    ngpt = spec.architecture == "ngpt"
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (spec.vocab, spec.hidden)}
+    for prefix, kind in spec.sub_blocks():
+        shapes |= {f"{prefix}.{name}": shape for name, shape in _block_shapes(spec, kind).items()}
+        shapes[f"{prefix}.alpha" if ngpt else norm_name(prefix, kind)] = (spec.hidden,)
     if not spec.tied:
-        shapes["head"] = (spec.vocab, hidden)
-    shapes["sz" if ngpt else "final_norm"] = (spec.vocab,) if ngpt else (hidden,)
+        shapes["head"] = (spec.vocab, spec.hidden)
+    shapes["sz" if ngpt else "final_norm"] = (spec.vocab,) if ngpt else (spec.hidden,)
     return shapes
+
+
+def _block_shapes(spec: ModelSpec, kind: str) -> dict[str, tuple[int, ...]]:
+    hidden, ffn, ngpt, gated = spec.hidden, spec.ffn, spec.architecture == "ngpt", spec.activation == "swiglu"
+    if kind == "attn":
+        queries, keys = spec.heads * spec.head_dim, spec.groups * spec.head_dim
+        shapes = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "proj": (hidden, queries)}
+        return shapes | ({"sqk": (queries,)} if ngpt else {})
+    if kind == "mlp":
+        shapes = {name: (ffn, hidden) for name in (("gate", "up") if gated else ("fc1",))} | {"fc2": (hidden, ffn)}
+        return shapes | ({name: (ffn,) for name in (("suv_gate", "suv_up") if gated else ("suv",))} if ngpt else {})
+    if kind == "moe":
+        return moe_shapes(spec.moe, hidden, gated, ngpt)
+    heads, inner = spec.mamba.heads, spec.mamba.heads * spec.mamba.head_dim
+    features = inner + 2 * spec.mamba.groups * spec.mamba.state
+    shapes = {"in_proj": (inner + features + heads, hidden), "out_proj": (hidden, inner), "conv_weight": (features, spec.conv_kernel)}
+    shapes |= {"conv_bias": (features,), "dt_bias": (heads,), "A_log": (heads,), "D": (heads,)}
+    shapes |= {"in_scale": (inner + features + heads,)} if ngpt else {}
+    return shapes | ({"norm": (inner,)} if spec.has_mixer_norm else {})
 
 
 def random_params(spec: ModelSpec, generator: torch.Generator) -> dict[str, Tensor]:
@@ -227,9 +303,12 @@ def random_params(spec: ModelSpec, generator: torch.Generator) -> dict[str, Tens
     for name, shape in parameter_shapes(spec).items():
         if len(shape) == 2:
             weight = torch.randn(shape, dtype=torch.float64, generator=generator)
-            params[name] = l2_normalize(weight, dim=0 if name.endswith((".proj", ".fc2")) else -1)
+            params[name] = l2_normalize(weight, dim=0 if name.endswith((".proj", ".fc2", ".out_proj")) else -1)
             continue
-        start = 1.0 if name.endswith("norm") else scale_init_and_scale(name, spec)[1]
+        if name.endswith((".bias", ".conv_bias", ".dt_bias", ".A_log", ".D")):
+            params[name] = 0.3 * torch.randn(shape, dtype=torch.float64, generator=generator)
+            continue
+        start = 1.0 if name.endswith(("norm", "norm_before")) else scale_init_and_scale(name, spec)[1]
         params[name] = start * (0.5 + torch.rand(shape, dtype=torch.float64, generator=generator))
         if name.endswith("alpha"):
             params[name] *= torch.where(torch.rand(shape, dtype=torch.float64, generator=generator) < 0.25, -1.0, 1.0)

@@ -8,7 +8,10 @@ from model_probe import SPECS
 from torchrun import launch
 
 FP32 = 5e-6  # relative norm of the difference; an fp32 forward and backward pass over 4 sub-blocks
-NGPT = [name for name in SPECS if not name.startswith("control")]
+HYBRID = [name for name in SPECS if "hybrid" in name]
+# Attention, MLP and Mamba layers: 4 in the dense models, 3 in the hybrid ones.
+PROJECTIONS = dict.fromkeys(SPECS, 4) | dict.fromkeys(HYBRID, 3) | {"hybrid_top1": 2, "hybrid_top1_softmax": 1}
+WITHOUT_MAMBA = [name for name in SPECS if name not in HYBRID] + ["hybrid_top1_softmax"]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def test_every_gradient(deviations, spec):
 def test_what_reaches_and_leaves_the_output_projections(deviations, spec):
     """The logits cannot see fine-grained normalisation; the projections' inputs can."""
     seen = {name: value for name, value in deviations[spec].items() if name.startswith("seen/")}
-    assert len(seen) == 8 and max(seen.values()) < FP32, seen
+    assert len(seen) == 2 * PROJECTIONS[spec] and max(seen.values()) < FP32, seen
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -58,7 +61,27 @@ def test_counted_parameters_are_those_of_the_built_model(deviations, spec):
     assert deviations[spec]["counted"] == deviations[spec]["parameters"]
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [name for name in HYBRID if not name.startswith("control") and "not_fine_grained" not in name])
+def test_what_reaches_the_output_projections_of_experts_has_unit_norm(deviations, spec):
+    assert deviations[spec]["expert_input_norm"] < 1e-6
+
+
+@pytest.mark.parametrize("spec", ["hybrid", "hybrid_not_fine_grained", "hybrid_overlap", "hybrid_top1", "control_hybrid"])
+def test_experts_without_tokens_are_among_those_compared(deviations, spec):
+    """Their gradients are zeros, on both sides."""
+    assert deviations[spec]["experts_without_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("grouped", "sequential"),
+    [("hybrid_grouped", "hybrid"), ("hybrid_grouped_gated", "hybrid_shared_suv"), ("control_hybrid_grouped", "control_hybrid")],
+)
+def test_grouped_experts_write_the_checkpoint_of_sequential_ones(deviations, grouped, sequential):
+    assert len(deviations[grouped]["checkpoint"]) > 10
+    assert deviations[grouped]["checkpoint"] == deviations[sequential]["checkpoint"]
+
+
+@pytest.mark.parametrize("spec", WITHOUT_MAMBA)
 def test_a_document_with_confined_attention_sees_only_itself(deviations, spec):
     """Logits of the second document equal those of the document alone: rotary positions are relative."""
     assert deviations[spec]["confined_document"] < FP32

@@ -1,13 +1,17 @@
 """The reference itself, against computations small enough to write out by hand and against properties that MODEL.md implies."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.numerics.reference_model import (
+    MambaSpec,
     ModelSpec,
+    MoeSpec,
+    auxiliary_loss,
     l2_normalize,
     lerp_retract,
     parameter_shapes,
@@ -19,6 +23,9 @@ from tests.numerics.reference_model import (
 
 NGPT = ModelSpec("ngpt", num_layers=2, hidden=10, ffn=20, heads=4, groups=2, head_dim=6, vocab=17)
 GPT = replace(NGPT, architecture="gpt")
+EXPERTS = MoeSpec(experts=4, top_k=3, ffn=6, shared_ffn=8, scaling=2.5, aux_loss="seq_aux_loss", aux_loss_coeff=0.1)
+SOFTMAX = replace(EXPERTS, score="softmax", shared_suv=True, shared_ffn=0, aux_loss="aux_loss")
+HYBRID = replace(NGPT, pattern="ME*E-", moe=EXPERTS, mamba=MambaSpec(heads=4, head_dim=3, groups=2, state=2), conv_kernel=3)
 SPECS = {
     "ngpt": NGPT,
     "ngpt_coarse": replace(NGPT, fine_grained=False),
@@ -26,6 +33,9 @@ SPECS = {
     "ngpt_no_positions": replace(NGPT, rope=False),
     "gpt": GPT,
     "gpt_swiglu_tied": replace(GPT, activation="swiglu", tied=True),
+    "ngpt_hybrid": HYBRID,
+    "ngpt_hybrid_softmax": replace(HYBRID, activation="swiglu", moe=SOFTMAX, gated_norm=True),
+    "gpt_hybrid": replace(HYBRID, architecture="gpt"),
 }
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
 
@@ -212,6 +222,55 @@ def test_rope_turns_pairs_half_a_head_apart_by_the_stated_angles():
     torch.testing.assert_close(rotate(x, 100.0)[0, 3, 0], expected, **EXACT)
 
 
+@pytest.mark.parametrize("score", ["sigmoid", "softmax"])
+def test_an_expert_layer_equals_a_computation_by_hand(score, generator):
+    """One token, two of three experts: the bias decides which, the scores without it how much."""
+    moe = MoeSpec(experts=3, top_k=2, ffn=9, score=score, scaling=1.5, aux_loss="seq_aux_loss", aux_loss_coeff=0.2)
+    spec = replace(NGPT, hidden=3, vocab=5, pattern="E", moe=moe)
+    p, record = random_params(spec, generator), {}
+    p["layers.0.moe.bias"] = torch.tensor([0.0, 10.0, 20.0], dtype=torch.float64)
+    reference_logits(p, spec, torch.tensor([[4]]), record)
+    h = p["embedding"][4].tolist()
+    logits = [math.sqrt(3) * u for u in times(p["layers.0.moe.router"], h)]
+    scores = [1 / (1 + math.exp(-u)) if score == "sigmoid" else math.exp(u) for u in logits]
+    y = [0.0] * 3
+    for e in (1, 2):
+        suv = p[f"layers.0.moe.experts.{e}.suv"].tolist()
+        u = [s * x * math.sqrt(3) for s, x in zip(suv, times(p[f"layers.0.moe.experts.{e}.fc1"], h), strict=True)]
+        out = times(p[f"layers.0.moe.experts.{e}.fc2"], unit([max(x, 0) ** 2 for x in u]))
+        y = [a + 1.5 * scores[e] / (scores[1] + scores[2]) * b for a, b in zip(y, out, strict=True)]
+    torch.testing.assert_close(record["layers.0.moe.out"][0, 0], torch.tensor(y, dtype=torch.float64), **EXACT)
+    assert record["layers.0.moe.loads"].tolist() == [[0, 1, 1]]
+    best = sorted(scores)[-2:]  # the loss knows no bias
+    assert record["layers.0.moe.aux_loss"].item() == pytest.approx(0.2 * 3 * sum(best) / 2 / sum(scores), rel=1e-12)
+
+
+def test_balanced_experts_cost_the_coefficient_and_a_single_busy_one_more(generator):
+    moe = MoeSpec(experts=4, top_k=1, ffn=2, aux_loss="aux_loss", aux_loss_coeff=1.0, scaled_input=False)
+    spec = replace(NGPT, hidden=4, vocab=4, pattern="E", moe=moe)
+    p, record = random_params(spec, generator), {}
+    p["embedding"] = torch.eye(4, dtype=torch.float64)
+    p["layers.0.moe.router"] = 100 * torch.eye(4, dtype=torch.float64) - 50
+    reference_logits(p, spec, torch.tensor([[0, 1, 2, 3]]), record)
+    assert record["layers.0.moe.aux_loss"].item() == pytest.approx(1.0)
+    reference_logits(p, spec, torch.tensor([[2, 2, 2, 2]]), record)
+    assert record["layers.0.moe.aux_loss"].item() == pytest.approx(4.0)
+
+
+def test_a_mixer_scale_of_one_equals_an_in_proj_that_is_longer(generator):
+    """nGPT's scale on the mixer's input is the same function as longer rows of in_proj in the control's mixer."""
+    spec = replace(HYBRID, pattern="M", fine_grained=False)
+    p, ours = random_params(spec, generator), {}
+    tokens = random_tokens(spec, generator)
+    reference_logits(p, spec, tokens, ours)
+    q = dict(p)
+    q["layers.0.mamba.in_proj"] = p["layers.0.mamba.in_scale"][:, None] * math.sqrt(spec.hidden) * p["layers.0.mamba.in_proj"]
+    q["layers.0.mamba.in_scale"] = torch.full_like(p["layers.0.mamba.in_scale"], 1 / math.sqrt(spec.hidden))
+    theirs = {}
+    reference_logits(q, spec, tokens, theirs)
+    torch.testing.assert_close(ours["layers.0.mamba.out_proj_in"], theirs["layers.0.mamba.out_proj_in"], **EXACT)
+
+
 def test_a_zero_row_gives_zero_and_finite_gradients(generator):
     x = torch.zeros(2, 5, dtype=torch.float64, requires_grad=True)
     b = torch.zeros(2, 5, dtype=torch.float64, requires_grad=True)
@@ -246,31 +305,46 @@ def test_loss_is_the_mean_cross_entropy_in_nats_over_kept_tokens(spec, generator
 def test_every_parameter_gets_the_gradient_that_finite_differences_give(spec, generator):
     spec = replace(spec, num_layers=1)
     params = {name: value.requires_grad_() for name, value in random_params(spec, generator).items()}
-    tokens, labels = random_tokens(spec, generator, 1, 4), random_tokens(spec, generator, 1, 4)
-    loss = reference_loss(params, spec, tokens, labels)
-    gradients = dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
+    tokens, labels = random_tokens(spec, generator, 1, 9), random_tokens(spec, generator, 1, 9)
+
+    def loss(values: dict[str, torch.Tensor]) -> torch.Tensor:
+        record = {}
+        return reference_loss(values, spec, tokens, labels, record=record) + auxiliary_loss(record)
+
+    trained = {name: value for name, value in params.items() if not name.endswith(".bias")}
+    gradients = dict(zip(trained, torch.autograd.grad(loss(params), list(trained.values())), strict=True))
+    together: dict[str, list[str]] = {}  # the experts of a layer move at once
     for name, gradient in gradients.items():
         assert gradient.abs().max() > 1e-7, name
-        direction = torch.randn(gradient.shape, dtype=torch.float64, generator=generator)
+        together.setdefault(re.sub(r"experts\.\d+", "experts", name), []).append(name)
+    for kind, names in together.items():
+        directions = {name: torch.randn(gradients[name].shape, dtype=torch.float64, generator=generator) for name in names}
         with torch.no_grad():
-            high, low = (reference_loss(params | {name: params[name] + e * direction}, spec, tokens, labels) for e in (1e-6, -1e-6))
-        measured = ((high - low) / 2e-6).item()
-        assert measured == pytest.approx((gradient * direction).sum().item(), rel=1e-5, abs=1e-8), name
+            high, low = (loss(params | {name: params[name] + e * directions[name] for name in names}) for e in (1e-6, -1e-6))
+        expected = sum((gradients[name] * directions[name]).sum().item() for name in names)
+        assert ((high - low) / 2e-6).item() == pytest.approx(expected, rel=1e-5, abs=1e-8), kind
 
 
 def test_the_record_names_every_projection_and_reaches_the_graph(spec, generator):
     params = {name: value.requires_grad_() for name, value in random_params(spec, generator).items()}
     record = {}
     logits = reference_logits(params, spec, random_tokens(spec, generator), record)
-    attn = {"qkv_in", "q_out", "k_out", "v_out", "proj_in", "proj_out", "hidden"}
-    mlp = {"fc1_in", "fc1_out", "fc2_in", "fc2_out", "hidden"}
+    names = {
+        "attn": {"qkv_in", "q_out", "k_out", "v_out", "proj_in", "proj_out", "hidden"},
+        "mlp": {"fc1_in", "fc1_out", "fc2_in", "fc2_out", "hidden"},
+        "mamba": {"out_proj_in", "out_proj_out", "hidden"},
+        "moe": {"out", "aux_loss", "loads", "hidden"},
+    }
     expected = {"embedding_out", "head_in", "head_out"}
-    for i in range(spec.num_layers):
-        expected |= {f"layers.{i}.attn.{name}" for name in attn} | {f"layers.{i}.mlp.{name}" for name in mlp}
+    for prefix, kind in spec.sub_blocks():
+        expected |= {f"{prefix}.{name}" for name in names[kind]}
     assert set(record) == expected
-    torch.testing.assert_close(record["layers.0.attn.proj_in"] @ params["layers.0.attn.proj"].T, record["layers.0.attn.proj_out"], **EXACT)
-    torch.testing.assert_close(record["layers.1.mlp.fc2_in"] @ params["layers.1.mlp.fc2"].T, record["layers.1.mlp.fc2_out"], **EXACT)
-    assert torch.autograd.grad(logits.sum(), record["layers.0.attn.proj_in"])[0].abs().max() > 0
+    for prefix, kind in spec.sub_blocks():
+        projection = {"attn": "proj", "mlp": "fc2", "mamba": "out_proj"}.get(kind)
+        if projection:
+            entering, leaving = record[f"{prefix}.{projection}_in"], record[f"{prefix}.{projection}_out"]
+            torch.testing.assert_close(entering @ params[f"{prefix}.{projection}"].T, leaving, **EXACT)
+            assert torch.autograd.grad(logits.sum(), entering, retain_graph=True)[0].abs().max() > 0
 
 
 def test_random_parameters_have_the_stated_shapes_and_vary(spec, generator):

@@ -83,6 +83,13 @@ BAD = {
     "dispatcher": Bad(
         [HYBRID, "parallel.token_dispatcher=flex"], "parallel.token_dispatcher", "flex", "DeepEP", ["parallel.token_dispatcher=alltoall"]
     ),
+    "stage_without_experts": Bad(
+        [HYBRID, "parallel=pp2", TWO, "model.layer_pattern='M|E*E-'"],
+        "model.layer_pattern",
+        "M|E*E-",
+        "rank 0 gets no E layer",
+        ["model.layer_pattern='ME|*E-'"],
+    ),
     "processes": Bad([HYBRID, "parallel=ep2"], "cluster.gpus_per_node", "1 processes", "expert 2 * expert_tensor 1", [TWO]),
     "recompute_without_experts": Bad(
         ["parallel.recompute=selective", "parallel.recompute_modules=[moe]"],
@@ -98,12 +105,28 @@ BAD = {
         "a dense model has none",
         ["parallel.shared_expert_overlap=false"],
     ),
-    "heads_over_groups": Bad([HYBRID, "model.mamba_num_heads=5"], "model.mamba_num_heads", "5", "mamba_num_groups 2", ["model.mamba_num_heads=6"]),
+    "heads_over_groups": Bad(
+        [HYBRID, "model.mamba_num_heads=5"], "model.mamba_num_heads", "5", "mamba_num_groups 2", ["model.mamba_num_heads=6"]
+    ),
     "groups_over_tensor": Bad(
         [HYBRID, "parallel=tp2", TWO, "model.mamba_num_groups=1"],
         "model.mamba_num_groups",
         "1",
         "parallel.tensor 2",
+        ["model.mamba_num_groups=2"],
+    ),
+    "heads_over_context": Bad(
+        [HYBRID, "parallel=cp2", TWO, "model.mamba_num_heads=7", "model.mamba_num_groups=1"],
+        "model.mamba_num_heads",
+        "7",
+        "* context 2",
+        ["model.mamba_num_heads=8"],
+    ),
+    "groups_over_context": Bad(
+        [HYBRID, "parallel=cp2", TWO, "model.mamba_num_heads=12", "model.mamba_num_groups=3"],
+        "model.mamba_num_groups",
+        "3",
+        "parallel.context 2",
         ["model.mamba_num_groups=2"],
     ),
     "kernel": Bad([HYBRID, "model.mamba_conv_kernel=5"], "model.mamba_conv_kernel", "5", "2, 3, 4", ["model.mamba_conv_kernel=4"]),

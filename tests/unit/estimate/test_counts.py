@@ -22,7 +22,7 @@ def test_the_dense_model_of_the_paper():
 
 
 def test_the_hybrid_model_of_the_paper():
-    """Written out: D 2688, 128 experts of 1856 and a shared one of 3712, 32 heads of 128 in 2 groups, 64 Mamba heads of 64, 8 groups of 128."""
+    """Written out: D 2688; 128 experts of 1856, one of 3712; 32 heads of 128 in 2 groups; 64 Mamba heads of 64, 8 groups of 128."""
     z = x = 64 * 64
     bc, dt = 2 * 8 * 128, 64
     expert = [(1856, 2688), (2688, 1856)]

@@ -97,6 +97,7 @@ def failing_trainer(tmp_path):
     code = (
         "from pathlib import Path\n"
         "from ngpt.config.errors import ConfigError\n"
+        "def leave(): pass\n"
         "def train(config, rank):\n"
         "    print('step 1', flush=True)\n"
         "    if config.train.seed == 11:\n"

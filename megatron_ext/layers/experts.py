@@ -1,0 +1,120 @@
+"""Routed experts of nGPT over Megatron's classes, and what their linears need.
+
+Shapes: x_TD tokens of this rank's experts, sorted by expert; T counts a token once for each expert that it was sent to.
+"""
+
+import math
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_ext.layers.linear import ReadsStream
+from megatron_ext.layers.scale import ParallelScale
+from ngpt.functional import scale_features, scale_tokens
+
+TOKEN_MULTIPLE = 32  # the largest block along tokens of all formats: MXFP8's
+
+
+class PadsTokens:
+    """Mixin over an expert's `Quantizable` linear: fills its tokens up with zeros where it runs in low precision.
+
+    Zeros change nothing: they raise no block's amax, and add nothing to a weight gradient. Without tokens there is nothing to quantise.
+    """
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor | None]:
+        tokens = x_TD.size(0)
+        if self.executor is None or tokens == 0:
+            return self.forward_in_backend(x_TD)
+        if tokens % TOKEN_MULTIPLE == 0:
+            return super().forward(x_TD)
+        padded = torch.nn.functional.pad(x_TD, (0, 0, 0, -tokens % TOKEN_MULTIPLE))
+        y_TF, bias = super().forward(padded)
+        return y_TF[:tokens], bias
+
+
+class BorrowedScaleReadsStream(ReadsStream):
+    """The first linear of an expert whose suv belongs to all experts of the layer: `lend` gives it."""
+
+    def __init__(self, *args, config: TransformerConfig, **kwargs):
+        super().__init__(*args, config=config, **kwargs)
+        self.width_factor = math.sqrt(config.hidden_size)
+
+    def lend(self, suv: ParallelScale) -> None:
+        self.borrowed = (suv,)  # in a tuple: it is no submodule of this linear
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor | None]:
+        u_TF, bias = super().forward(x_TD)
+        return scale_features(u_TF, self.borrowed[0]() * self.width_factor), bias
+
+
+def separate_experts(experts: type) -> type:
+    """Megatron's class of experts whose parameters belong to the expert-parallel optimizer, however many ranks share the experts.
+
+    Megatron gives them to the optimizer of all others where a single rank holds them, and an optimizer state cannot be loaded by two
+    optimizers what was saved by one. Their data-parallel groups are the same then, so nothing else changes.
+    """
+
+    class Experts(experts):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            for param in self.parameters():
+                param.allreduce = False
+
+    Experts.__name__ = f"Separate{experts.__name__}"
+    return Experts
+
+
+def normalized_experts(experts: type, shared_suv: bool) -> type:
+    """Megatron's class of experts with the router's probabilities on their outputs, rather than on their activations.
+
+    In front of fc2 the fine-grained normalisation would cancel them.
+
+    Args:
+        experts: SequentialMLP or TEGroupedMLP.
+        shared_suv: one suv for all experts of the layer; otherwise each expert's first linear has its own.
+
+    Source: MODEL.md "MoE".
+    """
+
+    class Experts(experts):
+        def __init__(self, num_local_experts: int, config: TransformerConfig, *args, pg_collection, **kwargs):
+            super().__init__(num_local_experts, config, *args, pg_collection=pg_collection, **kwargs)
+            if shared_suv:
+                self.suv = _shared_suv(config, pg_collection)
+                for linear in [module for module in self.modules() if hasattr(module, "lend")]:
+                    linear.lend(self.suv)
+
+        def forward(self, x_TD: Tensor, tokens_per_expert: Tensor, probs_T: Tensor) -> tuple[Tensor, Tensor | None]:
+            ones = torch.ones_like(probs_T, dtype=x_TD.dtype)
+            y_TD, bias = super().forward(x_TD, tokens_per_expert, ones)
+            return scale_tokens(y_TD, probs_T), bias
+
+        def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+            state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+            if shared_suv:
+                state.pop(f"{prefix}suv.stored", None)
+                state |= self.suv.sharded_state_dict(f"{prefix}suv.", sharded_offsets, metadata)
+            return state
+
+    Experts.__name__ = f"Normalized{experts.__name__}"
+    return Experts
+
+
+def _shared_suv(config: TransformerConfig, pg_collection) -> ParallelScale:
+    """Every rank holds it whole, or its part of the features where expert and dense tensor parallelism are one.
+
+    Parallelism: unlike an expert's own scales it is a dense parameter: all data-parallel ranks have experts that it belongs to.
+    """
+    sharded = pg_collection.expt_tp.size() > 1
+    assert not sharded or pg_collection.expt_tp.size() == pg_collection.tp.size()
+    halves = 2 if config.gated_linear_unit else 1
+    return ParallelScale(
+        halves * config.moe_ffn_hidden_size // pg_collection.expt_tp.size(),
+        init=1.0,
+        scale=1.0,
+        tp_group=pg_collection.tp,
+        sharded=sharded,
+        sequence_parallel=not sharded and config.sequence_parallel,
+        split_halves=config.gated_linear_unit,
+    )
