@@ -83,7 +83,7 @@ def quantize_packed(
     Args and Raises: as `emulate`.
     """
     matrix, wanted = _checked(x_MK, spec, rowwise, columnwise, seed), (rowwise, columnwise)
-    if matrix.is_cuda and not (spec.four_over_six or spec.row_scaled):
+    if matrix.is_cuda and matrix.numel() and not (spec.four_over_six or spec.row_scaled):
         return _triton().quantize_packed(matrix, spec, wanted, tuple(x_MK.shape), seed)
     seed = seed if spec.rounding == "sr" else None
     row, column = (quantize(x_MK, spec, name, seed=seed) if want else None for name, want in zip(_DIRECTIONS, wanted, strict=True))

@@ -17,8 +17,9 @@ RHT_OFF, RHT_SIGNED, RHT_UNSIGNED = tl.constexpr(0), tl.constexpr(1), tl.constex
 _EXPONENT = tl.constexpr(0x7F800000)
 _SIGN = tl.constexpr(-0x80000000)
 _FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
+_SMALL, _LIFT = tl.constexpr(2.0**-96), tl.constexpr(2.0**32)
 _SIXTH = tl.constexpr(0.1666666716337204)  # fl(1 / 6)
-_PHILOX_ROUNDS = tl.constexpr(7)
+CODE_BIAS = tl.constexpr(0x4B400000)  # bits of 1.5 * 2^23
 # Bit i says whether the signed transform negates row i.
 _NEGATED_ROWS = tl.constexpr(0b1101_0111_1110_1000)
 
@@ -87,31 +88,40 @@ def folded_factor(amax, global_decode):
 
 
 @triton.jit
-def reciprocal(x):
-    """min(fl(1 / x), FLT_MAX) of x >= 0, as IEEE division gives it. The hardware's approximation and a Newton step of exact residuals
-    take a third of the instructions of a division and no branch; the GPU check compares them for every mantissa."""
+def reciprocal(x, lift):
+    """min(fl(1 / x), FLT_MAX) of 0 <= x < 2^126, bit for bit IEEE division: one Newton step on the hardware's approximation, no branch.
+
+    lift: power of two >= 1 that lifts every x but 0 above 2^-126. Of 0 and NaN the step makes NaN, and the minimum FLT_MAX.
+    The GPU check compares every mantissa under many exponents.
+    """
     if INTERPRETED:
         return tl.minimum(tl.math.div_rn(1.0, x), _FLOAT32_MAX)
     else:
-        y = tl.minimum(1.0 / x, _FLOAT32_MAX)
-        y = tl.fma(tl.fma(x * -1.0, y, 1.0), y, y)
-        return tl.minimum(y, _FLOAT32_MAX)
+        x = x * lift
+        y = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.minimum(tl.fma(tl.fma(x * -1.0, y, 1.0), y, y) * lift, _FLOAT32_MAX)
+
+
+@triton.jit
+def round_to_e4m3(x):
+    """(uint8 E4M3 bytes, fp32 values) nearest to x >= 0, ties to even, at most 448; NaN stays. The interpreter's cast does none of that."""
+    if INTERPRETED:
+        x = tl.minimum(x, 448.0, propagate_nan=tl.PropagateNan.ALL)
+        # 1.5 * 2^23 steps of E4M3: adding them leaves no finer bits.
+        magic = float_of(bits_of(tl.maximum(x, 0.015625)) & _EXPONENT) * 1572864.0
+        value = (x + magic) - magic
+        # 2^-120 aligns the exponents of both formats, subnormal ones included.
+        return tl.where(x != x, 0x7F, bits_of(value * 7.52316384526264e-37) >> 20).to(tl.uint8), value
+    else:
+        code = x.to(tl.float8e4nv)
+        return code.to(tl.uint8, bitcast=True), code.to(tl.float32)
 
 
 @triton.jit
 def block_scales(block_amax, mult, global_decode):
-    """(decode, encode) scales of blocks: the E4M3 value nearest to amax * mult, ties to even, and what maps x to E2M1's range."""
-    target = tl.minimum(block_amax * mult, 448.0, propagate_nan=tl.PropagateNan.ALL)
-    # 1.5 * 2^23 steps of E4M3: adding them leaves no finer bits.
-    magic = float_of(bits_of(tl.maximum(target, 0.015625)) & _EXPONENT) * 1572864.0
-    decode = (target + magic) - magic
-    return decode, reciprocal(decode * global_decode)
-
-
-@triton.jit
-def e4m3_bytes(decode):
-    """uint8 of E4M3 values: 2^-120 aligns the exponents of both formats, subnormal ones included."""
-    return tl.where(decode != decode, 0x7F, bits_of(decode * 7.52316384526264e-37) >> 20).to(tl.uint8)
+    """(E4M3 bytes, decode, encode) scales of blocks: decode is the E4M3 value, encode maps x to E2M1's range."""
+    scale_bytes, decode = round_to_e4m3(block_amax * mult)
+    return scale_bytes, decode, reciprocal(decode * global_decode, tl.where(global_decode < _SMALL, _LIFT, 1.0))
 
 
 @triton.jit
@@ -140,28 +150,54 @@ def with_sign(magnitude, signed):
 
 @triton.jit
 def nearest_codes(scaled):
-    """int32 E2M1 codes of the nearest values. In 1.5 * 2^23 + code the three steps of the grid are three lines; the lowest one holds."""
+    """int32 whose low 4 bits are the E2M1 codes of the nearest values; the others hold CODE_BIAS.
+
+    In 1.5 * 2^23 + code the three steps of the grid are three lines; the lowest one holds.
+    """
     magnitude = tl.abs(scaled)
     fine = bits_of(tl.fma(magnitude, 2.0, 12582912.0))
     middle = bits_of(magnitude + 12582914.0)
     coarse = bits_of(tl.fma(magnitude, 0.5, 12582916.0))
-    code = tl.minimum(tl.minimum(tl.minimum(fine, middle), coarse), 0x4B400007)
-    return ((bits_of(scaled) >> 28) & 8) | (code & 7)
+    code = tl.minimum(tl.minimum(tl.minimum(fine, middle), coarse), CODE_BIAS + 7)
+    return ((bits_of(scaled) >> 28) & 8) | code
 
 
 @triton.jit
 def stochastic_codes(scaled, bits):
-    """int32 E2M1 codes: 2^-126 makes codes of the exponent and first mantissa bit."""
-    magnitude = round_stochastically(scaled, bits) * 1.1754943508222875e-38
-    return ((bits_of(scaled) >> 28) & 8) | (bits_of(magnitude) >> 22)
+    """int32 as `nearest_codes`: 2^-126 makes codes of the exponent and first mantissa bit."""
+    code = bits_of(round_stochastically(scaled, bits) * 1.1754943508222875e-38) >> 22
+    return ((bits_of(scaled) >> 28) & 8) | code | CODE_BIAS
+
+
+@triton.jit
+def pack_codes(codes, LOG: tl.constexpr):
+    """int32 [..., n] of codes [..., n * 2^LOG], the first one lowest, 4 bits each; above 16 bits as if CODE_BIAS were 0."""
+    for level in tl.static_range(LOG):
+        even, odd = tl.split(tl.reshape(codes, codes.shape[:-1] + (codes.shape[-1] // 2, 2)))
+        codes = even + (odd << (4 << level))
+    if LOG == 3:
+        codes -= 0x3F400000  # 0x11111111 * CODE_BIAS
+    return codes
+
+
+@triton.jit
+def philox4x32(c0, c1, c2, c3, seed):
+    """Four uint32 words of a counter of four, as `ngpt.precision.philox`. One wide product instead of a high and a low one."""
+    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(7):
+        product_0, product_2 = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57
+        c0, c2 = (product_2 >> 32).to(tl.uint32) ^ c1 ^ k0, (product_0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1, c3 = product_2.to(tl.uint32), product_0.to(tl.uint32)
+        k0, k1 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False), tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
+    return c0, c1, c2, c3
 
 
 @triton.jit
 def random_bits(seed, stream: tl.constexpr, row, draw0, DRAWS: tl.constexpr):
     """uint32 [S, 16, 8 * DRAWS] numbers below 2^16 of rows `row` int32 [S, 16, 1] from draw `draw0` on, see `ngpt.precision.philox`."""
-    zero = row * 0
-    draw = draw0 + tl.arange(0, DRAWS)[None, None, :]
-    w0, w1, w2, w3 = tl.philox(seed, draw, row, zero + stream, zero, n_rounds=_PHILOX_ROUNDS)
+    zero = (row * 0).to(tl.uint32)
+    draw = (draw0 + tl.arange(0, DRAWS)[None, None, :]).to(tl.uint32)
+    w0, w1, w2, w3 = philox4x32(draw, row.to(tl.uint32), zero + stream, zero, seed.to(tl.uint64))
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
     halves = tl.join(words & 0xFFFF, words >> 16)
     return tl.reshape(halves, (row.shape[0], row.shape[1], 8 * DRAWS))

@@ -12,12 +12,12 @@ from ngpt.kernels.nvfp4_quantize.device import (
     RHT_OFF,
     bits_of,
     block_scales,
-    e4m3_bytes,
     folded_factor,
     global_scales,
     hadamard_transform,
     max_magnitude,
     nearest_codes,
+    pack_codes,
     random_bits,
     round_stochastically,
     round_to_nearest,
@@ -31,6 +31,13 @@ from ngpt.kernels.nvfp4_quantize.device import (
 def _tile_origin(columns, program, S: tl.constexpr, C: tl.constexpr):
     across = tl.cdiv(columns, C)
     return (program // across) * (16 * S), (program % across) * C
+
+
+@triton.jit
+def _columns(C: tl.constexpr, VEC: tl.constexpr):
+    """int32 [1, 1, C]. A thread gets VEC neighbouring columns: what it is told to be contiguous."""
+    column = tl.arange(0, C)[None, None, :]
+    return tl.max_contiguous(tl.multiple_of(column, (1, 1, VEC)), (1, 1, VEC))
 
 
 @triton.jit
@@ -59,11 +66,11 @@ def _store_tile(matrix_ptr, line0, place0, line, place, lines, places, values, E
 
 
 @triton.jit
-def amax_kernel(x_ptr, out_ptr, rows, columns, RHT: tl.constexpr, S: tl.constexpr, C: tl.constexpr, EVEN: tl.constexpr):
+def amax_kernel(x_ptr, out_ptr, rows, columns, RHT: tl.constexpr, S: tl.constexpr, C: tl.constexpr, EVEN: tl.constexpr, VEC: tl.constexpr):
     """max |x|, or of the transformed x, as an fp32 bit pattern: int32 order is magnitude order with NaN on top. `out` starts at 0."""
     row0, column0 = _tile_origin(columns, tl.program_id(0), S, C)
     row = tl.arange(0, S)[:, None, None] * 16 + tl.arange(0, 16)[None, :, None]
-    column = tl.arange(0, C)[None, None, :]
+    column = _columns(C, VEC)
     x = _load_tile(x_ptr, row0, column0, row, column, rows, columns, EVEN)
     if RHT != RHT_OFF:
         x = hadamard_transform(x, RHT)
@@ -98,17 +105,22 @@ def _times(x, block_factor):
 
 @triton.jit
 def _count(counts_ptr, x, block_amax, decode, amax, AMAX: tl.constexpr):
-    """Add saturated elements and flushed blocks. Both are rare: elements are looked at in tiles that have a saturated block."""
+    """Add saturated elements and flushed blocks. Elements are looked at in the rare tile that has a saturated block."""
+    tally = ((decode == 0) & (block_amax != 0)).to(tl.int32)
     if AMAX != DYNAMIC:
-        if tl.max(tl.ravel(block_amax), 0) > amax:
-            tl.atomic_add(counts_ptr, tl.sum(tl.ravel((tl.abs(x) > amax).to(tl.int32)), 0).to(tl.int64), sem="relaxed")
-    flushed = tl.sum(tl.ravel(((decode == 0) & (block_amax != 0)).to(tl.int32)), 0)
-    if flushed > 0:
-        tl.atomic_add(counts_ptr + 1, flushed.to(tl.int64), sem="relaxed")
+        tally += (block_amax > amax).to(tl.int32) << 16
+    tally = tl.sum(tl.ravel(tally), 0)
+    if tally > 0:
+        tl.atomic_add(counts_ptr + 1, (tally & 0xFFFF).to(tl.int64), sem="relaxed")
+        if AMAX != DYNAMIC:
+            if tally >= 0x10000:
+                tl.atomic_add(counts_ptr, tl.sum(tl.ravel((tl.abs(x) > amax).to(tl.int32)), 0).to(tl.int64), sem="relaxed")
 
 
 @triton.jit
-def _dequantized(x, decode, encode, amax, global_decode, seed, row, draw0, FOLD: tl.constexpr, STREAM: tl.constexpr, STOCHASTIC: tl.constexpr):
+def _dequantized(
+    x, decode, encode, amax, global_decode, seed, row, draw0, FOLD: tl.constexpr, STREAM: tl.constexpr, STOCHASTIC: tl.constexpr
+):
     """fp32 [S, 16, C]."""
     scaled = _times(x, encode)
     if STOCHASTIC:
@@ -146,7 +158,7 @@ def dequantized_kernel(
     S: tl.constexpr,
     C: tl.constexpr,
     EVEN: tl.constexpr,
-    RELOAD: tl.constexpr = False,
+    VEC: tl.constexpr,
 ):
     """Quantised and dequantised x [M, K]: row_ptr with blocks along K or square ones, column_ptr with blocks along M of the transformed x.
 
@@ -154,12 +166,12 @@ def dequantized_kernel(
     """
     row0, column0 = _tile_origin(columns, tl.num_programs(0) - 1 - tl.program_id(0), S, C)
     row = tl.arange(0, S)[:, None, None] * 16 + tl.arange(0, 16)[None, :, None]
-    column = tl.arange(0, C)[None, None, :]
+    column = _columns(C, VEC)
     x = _load_tile(x_ptr, row0, column0, row, column, rows, columns, EVEN)
     if ROWWISE:
         amax, mult, global_decode = global_scales(row_amax_ptr, static_amax, static_encode, static_decode, AMAX)
         block_amax = _row_block_amax(x, SQUARE)
-        decode, encode = block_scales(block_amax, mult, global_decode)
+        scale_bytes, decode, encode = block_scales(block_amax, mult, global_decode)
         values = _dequantized(x, decode, encode, amax, global_decode, seed, row0 + row, column0 // 8, FOLD, 0, STOCHASTIC)
         _store_tile(row_ptr, row0, column0, row, column, rows, columns, values, EVEN)
         if COUNT_ROW:
@@ -167,13 +179,11 @@ def dequantized_kernel(
         if COUNT_COLUMN and not COLUMNWISE:
             _count(counts_ptr + 2, x, block_amax, decode, amax, AMAX)
     if COLUMNWISE:
-        if RELOAD:
-            x = _load_tile(x_ptr, row0, column0, row, column, rows, columns, EVEN)
         if RHT != RHT_OFF:
             x = hadamard_transform(x, RHT)
         amax, mult, global_decode = global_scales(column_amax_ptr, static_amax, static_encode, static_decode, AMAX)
         block_amax = _column_block_amax(x, SQUARE)
-        decode, encode = block_scales(block_amax, mult, global_decode)
+        scale_bytes, decode, encode = block_scales(block_amax, mult, global_decode)
         values = _dequantized(x, decode, encode, amax, global_decode, seed, row0 + row, column0 // 8, FOLD, 0 if SQUARE else 1, STOCHASTIC)
         _store_tile(column_ptr, row0, column0, row, column, rows, columns, values, EVEN)
         if COUNT_COLUMN:
@@ -216,44 +226,41 @@ def packed_kernel(
     S: tl.constexpr,
     C: tl.constexpr,
     EVEN: tl.constexpr,
-    RELOAD: tl.constexpr = False,
+    VEC: tl.constexpr,
 ):
-    """Codes and scale bytes of both directions, 8 codes an int32: row [M, K / 8] and [M, K / 16]; column [K, M / 8] and [K, M / 16].
+    """Codes and scale bytes of both directions: row int16 [M, K / 4], uint8 [M, K / 16]; column int32 [K, M / 8], uint8 [K, M / 16].
 
     amax: int32 bit patterns, not read under a static scale. counts int64 [2, 2] and amax_out fp32 [2] of the row and column directions.
     """
     row0, column0 = _tile_origin(columns, tl.num_programs(0) - 1 - tl.program_id(0), S, C)
     row = tl.arange(0, S)[:, None, None] * 16 + tl.arange(0, 16)[None, :, None]
-    column = tl.arange(0, C)[None, None, :]
+    column = _columns(C, VEC)
     x = _load_tile(x_ptr, row0, column0, row, column, rows, columns, EVEN)
     nan_word: tl.constexpr = 0x77777777 if STOCHASTIC else 0
     if ROWWISE:
         amax, mult, global_decode = global_scales(row_amax_ptr, static_amax, static_encode, static_decode, AMAX)
         block_amax = _row_block_amax(x, SQUARE)
-        decode, encode = block_scales(block_amax, mult, global_decode)
+        scale_bytes, decode, encode = block_scales(block_amax, mult, global_decode)
         codes = _codes(x, encode, seed, row0 + row, column0 // 8, 0, STOCHASTIC)
-        shifts = (4 * tl.arange(0, 8))[None, None, None, None, :]
-        words = tl.sum(tl.reshape(codes, (S, 16, C // 16, 2, 8)) << shifts, 4)
-        words = tl.reshape(tl.where(decode != decode, nan_word, words), (S, 16, C // 8))
-        scale_bytes = tl.reshape(tl.broadcast_to(e4m3_bytes(decode), (S, 16, C // 16, 1)), (S, 16, C // 16))
-        word = tl.arange(0, C // 8)[None, None, :]
+        words = tl.reshape(pack_codes(codes, 2), (S, 16, C // 16, 4))
+        words = tl.reshape(tl.where(decode != decode, nan_word, words), (S, 16, C // 4))
+        scale_bytes = tl.reshape(tl.broadcast_to(scale_bytes, (S, 16, C // 16, 1)), (S, 16, C // 16))
+        word = tl.arange(0, C // 4)[None, None, :]
         block = tl.arange(0, C // 16)[None, None, :]
-        _store_tile(row_codes_ptr, row0, column0 // 8, row, word, rows, columns // 8, words, EVEN)
+        _store_tile(row_codes_ptr, row0, column0 // 4, row, word, rows, columns // 4, words, EVEN)
         _store_tile(row_scales_ptr, row0, column0 // 16, row, block, rows, columns // 16, scale_bytes, EVEN)
         _count(counts_ptr, x, block_amax, decode, amax, AMAX)
         tl.store(amax_out_ptr, amax)
     if COLUMNWISE:
-        if RELOAD:
-            x = _load_tile(x_ptr, row0, column0, row, column, rows, columns, EVEN)
         if RHT != RHT_OFF:
             x = hadamard_transform(x, RHT)
         amax, mult, global_decode = global_scales(column_amax_ptr, static_amax, static_encode, static_decode, AMAX)
         block_amax = _column_block_amax(x, SQUARE)
-        decode, encode = block_scales(block_amax, mult, global_decode)
+        scale_bytes, decode, encode = block_scales(block_amax, mult, global_decode)
         codes = _codes(x, encode, seed, row0 + row, column0 // 8, 0 if SQUARE else 1, STOCHASTIC)
-        words = tl.sum(tl.reshape(codes, (S, 2, 8, C)) << (4 * tl.arange(0, 8))[None, None, :, None], 2)
-        words = tl.where(decode != decode, nan_word, tl.reshape(words, (S, 2, C // 16, 16)))
-        scale_bytes = tl.broadcast_to(e4m3_bytes(decode), (S, 1, C // 16, 16))
+        words = tl.reshape(pack_codes(tl.permute(tl.reshape(codes, (S, 2, 8, C)), (0, 1, 3, 2)), 3), (S, 2, C // 16, 16))
+        words = tl.where(decode != decode, nan_word, words)
+        scale_bytes = tl.broadcast_to(scale_bytes, (S, 1, C // 16, 16))
         line = tl.arange(0, C)[:, None]
         word = tl.arange(0, 2 * S)[None, :]
         block = tl.arange(0, S)[None, :]

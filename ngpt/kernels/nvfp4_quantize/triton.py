@@ -1,6 +1,7 @@
 """Launch the Triton kernels: sm_90 and newer, or Triton's interpreter."""
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,10 +10,36 @@ from torch import Tensor
 
 from ngpt.kernels.nvfp4_quantize.kernels import amax_kernel, dequantized_kernel, packed_kernel
 from ngpt.precision.quantize import QuantizerSpec
-from ngpt.precision.tensor import BLOCK, QuantizedTensor
+from ngpt.precision.tensor import BLOCK, Direction, QuantizedTensor
 
-# A program's tile in strips of 16 rows and in columns, and its warps: measured, see README.md.
-STRIPS, COLUMNS, WARPS = 8, 128, 4
+
+@dataclass(frozen=True)
+class Tiling:
+    """A program's tile, in strips of 16 rows and in columns, and how many of the columns, warps and registers it takes per thread."""
+
+    strips: int
+    columns: int
+    warps: int
+    vector: int
+    registers: int | None = None
+
+    def grid(self, x_MK: Tensor) -> tuple[int]:
+        rows, columns = x_MK.shape
+        return (triton.cdiv(rows, self.strips * BLOCK) * triton.cdiv(columns, self.columns),)
+
+    def options(self, x_MK: Tensor) -> dict[str, int | bool]:
+        rows, columns = x_MK.shape
+        even = rows % (self.strips * BLOCK) == 0 and columns % self.columns == 0
+        options = {"S": self.strips, "C": self.columns, "VEC": self.vector, "EVEN": even, "num_warps": self.warps}
+        return options | ({"maxnreg": self.registers} if self.registers else {})
+
+
+# Measured, see README.md.
+DEQUANTIZED = Tiling(strips=4, columns=128, warps=4, vector=4, registers=128)
+STOCHASTIC = Tiling(strips=4, columns=128, warps=4, vector=4)
+ROTATED = Tiling(strips=8, columns=128, warps=4, vector=8)
+PACKED = Tiling(strips=4, columns=128, warps=4, vector=4, registers=128)
+AMAX = Tiling(strips=4, columns=128, warps=4, vector=4)
 _AMAX = {"static": 0, "dynamic": 1, "dynamic_pow2": 2}
 _RHT = {"off": 0, "signed": 1, "unsigned": 2}
 
@@ -33,8 +60,10 @@ def quantize_dequantize(
     row_MK = torch.empty(x_MK.shape, dtype=dtype, device=x_MK.device) if rowwise or shared else None
     column_MK = torch.empty(x_MK.shape, dtype=dtype, device=x_MK.device) if columnwise and not shared else None
     amax = _raw_amax(x_MK, spec, row_MK is not None, column_MK is not None)
+    rotates = spec.rht != "off" and column_MK is not None
     _launch(
         dequantized_kernel,
+        ROTATED if rotates else STOCHASTIC if spec.rounding == "sr" else DEQUANTIZED,
         x_MK,
         (row_MK, column_MK, amax[0], amax[1], counters),
         spec,
@@ -52,43 +81,35 @@ def quantize_dequantize(
 def quantize_packed(
     x_MK: Tensor, spec: QuantizerSpec, wanted: tuple[bool, bool], shape: tuple[int, ...], seed: int | None
 ) -> tuple[QuantizedTensor | None, QuantizedTensor | None]:
-    """Codes and scales of the wanted directions; `shape` is the original tensor's."""
+    """Codes and scales of the wanted directions of a matrix with elements; `shape` is the original tensor's."""
     x_MK = x_MK.contiguous()
-    rows, columns = x_MK.shape
-    new = torch.empty if x_MK.numel() else torch.zeros  # no program writes the amax of an empty matrix
-    stored = ((rows, columns), (columns, rows))
-    codes = [x_MK.new_empty((lines, length // 2), dtype=torch.uint8) if want else None for (lines, length), want in zip(stored, wanted)]
-    scales = [x_MK.new_empty((lines, length // BLOCK), dtype=torch.uint8) if want else None for (lines, length), want in zip(stored, wanted)]
-    counts, amax_out = x_MK.new_zeros((2, 2), dtype=torch.int64), new(2, device=x_MK.device)
     amax = _raw_amax(x_MK, spec, *wanted)
-    words = [None if code is None else code.view(torch.int32) for code in codes]
-    outputs = (words[0], scales[0], words[1], scales[1], amax[0], amax[1], counts, amax_out)
-    _launch(packed_kernel, x_MK, outputs, spec, seed, ROWWISE=wanted[0], COLUMNWISE=wanted[1])
-    directions = [
-        QuantizedTensor(
-            codes=codes[i],
-            block_decode_scale=scales[i],
+    row = _stored(x_MK, *x_MK.shape, torch.int16) if wanted[0] else (None, None)
+    column = _stored(x_MK, *x_MK.shape[::-1], torch.int32) if wanted[1] else (None, None)
+    counts, amax_out = x_MK.new_zeros((2, 2), dtype=torch.int64), x_MK.new_empty(2, dtype=torch.float32)
+    _launch(packed_kernel, PACKED, x_MK, (*row, *column, *amax, counts, amax_out), spec, seed, ROWWISE=wanted[0], COLUMNWISE=wanted[1])
+
+    def result(i: int, direction: Direction, codes: Tensor, scales: Tensor) -> QuantizedTensor:
+        return QuantizedTensor(
+            codes=codes.view(torch.uint8),
+            block_decode_scale=scales,
             global_amax=amax_out[i : i + 1],
             block_shape=spec.block_shape,
             shape=shape,
-            direction=name,
-            rht=spec.rht if name == "columnwise" else "off",
+            direction=direction,
+            rht=spec.rht if direction == "columnwise" else "off",
             e4m3_bound=spec.e4m3_bound,
             saturated_elements=counts[i, 0],
             flushed_blocks=counts[i, 1],
         )
-        if wanted[i]
-        else None
-        for i, name in enumerate(("rowwise", "columnwise"))
-    ]
-    return directions[0], directions[1]
+
+    return result(0, "rowwise", *row) if wanted[0] else None, result(1, "columnwise", *column) if wanted[1] else None
 
 
-def _tiling(x_MK: Tensor) -> tuple[tuple[int], dict[str, int | bool]]:
-    rows, columns = x_MK.shape
-    tall = STRIPS * BLOCK
-    grid = (triton.cdiv(rows, tall) * triton.cdiv(columns, COLUMNS),)
-    return grid, {"S": STRIPS, "C": COLUMNS, "EVEN": rows % tall == 0 and columns % COLUMNS == 0}
+def _stored(x_MK: Tensor, lines: int, length: int, word: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Codes, as words, and scale bytes of a stored matrix [lines, length], uninitialised."""
+    codes = x_MK.new_empty((lines, length // (2 * word.itemsize)), dtype=word)
+    return codes, x_MK.new_empty((lines, length // BLOCK), dtype=torch.uint8)
 
 
 def _raw_amax(x_MK: Tensor, spec: QuantizerSpec, rowwise: bool, columnwise: bool) -> tuple[Tensor, Tensor]:
@@ -98,12 +119,10 @@ def _raw_amax(x_MK: Tensor, spec: QuantizerSpec, rowwise: bool, columnwise: bool
         return static, static
     amax = torch.zeros(2, dtype=torch.int32, device=x_MK.device)
     plain, rotated = amax[:1], amax[1:]
-    grid, tiling = _tiling(x_MK)
+    wanted = [(plain, "off")] * (rowwise or spec.rht == "off") + [(rotated, spec.rht)] * (columnwise and spec.rht != "off")
     with torch.cuda.device_of(x_MK):
-        if rowwise or spec.rht == "off":
-            amax_kernel[grid](x_MK, plain, *x_MK.shape, RHT=0, num_warps=WARPS, **tiling)
-        if columnwise and spec.rht != "off":
-            amax_kernel[grid](x_MK, rotated, *x_MK.shape, RHT=_RHT[spec.rht], num_warps=WARPS, enable_fp_fusion=False, **tiling)
+        for out, rht in wanted if x_MK.numel() else ():
+            amax_kernel[AMAX.grid(x_MK)](x_MK, out, *x_MK.shape, RHT=_RHT[rht], enable_fp_fusion=False, **AMAX.options(x_MK))
     return plain, rotated if spec.rht != "off" else plain
 
 
@@ -114,12 +133,13 @@ def _static_scales(amax: float) -> tuple[float, float, float]:
     return amax, float(encode), float(np.float32(1) / encode)
 
 
-def _launch(kernel, x_MK: Tensor, tensors: tuple[Tensor | None, ...], spec: QuantizerSpec, seed: int | None, **switches: bool) -> None:
-    grid, tiling = _tiling(x_MK)
-    if not grid[0]:
+def _launch(
+    kernel, tiling: Tiling, x_MK: Tensor, tensors: tuple[Tensor | None, ...], spec: QuantizerSpec, seed: int | None, **switches: bool
+) -> None:
+    if not x_MK.numel():
         return
     with torch.cuda.device_of(x_MK):
-        kernel[grid](
+        kernel[tiling.grid(x_MK)](
             x_MK,
             *tensors,
             *_static_scales(spec.static_amax),
@@ -130,7 +150,6 @@ def _launch(kernel, x_MK: Tensor, tensors: tuple[Tensor | None, ...], spec: Quan
             RHT=_RHT[spec.rht],
             STOCHASTIC=spec.rounding == "sr",
             **switches,
-            **tiling,
-            num_warps=WARPS,
+            **tiling.options(x_MK),
             enable_fp_fusion=False,  # see `device`
         )
