@@ -27,6 +27,7 @@ setup(
         "omegaconf==2.3.1",
         # a0: NVIDIA's images name their build of 2.11 2.11.0a0, which sorts before 2.11.0.
         "torch>=2.11.0a0,<2.12",
+        "einops>=0.8,<1",  # Megatron's Mamba mixer imports it and does not declare it
         "jinja2>=3.1,<4",
         "matplotlib>=3.11,<4",
         "numpy>=2.1,<3",  # from the one in NVIDIA's images on

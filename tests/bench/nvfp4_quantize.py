@@ -1,9 +1,10 @@
 """Measure the NVFP4 quantiser kernels against the copy bandwidth of the same GPU in the same run.
 
-    python tests/bench/nvfp4_quantize.py OUT.json            one GPU, plain torch and triton
+    python tests/bench/nvfp4_quantize.py --out FOLDER [--check]            one GPU, plain torch and triton
 
-Refuses to measure where kernels and reference disagree. Times are medians over replays of a CUDA graph, so without launch overhead; the
-inputs rotate, so that none is found in L2. Bytes: every tensor once per kernel that reads or writes it.
+Refuses to measure where kernels and reference disagree: on small matrices, with --check on 1e8 elements in every mode. Times are medians
+over replays of a CUDA graph, so without launch overhead; the inputs rotate, so that none is found in L2. Bytes: every tensor once per
+kernel that reads or writes it.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 from bench_tools import copy_bandwidth, environment
-from nvfp4_quantize_check import SEED, adversarial, check_mode
+from nvfp4_quantize_check import ELEMENTS, SEED, adversarial, check_everything, check_mode
 
 from ngpt.kernels.nvfp4_quantize import emulate, quantize_packed
 from ngpt.precision import QuantizerSpec
@@ -100,9 +101,12 @@ def measure(case: Case, inputs: list[torch.Tensor], copy: float) -> dict[str, ob
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, metavar="OUT.json")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--cases", default="", help="only cases whose name contains this")
+    parser.add_argument("--check", action="store_true", help="check everything first")
     options = parser.parse_args()
+    if options.check and not check_everything(ELEMENTS, jobs=4):
+        return 1
     cases = [case for case in CASES if options.cases in case.name]
     generator = torch.Generator("cuda").manual_seed(2)
     small = adversarial(640, 2048 + 48, torch.bfloat16, generator)
@@ -130,7 +134,8 @@ def main() -> int:
         "copy_bytes_per_s": copy,
         "results": rows,
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"nvfp4_quantize_{date.today().isoformat()}.json").write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 

@@ -5,6 +5,7 @@
 
 import argparse
 import itertools
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from ngpt.precision.formats import E2M1_VALUES
 from ngpt.precision.rounding import stream_seed
 
 GOLDEN = Path(__file__).parents[1] / "numerics" / "golden"
+ELEMENTS = 100_000_000
 SEED = stream_seed(1, 0, "layers.0.mlp.linear_fc1", 10, 0)
 MODES = [
     QuantizerSpec(block_shape=block, global_amax=amax, rht=rht, rounding=rounding)
@@ -175,24 +177,37 @@ def check_modes(elements: int, part: int, parts: int) -> list[str]:
     return failures
 
 
+def check_rest(elements: int) -> list[str]:
+    """What concerns no single mode: golden files, the reciprocal, the law of stochastic rounding."""
+    failures = check_golden_files()
+    wrong, compared = check_reciprocal()
+    print(f"reciprocal: {wrong} of {compared} differ from IEEE division")
+    worst, count = check_unbiased(elements)
+    print(f"stochastic rounding: largest |z| of {count} means {worst:.2f}")
+    correlation = check_independence(elements // 4)
+    print(f"independence: largest |correlation| * sqrt(n) {correlation:.2f}")
+    claims = {"reciprocals differ": wrong > 0, "rounding is biased": worst >= 4, "streams correlate": correlation >= 4}
+    return failures + [claim for claim, holds in claims.items() if holds]
+
+
+def check_everything(elements: int, jobs: int) -> bool:
+    """Whether everything agrees. As many processes share the modes, since compiling takes longer than checking."""
+    command = [sys.executable, __file__, f"--elements={elements}"]
+    running = [subprocess.Popen([*command, f"--part={part}/{jobs}"]) for part in range(jobs)]
+    return all([process.wait() == 0 for process in running])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--elements", type=int, default=100_000_000, help="of each mode's matrix")
-    parser.add_argument("--part", default="0/1", metavar="I/N", help="check only every Nth mode from the Ith on; the rest in part 0 alone")
+    parser.add_argument("--elements", type=int, default=ELEMENTS, help="of each mode's matrix")
+    parser.add_argument("--jobs", type=int, default=4, help="processes")
+    parser.add_argument("--part", metavar="I/N", help="only every Nth mode from the Ith on, in this process; part 0 checks the rest too")
     options = parser.parse_args()
+    if not options.part:
+        return 0 if check_everything(options.elements, options.jobs) else 1
     part, parts = map(int, options.part.split("/"))
-    failures = check_modes(options.elements, part, parts)
-    if part == 0:
-        failures += check_golden_files()
-        wrong, compared = check_reciprocal()
-        print(f"reciprocal: {wrong} of {compared} differ from IEEE division")
-        worst, count = check_unbiased(options.elements)
-        print(f"stochastic rounding: largest |z| of {count} means {worst:.2f}")
-        correlation = check_independence(options.elements // 4)
-        print(f"independence: largest |correlation| * sqrt(n) {correlation:.2f}")
-        claims = {"reciprocals differ": wrong > 0, "rounding is biased": worst >= 4, "streams correlate": correlation >= 4}
-        failures += [claim for claim, holds in claims.items() if holds]
-    print("\n".join(failures) or "everything agrees")
+    failures = check_modes(options.elements, part, parts) + (check_rest(options.elements) if part == 0 else [])
+    print("\n".join(failures) or f"part {options.part}: everything agrees")
     return 1 if failures else 0
 
 
