@@ -46,7 +46,7 @@ for step in "$@"; do
     ngpt) train ngpt_1p2b_dense_bf16 || failed=1 ;;
     gpt) train gpt_1p2b_dense_bf16 || failed=1 ;;
     check) for file in tests/numerics/golden/*.npz; do python3 -m ngpt.precision.check_golden "$file" --device cuda || failed=1; done ;;
-    quantise) python3 tests/bench/nvfp4_quantize_check.py && python3 tests/bench/nvfp4_quantize.py "$out/nvfp4_quantize.json" || failed=1 ;;
+    quantise) python3 tests/bench/nvfp4_quantize.py --check --out "$out" || failed=1 ;;
     linear) python3 tests/bench/nvfp4_linear.py --out "$out" || failed=1 ;;
     doctor) python3 -m launch.cli doctor || failed=1 ;;
     native) python3 -m pytest tests/gpu -q || failed=1 ;;
