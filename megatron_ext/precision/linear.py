@@ -77,7 +77,7 @@ class _EmulatedLinear(torch.autograd.Function):
             gathered, gathering = _gather(x, call.gather_group, asynchronous=True)
         seed, counters = call.rounding_seed(), call.counters("grad_output", grad)
         dy_row, dy_col = emulate(dy_MN, recipe.grad_output, seed=seed, dtype=dtype, counters=counters)
-        _, w_col = emulate(weight, recipe.weight, rowwise=False, dtype=dtype)
+        _, w_col = emulate(weight, recipe.weight, rowwise=False, dtype=dtype, counters=call.counters("weight", grad))
         dx_MK = _multiply(dy_row.values, w_col.values, _alpha(dy_row, w_col), grad.dtype)
         if gathered is not None:
             gathering.wait()

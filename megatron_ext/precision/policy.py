@@ -7,6 +7,7 @@ import torch
 from megatron.core.models.hybrid.hybrid_block import HybridStack
 from torch import nn
 
+from megatron_ext.device import on_gpu
 from megatron_ext.precision import te_recipes
 from megatron_ext.precision.executors import EmulatedExecutor, NativeExecutor, Quantizable
 from megatron_ext.precision.state import PrecisionState
@@ -15,6 +16,7 @@ from ngpt.config.linears import block_linears, quantized_linears
 from ngpt.optim.retraction import is_marked
 from ngpt.precision.recipe import Recipe, recipe_of
 
+EMULATION_CAPABILITY = (9, 0)
 _EXPERT = re.compile(r"local_experts\.\d+\.")
 
 
@@ -27,6 +29,9 @@ def choose_executor(cfg: Config, backend: str) -> str:
     precision = cfg.precision
     if precision.format == "none":
         return "none"
+    if precision.format == "nvfp4" and on_gpu() and torch.cuda.get_device_capability() < EMULATION_CAPABILITY:
+        rule = f"the quantiser kernels need compute capability 9.0, and {torch.cuda.get_device_name()} has less"
+        raise ConfigError("precision.format", "nvfp4", rule, "Use precision=bf16, or a Hopper or newer GPU")
     if precision.format == "nvfp4" and precision.executor == "emulated":
         return "emulated"
     reason = _native_unavailable(cfg, backend)
@@ -46,18 +51,24 @@ def choose_executor(cfg: Config, backend: str) -> str:
 def _native_unavailable(cfg: Config, backend: str) -> str | None:
     """Why Transformer Engine cannot run this recipe here, or None."""
     if backend != "transformer_engine":
-        return f"Transformer Engine's kernels need its modules, and the backend is {backend}"
+        asked = cfg.model.transformer_impl
+        cause = "it needs a CUDA GPU and the package transformer-engine" if asked == "auto" else f"model.transformer_impl is {asked}"
+        return f"Transformer Engine's kernels need its modules, and the backend is {backend}: {cause}"
     return te_recipes.unavailable(recipe_of(cfg.precision))
 
 
 def linears_of(chunks: Iterable[nn.Module]) -> Iterator[tuple[str, Quantizable]]:
     """(name, linear) of each linear of the blocks on this rank, named as in `ngpt.config.linears`: the experts of a layer share a name."""
+    for layer in _layers_of(chunks):
+        for path, module in layer.named_modules():
+            if isinstance(module, Quantizable):
+                yield f"layers.{layer.layer_number - 1}.{_EXPERT.sub('', path)}", module
+
+
+def _layers_of(chunks: Iterable[nn.Module]) -> Iterator[nn.Module]:
     for chunk in chunks:
         for stack in (module for module in chunk.modules() if isinstance(module, HybridStack)):
-            for layer in stack.layers:
-                for path, module in layer.named_modules():
-                    if isinstance(module, Quantizable):
-                        yield f"layers.{layer.layer_number - 1}.{_EXPERT.sub('', path)}", module
+            yield from stack.layers
 
 
 def apply_recipe(chunks: Iterable[nn.Module], cfg: Config, executor: str, state: PrecisionState) -> int:
@@ -69,7 +80,7 @@ def apply_recipe(chunks: Iterable[nn.Module], cfg: Config, executor: str, state:
         state: of this rank, with the recipe.
 
     Returns:
-        The number of linears on this rank that run in low precision.
+        The number of names on this rank whose linears run in low precision; the experts of a layer share theirs.
 
     Raises:
         ConfigError: a static quantiser would get a tensor that is not normalised.
@@ -83,7 +94,7 @@ def apply_recipe(chunks: Iterable[nn.Module], cfg: Config, executor: str, state:
     else:
         # Partial sums of a split reduction would otherwise be added in bf16.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    applied = 0
+    applied, chunks = set(), list(chunks)
     for name, linear in linears_of(chunks):
         assert name in indices, f"{name}: a linear that ngpt/config/linears.py does not list"
         if name not in wanted:
@@ -94,8 +105,12 @@ def apply_recipe(chunks: Iterable[nn.Module], cfg: Config, executor: str, state:
             linear.executor = NativeExecutor(state, te_recipe)
         else:
             linear.executor = EmulatedExecutor(state, name, indices[name])
-        applied += 1
-    return applied
+        applied.add(name)
+    layers = tuple(f"layers.{layer.layer_number - 1}." for layer in _layers_of(chunks))
+    missing = sorted(name for name in wanted if name.startswith(layers) and name not in applied)
+    # They would train in high precision under a header that says otherwise.
+    assert not missing, f"linears that the recipe quantises and no Quantizable module implements: {missing}"
+    return len(applied)
 
 
 def check_normalized(name: str, linear: Quantizable, recipe: Recipe) -> None:

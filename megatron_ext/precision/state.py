@@ -58,7 +58,7 @@ class PrecisionState:
         return self.diagnostics.watch(name) if self.diagnostics else None
 
     def figures(self) -> dict[str, float]:
-        """The finite figures of the watched step, each the mean over the ranks that have it; {} where nothing was watched.
+        """The figures of the watched step, each the mean over the ranks that have a finite one; {} where nothing was watched.
 
         Parallelism: every rank calls this together; their dictionaries are gathered.
         """
@@ -66,9 +66,11 @@ class PrecisionState:
             return {}
         everyone: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, self.diagnostics.figures())
-        names = sorted({name for figures in everyone for name in figures})
-        means = {name: statistics.fmean(figures[name] for figures in everyone if name in figures) for name in names}
-        return {name: value for name, value in means.items() if math.isfinite(value)}
+        found: dict[str, list[float]] = {}
+        for name, value in (item for figures in everyone for item in figures.items()):
+            if math.isfinite(value):
+                found.setdefault(name, []).append(value)
+        return {name: statistics.fmean(found[name]) for name in sorted(found)}
 
     def next_rounding_seed(self, linear: int) -> int:
         """Seed for the next backward pass of the linear with this index."""

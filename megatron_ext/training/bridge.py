@@ -115,7 +115,8 @@ def has_grouped_experts(cfg: Config, backend: str) -> bool:
     """
     impl, has_te, high = cfg.model.expert_impl, backend == "transformer_engine", cfg.precision.format == "none"
     if impl == "grouped" and not (has_te and high):
-        rule = f"grouped linears are Transformer Engine's and run in high precision; the backend is {backend}, {cfg.precision.format=}"
+        here = f"the backend is {backend}, the format {cfg.precision.format}"
+        rule = f"grouped linears are Transformer Engine's and run in high precision; {here}"
         raise ConfigError("model.expert_impl", impl, rule, "Set model.expert_impl=auto")
     return impl != "sequential" and has_te and high
 

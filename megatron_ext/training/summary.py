@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from megatron_ext.device import on_gpu
+from megatron_ext.training.bridge import has_grouped_experts
 from ngpt.config import Config
 from ngpt.config.checkpoints import TRACKER_FILE
 from ngpt.config.linears import block_linears, quantized_linears
@@ -35,6 +36,7 @@ def run_header(cfg: Config, backend: str, executor: str, args: argparse.Namespac
         f"{training_flops_per_token(cfg.model, cfg.train.seq_length) / 1e9:.3g} GFLOP a token",
         f"  device {device} x {args.world_size}, precision {cfg.precision.name}{fp32}, backend {args.distributed_backend}",
         *precision_lines(cfg, backend, executor),
+        *hybrid_lines(cfg, backend),
         f"  linears {'Transformer Engine' if te else 'Megatron local'}, attention {'Transformer Engine' if te else 'unfused'}, "
         "normalisation and residual step eager torch",
         f"  tensor {parallel.tensor}{' + sequence' if parallel.sequence_parallel else ''}, pipeline {parallel.pipeline}"
@@ -60,6 +62,17 @@ def precision_lines(cfg: Config, backend: str, executor: str) -> list[str]:
         by = f"emulated in {modules}, quantised by {'Triton kernels' if on_gpu() else 'the torch reference'}"
     linears = f"{len(quantized_linears(cfg))} of {len(block_linears(cfg))} linears of the blocks"
     return [*(f"  {line}" for line in recipe_of(precision).describe().splitlines()), f"  {linears}, executor {executor}: {by}"]
+
+
+def hybrid_lines(cfg: Config, backend: str) -> list[str]:
+    """What runs the experts and the Mamba layers; [] where there are none."""
+    parts = []
+    if "E" in cfg.model.layer_pattern:
+        grouped = has_grouped_experts(cfg, backend)
+        parts.append(f"experts {'in grouped linears' if grouped else 'one by one'}, tokens by {cfg.parallel.token_dispatcher}")
+    if "M" in cfg.model.layer_pattern:
+        parts.append(f"Mamba scan and convolution {'mamba-ssm and causal-conv1d' if on_gpu() else 'plain torch'}")
+    return [f"  {', '.join(parts)}"] if parts else []
 
 
 def byte_level_figures(cfg: Config, val_loss: float | None) -> dict[str, float]:

@@ -20,7 +20,7 @@ _STATIC_AMAX_EXPONENTS = (-115, 127)  # beyond them the amax, its scale or the i
 _BLOCK = 16
 _NATIVE_BLOCK = 32
 _BEFORE_BLACKWELL = ("a100", "h100", "h200")
-_GPUS_WITHOUT = {"fp8": ("a100",), "mxfp8": _BEFORE_BLACKWELL}
+_GPUS_WITHOUT = {"fp8": ("a100",), "mxfp8": _BEFORE_BLACKWELL, "nvfp4": ("a100",)}
 
 
 def check_unread_options(cfg: Config) -> Iterator[ConfigError]:
@@ -50,13 +50,19 @@ def check_backend(cfg: Config) -> Iterator[ConfigError]:
         rule = f"Exists in Transformer Engine only, and model.transformer_impl is {impl}"
         yield _error("format", precision.format, rule, "Set model.transformer_impl=auto, or choose precision=bf16")
     if gpu in _GPUS_WITHOUT.get(precision.format, ()):
-        rule = f"The GPUs of cluster.gpu {gpu} do not have it"
+        rule = f"Does not run on the GPUs of cluster.gpu {gpu}"
         yield _error("format", precision.format, rule, "Choose precision=bf16, or the cluster that has the GPUs")
     if not (native and precision.format == "nvfp4"):
         return
     if impl == "local":
         rule = f"Is Transformer Engine's, and model.transformer_impl is {impl}"
         yield _error("executor", "native", rule, "Set precision.executor=emulated, or model.transformer_impl=auto")
+    if precision.diagnostics:
+        rule = "The operands of Transformer Engine's kernels are not seen, so there are no figures to take"
+        yield _error("diagnostics", True, rule, "Set precision.executor=emulated or precision.diagnostics=false")
+    if precision.rht and (precision.input_amax, precision.grad_output_amax) != ("dynamic", "dynamic"):
+        rule = "Transformer Engine transforms operands of dynamic scale only"
+        yield _error("executor", "native", rule, "Set precision.executor=emulated, or the amax of input and grad_output to dynamic")
     if gpu in _BEFORE_BLACKWELL:
         yield _error("executor", "native", f"Needs Blackwell, and cluster.gpu is {gpu}", "Set precision.executor=emulated or auto")
     if precision.rht and precision.dtype != "bf16":

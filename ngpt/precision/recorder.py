@@ -10,6 +10,8 @@ from ngpt.precision.recipe import Recipe
 class Diagnostics:
     """The figures of every low-precision linear of this rank, from the first micro-batch of a step. One object a step.
 
+    The routed experts of a layer share a name: the first of this rank that gets tokens is watched, padding included.
+
     A linear asks for a watch at the start of each call (`watch`) and hands it its operands in both passes. `figures` waits for the device
     once.
 

@@ -6,6 +6,7 @@ import torch
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from ngpt.config import compose
 from ngpt.precision import quantize
+from ngpt.precision.diagnostics import GemmWatch
 from ngpt.precision.recipe import recipe_of
 
 SEED = 1234567
@@ -85,3 +86,13 @@ def test_a_frozen_weight_gets_no_gradient_and_the_input_does():
     w.requires_grad_(False)
     emulated_linear(x, w, call(recipe("nearest"))).backward(dy)
     assert relative(x.grad, expected(x, w, dy, recipe("nearest"))[1]) < 1e-6
+
+
+def test_flushed_blocks_of_both_directions_of_a_weight_are_counted():
+    row_blocks = recipe("rows_of_weights")
+    x, w, dy = operands()
+    with torch.no_grad():
+        w[:, 1::2] *= 1e-9  # every second column, so that whole blocks along N vanish and none along K
+    watch = GemmWatch(row_blocks)
+    emulated_linear(x, w, call(row_blocks, watch=watch)).backward(dy)
+    assert watch.figures["weight/flushed_fraction"].item() == pytest.approx(0.5)
