@@ -122,8 +122,6 @@ def _operand_dtype(x: Tensor) -> torch.dtype:
 
 def _alpha(a: Operand, b: Operand) -> Tensor | None:
     """fp32 [1] factor of the product, None where both operands hold their global scale already."""
-    if a.global_amax is None and b.global_amax is None:
-        return None
     return alpha_of_amax(a.global_amax, b.global_amax)
 
 

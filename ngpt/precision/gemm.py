@@ -1,5 +1,6 @@
 """The reference GEMM of two NVFP4 operands."""
 
+import math
 from typing import Literal
 
 import torch
@@ -49,9 +50,19 @@ def global_alpha(a: QuantizedTensor, b: QuantizedTensor, formula: AlphaFormula =
     raise ValueError(f"alpha: {formula!r} is not 'kernel' or 'division'. Choose one of them.")
 
 
-def alpha_of_amax(amax_a: Tensor, amax_b: Tensor) -> Tensor:
-    """fp32 amax_a * amax_b * fl(1 / (36 * 448 * 448)): the kernel formula of `global_alpha` for two tensors without further options."""
-    return amax_a * amax_b * torch.full((), 1 / (E2M1_MAX * E4M3_BOUND) ** 2, dtype=torch.float32, device=amax_a.device)
+def alpha_of_amax(amax_a: Tensor | None, amax_b: Tensor | None) -> Tensor | None:
+    """The kernel formula of `global_alpha` where an operand may hold its global scale already.
+
+    Args:
+        amax_a, amax_b: fp32 [1], or None for an operand whose values hold its scale.
+
+    Returns:
+        fp32 [1] amax_a * amax_b * fl(1 / (36 * 448 * 448)), or the one amax * fl(1 / (6 * 448)), or None.
+    """
+    amaxes = [amax for amax in (amax_a, amax_b) if amax is not None]
+    if not amaxes:
+        return None
+    return math.prod(amaxes) * torch.full((), (E2M1_MAX * E4M3_BOUND) ** -len(amaxes), dtype=torch.float32, device=amaxes[0].device)
 
 
 def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:

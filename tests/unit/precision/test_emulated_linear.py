@@ -16,6 +16,8 @@ RECIPES = {
     "nvidia": ["precision=nvfp4_nvidia"],
     "static": ["precision=nvfp4_static"],
     "nearest": ["precision=nvfp4_paper", "precision.stochastic_rounding=false"],
+    "static_input_dynamic_grad": ["precision=nvfp4_paper", "precision.grad_output_amax=dynamic"],
+    "dynamic_input_static_weight": ["precision=nvfp4_paper", "precision.input_amax=dynamic"],
     "rows_of_weights": ["precision=nvfp4_nvidia", "precision.weight_blocks=1x16"],
 }
 
