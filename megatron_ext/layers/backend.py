@@ -1,7 +1,10 @@
 """The one table of classes that depend on the backend: Megatron's own modules (local) or Transformer Engine's."""
 
+import copy
 from dataclasses import dataclass
 from importlib.util import find_spec
+
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_ext.device import on_gpu
 from megatron_ext.layers.attention import LocalAttention
@@ -28,6 +31,18 @@ class Backend:
     norm: type
     grouped_column: type | None = None
     grouped_row: type | None = None
+
+
+class AccumulatesInPlace:
+    """Mixin over Transformer Engine's linears: weight gradients are added to Megatron's `main_grad` by the GEMM that makes them.
+
+    Megatron's one switch for it would also ask it of the output layer, whose linear needs NVIDIA's apex for that.
+    """
+
+    def __init__(self, *args, config: TransformerConfig, **kwargs):
+        config = copy.copy(config)
+        config.gradient_accumulation_fusion = True
+        super().__init__(*args, config=config, **kwargs)
 
 
 def choose_backend(transformer_impl: str) -> str:
@@ -68,8 +83,9 @@ def get_backend(name: str) -> Backend:
         TERowParallelLinear,
     )
 
-    column, row = _quantizable(TEColumnParallelLinear, TERowParallelLinear)
-    return Backend(name, column, row, TEDotProductAttention, TENorm, TEColumnParallelGroupedLinear, TERowParallelGroupedLinear)
+    names = (TEColumnParallelLinear, TERowParallelLinear, TEColumnParallelGroupedLinear, TERowParallelGroupedLinear)
+    column, row, *grouped = (with_mixin(AccumulatesInPlace, linear) for linear in names)
+    return Backend(name, *_quantizable(column, row), TEDotProductAttention, TENorm, *grouped)
 
 
 def _quantizable(column: type, row: type) -> tuple[type, type]:

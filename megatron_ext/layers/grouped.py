@@ -6,7 +6,7 @@ Shapes: x_TD tokens sorted by expert; `sizes` says how many each expert has. Che
 import math
 
 import torch
-from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
@@ -30,46 +30,62 @@ class _GroupedReadsStream:
             mark(weight, unit_dim=1)
 
 
+class ExpertScales(ParallelScale):
+    """A scale vector for each expert of this rank, in one parameter: [experts * features] flat, expert by expert.
+
+    One parameter, since each one costs host time in every backward pass, and a layer has up to hundreds of experts.
+
+    Args:
+        experts: of this rank.
+        like: the first linear's weight of one expert.
+        pg_collection: its groups of expert and expert tensor parallelism, and of the ranks that hold the same experts.
+        split_halves: see `ParallelScale`.
+    """
+
+    def __init__(self, experts: int, like: nn.Parameter, pg_collection, split_halves: bool):
+        groups = dict(tp_group=pg_collection.expt_tp, sharded=True, like=like)
+        super().__init__(experts * like.size(0), init=1.0, scale=1.0, split_halves=split_halves, **groups)
+        self.experts, self.expert_group, self.replicas = experts, pg_collection.ep, pg_collection.expt_dp
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        """Each expert's vector is a slice of one tensor [all experts, features], like its weight; so are its halves."""
+        axes, halves = len(sharded_offsets), 2 if self.split_halves else 1
+        all_experts, first = self.expert_group.size() * self.experts, self.expert_group.rank() * self.experts
+        rank, ranks = self.tp_group.rank(), self.tp_group.size()
+
+        def build(key: str, stored: Tensor, replica_id: tuple, _flattened_range: slice | None) -> list[ShardedTensor]:
+            return [
+                ShardedTensor.from_rank_offsets(
+                    key,
+                    half,
+                    *sharded_offsets,
+                    (axes, first + expert, all_experts),
+                    (axes + 1, rank + index * ranks, halves * ranks),
+                    replica_id=replica_id,
+                    prepend_axis_num=axes + 1,
+                )
+                for expert, vector in enumerate(stored.chunk(self.experts))
+                for index, half in enumerate(vector.chunk(halves))
+            ]
+
+        key = f"{prefix}stored"
+        return {key: ShardedTensorFactory(key, self.stored, build, torch.cat, replica_id=(0, 0, self.replicas.rank()))}
+
+
 class GroupedScaledReadsStream(_GroupedReadsStream):
     """u <- suv * u * sqrt(D), with a suv for each expert."""
 
     def __init__(self, num_gemms: int, *args, config: TransformerConfig, pg_collection, **kwargs):
         super().__init__(num_gemms, *args, config=config, pg_collection=pg_collection, **kwargs)
-        self.expert_group, self.replicas = pg_collection.ep, pg_collection.expt_dp
-        self.suv = nn.ModuleList(
-            ParallelScale(
-                weight.size(0),
-                init=1.0,
-                scale=1.0,
-                tp_group=pg_collection.expt_tp,
-                sharded=True,
-                like=weight,
-                split_halves=config.gated_linear_unit,
-            )
-            for weight in _weights(self)
-        )
+        self.suv = ExpertScales(num_gemms, _weights(self)[0], pg_collection, split_halves=config.gated_linear_unit)
 
     def forward(self, x_TD: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
         u_TF, bias = super().forward(x_TD, sizes)
-        suv_EF = torch.stack([suv() for suv in self.suv])
-        return scale_groups(u_TF, suv_EF * self.width_factor, sizes), bias
+        return scale_groups(u_TF, self.suv(times=self.width_factor).view(len(sizes), -1), sizes), bias
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
-        """Each expert's suv is a slice of one tensor along a first axis of all experts, like its weight."""
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
-        experts, first = self.expert_group.size() * self.num_gemms, self.expert_group.rank() * self.num_gemms
-        for index, suv in enumerate(self.suv):
-            own_prefix, expert = f"{prefix}suv.{index}.", first + index
-            if metadata.get("singleton_local_shards", False):
-                common_prefix, offsets = f"{expert}.{prefix}suv.", sharded_offsets
-            else:
-                common_prefix, offsets = f"{prefix}suv.", (*sharded_offsets, (len(sharded_offsets), expert, experts))
-            own = suv.sharded_state_dict(own_prefix, offsets, metadata)
-            replace_prefix_for_sharding(own, own_prefix, common_prefix)
-            for tensor in own.values():
-                tensor.replica_id = (*tensor.replica_id[:2], self.replicas.rank())
-            state |= own
-        return state
+        return state | self.suv.sharded_state_dict(f"{prefix}suv.", sharded_offsets, metadata)
 
 
 class GroupedBorrowedScaleReadsStream(_GroupedReadsStream):
@@ -80,7 +96,7 @@ class GroupedBorrowedScaleReadsStream(_GroupedReadsStream):
 
     def forward(self, x_TD: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
         u_TF, bias = super().forward(x_TD, sizes)
-        return scale_features(u_TF, self.borrowed[0]() * self.width_factor), bias
+        return scale_features(u_TF, self.borrowed[0](times=self.width_factor)), bias
 
 
 class GroupedWritesStream:

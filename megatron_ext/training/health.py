@@ -3,7 +3,6 @@
 Figures are taken right after an optimizer step, when every rank is at the same point and may communicate.
 """
 
-import re
 from collections.abc import Iterable
 
 import torch
@@ -31,12 +30,8 @@ KINDS = (*_KINDS.values(), HIDDEN, LOAD)
 
 
 def scale_kind(module_name: str) -> str | None:
-    """The kind of the scale that lives at `module_name`, for instance attn_alpha for decoder.layers.0.self_attn_bda.alpha; or None.
-
-    Grouped experts number theirs: linear_fc1.suv.3.
-    """
-    name = re.sub(r"\.\d+$", "", module_name)
-    return next((kind for end, kind in _KINDS.items() if name.endswith(end)), None)
+    """The kind of the scale that lives at `module_name`, for instance attn_alpha for decoder.layers.0.self_attn_bda.alpha; or None."""
+    return next((kind for end, kind in _KINDS.items() if module_name.endswith(end)), None)
 
 
 def check_scale_names(chunks: Iterable[nn.Module]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ngpt.config import hybrid, precision, values
 from ngpt.config.errors import ConfigError, ConfigErrors
 from ngpt.config.megatron_keys import OWNED, REFUSED
+from ngpt.config.pattern import parse
 from ngpt.config.schema import Config
 from ngpt.config.sizes import (
     data_parallel_size,
@@ -17,8 +18,7 @@ from ngpt.config.sizes import (
 )
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
-_SYMBOLS = "Use M for Mamba-2, E for experts, * for attention, - for an MLP and | for a pipeline cut"
-_LATER_SYMBOLS = {"/": "multi-token prediction"}
+_SYMBOLS = "Use M for Mamba-2, E for experts, * for attention, - for an MLP, | for a pipeline cut and / before a prediction depth"
 
 
 def validate(cfg: Config) -> None:
@@ -45,38 +45,47 @@ def check_heads(cfg: Config) -> Iterator[ConfigError]:
 
 
 def check_pattern(cfg: Config) -> Iterator[ConfigError]:
-    """The layer pattern holds known layers, as many as `model.num_layers`."""
+    """The layer pattern holds known layers, as many as `model.num_layers`, and prediction depths that are alike."""
     key, pattern, layers = "model.layer_pattern", cfg.model.layer_pattern, cfg.model.num_layers
-    for symbol in sorted(set(pattern) & set(_LATER_SYMBOLS)):
-        rule = f"{symbol} stands for {_LATER_SYMBOLS[symbol]}, which is not built yet"
-        yield ConfigError(key, repr(pattern), rule, _SYMBOLS)
-    unknown = sorted(set(pattern) - set("ME*-|") - set(_LATER_SYMBOLS))
+    unknown = sorted(set(pattern) - set("ME*-|/"))
     if unknown:
         rule = f"Unknown symbol {' '.join(unknown)}"
         yield ConfigError(key, repr(pattern), rule, _SYMBOLS)
-    flat = pattern.replace("|", "")
-    if len(flat) != layers and flat != "*-" * layers:
-        rule = f"Holds {len(flat)} layers, but model.num_layers is {layers}"
-        yield ConfigError(key, repr(pattern), rule, f"Set model.num_layers={len(flat)}, or correct the pattern")
+    trunk, depths = parse(pattern).trunk, parse(pattern).depths
+    if not trunk:
+        yield ConfigError(key, repr(pattern), "Has no layers before its first /", "Write the layers of the model there")
+    elif len(trunk) != layers and trunk != "*-" * layers:
+        rule = f"Holds {len(trunk)} layers{' before its first /' * bool(depths)}, but model.num_layers is {layers}"
+        yield ConfigError(key, repr(pattern), rule, f"Set model.num_layers={len(trunk)}, or correct the pattern")
+    if not all(depths):
+        rule = "/ begins the layers of a multi-token prediction depth, and none follow"
+        yield ConfigError(key, repr(pattern), rule, "Write the layers of the depth after each /, or drop it")
+    elif len(set(depths)) > 1:
+        rule = f"Megatron builds every prediction depth alike, and {depths[0]} differs from {next(d for d in depths if d != depths[0])}"
+        yield ConfigError(key, repr(pattern), rule, f"Write {'/'.join([depths[0]] * len(depths))} after the model's own layers")
+    if any("|" in depth for depth in depths):
+        rule = "| cuts the model's own layers; all prediction depths run on the last pipeline stage"
+        yield ConfigError(key, repr(pattern), rule, "Drop every | after the first /")
 
 
 def check_pipeline(cfg: Config) -> Iterator[ConfigError]:
     """The layers divide over the pipeline stages."""
     parallel, pattern = cfg.parallel, cfg.model.layer_pattern
+    trunk, parts = parse(pattern).trunk, parse(pattern).stages
     stages = pipeline_stages(cfg)
     sizes = f"parallel.pipeline {parallel.pipeline} * virtual_pipeline {parallel.virtual_pipeline or 1} = {stages} stages"
     if (parallel.virtual_pipeline or 1) > 1 and parallel.pipeline == 1:
         rule = "Model chunks are interleaved between pipeline ranks, and there is one"
         yield ConfigError("parallel.virtual_pipeline", parallel.virtual_pipeline, rule, "Set parallel.pipeline=2 or more, or leave it null")
-    if "|" in pattern:
-        if pattern.count("|") + 1 != stages or not all(pattern.split("|")):
+    if len(parts) > 1:
+        if len(parts) != stages or not all(parts):
             rule = f"| must cut it into as many non-empty parts as {sizes}"
             yield ConfigError("model.layer_pattern", repr(pattern), rule, f"Write {stages} parts, or drop every | to have them placed")
-    elif stages > 1 and pattern != "*-" * (len(pattern) // 2):
+    elif stages > 1 and trunk != "*-" * (len(trunk) // 2):
         rule = f"A pattern other than *- repeated is not cut into {sizes} by itself"
         yield ConfigError("model.layer_pattern", repr(pattern), rule, "Mark the cuts with |")
-    elif len(pattern) // 2 % stages:
-        layers = len(pattern) // 2
+    elif len(trunk) // 2 % stages:
+        layers = len(trunk) // 2
         rule = f"{layers} layers of attention and MLP do not divide over {sizes}"
         way_out = f"Let the stages be one of {_divisors(layers)}, or cut model.layer_pattern with |"
         yield ConfigError("parallel.pipeline", parallel.pipeline, rule, way_out)

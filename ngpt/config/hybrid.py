@@ -1,11 +1,12 @@
-"""The rules of Mamba-2 and mixture-of-experts layers: what their sizes and options must be, also when they are split over ranks."""
+"""The rules of Mamba-2 and mixture-of-experts layers and of prediction depths: their sizes and options, also when split over ranks."""
 
 import math
 from collections.abc import Iterator
 
 from ngpt.config.errors import ConfigError
+from ngpt.config.pattern import cut_pattern, parse
 from ngpt.config.schema import Config
-from ngpt.config.sizes import expert_tensor_size, round_up, world_size
+from ngpt.config.sizes import expert_tensor_size, pipeline_stages, round_up, world_size
 
 
 def check_experts(cfg: Config) -> Iterator[ConfigError]:
@@ -67,11 +68,13 @@ def check_expert_parallel(cfg: Config) -> Iterator[ConfigError]:
         if "shared_experts" in parallel.recompute_modules:
             rule = "Megatron cannot recompute a shared expert that overlaps"
             yield ConfigError("parallel.shared_expert_overlap", True, rule, "Take shared_experts out of parallel.recompute_modules")
-    stages = model.layer_pattern.split("|")
+    pattern = parse(cut_pattern(model.layer_pattern, pipeline_stages(cfg)))
+    stages = [*pattern.stages[:-1], "".join([pattern.stages[-1], *pattern.depths])]
     for rank in range(parallel.pipeline if len(stages) > 1 else 0):
         if not any("E" in stage for stage in stages[rank :: parallel.pipeline]):
             rule = f"Pipeline rank {rank} gets no E layer; Megatron's gradient norm over the others' expert optimizers would wait for it"
-            yield ConfigError("model.layer_pattern", repr(model.layer_pattern), rule, "Move a | so that every rank has an E layer")
+            way_out = "Mark the cuts with | so that every rank has an E layer"
+            yield ConfigError("model.layer_pattern", repr(model.layer_pattern), rule, way_out)
     parts = parallel.expert * expert_tensor_size(cfg) * parallel.pipeline
     if world_size(cfg) % parts:
         words = f"expert {parallel.expert} * expert_tensor {expert_tensor_size(cfg)} * pipeline {parallel.pipeline} = {parts}"
@@ -131,4 +134,21 @@ def _check_divisible(sizes: dict[str, tuple[int, str, int]]) -> Iterator[ConfigE
             yield ConfigError(key, size, rule, f"Set {key}={round_up(size, ranks)}, or another {split}")
 
 
-CHECKS = (check_experts, check_expert_parallel, check_recompute, check_mamba)
+def check_prediction(cfg: Config) -> Iterator[ConfigError]:
+    """What a model with prediction depths may not be combined with: Megatron would train another function, or stop."""
+    if not parse(cfg.model.layer_pattern).depths:
+        return
+    parallel = cfg.parallel
+    drop = "take / and what follows out of model.layer_pattern"
+    if parallel.context > 1:
+        rule = "Megatron takes the mean of a prediction loss over each context-parallel rank's tokens, not over the sequence's"
+        yield ConfigError("parallel.context", parallel.context, rule, f"Set parallel.context=1, or {drop}")
+    if cfg.data.confine_attention:
+        rule = "A prediction depth reads the next token's embedding, which at a document's end is another document's"
+        yield ConfigError("data.confine_attention", True, rule, f"Set data.confine_attention=false, or {drop}")
+    if parallel.recompute == "full" and parallel.recompute_method == "uniform" and parallel.recompute_num_layers > 1:
+        rule = "Megatron recomputes prediction depths in groups of one layer"
+        yield ConfigError("parallel.recompute_num_layers", parallel.recompute_num_layers, rule, "Set parallel.recompute_num_layers=1")
+
+
+CHECKS = (check_experts, check_expert_parallel, check_recompute, check_mamba, check_prediction)

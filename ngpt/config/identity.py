@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ngpt.config.pattern import without_cuts
 from ngpt.config.schema import EXECUTION_FIELDS, Config
 
 # Beyond `model.*`: the lengths and the tokens that the weights have learnt. Precision is left out: a model can be continued in another.
 DEFINING_KEYS = ("train.seq_length", "tokenizer.kind", "tokenizer.vocab_size")
-_OF_LAYERS = {"E": "model.moe_", "M": "model.mamba_"}  # symbol of the layer pattern: keys that mean nothing without it
+_OF_LAYERS = {"E": "model.moe_", "M": "model.mamba_", "/": "model.mtp_"}  # symbol of the layer pattern: keys that mean nothing without it
 NOT_SET = "(not set)"
 
 
@@ -30,7 +31,7 @@ def model_defining(cfg: Config) -> dict[str, Any]:
     absent = tuple(prefix for symbol, prefix in _OF_LAYERS.items() if symbol not in defining["model.layer_pattern"])
     defining = {key: value for key, value in defining.items() if not key.startswith(absent)}
     # Pipeline cuts say where a layer runs, not what it computes.
-    defining["model.layer_pattern"] = defining["model.layer_pattern"].replace("|", "")
+    defining["model.layer_pattern"] = without_cuts(defining["model.layer_pattern"])
     return defining | {key: flat[key] for key in DEFINING_KEYS}
 
 

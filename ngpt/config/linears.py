@@ -1,13 +1,17 @@
 """The linear layers of the blocks as they will be built: names, sizes on one tensor-parallel rank, and which of them are quantised.
 
-Names are `layers.<i>.<path in the layer>`, i counting the symbols of the layer pattern from 0 over all pipeline stages.
+Names are `layers.<i>.<path in the layer>`, i counting the symbols of the layer pattern from 0 over all pipeline stages, and
+`mtp.<depth>.layers.<i>.<path in the layer>` in multi-token prediction depths, both counted from 0. A depth's projection of embedding and
+hidden state (eh_proj) is none of them: it stays in high precision like the embedding and the output layer that it stands between.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from ngpt.config.pattern import parse
 from ngpt.config.schema import Config
 from ngpt.config.sizes import expert_tensor_size
 
@@ -38,7 +42,7 @@ class BlockLinear:
     Attributes:
         name: as in this module's docstring.
         symbol: of the layer pattern.
-        block_index: place in units of `model.num_layers`, from 0.
+        block_index: place in units of `model.num_layers`, from 0; None in a prediction depth, which `model.num_layers` does not count.
         inputs: the rank's input features.
         outputs: the rank's output features.
         reads_stream: its input is the residual stream; otherwise it writes to it and its input is the product of the sub-block.
@@ -46,7 +50,7 @@ class BlockLinear:
 
     name: str
     symbol: str
-    block_index: int
+    block_index: int | None
     inputs: Dimension
     outputs: Dimension
     reads_stream: bool
@@ -62,22 +66,29 @@ class BlockLinear:
     @property
     def everywhere(self) -> str:
         """The glob of this linear in every layer."""
-        return "layers.*." + self.name.split(".", 2)[2]
+        return re.sub(r"\.\d+\.", ".*.", f".{self.name}")[1:]
 
 
 def block_linears(cfg: Config) -> list[BlockLinear]:
     """All linear layers of the blocks, in order. For a resolved config whose layer pattern and tensor split are checked."""
-    pattern = cfg.model.layer_pattern.replace("|", "")
-    symbols_in_a_block = len(pattern) // cfg.model.num_layers
+    pattern = parse(cfg.model.layer_pattern)
+    symbols_in_a_block = len(pattern.trunk) // cfg.model.num_layers
+    layers = [(f"layers.{index}", symbol, index // symbols_in_a_block) for index, symbol in enumerate(pattern.trunk)]
+    layers += [
+        (f"mtp.{depth}.layers.{index}", symbol, None) for depth, part in enumerate(pattern.depths) for index, symbol in enumerate(part)
+    ]
     return [
-        BlockLinear(f"layers.{index}.{path}", symbol, index // symbols_in_a_block, inputs, outputs, reads_stream)
-        for index, symbol in enumerate(pattern)
+        BlockLinear(f"{layer}.{path}", symbol, block_index, inputs, outputs, reads_stream)
+        for layer, symbol, block_index in layers
         for path, inputs, outputs, reads_stream in _LINEARS[symbol](cfg)
     ]
 
 
 def quantized_linears(cfg: Config) -> list[BlockLinear]:
-    """The linear layers that compute in `precision.format`: all but those of the first and last blocks and of `bf16_modules`."""
+    """The linear layers that compute in `precision.format`: all but those of the first and last blocks and of `bf16_modules`.
+
+    Prediction depths come after the blocks and are none of them: `bf16_modules=["mtp.*"]` keeps them high.
+    """
     precision = cfg.precision
     if precision.format == "none":
         return []
@@ -85,7 +96,7 @@ def quantized_linears(cfg: Config) -> list[BlockLinear]:
     return [
         linear
         for linear in block_linears(cfg)
-        if linear.block_index in blocks and not any(fnmatchcase(linear.name, glob) for glob in precision.bf16_modules)
+        if (linear.block_index is None or linear.block_index in blocks) and not any(fnmatchcase(linear.name, glob) for glob in precision.bf16_modules)
     ]
 
 

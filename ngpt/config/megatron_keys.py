@@ -4,6 +4,9 @@
 OWNED = {
     "num_layers": "model.num_layers",
     "hybrid_layer_pattern": "model.layer_pattern",
+    "mtp_num_layers": "model.layer_pattern",
+    "mtp_hybrid_override_pattern": "model.layer_pattern",
+    "mtp_loss_scaling_factor": "model.mtp_loss_coeff",
     "hidden_size": "model.hidden_size",
     "ffn_hidden_size": "model.ffn_hidden_size",
     "num_attention_heads": "model.num_attention_heads",
@@ -150,6 +153,8 @@ REFUSED = {
     "moe_expert_capacity_factor": "no token is dropped in this model",
     "use_grouped_gemm_for_shared_expert": "it bypasses the plug-in linears",
     "moe_single_grouped_weight": "the retraction knows one matrix an expert",
+    "mtp_use_repeated_layer": "each prediction depth has weights of its own",
+    "mtp_detach_heads": "the prediction losses train the whole model, and its gradients are clipped together",
     "use_mup": "it scales logits and learning rates on its own",
     "fp8_output_proj": "the output layer stays in precision.dtype",
     "te_precision_config_file": "precision.bf16_modules says which layers stay high",

@@ -18,8 +18,9 @@ class ModelConfig:
 
     name: str = MISSING
     architecture: str = "ngpt"  # ngpt | gpt (the control: pre-norm RMSNorm, additive residuals)
-    num_layers: int = MISSING  # layers of attention + MLP; with a layer_pattern other than "*-" repeated: symbols in it
-    layer_pattern: str | None = None  # M Mamba-2, E experts, * attention, - MLP, | pipeline cut; null: "*-" * num_layers
+    num_layers: int = MISSING  # layers of attention + MLP; with a layer_pattern other than "*-" repeated: symbols before its first /
+    # M Mamba-2, E experts, * attention, - MLP, | pipeline cut, / before the layers of each multi-token prediction depth; null: "*-" * num_layers
+    layer_pattern: str | None = None
     hidden_size: int = MISSING  # D
     ffn_hidden_size: int = MISSING  # F
     num_attention_heads: int = MISSING  # N
@@ -56,6 +57,7 @@ class ModelConfig:
     mamba_num_groups: int = 8  # heads of a group share B and C
     mamba_conv_kernel: int = 4  # tokens
     mamba_chunk_size: int = 128  # tokens; how the scan is cut, no part of the function
+    mtp_loss_coeff: float = 0.1  # of the mean of the losses of all prediction depths, added to the loss that trains
     mamba_gated_norm: bool = False  # nGPT: bring back Mamba's RMSNorm after the gate; the control always has it
 
 

@@ -32,9 +32,12 @@ class ScaledParameter(nn.Module):
         """[size] fp32: the value that enters the model."""
         return self.stored * (self.init / self.scale)
 
-    def forward(self) -> Tensor:
-        """`effective`, for the modules that use it: only a call lets a sharded optimizer's forward hooks gather the new values first."""
-        return self.effective
+    def forward(self, times: float = 1.0) -> Tensor:
+        """`effective` times a constant, for the modules that use it.
+
+        Only a call lets a sharded optimizer's forward hooks gather the new values first.
+        """
+        return self.stored * (self.init / self.scale * times)
 
     def _apply(self, fn, recurse: bool = True):
         # Mixed precision converts whole modules (`module.bfloat16()`); the scales stay fp32 and follow only the device.

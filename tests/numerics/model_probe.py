@@ -45,6 +45,7 @@ SPECS = {
         "model.architecture=gpt", "model.activation=swiglu", "model.moe_score=softmax", "model.moe_expert_bias=false",
     ],
 }  # fmt: skip
+SPECS["hybrid_grouped_softmax"] = SPECS["hybrid_softmax"]
 
 
 def main(out: str) -> None:
@@ -152,8 +153,9 @@ def _moe(own: dict, model) -> dict:
     if "mlp.experts.linear_fc1.weight0" in own:
         for e, linear in ((e, linear) for e in range(model.num_experts) for linear in ("linear_fc1", "linear_fc2")):
             own[f"mlp.experts.local_experts.{e}.{linear}.weight"] = own[f"mlp.experts.{linear}.weight{e}"]
-            if f"mlp.experts.{linear}.suv.{e}.stored" in own:
-                own[f"mlp.experts.local_experts.{e}.{linear}.suv.stored"] = own[f"mlp.experts.{linear}.suv.{e}.stored"]
+    if "mlp.experts.linear_fc1.suv.stored" in own:
+        for e, suv in enumerate(own["mlp.experts.linear_fc1.suv.stored"].view(model.num_experts, -1)):
+            own[f"mlp.experts.local_experts.{e}.linear_fc1.suv.stored"] = suv
     gated, block = model.activation == "swiglu", {"router": own["mlp.router.weight"]}
     block["bias"] = own.get("mlp.router.expert_bias", torch.zeros(model.num_experts))
     experts = {f"experts.{e}": f"mlp.experts.local_experts.{e}" for e in range(model.num_experts)}

@@ -74,7 +74,12 @@ def test_experts_without_tokens_are_among_those_compared(deviations, spec):
 
 @pytest.mark.parametrize(
     ("grouped", "sequential"),
-    [("hybrid_grouped", "hybrid"), ("hybrid_grouped_gated", "hybrid_shared_suv"), ("control_hybrid_grouped", "control_hybrid")],
+    [
+        ("hybrid_grouped", "hybrid"),
+        ("hybrid_grouped_softmax", "hybrid_softmax"),
+        ("hybrid_grouped_gated", "hybrid_shared_suv"),
+        ("control_hybrid_grouped", "control_hybrid"),
+    ],
 )
 def test_grouped_experts_write_the_checkpoint_of_sequential_ones(deviations, grouped, sequential):
     assert len(deviations[grouped]["checkpoint"]) > 10
