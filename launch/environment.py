@@ -119,6 +119,9 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
 def _gpu_variables(config: Config) -> dict[str, str]:
     # Autotuning results stay on disk: a second start of the same shapes tunes nothing.
     variables = {"TRITON_CACHE_AUTOTUNING": "1"}
+    if config.model.num_experts:
+        # Transformer Engine multiplies the experts of a rank by one kernel on Hopper, instead of by one each (elsewhere it ignores this).
+        variables["NVTE_USE_CUTLASS_GROUPED_GEMM"] = "1"
     if config.debug.deterministic:
         variables |= {
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS repeats its sums only with a fixed workspace

@@ -38,7 +38,7 @@ def run_header(cfg: Config, backend: str, executor: str, args: argparse.Namespac
         *precision_lines(cfg, backend, executor),
         *hybrid_lines(cfg, backend),
         f"  linears {'Transformer Engine' if te else 'Megatron local'}, attention {'Transformer Engine' if te else 'unfused'}, "
-        "normalisation and residual step eager torch",
+        f"{row_operations(cfg, backend)}",
         f"  tensor {parallel.tensor}{' + sequence' if parallel.sequence_parallel else ''}, pipeline {parallel.pipeline}"
         f"{f' x {parallel.virtual_pipeline} virtual' if parallel.virtual_pipeline else ''}, context {parallel.context}, "
         f"data {data_parallel_size(cfg)} ({optimizer}), recompute {parallel.recompute}",
@@ -48,6 +48,13 @@ def run_header(cfg: Config, backend: str, executor: str, args: argparse.Namespac
         if args.load
         else "  starts from random weights",
     ]
+
+
+def row_operations(cfg: Config, backend: str) -> str:
+    """What runs the operations on rows of activations, those of `ngpt.functional` or the control's norm."""
+    if cfg.model.architecture == "gpt":
+        return f"RMSNorm {'Transformer Engine' if backend == 'transformer_engine' else 'eager torch'}"
+    return f"normalisation, residual step and scales {'Triton kernels' if on_gpu() else 'eager torch'}"
 
 
 def precision_lines(cfg: Config, backend: str, executor: str) -> list[str]:

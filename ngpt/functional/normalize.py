@@ -8,45 +8,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# The one epsilon, inside the root: x * rsqrt(sum(x^2) + EPSILON). A zero row gives zero and a finite gradient.
-EPSILON = 1e-12
+from ngpt.kernels import normalize
+from ngpt.kernels.normalize import EPSILON
 
-
-def _group_sum(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    if group is not None and group.size() > 1:
-        dist.all_reduce(x, group=group)
-    return x
-
-
-def _inverse_norm(x: Tensor, dim: int, group: dist.ProcessGroup | None = None) -> Tensor:
-    """fp32 1 / sqrt(sum x^2 + EPSILON) along `dim` (kept), for fp32 or fp64 `x`."""
-    return torch.rsqrt(_group_sum(x.square().sum(dim, keepdim=True), group) + EPSILON)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _project_out(grad: Tensor, unit: Tensor, inverse_norm: Tensor, dim: int, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Gradient of x -> x * inverse_norm(x): the part of `grad` orthogonal to `unit`, over the norm of x."""
-    radial = _group_sum((grad * unit).sum(dim, keepdim=True), group)
-    return (grad - unit * radial) * inverse_norm
+__all__ = ["EPSILON", "l2_normalize", "lerp_retract", "scaled_l2_normalize"]
 
 
 class _L2Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, dim: int, group: dist.ProcessGroup | None) -> Tensor:
-        wide = _wide(x)
-        inverse_norm = _inverse_norm(wide, dim, group)
+        y, inverse_norm = normalize.l2_forward(x, dim, group)
         ctx.save_for_backward(x, inverse_norm)
         ctx.dim, ctx.group = dim, group
-        return (wide * inverse_norm).to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, inverse_norm = ctx.saved_tensors
-        unit = _wide(x) * inverse_norm
-        return _project_out(_wide(grad), unit, inverse_norm, ctx.dim, ctx.group).to(x.dtype), None, None
+        return normalize.l2_backward(grad, *ctx.saved_tensors, ctx.dim, ctx.group), None, None
 
 
 def l2_normalize(x: Tensor, dim: int = -1, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -69,17 +47,13 @@ def l2_normalize(x: Tensor, dim: int = -1, group: dist.ProcessGroup | None = Non
 class _ScaledL2Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
-        wide = _wide(x)
-        inverse_norm = _inverse_norm(wide, -1)
+        y, inverse_norm = normalize.scaled_forward(x, scale)
         ctx.save_for_backward(x, scale, inverse_norm)
-        return (wide * inverse_norm * scale).to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, scale, inverse_norm = ctx.saved_tensors
-        unit, wide_grad = _wide(x) * inverse_norm, _wide(grad)
-        grad_scale = (wide_grad * unit).sum_to_size(scale.shape)
-        return _project_out(wide_grad * scale, unit, inverse_norm, -1).to(x.dtype), grad_scale
+        return normalize.scaled_backward(grad, *ctx.saved_tensors)
 
 
 def scaled_l2_normalize(x: Tensor, scale: Tensor) -> Tensor:
@@ -100,25 +74,14 @@ def scaled_l2_normalize(x: Tensor, scale: Tensor) -> Tensor:
 class _LerpRetract(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
-        wide_h, wide_b = _wide(h), _wide(b)
-        inverse_h, inverse_b = _inverse_norm(wide_h, -1), _inverse_norm(wide_b, -1)
-        g = wide_h * inverse_h
-        step = g + alpha.abs() * (wide_b * inverse_b - g)
-        inverse_step = _inverse_norm(step, -1)
-        ctx.save_for_backward(h, b, alpha, inverse_h, inverse_b, inverse_step)
-        return (step * inverse_step).to(h.dtype)
+        out, inverse_norms = normalize.lerp_forward(h, b, alpha)
+        ctx.save_for_backward(h, b, alpha, *inverse_norms)
+        return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        h, b, alpha, inverse_h, inverse_b, inverse_step = ctx.saved_tensors
-        g, unit_b, rate = _wide(h) * inverse_h, _wide(b) * inverse_b, alpha.abs()
-        delta = unit_b - g
-        out = (g + rate * delta) * inverse_step
-        grad_step = _project_out(_wide(grad), out, inverse_step, -1)
-        grad_alpha = (grad_step * delta).flatten(0, -2).sum(0) * alpha.sign()
-        grad_h = _project_out(grad_step * (1 - rate), g, inverse_h, -1)
-        grad_b = _project_out(grad_step * rate, unit_b, inverse_b, -1)
-        return grad_h.to(h.dtype), grad_b.to(b.dtype), grad_alpha.to(alpha.dtype)
+        h, b, alpha, *inverse_norms = ctx.saved_tensors
+        return normalize.lerp_backward(grad, h, b, alpha, tuple(inverse_norms))
 
 
 def lerp_retract(h: Tensor, b: Tensor, alpha: Tensor) -> Tensor:

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-# Rows that one step of the scale's gradient reads at once: bounds its fp32 temporaries to ROWS * features numbers.
-_ROWS = 1024
+from ngpt.kernels import scale as kernels
 
 
 class ScaledParameter(nn.Module):
@@ -52,30 +51,37 @@ class _ScaleFeatures(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(x, scale)
-        return torch.mul(x, scale, out=torch.empty_like(x))  # computed in fp32, rounded once, no fp32 temporary
+        return kernels.features_forward(x, scale)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, scale = ctx.saved_tensors
-        grad_scale = torch.zeros_like(scale)
-        for grad_rows, x_rows in zip(grad.flatten(0, -2).split(_ROWS), x.flatten(0, -2).split(_ROWS), strict=True):
-            grad_scale += (grad_rows.to(scale.dtype) * x_rows).sum(0)
-        return torch.mul(grad, scale, out=torch.empty_like(x)), grad_scale
+        return kernels.features_backward(grad, *ctx.saved_tensors)
+
+
+def scale_features(x: Tensor, scale: Tensor) -> Tensor:
+    """x * scale, computed in fp32 and rounded to x's dtype once.
+
+    Args:
+        x: [..., F], any floating dtype.
+        scale: [F] fp32 (fp64 for fp64).
+
+    Returns:
+        [..., F] in x's dtype.
+
+    Source: MODEL.md (suv on the MLP's pre-activation, sz on the logits).
+    """
+    return _ScaleFeatures.apply(x, scale)
 
 
 class _ScaleTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(x, scale)
-        return torch.mul(x, scale[:, None], out=torch.empty_like(x))
+        return kernels.tokens_forward(x, scale)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, scale = ctx.saved_tensors
-        grad_scale = torch.empty_like(scale)
-        for grad_rows, x_rows, out in zip(grad.split(_ROWS), x.split(_ROWS), grad_scale.split(_ROWS), strict=True):
-            out.copy_((grad_rows.to(scale.dtype) * x_rows).sum(-1))
-        return torch.mul(grad, scale[:, None], out=torch.empty_like(x)), grad_scale
+        return kernels.tokens_backward(grad, *ctx.saved_tensors)
 
 
 def scale_tokens(x: Tensor, scale: Tensor) -> Tensor:
@@ -96,23 +102,13 @@ def scale_tokens(x: Tensor, scale: Tensor) -> Tensor:
 class _ScaleGroups(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, sizes: list[int]) -> Tensor:
+        out, ctx.groups = kernels.groups_forward(x, scale, sizes)
         ctx.save_for_backward(x, scale)
-        ctx.sizes = sizes
-        out = torch.empty_like(x)
-        for x_rows, scale_row, out_rows in zip(x.split(sizes), scale, out.split(sizes), strict=True):
-            torch.mul(x_rows, scale_row, out=out_rows)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, scale = ctx.saved_tensors
-        grad_x, grad_scale = torch.empty_like(x), torch.zeros_like(scale)
-        groups = zip(grad.split(ctx.sizes), x.split(ctx.sizes), scale, grad_x.split(ctx.sizes), grad_scale, strict=True)
-        for grad_group, x_group, scale_row, out_rows, grad_row in groups:
-            torch.mul(grad_group, scale_row, out=out_rows)
-            for grad_rows, x_rows in zip(grad_group.split(_ROWS), x_group.split(_ROWS), strict=True):
-                grad_row += (grad_rows.to(scale.dtype) * x_rows).sum(0)
-        return grad_x, grad_scale, None
+        return *kernels.groups_backward(grad, *ctx.saved_tensors, ctx.groups), None
 
 
 def scale_groups(x: Tensor, scale: Tensor, sizes: list[int]) -> Tensor:
@@ -129,18 +125,3 @@ def scale_groups(x: Tensor, scale: Tensor, sizes: list[int]) -> Tensor:
     Source: MODEL.md (suv of the experts whose tokens lie one after the other).
     """
     return _ScaleGroups.apply(x, scale, sizes)
-
-
-def scale_features(x: Tensor, scale: Tensor) -> Tensor:
-    """x * scale, computed in fp32 and rounded to x's dtype once.
-
-    Args:
-        x: [..., F], any floating dtype.
-        scale: [F] fp32 (fp64 for fp64).
-
-    Returns:
-        [..., F] in x's dtype.
-
-    Source: MODEL.md (suv on the MLP's pre-activation, sz on the logits).
-    """
-    return _ScaleFeatures.apply(x, scale)

@@ -57,7 +57,7 @@ class MatrixShard:
         return self.rows if self.unit_dim == 1 else self.cols
 
     def pieces(self) -> Iterable[tuple[Tensor, slice]]:
-        """(block [r, c], the vectors it belongs to): an incomplete first row, the whole rows between, an incomplete last row."""
+        """(block [r, c], its vectors), at most three: an incomplete first row, the whole rows between, an incomplete last row."""
         position, left = self.start, self.values
         while left.numel():
             row, col = divmod(position, self.cols)
@@ -85,15 +85,20 @@ def retract_shards_(shards: list[MatrixShard], all_reduce: Callable[[Tensor], No
         return
     sizes = [shard.num_vectors for shard in shards]
     square_sums = torch.zeros(sum(sizes), dtype=torch.float32, device=shards[0].values.device)
+    # A batched operation takes one piece of every matrix: the pieces of one matrix may belong to the same vectors.
+    turns: tuple[list[tuple[Tensor, Tensor, int]], ...] = ([], [], [])
     for shard, sums in zip(shards, square_sums.split(sizes), strict=True):
-        for block, vectors in shard.pieces():
-            sums[vectors] += torch.linalg.vector_norm(block, dim=shard.unit_dim).square()
+        for turn, (block, vectors) in zip(turns, shard.pieces(), strict=False):
+            turn.append((block, sums[vectors], shard.unit_dim))
+    for turn in filter(None, turns):
+        squares = [torch.linalg.vector_norm(block, dim=unit_dim) for block, _, unit_dim in turn]
+        torch._foreach_mul_(squares, squares)
+        torch._foreach_add_([sums for _, sums, _ in turn], squares)
     if all_reduce is not None:
         all_reduce(square_sums)
-    inverse = square_sums.add_(EPSILON).rsqrt_()
-    for shard, scales in zip(shards, inverse.split(sizes), strict=True):
-        for block, vectors in shard.pieces():
-            block.mul_(scales[vectors].unsqueeze(shard.unit_dim))
+    square_sums.add_(EPSILON).rsqrt_()  # from here on the views in `turns` are the factors
+    for turn in filter(None, turns):
+        torch._foreach_mul_([block for block, _, _ in turn], [factors.unsqueeze(unit_dim) for _, factors, unit_dim in turn])
 
 
 @torch.no_grad()

@@ -1,0 +1,68 @@
+"""L2 normalisation, with and without a scale, and the residual step: forward and backward, each in one read of its inputs.
+
+CUDA tensors go through Triton kernels, others (also fp64, rows wider than `MAX_WIDTH`, other dimensions than the last) through plain
+torch. Both compute in fp32 and round once; `ngpt.functional.normalize` has the mathematics and the autograd functions.
+"""
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ngpt.kernels.normalize import eager
+from ngpt.kernels.normalize.eager import EPSILON
+from ngpt.kernels.rows import MAX_WIDTH, kernels_take
+
+__all__ = ["EPSILON", "l2_backward", "l2_forward", "lerp_backward", "lerp_forward", "scaled_backward", "scaled_forward"]
+
+
+def l2_forward(x: Tensor, dim: int, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """y in x's dtype, and the inverse norms with `dim` kept: fp32, or fp64 for fp64."""
+    return _of_rows(x, dim).l2_forward(x, dim, group)
+
+
+def l2_backward(grad: Tensor, x: Tensor, inverse_norm: Tensor, dim: int, group: dist.ProcessGroup | None) -> Tensor:
+    """Gradient of x, in its dtype."""
+    return _of_rows(x, dim).l2_backward(grad, x, inverse_norm, dim, group)
+
+
+def scaled_forward(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """y in x's dtype and the inverse norms [..., 1] of x's rows."""
+    return _of_scaled(x, scale).scaled_forward(x, scale)
+
+
+def scaled_backward(grad: Tensor, x: Tensor, scale: Tensor, inverse_norm: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the scale."""
+    return _of_scaled(x, scale).scaled_backward(grad, x, scale, inverse_norm)
+
+
+def lerp_forward(h: Tensor, b: Tensor, alpha: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The residual step in h's dtype, and the inverse norms [..., 1] of h, of b and of the step before its normalisation."""
+    return _of_step(h, b, alpha).lerp_forward(h, b, alpha)
+
+
+def lerp_backward(
+    grad: Tensor, h: Tensor, b: Tensor, alpha: Tensor, inverse_norms: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of h, b and alpha, in their dtypes."""
+    return _of_step(h, b, alpha).lerp_backward(grad, h, b, alpha, inverse_norms)
+
+
+def _of_rows(x: Tensor, dim: int):
+    last = dim in (-1, x.dim() - 1)
+    return _triton() if last and kernels_take(x) and x.size(-1) <= MAX_WIDTH else eager
+
+
+def _of_scaled(x: Tensor, scale: Tensor):
+    """The kernels' scale has the shape of x's last dimensions."""
+    fits = 0 < scale.dim() <= x.dim() and x.shape[-scale.dim() :] == scale.shape
+    return _of_rows(x, -1) if fits and kernels_take(x, fp32=(scale,)) else eager
+
+
+def _of_step(h: Tensor, b: Tensor, alpha: Tensor):
+    fits = h.shape == b.shape and alpha.shape == h.shape[-1:]
+    return _of_rows(h, -1) if fits and kernels_take(h, b, fp32=(alpha,)) else eager
+
+
+def _triton():
+    from ngpt.kernels.normalize import triton  # not where there is no CUDA: triton may be missing there
+
+    return triton

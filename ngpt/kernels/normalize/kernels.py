@@ -1,0 +1,203 @@
+"""Device code of the normalisations and of the residual step. fp32 in registers, one rounding at each store.
+
+Tiles are [R, C]: R rows whole, C the power of two that holds a row's WIDTH. Offsets of a tile's first row are 64 bits, those within a
+tile 32. A program takes every num_programs(0)-th tile, so it loads a scale once and sums a scale's gradient in registers, always over the
+same rows in the same order.
+"""
+
+import triton
+import triton.language as tl
+
+from ngpt.kernels.device import rounded
+
+# What a kernel does about the sum along a row that ranks share: computes it; only computes and stores it; reads it.
+OWN, GIVE, TAKE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def forward_kernel(
+    x_ptr,
+    scale_ptr,
+    y_ptr,
+    sums_ptr,
+    inverse_ptr,
+    rows,
+    period,
+    heads,
+    x_stride,
+    EPSILON: tl.constexpr,
+    WIDTH: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    SCALED: tl.constexpr,
+    SUMS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """y = x * inverse norm (* scale[row % heads]). A period of rows is whole multiples of heads, cut into num_programs(1) tiles."""
+    r = tl.program_id(1) * R + tl.arange(0, R)
+    column = tl.arange(0, C)[None, :]
+    inside = (column < WIDTH) & (r < period)[:, None]
+    if SCALED:
+        scale = tl.load(scale_ptr + (r % heads)[:, None] * WIDTH + column, mask=inside, other=0.0)
+    for index in tl.range(tl.program_id(0), tl.cdiv(rows, period), tl.num_programs(0), num_stages=STAGES):
+        first = (index * period).to(tl.int64)
+        here = (r < period) & (first + r < rows)
+        mask = inside & here[:, None]
+        x = tl.load(x_ptr + first * x_stride + r[:, None] * x_stride + column, mask=mask, other=0.0).to(tl.float32)
+        if SUMS == TAKE:
+            total = tl.load(sums_ptr + first + r, mask=here, other=0.0)
+        else:
+            total = tl.sum(x * x, 1)
+        if SUMS == GIVE:
+            tl.store(sums_ptr + first + r, total, mask=here)
+        else:
+            inverse = tl.rsqrt(total + EPSILON)
+            y = x * inverse[:, None]
+            if SCALED:
+                y = y * scale
+            tl.store(inverse_ptr + first + r, inverse, mask=here)
+            tl.store(y_ptr + first * WIDTH + r[:, None] * WIDTH + column, rounded(y, y_ptr), mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def backward_kernel(
+    grad_ptr,
+    x_ptr,
+    scale_ptr,
+    inverse_ptr,
+    grad_x_ptr,
+    sums_ptr,
+    partial_ptr,
+    rows,
+    period,
+    heads,
+    grad_stride,
+    x_stride,
+    WIDTH: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    SCALED: tl.constexpr,
+    SUMS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """grad_x = (s * grad - unit * (s * grad . unit)) * inverse norm; a row of partials [programs, period, WIDTH]: sums of grad * unit."""
+    r = tl.program_id(1) * R + tl.arange(0, R)
+    column = tl.arange(0, C)[None, :]
+    inside = (column < WIDTH) & (r < period)[:, None]
+    if SCALED:
+        scale = tl.load(scale_ptr + (r % heads)[:, None] * WIDTH + column, mask=inside, other=0.0)
+        grad_scale = tl.zeros((R, C), tl.float32)
+    for index in tl.range(tl.program_id(0), tl.cdiv(rows, period), tl.num_programs(0), num_stages=STAGES):
+        first = (index * period).to(tl.int64)
+        here = (r < period) & (first + r < rows)
+        mask = inside & here[:, None]
+        x = tl.load(x_ptr + first * x_stride + r[:, None] * x_stride + column, mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + first * grad_stride + r[:, None] * grad_stride + column, mask=mask, other=0.0).to(tl.float32)
+        inverse = tl.load(inverse_ptr + first + r, mask=here, other=0.0)[:, None]
+        unit = x * inverse
+        if SCALED:
+            grad_scale += grad * unit
+            grad = grad * scale
+        if SUMS == TAKE:
+            radial = tl.load(sums_ptr + first + r, mask=here, other=0.0)
+        else:
+            radial = tl.sum(grad * unit, 1)
+        if SUMS == GIVE:
+            tl.store(sums_ptr + first + r, radial, mask=here)
+        else:
+            grad_x = (grad - unit * radial[:, None]) * inverse
+            tl.store(grad_x_ptr + first * WIDTH + r[:, None] * WIDTH + column, rounded(grad_x, grad_x_ptr), mask=mask)
+    if SCALED:
+        tl.store(partial_ptr + tl.program_id(0) * period * WIDTH + r[:, None] * WIDTH + column, grad_scale, mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def lerp_forward_kernel(
+    h_ptr,
+    b_ptr,
+    alpha_ptr,
+    out_ptr,
+    inverse_h_ptr,
+    inverse_b_ptr,
+    inverse_step_ptr,
+    rows,
+    h_stride,
+    b_stride,
+    EPSILON: tl.constexpr,
+    WIDTH: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    r = tl.arange(0, R)
+    column = tl.arange(0, C)[None, :]
+    rate = tl.abs(tl.load(alpha_ptr + column, mask=column < WIDTH, other=0.0))
+    for index in tl.range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0), num_stages=STAGES):
+        first = tl.cast(index * R, tl.int64)
+        here = first + r < rows
+        mask = (column < WIDTH) & here[:, None]
+        h = tl.load(h_ptr + first * h_stride + r[:, None] * h_stride + column, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(b_ptr + first * b_stride + r[:, None] * b_stride + column, mask=mask, other=0.0).to(tl.float32)
+        inverse_h = tl.rsqrt(tl.sum(h * h, 1) + EPSILON)
+        inverse_b = tl.rsqrt(tl.sum(b * b, 1) + EPSILON)
+        g = h * inverse_h[:, None]
+        step = g + rate * (b * inverse_b[:, None] - g)
+        inverse_step = tl.rsqrt(tl.sum(step * step, 1) + EPSILON)
+        out = step * inverse_step[:, None]
+        tl.store(inverse_h_ptr + first + r, inverse_h, mask=here)
+        tl.store(inverse_b_ptr + first + r, inverse_b, mask=here)
+        tl.store(inverse_step_ptr + first + r, inverse_step, mask=here)
+        tl.store(out_ptr + first * WIDTH + r[:, None] * WIDTH + column, rounded(out, out_ptr), mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def lerp_backward_kernel(
+    grad_ptr,
+    h_ptr,
+    b_ptr,
+    alpha_ptr,
+    inverse_h_ptr,
+    inverse_b_ptr,
+    inverse_step_ptr,
+    grad_h_ptr,
+    grad_b_ptr,
+    partial_ptr,
+    rows,
+    grad_stride,
+    h_stride,
+    b_stride,
+    WIDTH: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """A row of partials [programs, WIDTH] is the gradient of alpha of one program's rows."""
+    r = tl.arange(0, R)
+    column = tl.arange(0, C)[None, :]
+    alpha = tl.load(alpha_ptr + column, mask=column < WIDTH, other=0.0)
+    rate = tl.abs(alpha)
+    grad_rate = tl.zeros((R, C), tl.float32)
+    for index in tl.range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0), num_stages=STAGES):
+        first = tl.cast(index * R, tl.int64)
+        here = first + r < rows
+        mask = (column < WIDTH) & here[:, None]
+        h = tl.load(h_ptr + first * h_stride + r[:, None] * h_stride + column, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(b_ptr + first * b_stride + r[:, None] * b_stride + column, mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + first * grad_stride + r[:, None] * grad_stride + column, mask=mask, other=0.0).to(tl.float32)
+        inverse_h = tl.load(inverse_h_ptr + first + r, mask=here, other=0.0)[:, None]
+        inverse_b = tl.load(inverse_b_ptr + first + r, mask=here, other=0.0)[:, None]
+        inverse_step = tl.load(inverse_step_ptr + first + r, mask=here, other=0.0)[:, None]
+        g, unit_b = h * inverse_h, b * inverse_b
+        delta = unit_b - g
+        out = (g + rate * delta) * inverse_step
+        grad_step = (grad - out * tl.sum(grad * out, 1)[:, None]) * inverse_step
+        grad_rate += grad_step * delta
+        grad_g, grad_unit_b = grad_step * (1 - rate), grad_step * rate
+        grad_h = (grad_g - g * tl.sum(grad_g * g, 1)[:, None]) * inverse_h
+        grad_b = (grad_unit_b - unit_b * tl.sum(grad_unit_b * unit_b, 1)[:, None]) * inverse_b
+        place = first * WIDTH + r[:, None] * WIDTH + column
+        tl.store(grad_h_ptr + place, rounded(grad_h, grad_h_ptr), mask=mask)
+        tl.store(grad_b_ptr + place, rounded(grad_b, grad_b_ptr), mask=mask)
+    sign = tl.where(alpha > 0, 1.0, tl.where(alpha < 0, -1.0, 0.0))
+    grad_alpha = tl.sum(grad_rate, 0)[None, :] * sign
+    tl.store(partial_ptr + tl.program_id(0) * WIDTH + column, grad_alpha, mask=column < WIDTH)

@@ -1,0 +1,68 @@
+"""What the row-wise kernels share: which tensors they take, and how rows are dealt out to programs."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DEVICES = {"cuda"}  # tests of the interpreter add "cpu"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_WIDTH = 16384  # of a row that one program holds in registers
+
+
+def kernels_take(*tensors: Tensor, fp32: tuple[Tensor, ...] = ()) -> bool:
+    """Whether there are kernels for the device and dtypes of the activations and of the parameters, which must be fp32."""
+    return (
+        all(x.device.type in DEVICES and x.dtype in DTYPES and x.dim() > 0 and x.numel() > 0 for x in tensors)
+        and all(x.dtype == torch.float32 for x in fp32)
+        and tensors[0].numel() // tensors[0].size(-1) < 2**31
+    )
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """[rows, width] of a tensor with elements: a view where the last dimension is contiguous and one stride leads from row to row."""
+    rows = x.reshape(-1, x.size(-1))
+    return rows if rows.stride(1) == 1 or rows.size(1) == 1 else rows.contiguous()
+
+
+def power_of_two(n: int) -> int:
+    """The smallest one that is not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a kernel's programs are cut.
+
+    Attributes:
+        warps: of a program; more where a row is too wide for them.
+        elements: of the tile in a thread.
+        resident: warps on each multiprocessor that programs are made for, at most; each program loops over tiles.
+        stages: tiles that a program loads ahead, through shared memory; 1: none.
+    """
+
+    warps: int
+    elements: int
+    resident: int
+    stages: int = 1
+
+    def tile(self, width: int) -> tuple[int, int, int]:
+        """Rows and columns (both powers of two) and warps of tiles that hold whole rows."""
+        columns = power_of_two(width)
+        warps = min(16, max(self.warps, columns // (32 * self.elements)))
+        return max(1, warps * 32 * self.elements // columns), columns, warps
+
+    def strip(self, width: int) -> tuple[int, int, int]:
+        """Rows, columns and warps of tiles that hold part of a row: in a thread a column's elements lie one below the other."""
+        columns = min(power_of_two(width), self.warps * 256)
+        return max(1, self.warps * 32 * self.elements // columns), columns, self.warps
+
+    def programs(self, warps: int, device: torch.device) -> int:
+        """How many programs of so many warps the device gets at most."""
+        return max(1, self.resident // warps) * _multiprocessors(device)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

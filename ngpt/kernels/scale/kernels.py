@@ -1,0 +1,140 @@
+"""Device code of the products with scales. fp32 in registers, one rounding at each store.
+
+A piece is a run of rows that share a scale vector; a program multiplies C columns of one piece, R rows at a time, and sums their part of
+the scale's gradient in registers. `table_ptr` (int32) holds the pieces' groups, first rows and ends, one after the other, then each
+group's first piece and the number of pieces; without groups a piece is `height` rows. Offsets of a tile's first row are 64 bits (logits
+have more than 2^31 elements), those within a tile 32.
+"""
+
+import triton
+import triton.language as tl
+
+from ngpt.kernels.device import rounded
+
+
+@triton.jit
+def _rows_of_piece(table_ptr, rows, height, GROUPED: tl.constexpr):
+    """Group, first row and end of this program's piece."""
+    piece, pieces = tl.program_id(1), tl.num_programs(1)
+    if GROUPED:
+        return tl.load(table_ptr + piece), tl.load(table_ptr + pieces + piece), tl.load(table_ptr + 2 * pieces + piece)
+    else:
+        return 0, piece * height, tl.minimum(piece * height + height, rows)
+
+
+@triton.jit(do_not_specialize=["rows", "height"])
+def forward_kernel(
+    x_ptr,
+    scale_ptr,
+    y_ptr,
+    table_ptr,
+    rows,
+    height,
+    width,
+    x_stride,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    GROUPED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    group, begin, end = _rows_of_piece(table_ptr, rows, height, GROUPED)
+    r = tl.arange(0, R)
+    column = tl.program_id(0) * C + tl.arange(0, C)[None, :]
+    scale = tl.load(scale_ptr + group * width + column, mask=column < width, other=0.0)
+    for row in tl.range(begin, end, R, num_stages=STAGES):
+        first = tl.cast(row, tl.int64)
+        mask = (column < width) & (first + r < end)[:, None]
+        x = tl.load(x_ptr + first * x_stride + r[:, None] * x_stride + column, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y_ptr + first * width + r[:, None] * width + column, rounded(x * scale, y_ptr), mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows", "height"])
+def backward_kernel(
+    grad_ptr,
+    x_ptr,
+    scale_ptr,
+    grad_x_ptr,
+    partial_ptr,
+    table_ptr,
+    rows,
+    height,
+    width,
+    grad_stride,
+    x_stride,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    GROUPED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """A row of partials [pieces, width] is the gradient of the scale from one piece."""
+    group, begin, end = _rows_of_piece(table_ptr, rows, height, GROUPED)
+    r = tl.arange(0, R)
+    column = tl.program_id(0) * C + tl.arange(0, C)[None, :]
+    scale = tl.load(scale_ptr + group * width + column, mask=column < width, other=0.0)
+    grad_scale = tl.zeros((R, C), tl.float32)
+    for row in tl.range(begin, end, R, num_stages=STAGES):
+        first = tl.cast(row, tl.int64)
+        mask = (column < width) & (first + r < end)[:, None]
+        x = tl.load(x_ptr + first * x_stride + r[:, None] * x_stride + column, mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + first * grad_stride + r[:, None] * grad_stride + column, mask=mask, other=0.0).to(tl.float32)
+        grad_scale += grad * x
+        tl.store(grad_x_ptr + first * width + r[:, None] * width + column, rounded(grad * scale, grad_x_ptr), mask=mask)
+    place = tl.program_id(1).to(tl.int64) * width + column
+    tl.store(partial_ptr + place, tl.sum(grad_scale, 0)[None, :], mask=column < width)
+
+
+@triton.jit(do_not_specialize_on_alignment=["starts_ptr"])
+def sum_pieces_kernel(partial_ptr, starts_ptr, out_ptr, width, R: tl.constexpr, C: tl.constexpr):
+    """out[g] = sum of the partials of group g's pieces, R at a time; zero for a group without pieces."""
+    group = tl.program_id(1)
+    r = tl.arange(0, R)
+    column = tl.program_id(0) * C + tl.arange(0, C)[None, :]
+    end = tl.load(starts_ptr + group + 1)
+    total = tl.zeros((R, C), tl.float32)
+    for piece in tl.range(tl.load(starts_ptr + group), end, R):
+        mask = (column < width) & (piece + r < end)[:, None]
+        total += tl.load(partial_ptr + tl.cast(piece, tl.int64) * width + r[:, None] * width + column, mask=mask, other=0.0)
+    tl.store(out_ptr + tl.cast(group, tl.int64) * width + column, tl.sum(total, 0)[None, :], mask=column < width)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def tokens_forward_kernel(
+    x_ptr, scale_ptr, y_ptr, rows, x_stride, WIDTH: tl.constexpr, R: tl.constexpr, C: tl.constexpr, STAGES: tl.constexpr
+):
+    r = tl.arange(0, R)
+    column = tl.arange(0, C)[None, :]
+    for index in tl.range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0), num_stages=STAGES):
+        first = tl.cast(index * R, tl.int64)
+        here = first + r < rows
+        mask = (column < WIDTH) & here[:, None]
+        scale = tl.load(scale_ptr + first + r, mask=here, other=0.0)[:, None]
+        x = tl.load(x_ptr + first * x_stride + r[:, None] * x_stride + column, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y_ptr + first * WIDTH + r[:, None] * WIDTH + column, rounded(x * scale, y_ptr), mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def tokens_backward_kernel(
+    grad_ptr,
+    x_ptr,
+    scale_ptr,
+    grad_x_ptr,
+    grad_scale_ptr,
+    rows,
+    grad_stride,
+    x_stride,
+    WIDTH: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    r = tl.arange(0, R)
+    column = tl.arange(0, C)[None, :]
+    for index in tl.range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0), num_stages=STAGES):
+        first = tl.cast(index * R, tl.int64)
+        here = first + r < rows
+        mask = (column < WIDTH) & here[:, None]
+        scale = tl.load(scale_ptr + first + r, mask=here, other=0.0)[:, None]
+        x = tl.load(x_ptr + first * x_stride + r[:, None] * x_stride + column, mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + first * grad_stride + r[:, None] * grad_stride + column, mask=mask, other=0.0).to(tl.float32)
+        tl.store(grad_scale_ptr + first + r, tl.sum(grad * x, 1), mask=here)
+        tl.store(grad_x_ptr + first * WIDTH + r[:, None] * WIDTH + column, rounded(grad * scale, grad_x_ptr), mask=mask)

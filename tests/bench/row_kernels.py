@@ -1,0 +1,266 @@
+"""Check the row-wise kernels (normalisations, residual step, scales) on a GPU, and measure them against its copy bandwidth.
+
+    python tests/bench/row_kernels.py [--check] [--out FOLDER] [--cases TEXT] [--sweep]        one GPU, plain torch and triton
+
+--check compares value and gradients with fp64 autograd at the models' shapes, and refuses to measure where one is wrong. Times are medians
+over replays of a CUDA graph, so without launch overhead, for the eager backend too; inputs and outputs rotate, so that none is found in
+L2. Bytes: inputs read once, outputs written once; sums of parts of a scale's gradient are not counted. --sweep instead tries other
+tilings and prints the best ones.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+from bench_tools import copy_bandwidth, environment
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from ngpt.kernels.normalize import eager as normalize_eager
+from ngpt.kernels.normalize import triton as normalize_triton
+from ngpt.kernels.rows import Tiling
+from ngpt.kernels.scale import eager as scale_eager
+from ngpt.kernels.scale import triton as scale_triton
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "kernels"))
+from row_cases import check, kernels_for, make_inputs, problems, value_and_gradients  # noqa: E402
+
+from ngpt.functional import scale_features  # noqa: E402
+
+DEVICE = "cuda"
+CALLS, REPLAYS = 8, 9
+TILINGS = {
+    "l2_normalize": (normalize_triton, "FORWARD", "BACKWARD"),
+    "scaled_l2_normalize": (normalize_triton, "FORWARD", "SCALED_BACKWARD"),
+    "lerp_retract": (normalize_triton, "LERP_FORWARD", "LERP_BACKWARD"),
+    "scale_features": (scale_triton, "FORWARD", "BACKWARD"),
+    "scale_tokens": (scale_triton, "TOKENS", "TOKENS"),
+    "scale_groups": (scale_triton, "GROUPS", "GROUPS"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation at a shape of one of the models."""
+
+    operation: str
+    shape: tuple[int, ...]
+    groups: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.operation} {'x'.join(map(str, self.shape))}{f' in {self.groups} groups' if self.groups else ''}"
+
+    def sizes(self) -> list[int]:
+        """Rows of each group: uneven, some empty."""
+        weights = torch.rand(self.groups, generator=torch.Generator().manual_seed(1)) ** 2
+        weights[:: self.groups // 4] = 0
+        sizes = (weights / weights.sum() * self.shape[0]).int()
+        sizes[-1] += self.shape[0] - sizes.sum()
+        return sizes.tolist()
+
+    def bytes_moved(self, backward: bool) -> int:
+        """Of activations in bf16, and of the fp32 numbers that a row has."""
+        elements = torch.Size(self.shape).numel()
+        rows = elements // self.shape[-1]
+        tensors = {"lerp_retract": (3, 5)}.get(self.operation, (2, 3))[backward]
+        a_row = {"lerp_retract": 3, "l2_normalize": 1, "scaled_l2_normalize": 1, "scale_tokens": 1 + backward}.get(self.operation, 0)
+        return 2 * tensors * elements + 4 * a_row * rows
+
+
+CASES = (
+    Case("l2_normalize", (8192, 6144)),
+    Case("l2_normalize", (16384, 4096)),
+    Case("l2_normalize", (16384, 2048)),
+    Case("l2_normalize", (98304, 1856)),
+    Case("l2_normalize", (8192, 1, 16, 128)),
+    Case("scaled_l2_normalize", (8192, 1, 16, 128)),
+    Case("scaled_l2_normalize", (16384, 1, 32, 128)),
+    Case("lerp_retract", (8192, 2048)),
+    Case("lerp_retract", (49152, 2048)),
+    Case("lerp_retract", (16384, 1024)),
+    Case("lerp_retract", (8192, 2688)),
+    Case("scale_features", (8192, 6144)),
+    Case("scale_features", (16384, 6176)),
+    Case("scale_features", (8192, 131072)),
+    Case("scale_tokens", (49152, 1024)),
+    Case("scale_tokens", (98304, 2688)),
+    Case("scale_groups", (49152, 1856), 64),
+    Case("scale_groups", (98304, 1856), 128),
+)
+LOGITS = (16400, 131072)  # more than 2^31 elements
+
+
+def make(case: Case, dtype: torch.dtype, seed: int) -> tuple[list[Tensor], Tensor]:
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    inputs = make_inputs(case.operation, case.shape, dtype, generator, case.groups)
+    return inputs, torch.randn(case.shape, generator=generator, device=DEVICE, dtype=dtype)
+
+
+def check_logits(shape: tuple[int, int], columns: int = 8192) -> list[str]:
+    """As `check` for scale_features, the truth some columns at a time: all of it would not fit in memory."""
+    (x, scale), grad = make(Case("scale_features", shape), torch.bfloat16, 3)
+    results = []
+    for devices in ((DEVICE,), ()):
+        with kernels_for(*devices):
+            results.append(value_and_gradients(scale_features, [x, scale], grad))
+    found = []
+    for begin in range(0, shape[1], columns):
+        part = slice(begin, begin + columns)
+        truth = value_and_gradients(torch.mul, [x[:, part].double(), scale[part].double()], grad[:, part].double())
+        found += problems(["value", "gradient 0", "gradient 1"], *([t[..., part] for t in result] for result in results), truth)
+    return found
+
+
+def check_everything(cases: list[Case]) -> bool:
+    right = True
+    for case in cases:
+        large = case.shape[-1] > 100_000
+        for dtype in (torch.bfloat16,) if large else (torch.bfloat16, torch.float32):
+            found = (
+                check_logits(LOGITS) if large else check(case.operation, *make(case, dtype, 3), *([case.sizes()] if case.groups else []))
+            )
+            print(f"{case.name}{f', rows {LOGITS[0]}' if large else ''}, {str(dtype)[6:]}: {'; '.join(found[:4]) or 'right'}", flush=True)
+            right &= not found
+    return right
+
+
+def calls(case: Case, inputs: list[Tensor], grad: Tensor, eager: bool) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Forward and backward pass of a backend."""
+    normalize, scale = (normalize_eager, scale_eager) if eager else (normalize_triton, scale_triton)
+    if case.operation == "l2_normalize":
+        inverse = normalize.l2_forward(*inputs, -1, None)[1]
+        return lambda: normalize.l2_forward(*inputs, -1, None), lambda: normalize.l2_backward(grad, *inputs, inverse, -1, None)
+    if case.operation in ("scaled_l2_normalize", "lerp_retract"):
+        kind = case.operation.split("_")[0]
+        forward, backward = getattr(normalize, f"{kind}_forward"), getattr(normalize, f"{kind}_backward")
+        saved = forward(*inputs)[1]
+        return lambda: forward(*inputs), lambda: backward(grad, *inputs, saved)
+    if case.operation == "scale_groups":
+        sizes = case.sizes()
+        groups = sizes if eager else scale_triton.make_groups(*inputs, sizes)
+        product = scale_eager.groups_forward if eager else scale_triton.groups_product
+        return lambda: product(*inputs, groups), lambda: scale.groups_backward(grad, *inputs, groups)
+    kind = case.operation.split("_")[1]
+    forward, backward = getattr(scale, f"{kind}_forward"), getattr(scale, f"{kind}_backward")
+    return lambda: forward(*inputs), lambda: backward(grad, *inputs)
+
+
+def median_seconds(works: list[Callable[[], object]]) -> float:
+    """Median time of a call, in replays of a graph of CALLS of them in turn."""
+    for work in works:
+        work()
+    torch.cuda.synchronize()
+    graph, kept = torch.cuda.CUDAGraph(), []
+    with torch.cuda.graph(graph):
+        for i in range(CALLS):
+            kept.append(works[i % len(works)]())
+            del kept[: -len(works)]
+    times = []
+    for _ in range(REPLAYS):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3 / CALLS)
+    return statistics.median(times[1:])
+
+
+def measure(case: Case, copy: float) -> list[dict[str, object]]:
+    """Forward and backward pass of the kernels and of the eager backend."""
+    copies = max(1, min(4, 300_000_000 // case.bytes_moved(False)))
+    sets = [make(case, torch.bfloat16, seed) for seed in range(copies)]
+    pairs = {eager: [calls(case, *one, eager) for one in sets] for eager in (False, True)}
+    rows = []
+    for backward in (False, True):
+        seconds, eager_seconds = (median_seconds([pair[backward] for pair in pairs[eager]]) for eager in (False, True))
+        moved = case.bytes_moved(backward)
+        rows.append(
+            {
+                "case": case.name,
+                "pass": "backward" if backward else "forward",
+                "bytes_moved": moved,
+                "median_us": seconds * 1e6,
+                "tb_per_s": moved / seconds / 1e12,
+                "share_of_copy": moved / seconds / copy,
+                "eager_us": eager_seconds * 1e6,
+            }
+        )
+    return rows
+
+
+def sweep(case: Case, copy: float) -> None:
+    """Try tilings of both passes; print the present one and the five best."""
+    copies = max(1, min(4, 300_000_000 // case.bytes_moved(False)))
+    sets = [make(case, torch.bfloat16, seed) for seed in range(copies)]
+    for backward in (False, True):
+        module, name = TILINGS[case.operation][0], TILINGS[case.operation][1 + backward]
+        present, results = getattr(module, name), []
+        others = itertools.product((4, 8), (8, 16, 32), (8, 12, 16, 32, 64), (1, 2, 3))
+        for tiling in [present, *(Tiling(*other) for other in others if Tiling(*other) != present)]:
+            setattr(module, name, tiling)
+            try:
+                seconds = median_seconds([calls(case, *one, False)[backward] for one in sets])
+            except OutOfResources:
+                continue
+            results.append((case.bytes_moved(backward) / seconds / copy, tiling))
+        setattr(module, name, present)
+        print(f"{case.name} {name}: present {results[0][0]:.1%} {dataclasses.astuple(present)}")
+        for share, tiling in sorted(results, key=lambda result: -result[0])[:5]:
+            print(f"    {share:.1%} {tiling}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write a JSON file there")
+    parser.add_argument("--cases", default="", help="only cases whose name contains this")
+    parser.add_argument("--check", action="store_true", help="compare with fp64 first")
+    parser.add_argument("--sweep", action="store_true", help="try other tilings instead of measuring")
+    options = parser.parse_args()
+    cases = [case for case in CASES if options.cases in case.name]
+    if options.check and not check_everything(cases):
+        print("nothing measured: kernels and fp64 disagree", file=sys.stderr)
+        return 1
+    torch.cuda.empty_cache()
+    copy = copy_bandwidth() * 1e9
+    print(f"copy {copy / 1e12:.3f} TB/s")
+    if options.sweep:
+        for case in cases:
+            sweep(case, copy)
+        return 0
+    print(f"{'case':44s} {'pass':8s} {'us':>8s} {'TB/s':>6s} {'of copy':>8s} {'eager us':>9s} {'faster':>7s}")
+    rows = []
+    for case in cases:
+        for row in measure(case, copy):
+            rows.append(row)
+            print(
+                f"{row['case']:44s} {row['pass']:8s} {row['median_us']:8.1f} {row['tb_per_s']:6.2f} {row['share_of_copy']:8.1%} "
+                f"{row['eager_us']:9.1f} {row['eager_us'] / row['median_us']:6.1f}x",
+                flush=True,
+            )
+        torch.cuda.empty_cache()
+    if options.out:
+        result = {
+            "operation": "row_kernels",
+            "command": " ".join(sys.argv),
+            "date": date.today().isoformat(),
+            "environment": environment(),
+            "copy_bytes_per_s": copy,
+            "results": rows,
+        }
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"row_kernels_{date.today().isoformat()}.json").write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Compile the row-wise kernels with every option on for a GPU that need not be there: `python compile_rows.py CAPABILITY`."""
+
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ngpt.kernels.normalize import kernels as normalize
+from ngpt.kernels.normalize import triton as normalize_tilings
+from ngpt.kernels.scale import kernels as scale
+from ngpt.kernels.scale import triton as scale_tilings
+
+FP32_POINTERS = {"scale_ptr", "alpha_ptr", "sums_ptr", "partial_ptr", "grad_scale_ptr"}
+INT32_POINTERS = {"table_ptr", "starts_ptr"}
+OF_ROWS = {"EPSILON": 1e-12, "SCALED": True, "SUMS": 0}
+HALF = {"SCALED": False}
+WIDTH = 2048
+CASES = {
+    "normalize forward": (normalize.forward_kernel, normalize_tilings.FORWARD, 128, OF_ROWS),
+    "normalize backward": (normalize.backward_kernel, normalize_tilings.SCALED_BACKWARD, 128, OF_ROWS),
+    "normalize backward, first half": (
+        normalize.backward_kernel,
+        normalize_tilings.BACKWARD,
+        WIDTH,
+        HALF | {"SUMS": 1},
+    ),
+    "normalize backward, second half": (
+        normalize.backward_kernel,
+        normalize_tilings.BACKWARD,
+        WIDTH,
+        HALF | {"SUMS": 2},
+    ),
+    "lerp forward": (normalize.lerp_forward_kernel, normalize_tilings.LERP_FORWARD, WIDTH, OF_ROWS),
+    "lerp backward": (normalize.lerp_backward_kernel, normalize_tilings.LERP_BACKWARD, WIDTH, OF_ROWS),
+    "scale forward": (scale.forward_kernel, scale_tilings.FORWARD, WIDTH, {"GROUPED": True}),
+    "scale backward": (scale.backward_kernel, scale_tilings.BACKWARD, WIDTH, {"GROUPED": False}),
+    "sum of pieces": (scale.sum_pieces_kernel, scale_tilings.GROUPS, WIDTH, {}),
+    "tokens forward": (scale.tokens_forward_kernel, scale_tilings.TOKENS, WIDTH, {}),
+    "tokens backward": (scale.tokens_backward_kernel, scale_tilings.TOKENS, WIDTH, {}),
+}
+
+
+def compiled(capability: int, kernel: triton.JITFunction, tiling, width: int, switches: dict, stages: int | None = None):
+    """The compiled kernel for bf16 rows of this width."""
+    by_strip = kernel in (scale.forward_kernel, scale.backward_kernel, scale.sum_pieces_kernel)
+    rows, columns, warps = tiling.strip(width) if by_strip else tiling.tile(width)
+    values = {"WIDTH": width, "R": rows, "C": columns, "STAGES": stages or tiling.stages} | switches
+    names = kernel.arg_names
+
+    def kind(name: str) -> str:
+        if name.isupper():
+            return "constexpr"
+        if name.endswith("_ptr"):
+            return "*i32" if name in INT32_POINTERS else "*fp32" if name in FP32_POINTERS or "inverse" in name else "*bf16"
+        return "i32"
+
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith(("_ptr", "stride", "width"))}
+    constants = {(names.index(name),): value for name, value in values.items() if name in names}
+    source = ASTSource(kernel, {name: kind(name) for name in names}, constants, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+
+
+if __name__ == "__main__":
+    for case, arguments in CASES.items():
+        print(case, len(compiled(int(sys.argv[1]), *arguments).asm["cubin"]))

@@ -1,0 +1,203 @@
+"""The row-wise Triton kernels in the interpreter. test_rows_triton.py runs this with TRITON_INTERPRET=1."""
+
+import dataclasses
+
+import pytest
+import torch
+from row_cases import OPERATIONS, ROWS, check, kernels_for, make_inputs, plain_l2, problems, value_and_gradients
+from torch import Tensor
+from triton.runtime import interpreter
+
+from ngpt.functional import l2_normalize
+from ngpt.kernels.normalize import triton as normalize
+from ngpt.kernels.scale import triton as scale
+
+BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
+TILINGS = [(normalize, name) for name in ("FORWARD", "BACKWARD", "SCALED_BACKWARD", "LERP_FORWARD", "LERP_BACKWARD")]
+TILINGS += [(scale, name) for name in ("FORWARD", "BACKWARD", "GROUPS", "TOKENS")]
+# Leading dimensions and width; one row, odd numbers of rows and of columns, more tiles than programs, several columns of tiles.
+SHAPES = [(1, 1), (3, 7), (2, 5, 33), (70, 16), (5, 520)]
+SIZES = [3, 0, 19, 1, 0, 4, 0]
+
+
+def let_index_be_scalar() -> None:
+    """The interpreter keeps scalars as arrays of one element, which newer versions of NumPy refuse as bounds of a loop."""
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: type, scope) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
+
+
+let_index_be_scalar()
+
+
+@pytest.fixture(autouse=True)
+def small_tiles_in_poisoned_memory(monkeypatch):
+    """Few elements a tile and three programs, so that small tensors have several tiles a program; memory starts as NaN."""
+    for module, name in TILINGS:
+        monkeypatch.setattr(module, name, dataclasses.replace(getattr(module, name), warps=1, elements=8, resident=3))
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs) -> Tensor:
+        x = empty(*args, **kwargs)
+        return x.fill_(torch.nan if x.is_floating_point() else 123456)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+def inputs_and_grad(operation: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
+    if operation in ("scale_tokens", "scale_groups"):
+        shape = (torch.Size(shape[:-1]).numel(), shape[-1])
+    elif operation == "scaled_l2_normalize":
+        shape = (*shape[:-1], 3, shape[-1])
+    inputs = make_inputs(operation, shape, dtype, generator)
+    return inputs, torch.randn(shape, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "scale_groups"])
+def test_any_shape(operation, dtype, generator):
+    for shape in SHAPES:
+        assert not check(operation, *inputs_and_grad(operation, shape, dtype, generator)), shape
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("operation", ["l2_normalize", "scaled_l2_normalize", "lerp_retract"])
+def test_rows_of_any_size(operation, dtype, generator):
+    """Also of zeros, alone and between ordinary ones."""
+    for kind, size in ROWS.items():
+        inputs, grad = inputs_and_grad(operation, (9, 33), dtype, generator)
+        inputs[0] *= size
+        assert not check(operation, inputs, grad), kind
+    inputs, grad = inputs_and_grad(operation, (9, 33), dtype, generator)
+    for x in inputs[: 2 if operation == "lerp_retract" else 1]:
+        x[4] = 0
+    assert not check(operation, inputs, grad)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -1.7])
+def test_steps_of_any_size(rate, generator):
+    inputs, grad = inputs_and_grad("lerp_retract", (6, 33), FP32, generator)
+    assert not check("lerp_retract", [*inputs[:2], torch.full((33,), rate)], grad)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 5, 40])
+@pytest.mark.parametrize("width", [8, 24])
+def test_any_number_of_heads(heads, width, generator):
+    """Tiles of 256 elements hold several tokens, one, or some heads of one."""
+    inputs = make_inputs("scaled_l2_normalize", (3, 7, heads, width), BF16, generator)
+    assert not check("scaled_l2_normalize", inputs, torch.randn(3, 7, heads, width, generator=generator))
+    inputs[1] = inputs[1][0]
+    assert not check("scaled_l2_normalize", inputs, torch.randn(3, 7, heads, width, generator=generator)), "one scale for all heads"
+
+
+@pytest.mark.parametrize("width", [7, 200])
+@pytest.mark.parametrize("sizes", [SIZES, [0, 0, 71], [1], [130, 1, 0]], ids=str)
+def test_groups_of_any_size(sizes, width, generator):
+    inputs = make_inputs("scale_groups", (sum(sizes), width), BF16, generator, len(sizes))
+    grad = torch.randn(sum(sizes), width, generator=generator).to(BF16)
+    assert not check("scale_groups", inputs, grad, sizes)
+    with kernels_for("cpu"):
+        grad_scale = value_and_gradients(OPERATIONS["scale_groups"][0], inputs, grad, sizes)[2]
+    assert grad_scale[[size == 0 for size in sizes]].eq(0).all()
+
+
+def test_sizes_that_do_not_fit_are_refused(generator):
+    x, suv = make_inputs("scale_groups", (8, 4), FP32, generator, 2)
+    for sizes in ([4, 3], [8], [4, 2, 2]):
+        with kernels_for("cpu"), pytest.raises(ValueError, match="sizes: .* groups of .* rows in all"):
+            OPERATIONS["scale_groups"][0](x, suv, sizes)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_bf16_and_fp16_values_are_rounded_once(operation, generator):
+    """Fails if any intermediate is narrower than fp32."""
+    for dtype, rounding in ((BF16, 2**-8), (FP16, 2**-11)):
+        rest = [[17, 14]] if operation == "scale_groups" else []
+        shape = (11, 3, 65) if operation == "scaled_l2_normalize" else (31, 65)
+        inputs = make_inputs(operation, shape, dtype, generator, 2)
+        function, plain = OPERATIONS[operation]
+        with kernels_for("cpu"):
+            actual = function(*inputs, *rest)
+        truth = plain(*(x.double() for x in inputs), *rest)
+        assert actual.dtype == dtype
+        assert ((actual.double() - truth).abs() <= truth.abs() * rounding * 1.001 + 1e-7).all()
+
+
+@pytest.mark.parametrize("operation", ["l2_normalize", "lerp_retract", "scale_features", "scale_tokens", "scale_groups"])
+def test_rows_with_strides_and_gradients_without(operation, generator):
+    """Rows that lie within wider ones, columns that do not lie side by side, and the gradient of a sum, which is one number."""
+    rest = [SIZES] if operation == "scale_groups" else []
+    inputs, grad = make_inputs(operation, (27, 48), BF16, generator, len(SIZES)), torch.randn(27, 48, generator=generator).to(BF16)
+    wide = torch.cat((inputs[0], inputs[0]), 1)
+    for view in (wide[:, 48:], inputs[0].t().contiguous().t()):
+        assert not check(operation, [view, *inputs[1:]], grad, *rest)
+        assert not check(operation, [view, *inputs[1:]], torch.cat((grad, grad), 1)[:, :48], *rest)
+    assert not check(operation, inputs, torch.ones((), dtype=BF16).expand(27, 48), *rest)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_two_runs_give_the_same_bits_and_leave_the_inputs(operation, generator):
+    rest = [[16, 0, 11]] if operation == "scale_groups" else []
+    shape = (11, 3, 48) if operation == "scaled_l2_normalize" else (27, 48)
+    inputs, grad = make_inputs(operation, shape, BF16, generator, 3), torch.randn(shape, generator=generator).to(BF16)
+    copies = [x.clone() for x in inputs]
+    with kernels_for("cpu"):
+        runs = [value_and_gradients(OPERATIONS[operation][0], inputs, grad, *rest) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_no_rows(operation, generator):
+    rest = [[0, 0]] if operation == "scale_groups" else []
+    shape = (0, 3, 8) if operation == "scaled_l2_normalize" else (0, 8)
+    inputs = make_inputs(operation, shape, BF16, generator, 2)
+    with kernels_for("cpu"):
+        value, grad_x, *others = value_and_gradients(OPERATIONS[operation][0], inputs, torch.zeros(shape), *rest)
+    assert value.shape == grad_x.shape == shape and all(grad.eq(0).all() for grad in others)
+
+
+def test_fp64_other_dimensions_and_other_scales_stay_eager(generator, monkeypatch):
+    for module in (normalize, scale):
+        for name in [name for name in vars(module) if name.endswith(("_forward", "_backward"))]:
+            monkeypatch.setattr(module, name, lambda *args, name=name: pytest.fail(name))
+    x = torch.randn(4, 3, 8, generator=generator)
+    with kernels_for("cpu"):
+        l2_normalize(x.double())
+        l2_normalize(x, dim=0)
+        OPERATIONS["scaled_l2_normalize"][0](x, torch.ones(4, 1, 1))
+        OPERATIONS["lerp_retract"][0](x, x, torch.ones(8, dtype=torch.float64))
+        OPERATIONS["scale_features"][0](x.double(), torch.ones(8, dtype=torch.float64))
+
+
+class TwoRanks:
+    """Stands for a process group; `dist.all_reduce` is replaced by adding what the other rank would bring."""
+
+    def size(self) -> int:
+        return 2
+
+
+def test_features_split_between_two_ranks(generator, monkeypatch):
+    """Of different widths; one row is zero on one rank and one on both."""
+    x, grad = (torch.randn(5, 3, 11, generator=generator) for _ in range(2))
+    x[0, 0, :4], x[1, 1] = 0, 0
+    truth = value_and_gradients(plain_l2, [x.double()], grad.double())
+    square, radial = (x.double() ** 2), grad.double() * truth[0]
+    for mine, others in ((slice(0, 4), slice(4, 11)), (slice(4, 11), slice(0, 4))):
+        results = []
+        for devices in (["cpu"], []):
+            messages = [square[..., others].sum(-1, keepdim=True), radial[..., others].sum(-1, keepdim=True)]
+            monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums, group, messages=messages: sums.add_(messages.pop(0)))
+            with kernels_for(*devices):
+                results.append(value_and_gradients(lambda shard: l2_normalize(shard, group=TwoRanks()), [x[..., mine]], grad[..., mine]))
+            assert not messages
+        assert not problems(["value", "gradient"], *results, [t[..., mine] for t in truth])

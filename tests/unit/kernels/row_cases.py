@@ -1,0 +1,107 @@
+"""What the row-wise kernels are tested with, in the interpreter and on a GPU: their definitions, inputs, and errors against fp64."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ngpt.functional import l2_normalize, lerp_retract, scale_features, scale_groups, scale_tokens, scaled_l2_normalize
+from ngpt.kernels import rows
+
+ROWS = {"ordinary": 1.0, "zero": 0.0, "tiny": 1e-20, "near_eps": 1e-6, "huge": 1e18}  # typical size of an entry
+
+
+def plain_l2(x: Tensor) -> Tensor:
+    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-12)
+
+
+def plain_lerp(h: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
+    g = plain_l2(h)
+    return plain_l2(g + alpha.abs() * (plain_l2(b) - g))
+
+
+def plain_groups(x: Tensor, scale: Tensor, sizes: list[int]) -> Tensor:
+    return x * torch.repeat_interleave(scale, torch.tensor(sizes, device=x.device), dim=0)
+
+
+OPERATIONS: dict[str, tuple[Callable, Callable]] = {
+    "l2_normalize": (l2_normalize, plain_l2),
+    "scaled_l2_normalize": (scaled_l2_normalize, lambda x, scale: plain_l2(x) * scale),
+    "lerp_retract": (lerp_retract, plain_lerp),
+    "scale_features": (scale_features, lambda x, scale: x * scale),
+    "scale_tokens": (scale_tokens, lambda x, scale: x * scale[:, None]),
+    "scale_groups": (scale_groups, plain_groups),
+}
+
+
+@contextmanager
+def kernels_for(*devices: str):
+    """The kernels for tensors of these kinds of devices only."""
+    before = set(rows.DEVICES)
+    rows.DEVICES.clear()
+    rows.DEVICES.update(devices)
+    try:
+        yield
+    finally:
+        rows.DEVICES.clear()
+        rows.DEVICES.update(before)
+
+
+def make_inputs(operation: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator, groups: int = 1) -> list[Tensor]:
+    """Activations of the dtype, then the fp32 parameter: of both signs, around 0.05 for alpha and around 1 for scales."""
+    device = generator.device
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, device=device)
+
+    parameter_shape = {
+        "l2_normalize": None,
+        "scaled_l2_normalize": shape[-2:],
+        "scale_tokens": shape[:1],
+        "scale_groups": (groups, shape[-1]),
+    }.get(operation, shape[-1:])
+    activations = [random(*shape).to(dtype) for _ in range(2 if operation == "lerp_retract" else 1)]
+    if parameter_shape is None:
+        return activations
+    size = 0.05 if operation == "lerp_retract" else 1.0
+    parameter = random(*parameter_shape)
+    return [*activations, (parameter.sign() * (1 + parameter.abs()) * size / 2)]
+
+
+def value_and_gradients(function: Callable, inputs: list[Tensor], grad: Tensor, *rest: list[int]) -> list[Tensor]:
+    """Inputs keep their strides."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    out = function(*inputs, *rest)
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
+
+
+def error(actual: Tensor, truth: Tensor) -> float:
+    """Largest difference, relative to the largest true entry."""
+    if not truth.numel():
+        return 0.0
+    return ((actual.double() - truth).abs().max() / truth.abs().max().clamp(min=1e-300)).item()
+
+
+def problems(names: list[str], actual: list[Tensor], eager: list[Tensor], truth: list[Tensor]) -> list[str]:
+    """What is not finite, or off by more than twice the error of plain torch in the same dtype, plus 1e-5."""
+    found = []
+    for name, a, e, t in zip(names, actual, eager, truth, strict=True):
+        if a.dtype != e.dtype or a.shape != e.shape:
+            found.append(f"{name}: {a.dtype} {tuple(a.shape)} instead of {e.dtype} {tuple(e.shape)}")
+        elif not a.isfinite().all():
+            found.append(f"{name}: not finite")
+        elif not error(a, t) <= 2 * error(e, t) + 1e-5:
+            found.append(f"{name}: error {error(a, t):.2e}, eager {error(e, t):.2e}")
+    return found
+
+
+def check(operation: str, inputs: list[Tensor], grad: Tensor, *rest: list[int]) -> list[str]:
+    """Problems of the kernels' value and gradients, against fp64 autograd of the definition and against the eager backend."""
+    function, plain = OPERATIONS[operation]
+    with kernels_for(inputs[0].device.type):
+        actual = value_and_gradients(function, inputs, grad, *rest)
+    with kernels_for():
+        eager = value_and_gradients(function, inputs, grad, *rest)
+    truth = value_and_gradients(plain, [x.double() for x in inputs], grad.double(), *rest)
+    return problems(["value", *(f"gradient {i}" for i in range(len(inputs)))], actual, eager, truth)

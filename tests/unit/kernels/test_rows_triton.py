@@ -1,0 +1,29 @@
+"""The row-wise Triton kernels where there is no GPU: run in Triton's interpreter, and compiled for the GPUs they are for."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+HERE = Path(__file__).parent
+
+
+def test_kernels_equal_fp64_in_the_interpreter(tmp_path):
+    """A process of its own: Triton decides at import whether it interprets."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}", str(HERE / "interpreted_rows.py")]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 50
+
+
+@pytest.mark.parametrize("capability", [90, 100])
+def test_kernels_compile(capability):
+    """The interpreter accepts what the compiler does not."""
+    run = subprocess.run([sys.executable, str(HERE / "compile_rows.py"), str(capability)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert len(run.stdout.splitlines()) == 11
