@@ -13,6 +13,7 @@ USAGE = """\
 usage: ngpt COMMAND ...
 
   ngpt config experiment=NAME key=value ...   the resolved config with its parameter, token and FLOP counts
+  ngpt estimate experiment=NAME key=value ... memory, step time and cost; --fit GPUS proposes parallel layouts
   ngpt train  experiment=NAME key=value ...   train; the same command again resumes the run
   ngpt data   fetch | prepare | inspect ...   get text and turn it into token files
   ngpt report RUN [RUN ...] [--out DIR]       losses, scales and differences of runs as HTML and PNG
@@ -20,7 +21,7 @@ usage: ngpt COMMAND ...
   ngpt doctor [--json]                        what works on this machine, proved by numbers
   ngpt version
 
-train and config take --config-dir DIR for config files of your own, laid out like conf/. Every command explains itself with --help.
+config, estimate and train take --config-dir DIR for config files of your own, laid out like conf/. --help explains each command.
 """
 
 
@@ -56,6 +57,12 @@ def _config(arguments: Sequence[str]) -> int:
     from ngpt.config.cli import main as config_main
 
     return config_main(arguments)
+
+
+def _estimate(arguments: Sequence[str]) -> int:
+    from ngpt.estimate.cli import main as estimate_main
+
+    return estimate_main(arguments)
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -105,6 +112,7 @@ def _version(_arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "config": _config,
+    "estimate": _estimate,
     "train": _train,
     "data": _data,
     "report": _report,

@@ -14,6 +14,7 @@ from megatron_ext.compat import (
     distrib_optimizer_order,
     expert_rng,
     mamba_on_cpu,
+    prediction_loss,
 )
 from ngpt.config.errors import ConfigError
 
@@ -27,6 +28,7 @@ _EVERYWHERE: dict[str, Callable[[], bool]] = {
     "distrib_optimizer_load": distrib_optimizer_load.install,
     "distrib_optimizer_order": distrib_optimizer_order.install,
     "expert_rng": expert_rng.install,
+    "prediction_loss": prediction_loss.install,
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -36,3 +37,14 @@ class NormalizedResidual(MegatronModule):
             return lerp_retract(residual, output, self.alpha())
 
         return step
+
+
+class OwnView(IdentityOp):
+    """In place of the norm in front of experts: the stream, as a tensor of its own in autograd's graph.
+
+    Router, routed and shared experts all read it. Their gradients are added up here before that of the residual step joins them, which is
+    the order that recomputation has: without it, recomputing the experts would change the last bits of a gradient.
+    """
+
+    def forward(self, x_SBD: Tensor) -> Tensor:
+        return x_SBD.view_as(x_SBD)

@@ -1,7 +1,9 @@
-"""The router of nGPT's mixture-of-experts layers."""
+"""The routers of mixture-of-experts layers."""
 
 import math
+from collections.abc import Callable
 
+import torch
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -9,7 +11,28 @@ from torch import Tensor
 from ngpt.optim.retraction import leave_free, mark
 
 
-class NormalizedRouter(TopKRouter):
+class _SortedSelection:
+    """Takes the place of Megatron's replay of recorded selections, the one hook around its top-k."""
+
+    def get_replay_topk(self, scores: Tensor, topk: int, num_groups: int | None, group_topk: int | None, select: Callable) -> tuple:
+        with torch.enable_grad():  # under which upstream sorts; scores computed without gradients still have none
+            return select(scores, topk, num_groups, group_topk)
+
+
+class SortedRouter(TopKRouter):
+    """Megatron's top-k router, with a token's experts sorted by score whether gradients are taken or not.
+
+    Megatron sorts them only where they are. A recomputed layer runs without gradients first: the probabilities of a token, divided by a
+    sum over its experts, would differ in their last bit from those of a layer that is not recomputed.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.router_replay is None:
+            self.router_replay = _SortedSelection()
+
+
+class NormalizedRouter(SortedRouter):
     """Megatron's top-k router with the logits of x = sqrt(D) * h, or of x = h, in fp32.
 
     With unit tokens the scores of different experts would differ by less than a step of the expert bias.

@@ -6,11 +6,13 @@ from typing import ClassVar
 
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker, get_moe_metrics_tracker
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 from megatron.training.models.hybrid import HybridModelBuilder, HybridModelConfig
 
 from megatron_ext.layers.backend import get_backend
 from megatron_ext.layers.logits import finish_logits, logit_scale
 from megatron_ext.models.stack import gpt_stack, ngpt_stack
+from ngpt.config.pattern import parse
 from ngpt.config.schema import ModelConfig
 from ngpt.optim.retraction import is_free, is_marked, mark, retract_weights_
 
@@ -44,11 +46,13 @@ class PluginModelBuilder(HybridModelBuilder):
             stack = gpt_stack(config.transformer, options, backend, config.grouped_experts)
         config.hybrid_stack_spec = stack
         model = super().build_model(pg_collection, pre_process, post_process, vp_stage)
+        if model.mtp_process and model.share_embeddings_and_output_weights and not model.pre_process:
+            model.output_layer.weight = None  # upstream makes one that it neither uses nor lets a checkpoint hold
         if model.post_process:
             model.sz = logit_scale(config.transformer.hidden_size, model.output_layer) if options.architecture == "ngpt" else None
             finish_logits(model.output_layer, model.sz, options.vocab_size)
         if options.architecture == "ngpt":
-            if model.pre_process:
+            if model.pre_process or model.mtp_process:  # prediction depths have a copy of the embedding on the last stage
                 mark(model.embedding.word_embeddings.weight, unit_dim=1)
             if model.post_process and model.output_layer.weight is not None:
                 mark(model.output_layer.weight, unit_dim=1)
@@ -59,18 +63,20 @@ class PluginModelBuilder(HybridModelBuilder):
         return model
 
     def build_distributed_models(self, *args, **kwargs) -> list:
-        _start_moe_metrics(self._model_config.transformer.num_layers)
+        _start_layer_metrics(self._model_config.transformer.num_layers, parse(self._model_config.options.layer_pattern).depths)
         chunks = super().build_distributed_models(*args, **kwargs)
         for callback in self._model_config.on_built:
             callback(chunks)
         return chunks
 
 
-def _start_moe_metrics(num_layers: int) -> None:
-    """Give Megatron's process-wide tracker of the balancing losses one entry a layer, new for each model.
+def _start_layer_metrics(num_layers: int, depths: tuple[str, ...]) -> None:
+    """Give Megatron's process-wide trackers of the balancing losses and of the prediction losses one entry a layer, new for each model.
 
-    Routers index it by layer, while Megatron makes what it has not seen yet as long as there are expert layers.
+    Routers index theirs by layer, counting those of a prediction depth from 1 again, while Megatron makes what it has not seen yet as
+    long as there are expert layers. Only the sum over the entries is reported.
     """
+    MTPLossLoggingHelper.tracker.clear()
     destroy_moe_metrics_tracker()
     for name in ("load_balancing_loss", "seq_load_balancing_loss"):
-        get_moe_metrics_tracker().ensure_initialized(name, num_layers)
+        get_moe_metrics_tracker().ensure_initialized(name, max([num_layers, *map(len, depths)]))

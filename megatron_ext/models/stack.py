@@ -16,7 +16,6 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import GroupedMLPSubmodules, SequentialMLP, TEGroupedMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
-from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -32,8 +31,9 @@ from megatron_ext.layers.grouped import (
     GroupedWritesStream,
 )
 from megatron_ext.layers.linear import MixerReadsStream, NormalizedWritesStream, ReadsStream, ScaledReadsStream, WritesStream
-from megatron_ext.layers.residual import NormalizedResidual
-from megatron_ext.layers.router import NormalizedRouter
+from megatron_ext.layers.prediction import JoinLinear, NormalizedJoinLinear, prediction_block
+from megatron_ext.layers.residual import NormalizedResidual, OwnView
+from megatron_ext.layers.router import NormalizedRouter, SortedRouter
 from ngpt.config.schema import ModelConfig
 
 
@@ -52,12 +52,15 @@ class Parts:
     """What the layers of an architecture are put together from; each is a class or a builder of one.
 
     Attributes:
-        norm: in front of every sub-block. residual: the step after it. attention: core attention. router: of the expert layers.
+        norm: in front of every sub-block but experts, which have expert_norm. residual: the step after it. attention: core attention.
+        router: of the expert layers.
         qkv, fc1, in_proj: linears that read the residual stream. writes: the output projections.
         experts: routed experts, complete. gated_norm: whether the Mamba mixer has its RMSNorm after the gate.
+        join: the projection at the start of a prediction depth.
     """
 
     norm: Any
+    expert_norm: Any
     residual: Any
     attention: Any
     qkv: type
@@ -67,6 +70,7 @@ class Parts:
     experts: Any
     router: Any
     gated_norm: bool
+    join: type
 
 
 def _layers(config: TransformerConfig, options: ModelConfig, parts: Parts) -> HybridStackSubmodules:
@@ -92,9 +96,11 @@ def _layers(config: TransformerConfig, options: ModelConfig, parts: Parts) -> Hy
         ),
         mlp_layer=ModuleSpec(module=MLPLayer, submodules=TransformerLayerSubmodules(pre_mlp_layernorm=norm, mlp=dense, mlp_bda=residual)),
         moe_layer=ModuleSpec(
-            module=MoETransformerLayer, submodules=TransformerLayerSubmodules(pre_mlp_layernorm=norm, mlp=moe, mlp_bda=residual)
+            module=MoETransformerLayer,
+            submodules=TransformerLayerSubmodules(pre_mlp_layernorm=parts.expert_norm, mlp=moe, mlp_bda=residual),
         ),
         mamba_layer=ModuleSpec(module=MambaLayer, submodules=MambaLayerSubmodules(norm=norm, mixer=mixer, mamba_bda=residual)),
+        mtp_block_spec=prediction_block(parts.join, norm),
     )
 
 
@@ -108,6 +114,7 @@ def ngpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend
     writes = NormalizedWritesStream if options.fine_grained else WritesStream
     parts = Parts(
         norm=IdentityOp,
+        expert_norm=OwnView,
         residual=ModuleSpec(module=NormalizedResidual, params=dict(config=config, alpha_init=options.alpha_init, tp_group=tp_group)),
         attention=partial(NormalizedAttention, inner=backend.attention),
         qkv=with_mixin(ReadsStream, backend.column),
@@ -117,6 +124,7 @@ def ngpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend
         experts=_ngpt_experts(options, backend, grouped_experts),
         router=partial(NormalizedRouter, scaled_input=options.moe_router_input == "scaled", normalized=options.moe_router_normalized),
         gated_norm=options.mamba_gated_norm,
+        join=NormalizedJoinLinear,
     )
     return ModuleSpec(module=HybridStack, params=dict(post_layer_norm=False), submodules=_layers(config, options, parts))
 
@@ -125,6 +133,7 @@ def gpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend,
     """The control: pre-norm RMSNorm, additive residuals, a final norm; everything else is the same code."""
     parts = Parts(
         norm=backend.norm,
+        expert_norm=backend.norm,
         residual=get_bias_dropout_add,
         attention=backend.attention,
         qkv=backend.column,
@@ -132,8 +141,9 @@ def gpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend,
         in_proj=backend.column,
         writes=backend.row,
         experts=_gpt_experts(backend, grouped_experts),
-        router=TopKRouter,
+        router=SortedRouter,
         gated_norm=True,
+        join=JoinLinear,
     )
     layers = _layers(config, options, parts)
     return ModuleSpec(module=BackendNormStack, params=dict(final_norm=backend.norm), submodules=layers)

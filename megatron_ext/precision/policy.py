@@ -18,6 +18,7 @@ from ngpt.precision.recipe import Recipe, recipe_of
 
 EMULATION_CAPABILITY = (9, 0)
 _EXPERT = re.compile(r"local_experts\.\d+\.")
+_DEPTH = re.compile(r"\bmtp\.layers\.(\d+)\.")
 
 
 def choose_executor(cfg: Config, backend: str) -> str:
@@ -59,16 +60,20 @@ def _native_unavailable(cfg: Config, backend: str) -> str | None:
 
 def linears_of(chunks: Iterable[nn.Module]) -> Iterator[tuple[str, Quantizable]]:
     """(name, linear) of each linear of the blocks on this rank, named as in `ngpt.config.linears`: the experts of a layer share a name."""
-    for layer in _layers_of(chunks):
+    for name, layer in _layers_of(chunks):
         for path, module in layer.named_modules():
             if isinstance(module, Quantizable):
-                yield f"layers.{layer.layer_number - 1}.{_EXPERT.sub('', path)}", module
+                yield f"{name}.{_EXPERT.sub('', path)}", module
 
 
-def _layers_of(chunks: Iterable[nn.Module]) -> Iterator[nn.Module]:
+def _layers_of(chunks: Iterable[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """(name, layer): layers.<i>, and mtp.<depth>.layers.<i> in a prediction depth, whose layers Megatron numbers from 1 again."""
     for chunk in chunks:
-        for stack in (module for module in chunk.modules() if isinstance(module, HybridStack)):
-            yield from stack.layers
+        for path, stack in chunk.named_modules():
+            if isinstance(stack, HybridStack):
+                depth = _DEPTH.search(path)
+                prefix = f"mtp.{depth[1]}." if depth else ""
+                yield from ((f"{prefix}layers.{layer.layer_number - 1}", layer) for layer in stack.layers)
 
 
 def apply_recipe(chunks: Iterable[nn.Module], cfg: Config, executor: str, state: PrecisionState) -> int:
@@ -106,7 +111,7 @@ def apply_recipe(chunks: Iterable[nn.Module], cfg: Config, executor: str, state:
         else:
             linear.executor = EmulatedExecutor(state, name, indices[name])
         applied.add(name)
-    layers = tuple(f"layers.{layer.layer_number - 1}." for layer in _layers_of(chunks))
+    layers = tuple(f"{name}." for name, _ in _layers_of(chunks))
     missing = sorted(name for name in wanted if name.startswith(layers) and name not in applied)
     # They would train in high precision under a header that says otherwise.
     assert not missing, f"linears that the recipe quantises and no Quantizable module implements: {missing}"

@@ -20,6 +20,7 @@ from megatron_ext.device import on_gpu
 from megatron_ext.models.builder import PluginModelConfig
 from ngpt.config import Config, ConfigError
 from ngpt.config.checkpoints import TRACKER_FILE, has_checkpoint
+from ngpt.config.pattern import cut_pattern, parse
 from ngpt.config.sizes import padded_vocab_size, pipeline_stages
 
 # Arguments set here that the pass-through group may still set otherwise: they choose how, not what, is computed.
@@ -30,14 +31,6 @@ _SWITCHES = {
     "cross_entropy_loss_fusion",
     "attention_softmax_in_fp32",
 }
-
-
-def cut_pattern(pattern: str, stages: int) -> str:
-    """Insert the pipeline cuts `|` into a dense layer pattern that has none: equal numbers of attention + MLP pairs a stage."""
-    if stages == 1 or "|" in pattern:
-        return pattern
-    size = len(pattern) // stages
-    return "|".join(pattern[i : i + size] for i in range(0, len(pattern), size))
 
 
 def _model(cfg: Config, backend: str) -> dict[str, Any]:
@@ -131,6 +124,11 @@ def _mamba(cfg: Config) -> dict[str, Any]:
         mamba_state_dim=model.mamba_state_dim,
         mamba_num_groups=model.mamba_num_groups,
     )
+
+
+def _prediction(cfg: Config) -> dict[str, Any]:
+    """Megatron reads the number of depths and their layers off the layer pattern."""
+    return dict(mtp_loss_scaling_factor=cfg.model.mtp_loss_coeff) if parse(cfg.model.layer_pattern).depths else {}
 
 
 def _training(cfg: Config) -> dict[str, Any]:
@@ -232,7 +230,7 @@ def _files(cfg: Config) -> dict[str, Any]:
 
 def megatron_arguments(cfg: Config, backend: str) -> dict[str, Any]:
     """Every Megatron argument this config sets, by argparse name, the pass-through group `megatron` last."""
-    ours = _model(cfg, backend) | _experts(cfg, backend) | _mamba(cfg) | _training(cfg) | _parallel(cfg) | _files(cfg)
+    ours = _model(cfg, backend) | _experts(cfg, backend) | _mamba(cfg) | _prediction(cfg) | _training(cfg) | _parallel(cfg) | _files(cfg)
     for name in ours.keys() & cfg.megatron.keys() - _SWITCHES:
         raise ConfigError(f"megatron.{name}", cfg.megatron[name], "this project sets the argument itself", "Remove it")
     return ours | cfg.megatron

@@ -3,12 +3,14 @@
 Figures are taken right after an optimizer step, when every rank is at the same point and may communicate.
 """
 
+import re
 from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 from megatron.core.models.hybrid.hybrid_block import HybridStack
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor, nn
 
 from megatron_ext.optim.retraction import master_shard
@@ -114,16 +116,23 @@ class HiddenNormProbe:
 def expert_loads(chunks: Iterable[nn.Module]) -> Tensor | None:
     """[layers, experts] fp64 tokens since the last call, over all ranks, zeros for layers without experts; None for a dense model.
 
+    The layers of prediction depths come after the model's own.
+
     Recomputed layers count twice. Parallelism: one world all-reduce.
     """
     chunks = list(chunks)
     config = chunks[0].config
     if config.num_moe_experts is None:
         return None
-    loads = torch.zeros(config.num_layers, config.num_moe_experts, dtype=torch.float64, device=torch.cuda.current_device())
+    layers_in_depth = len(get_attr_wrapped_model(chunks[0], "mtp_pattern") or "")
+    rows = config.num_layers + (config.mtp_num_layers or 0) * layers_in_depth
+    loads = torch.zeros(rows, config.num_moe_experts, dtype=torch.float64, device=torch.cuda.current_device())
     for chunk in chunks:
-        for router in (module for module in chunk.modules() if isinstance(module, TopKRouter)):
-            loads[router.layer_number - 1] += router.__dict__.pop("load", 0)
+        for name, router in chunk.named_modules():
+            if isinstance(router, TopKRouter):
+                depth = re.search(r"\bmtp\.layers\.(\d+)\.", name)
+                first = config.num_layers + int(depth[1]) * layers_in_depth if depth else 0
+                loads[first + router.layer_number - 1] += router.__dict__.pop("load", 0)
     dist.all_reduce(loads)
     return loads
 

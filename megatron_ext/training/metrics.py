@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from megatron_ext.training.step import LOSS_NAME
 from ngpt.analysis.metrics import MetricsWriter, truncate_after
 from ngpt.config import Config
+from ngpt.config.pattern import parse
 from ngpt.config.sizes import tokens_per_step
 
 VALIDATION_LOSS = f"{LOSS_NAME} validation"
@@ -47,6 +48,11 @@ class MetricsRecorder:
         self.path = Path(cfg.run.dir) / "metrics.jsonl"
         aux_loss = _AUX_LOSSES.get(cfg.model.moe_aux_loss) if "E" in cfg.model.layer_pattern else None
         self.names = _NAMES | ({aux_loss: "aux_loss"} if aux_loss else {})  # without its coefficient: 1 where all experts are equally busy
+        pattern = parse(cfg.model.layer_pattern)
+        self.names |= {f"mtp_{depth} loss": f"mtp_{depth}_loss" for depth in range(1, len(pattern.depths) + 1)}
+        # Megatron divides the sum over all expert layers by their number and the prediction depths.
+        experts = pattern.layers.count("E")
+        self.factors = {"aux_loss": (experts + len(pattern.depths)) / experts} if aux_loss else {}
         self.record: dict[str, float] = {}
         self.extra: dict[int, dict[str, float]] = {}
         self.last: dict[str, float] = {}
@@ -72,7 +78,8 @@ class MetricsRecorder:
         if self.record and self.record["step"] != step:
             self.flush()
         self.record.setdefault("step", step)
-        self.record[self.names[name]] = float(value)
+        kept = self.names[name]
+        self.record[kept] = float(value) * self.factors.get(kept, 1.0)
         last_scalar = VALIDATION_LOSS if self._evaluates_after(step) else _STEP_TIME
         if name == last_scalar:
             self.flush()

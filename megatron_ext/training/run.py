@@ -26,7 +26,7 @@ from megatron_ext.training.summary import run_header, write_summary
 from ngpt.config import Config, ConfigError
 from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
-from ngpt.estimate.peaks import gpu_of_device, peak_flops
+from ngpt.estimate.hardware import gpu_of_device, peak_flops
 from ngpt.precision.recipe import recipe_of
 
 

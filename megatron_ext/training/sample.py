@@ -18,6 +18,7 @@ from megatron_ext.training.bridge import setup_megatron
 from megatron_ext.training.run import megatron_log
 from ngpt.config import Config, ConfigError, load
 from ngpt.config.checkpoints import has_checkpoint
+from ngpt.config.pattern import without_cuts
 from ngpt.data.manifest import split_of
 from ngpt.data.tokenizers import Tokenizer, from_config, from_manifest
 
@@ -55,7 +56,7 @@ def _on_one_process(cfg: Config) -> Config:
     cfg = copy.deepcopy(cfg)
     cfg.parallel.tensor = cfg.parallel.pipeline = cfg.parallel.context = cfg.parallel.expert = 1
     cfg.parallel.virtual_pipeline = cfg.parallel.expert_tensor = None
-    cfg.model.layer_pattern = cfg.model.layer_pattern.replace("|", "")
+    cfg.model.layer_pattern = without_cuts(cfg.model.layer_pattern)
     cfg.parallel.sequence_parallel = cfg.parallel.overlap_grad_reduce = cfg.parallel.overlap_param_gather = False
     cfg.cluster.nodes = cfg.cluster.gpus_per_node = 1
     cfg.train.micro_batch_size = cfg.train.global_batch_size = 1

@@ -60,5 +60,7 @@ def forward_step(batches: Iterator[dict[str, Tensor]] | None, model: torch.nn.Mo
     cp_group = get_attr_wrapped_model(model, "pg_collection").cp
     if cp_group.size() > 1:
         batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=cp_group)
-    output = model(batch["tokens"], batch["position_ids"], batch.get("attention_mask"), labels=batch["labels"], packed_seq_params=packed)
+    inputs = batch["tokens"], batch["position_ids"], batch.get("attention_mask")
+    # Prediction depths use labels and mask inside the model, and add their losses to the gradients alone.
+    output = model(*inputs, labels=batch["labels"], loss_mask=batch["loss_mask"], packed_seq_params=packed)
     return output, partial(masked_loss, batch["loss_mask"])

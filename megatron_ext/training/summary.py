@@ -98,9 +98,7 @@ def byte_level_figures(cfg: Config, val_loss: float | None) -> dict[str, float]:
     return figures
 
 
-def write_summary(
-    cfg: Config, backend: str, executor: str, last: dict[str, Any], status: str, wall_time_s: float, start_step: int
-) -> None:
+def write_summary(cfg: Config, backend: str, executor: str, last: dict[str, Any], status: str, wall_time_s: float, start_step: int) -> None:
     """Write summary.json.
 
     Args:

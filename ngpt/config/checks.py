@@ -49,11 +49,12 @@ def check_pattern(cfg: Config) -> Iterator[ConfigError]:
     key, pattern, layers = "model.layer_pattern", cfg.model.layer_pattern, cfg.model.num_layers
     unknown = sorted(set(pattern) - set("ME*-|/"))
     if unknown:
-        rule = f"Unknown symbol {' '.join(unknown)}"
+        rule = f"Unknown symbol {' '.join(symbol if symbol.strip() else repr(symbol) for symbol in unknown)}"
         yield ConfigError(key, repr(pattern), rule, _SYMBOLS)
     trunk, depths = parse(pattern).trunk, parse(pattern).depths
     if not trunk:
-        yield ConfigError(key, repr(pattern), "Has no layers before its first /", "Write the layers of the model there")
+        rule = f"Has no layers{' before its first /' * bool(depths)}"
+        yield ConfigError(key, repr(pattern), rule, "Write the layers of the model there")
     elif len(trunk) != layers and trunk != "*-" * layers:
         rule = f"Holds {len(trunk)} layers{' before its first /' * bool(depths)}, but model.num_layers is {layers}"
         yield ConfigError(key, repr(pattern), rule, f"Set model.num_layers={len(trunk)}, or correct the pattern")
@@ -80,7 +81,9 @@ def check_pipeline(cfg: Config) -> Iterator[ConfigError]:
     if len(parts) > 1:
         if len(parts) != stages or not all(parts):
             rule = f"| must cut it into as many non-empty parts as {sizes}"
-            yield ConfigError("model.layer_pattern", repr(pattern), rule, f"Write {stages} parts, or drop every | to have them placed")
+            placed = ", or drop every | to have them placed" if trunk == "*-" * (len(trunk) // 2) else ""
+            way_out = f"Write {stages} parts{placed}" if stages > 1 else "Drop every |, or set parallel.pipeline"
+            yield ConfigError("model.layer_pattern", repr(pattern), rule, way_out)
     elif stages > 1 and trunk != "*-" * (len(trunk) // 2):
         rule = f"A pattern other than *- repeated is not cut into {sizes} by itself"
         yield ConfigError("model.layer_pattern", repr(pattern), rule, "Mark the cuts with |")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ngpt.config.errors import ConfigError
 from ngpt.config.pattern import cut_pattern, parse
 from ngpt.config.schema import Config
-from ngpt.config.sizes import expert_tensor_size, pipeline_stages, round_up, world_size
+from ngpt.config.sizes import expert_tensor_size, model_parallel_size, pipeline_stages, round_up, world_size
 
 
 def check_experts(cfg: Config) -> Iterator[ConfigError]:
@@ -70,16 +70,18 @@ def check_expert_parallel(cfg: Config) -> Iterator[ConfigError]:
             yield ConfigError("parallel.shared_expert_overlap", True, rule, "Take shared_experts out of parallel.recompute_modules")
     pattern = parse(cut_pattern(model.layer_pattern, pipeline_stages(cfg)))
     stages = [*pattern.stages[:-1], "".join([pattern.stages[-1], *pattern.depths])]
-    for rank in range(parallel.pipeline if len(stages) > 1 else 0):
+    for rank in range(parallel.pipeline if len(stages) == pipeline_stages(cfg) else 0):
         if not any("E" in stage for stage in stages[rank :: parallel.pipeline]):
             rule = f"Pipeline rank {rank} gets no E layer; Megatron's gradient norm over the others' expert optimizers would wait for it"
             way_out = "Mark the cuts with | so that every rank has an E layer"
             yield ConfigError("model.layer_pattern", repr(model.layer_pattern), rule, way_out)
-    parts = parallel.expert * expert_tensor_size(cfg) * parallel.pipeline
-    if world_size(cfg) % parts:
-        words = f"expert {parallel.expert} * expert_tensor {expert_tensor_size(cfg)} * pipeline {parallel.pipeline} = {parts}"
+    tensor = expert_tensor_size(cfg)
+    parts = parallel.expert * tensor * parallel.pipeline
+    if world_size(cfg) % parts and model_parallel_size(cfg) % parts:  # otherwise the rule of all models says it
+        words = f"expert {parallel.expert} * expert_tensor {tensor} * pipeline {parallel.pipeline} = {parts}"
         got = f"{cfg.cluster.nodes} nodes * {cfg.cluster.gpus_per_node} = {world_size(cfg)} processes"
-        way_out = f"Set cluster.nodes * cluster.gpus_per_node to a multiple of {parts}, or lower parallel.expert"
+        lower = " or ".join(f"parallel.{name}" for name, size in (("expert", parallel.expert), ("expert_tensor", tensor)) if size > 1)
+        way_out = f"Set cluster.nodes * cluster.gpus_per_node to a multiple of {parts}, or lower {lower}"
         yield ConfigError("cluster.gpus_per_node", got, f"Must be a multiple of {words}", way_out)
 
 
@@ -140,9 +142,6 @@ def check_prediction(cfg: Config) -> Iterator[ConfigError]:
         return
     parallel = cfg.parallel
     drop = "take / and what follows out of model.layer_pattern"
-    if parallel.context > 1:
-        rule = "Megatron takes the mean of a prediction loss over each context-parallel rank's tokens, not over the sequence's"
-        yield ConfigError("parallel.context", parallel.context, rule, f"Set parallel.context=1, or {drop}")
     if cfg.data.confine_attention:
         rule = "A prediction depth reads the next token's embedding, which at a document's end is another document's"
         yield ConfigError("data.confine_attention", True, rule, f"Set data.confine_attention=false, or {drop}")

@@ -66,7 +66,7 @@ class BlockLinear:
     @property
     def everywhere(self) -> str:
         """The glob of this linear in every layer."""
-        return re.sub(r"\.\d+\.", ".*.", f".{self.name}")[1:]
+        return re.sub(r"\.\d+\.", ".*.", self.name)
 
 
 def block_linears(cfg: Config) -> list[BlockLinear]:
@@ -96,7 +96,8 @@ def quantized_linears(cfg: Config) -> list[BlockLinear]:
     return [
         linear
         for linear in block_linears(cfg)
-        if (linear.block_index is None or linear.block_index in blocks) and not any(fnmatchcase(linear.name, glob) for glob in precision.bf16_modules)
+        if (linear.block_index is None or linear.block_index in blocks)
+        and not any(fnmatchcase(linear.name, glob) for glob in precision.bf16_modules)
     ]
 
 

@@ -19,8 +19,8 @@ class ModelConfig:
     name: str = MISSING
     architecture: str = "ngpt"  # ngpt | gpt (the control: pre-norm RMSNorm, additive residuals)
     num_layers: int = MISSING  # layers of attention + MLP; with a layer_pattern other than "*-" repeated: symbols before its first /
-    # M Mamba-2, E experts, * attention, - MLP, | pipeline cut, / before the layers of each multi-token prediction depth; null: "*-" * num_layers
-    layer_pattern: str | None = None
+    # M Mamba-2, E experts, * attention, - MLP, | pipeline cut, / before the layers of each multi-token prediction depth: ME*E/*E
+    layer_pattern: str | None = None  # null: "*-" * num_layers
     hidden_size: int = MISSING  # D
     ffn_hidden_size: int = MISSING  # F
     num_attention_heads: int = MISSING  # N
@@ -159,7 +159,7 @@ class ClusterConfig:
     name: str = MISSING
     nodes: int = 1
     gpus_per_node: int = 1
-    gpu: str | None = None  # h100 | h200 | b200 | gb200: peak rates for MFU; null: detected, none on a CPU
+    gpu: str | None = None  # a name in ngpt/estimate/hardware.py: peak rates for MFU and estimates; null: detected, none on a CPU
     rendezvous_port: int = 29500
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
-from ngpt.estimate.peaks import PEAK_FLOPS
+from ngpt.estimate.hardware import GPUS
 
 _POSITIVE = """
     model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads model.num_query_groups model.head_dim
@@ -58,7 +58,7 @@ _CHOICES = {
     "parallel.token_dispatcher": ("alltoall", "allgather"),
     "parallel.recompute": ("none", "selective", "full"),
     "parallel.recompute_method": ("uniform", "block"),
-    "cluster.gpu": (None, *PEAK_FLOPS),
+    "cluster.gpu": (None, *GPUS),
 }
 _UNTESTED = "the retraction of the weights after its step is not built and tested yet"
 _REFUSED = {  # values that exist elsewhere, with the reason why not here

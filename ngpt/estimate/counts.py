@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ngpt.config.pattern import parse
 from ngpt.config.schema import ModelConfig
 from ngpt.config.sizes import padded_vocab_size
 
@@ -39,17 +40,19 @@ class ParameterCounts:
     mlp: int  # all MLP sub-blocks
     mamba: int  # all Mamba sub-blocks
     moe: int  # all mixture-of-experts sub-blocks, with router and shared expert
-    matmul: int  # weights that multiply each token: every matrix but the embedding's look-up; a tied head is among them
+    prediction: int  # all of the multi-token prediction depths: projections, norms and layers, which are in none of the others
+    matmul: int  # weights that multiply each token: every matrix but the embedding's look-up; the head once for each prediction
     idle: int  # parameters of the routed experts that a token does not see
     padding: int  # part of the embedding, head and logit scale that only pads the vocabulary
 
     @property
     def blocks(self) -> int:
+        """The model's own layers."""
         return self.attention + self.mlp + self.mamba + self.moe
 
     @property
     def total(self) -> int:
-        return self.embedding + self.head + self.logit_scale + self.final_norm + self.blocks
+        return self.embedding + self.head + self.logit_scale + self.final_norm + self.blocks + self.prediction
 
     @property
     def active(self) -> int:
@@ -65,12 +68,13 @@ def count_parameters(model: ModelConfig) -> ParameterCounts:
     """Counts the trained numbers of a resolved model config, vocabulary padding included."""
     ngpt = model.architecture == "ngpt"
     hidden, vocab = model.hidden_size, padded_vocab_size(model)
-    layers = {symbol: (model.layer_pattern.count(symbol), count_layer(model, symbol)) for symbol in set(model.layer_pattern) & set(_LAYERS)}
+    pattern = parse(model.layer_pattern)
+    counted = {symbol: count_layer(model, symbol) for symbol in set(pattern.layers)}
+    joins = [count_join(model) for _ in pattern.depths]
     rows_per_token = hidden * (1 if model.tied_embeddings else 2) + (1 if ngpt else 0)
 
     def all_of(symbol: str) -> int:
-        number, layer = layers.get(symbol, (0, None))
-        return number * layer.total if number else 0
+        return pattern.trunk.count(symbol) * counted[symbol].total if symbol in pattern.trunk else 0
 
     return ParameterCounts(
         embedding=vocab * hidden,
@@ -81,8 +85,11 @@ def count_parameters(model: ModelConfig) -> ParameterCounts:
         mlp=all_of("-"),
         mamba=all_of("M"),
         moe=all_of("E"),
-        matmul=sum(number * layer.matmul for number, layer in layers.values()) + vocab * hidden,
-        idle=sum(number * layer.idle for number, layer in layers.values()),
+        prediction=sum(join.total for join in joins) + sum(counted[symbol].total for depth in pattern.depths for symbol in depth),
+        matmul=sum(counted[symbol].matmul for symbol in pattern.layers)
+        + sum(join.matmul for join in joins)
+        + (1 + len(joins)) * vocab * hidden,
+        idle=sum(counted[symbol].idle for symbol in pattern.layers),
         padding=(vocab - model.vocab_size) * rows_per_token,
     )
 
@@ -93,15 +100,22 @@ def count_layer(model: ModelConfig, symbol: str) -> LayerCount:
     return LayerCount(count.matrices, count.matmul, count.others + model.hidden_size, count.idle)
 
 
+def count_join(model: ModelConfig) -> LayerCount:
+    """Counts what a multi-token prediction depth has besides its layers: the projection [D, 2 * D], and the control's three RMSNorms."""
+    matrices = 2 * model.hidden_size**2
+    return LayerCount(matrices, matrices, others=0 if _is_ngpt(model) else 3 * model.hidden_size)
+
+
 def training_flops_per_token(model: ModelConfig, seq_length: int) -> int:
     """FLOPs of forward and backward for one token, the numerator of MFU.
 
     6 for each weight that multiplies the token; for each attention layer 6 * S * N * K: 12 * S * N * K for its two products,
     halved because a causal token sees half the sequence on average; for each Mamba layer 3 times the forward work of `mamba_scan_flops`.
-    Recomputed work does not count.
+    A multi-token prediction depth adds its layers, its projection and one more product with the head. Recomputed work does not count.
     """
-    attention = model.layer_pattern.count("*") * seq_length * model.num_attention_heads * model.head_dim
-    scans = model.layer_pattern.count("M") * mamba_scan_flops(model)
+    layers = parse(model.layer_pattern).layers
+    attention = layers.count("*") * seq_length * model.num_attention_heads * model.head_dim
+    scans = layers.count("M") * mamba_scan_flops(model)
     return 6 * (count_parameters(model).matmul + attention) + 3 * scans
 
 

@@ -1,6 +1,6 @@
 """Count the machine instructions of the quantiser kernels for sm_90: the time that issuing them takes at least. Needs no GPU.
 
-    python tests/bench/nvfp4_instructions.py
+python tests/bench/nvfp4_instructions.py
 """
 
 import re

@@ -1,6 +1,6 @@
 """Check the NVFP4 quantiser kernels on a GPU: bit by bit against the reference, golden files, and the law of stochastic rounding.
 
-    python tests/bench/nvfp4_quantize_check.py [--elements N]        plain torch and triton; exit code 1 if anything differs
+python tests/bench/nvfp4_quantize_check.py [--elements N]        plain torch and triton; exit code 1 if anything differs
 """
 
 import argparse

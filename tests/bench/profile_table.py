@@ -1,6 +1,6 @@
 """GPU time by kernel from the torch.profiler traces of a run (`debug=profile`).
 
-    python tests/bench/profile_table.py RUN_DIR/torch_profile [ROWS]
+python tests/bench/profile_table.py RUN_DIR/torch_profile [ROWS]
 """
 
 import gzip

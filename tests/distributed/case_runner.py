@@ -1,8 +1,10 @@
 """Runs a list of training cases in one launch: `torchrun --nproc-per-node N case_runner.py CASES.json`.
 
 Importing Megatron costs more than a tiny run, so all cases of a world size share one launch. A case is
-    {"name": ..., "overrides": [...], "randomize_scales": bool}
-and leaves, beside the run's own files, `result-rank<N>.json`: weight fingerprints and the norms seen when the model was built.
+    {"name": ..., "overrides": [...], "randomize_scales": bool, "starve_experts": bool, "probe_layers": bool,
+     "probe_padding": bool}
+and leaves, beside the run's own files, `result-rank<N>.json`: weight fingerprints and the norms seen when the model was built. A
+probe also leaves what layer_probe.py measures once the model is trained.
 """
 
 import gc
@@ -52,6 +54,8 @@ def destroy_subgroups() -> None:
 
 def run_case(case: dict, rank: int) -> None:
     """Train one case and leave its result file; an error of the case is part of the result."""
+    from layer_probe import operand_norms, padding_effects, starve_experts, token_0_leaks
+
     from megatron_ext.training.run import train
     from ngpt.config import compose, dump
 
@@ -66,6 +70,8 @@ def run_case(case: dict, rank: int) -> None:
     def look(chunks: list) -> None:
         if case.get("randomize_scales"):
             randomize_scales(chunks)
+        if case.get("starve_experts"):
+            starve_experts(chunks)
         result["built"] = model_norms(chunks)
 
     try:
@@ -73,6 +79,11 @@ def run_case(case: dict, rank: int) -> None:
         result["weights"] = fingerprints(session.hook.parameters)
         result["model_norms"] = model_norms(session.chunks)
         result["rng"] = rng_fingerprints()
+        if case.get("probe_layers"):
+            result["operands"] = operand_norms(session.chunks)
+            result["token_0"] = token_0_leaks(session.chunks)
+        if case.get("probe_padding"):
+            result["padding"] = padding_effects(session.chunks)
         empty(session.chunks)
     except BaseException as error:  # torch raises checkpoint errors that are no Exception
         result["error"] = f"{type(error).__name__}: {error}"

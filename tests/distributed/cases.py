@@ -19,6 +19,17 @@ HYBRID_MODELS = {
     ],
     "hybrid_control": [*_HYBRID, "model.architecture=gpt", "model.activation=swiglu", "model.moe_shared_ffn_hidden_size=0"],
 }  # fmt: skip
+# The same for multi-token prediction; their cases are in mtp_cases.py.
+_PREDICTION = ["model.num_layers=2", "train.global_batch_size=4"]
+PREDICTION_MODELS = {
+    "mtp": [*_PREDICTION, "model.num_query_groups=2", "model.layer_pattern='*-*-/*-/*-'"],
+    "mtp_gated": [
+        *_PREDICTION, "model.activation=swiglu", "model.tied_embeddings=true", "model.fine_grained=false",
+        "model.layer_pattern='*-*-/*-'",
+    ],
+    "mtp_control": [*_PREDICTION, "model.architecture=gpt", "model.num_query_groups=2", "model.layer_pattern='*-*-/*-'"],
+    "mtp_hybrid": ["model=ngpt_hybrid_tiny", *_PREDICTION, "model.num_layers=4", "model.layer_pattern='ME*E/ME/ME'"],
+}  # fmt: skip
 BASE = [
     "experiment=ngpt_tiny",
     "model.num_layers=4",
@@ -57,14 +68,16 @@ class Case:
     seed: str | None = None
     randomize_scales: bool = False
     load_all: str | None = None  # weights, optimizer state, schedule and RNG of another case's checkpoint
+    options: dict[str, bool] = field(default_factory=dict)  # of case_runner.py
 
     def as_json(self, root: Path) -> dict:
-        overrides = [*BASE, *(MODELS | HYBRID_MODELS)[self.model], f"run.root={root}", f"run.name={self.name}", *self.overrides]
+        model = (MODELS | HYBRID_MODELS | PREDICTION_MODELS)[self.model]
+        overrides = [*BASE, *model, f"run.root={root}", f"run.name={self.name}", *self.overrides]
         if self.seed:
             overrides.append(f"checkpoint.load={root / self.seed / 'checkpoints'}")
         if self.load_all:
             overrides += [f"checkpoint.load={root / self.load_all / 'checkpoints'}", "checkpoint.load_optimizer=true"]
-        return {"name": self.name, "overrides": overrides, "randomize_scales": self.randomize_scales}
+        return {"name": self.name, "overrides": overrides, "randomize_scales": self.randomize_scales} | self.options
 
 
 def _seed(model: str) -> Case:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cases
 import hybrid_cases
+import mtp_cases
 import pytest
 from torchrun import launch
 
@@ -36,7 +37,8 @@ class Results:
 def results(tmp_path_factory) -> Results:
     """All cases, run in the order of world sizes: larger worlds start from checkpoints of smaller ones."""
     root = tmp_path_factory.mktemp("distributed")
-    one, two, four = ([*getattr(cases, name), *getattr(hybrid_cases, name)] for name in ("ONE_PROCESS", "TWO_PROCESSES", "FOUR_PROCESSES"))
+    names = ("ONE_PROCESS", "TWO_PROCESSES", "FOUR_PROCESSES")
+    one, two, four = ([case for module in (cases, hybrid_cases, mtp_cases) for case in getattr(module, name, [])] for name in names)
     for processes, group in ((1, one), (2, two), (4, four)):
         file = root / f"cases{processes}.json"
         file.write_text(json.dumps([case.as_json(root) for case in group]))

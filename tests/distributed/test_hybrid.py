@@ -1,11 +1,17 @@
 """Models with Mamba and experts: trained the same however they are cut, recomputed, resumed and resharded.
 
-The seed checkpoints have randomised scales; bounds as in test_layouts.py. `hybrid_gated` has one suv for all experts and halves to shard.
+The seed checkpoints have randomised scales; bounds as in test_layouts.py. `hybrid_gated` has one suv for all experts and halves to shard;
+`deep` is hybrid_gated with six layers of every kind.
 """
 
+import math
+
 import pytest
-from cases import HYBRID_MODELS
-from hybrid_cases import FOUR_PROCESSES, ONE_PROCESS, TWO_PROCESSES
+from cases import BASE, HYBRID_MODELS, NVFP4, NVIDIA, STATIC
+from hybrid_cases import DEEP, FOUR_PROCESSES, ONE_PROCESS, TWO_PROCESSES
+
+from ngpt.config import compose
+from ngpt.config.linears import quantized_linears
 
 LOSS, GRAD_NORM = 2e-7, 1e-6  # relative, fp32
 BF16_LOSS, BF16_GRAD_NORM, BF16_ROUNDING = 2e-4, 1e-2, 4e-3
@@ -19,11 +25,22 @@ LAYOUTS = {
     "tp2_hybrid_whole_experts": "one_hybrid",
     "tp2_hybrid_gated_whole_experts": "one_hybrid_gated",
     "one_hybrid_overlap": "one_hybrid",
-    "recompute_hybrid_experts": "one_hybrid",  # gradients of a checkpointed module are added in another order
     "tp2_ep2_hybrid": "one_hybrid",
     "tp2_ep2_hybrid_gated": "one_hybrid_gated",
+    **{f"{layout}_deep": "one_deep" for layout in ("vpp2", "cp2_ep2", "tp2_pp2", "vpp2_ep2")},
+    "ep2_starved": "one_starved",
 }
-RESHARDED = ["one_to_tp2", "one_to_pp2", "one_to_ep2", "ep2_to_tp2"]
+# Pairs in which the same numbers are computed in the same order.
+BITWISE = [
+    ("recompute_hybrid", "one_hybrid"),
+    ("recompute_hybrid_experts", "one_hybrid"),
+    ("recompute_hybrid_shared_experts", "one_hybrid"),
+    ("recompute_deep", "one_deep"),
+    ("dp2_hybrid_overlap", "dp2_hybrid"),
+]
+RECIPES = {"nvfp4": NVFP4, "nvidia": NVIDIA, "static": STATIC}
+PROBED = ["one_deep", "vpp2_deep", "cp2_ep2_deep", "tp2_pp2_deep"]
+RESHARDED = ["one_to_tp2", "one_to_pp2", "one_to_ep2", "ep2_to_tp2", "ep2_to_dp2", "tp2_to_pp2", "pp2_to_ep2"]
 NGPT = [case.name for case in ONE_PROCESS + TWO_PROCESSES + FOUR_PROCESSES
         if case.model != "hybrid_control" and not case.name.startswith(("seed", "resume"))]  # fmt: skip
 # Mamba and attention 2 each, routers aside 4 experts and a shared one of 2 each in 2 layers, embedding and head; the gated model's routers.
@@ -55,10 +72,42 @@ def test_health_panel_knows_the_scales_of_every_layer(results):
     assert panels == scales | {"hidden_norm", "expert_load"}
 
 
-@pytest.mark.parametrize(("one", "other"), [("recompute_hybrid", "one_hybrid"), ("dp2_hybrid_overlap", "dp2_hybrid")])
+@pytest.mark.parametrize(("one", "other"), BITWISE)
 def test_switches_that_compute_nothing_else_change_no_bit(results, one, other):
-    keys = ("train_loss", "grad_norm")
+    keys = ("train_loss", "grad_norm", "aux_loss")
     assert results.figures(one, *keys) == results.figures(other, *keys)
+    for result, wanted in zip(results.results(one), results.results(other), strict=True):
+        assert result["weights"] and result["weights"] == wanted["weights"]
+
+
+@pytest.mark.parametrize("layout", PROBED)
+def test_tokens_reach_each_other_through_attention_and_mamba_only(results, layout):
+    """What a layer does not have, MLP or attention, is an identity: it must not pick up the first token (see layer_probe.py)."""
+    results.rows(layout)
+    probes = [probe for result in results.results(layout) for probe in result["token_0"]]
+    assert {(probe["layer"], probe["kind"]) for probe in probes} == set(enumerate("ME*E-M", start=1))
+    for probe in probes:
+        assert probe["own"] > 0.1 and probe["leaked"] < 1e-6, probe
+        assert probe["moved"] > 0.1 if probe["kind"] in "M*" else probe["moved"] < 1e-6, probe
+
+
+@pytest.mark.parametrize("layout", PROBED)
+def test_every_operand_of_a_static_quantiser_has_unit_norm(results, layout):
+    """What static scaling relies on, measured at each linear that the recipe quantises, experts and mixers included."""
+    results.rows(layout)
+    cfg = compose([*BASE, *HYBRID_MODELS["hybrid_gated"], *DEEP, "precision=nvfp4_static"])
+    norms = [item for result in results.results(layout) for item in result["operands"].items()]
+    assert {name for name, _ in norms} == {linear.name for linear in quantized_linears(cfg)}
+    assert all(deviation < 1e-6 for _, both in norms for deviation in both), norms
+
+
+@pytest.mark.parametrize("run", ["one_starved", "ep2_starved", "ep2_starved_nvfp4"])
+def test_experts_without_tokens_keep_training_healthy(results, run):
+    """Half of the experts of each layer get none, with expert parallelism all those of the second rank; norms are tested below."""
+    rows = results.rows(run)
+    assert len(rows) == 4 and all(math.isfinite(row["grad_norm"]) and math.isfinite(row["train_loss"]) for row in rows)
+    loads = [row[f"health/expert_load/{figure}"] for row in rows[1::2] for figure in ("min", "max")]
+    assert loads == [2.0] * 4  # the busiest of 4 experts has twice the average of both: each token goes to the same two
 
 
 def test_bf16_over_expert_parallel_ranks_stays_within_rounding(results):
@@ -72,7 +121,8 @@ def test_masters_and_model_weights_have_unit_norm(results, name):
     assert results.summary(name)["start_norm_deviation"] < 1e-6
     assert max(row.get("worst_norm_deviation", 0.0) for row in results.rows(name)) < 1e-6
     for result in results.results(name):
-        assert result["model_norms"] and max(result["model_norms"].values()) < (BF16_ROUNDING if "bf16" in name else 1e-6)
+        bound = BF16_ROUNDING if "bf16" in name else 1e-6
+        assert result["model_norms"] and all(deviation < bound for deviation in result["model_norms"].values())
 
 
 @pytest.mark.parametrize("model", MATRICES)
@@ -104,10 +154,37 @@ def test_resharded_resume_continues_the_same_run(results, change):
         assert row["learning_rate"] == other["learning_rate"]
 
 
-@pytest.mark.parametrize("layout", ["tp2_hybrid_nvfp4", "ep2_hybrid_nvfp4"])
+@pytest.mark.parametrize("layout", ["tp2_hybrid_nvfp4", "ep2_hybrid_nvfp4", "cp2_hybrid_nvfp4", "tp2_deep_nvfp4", "ep2_deep_nvfp4"])
 def test_quantised_experts_and_mixers_are_the_same_in_every_layout(results, layout):
     """The first step: from the second on, a value that rounds another way sends tokens to other experts."""
-    row, wanted = results.rows(layout)[0], results.rows("one_hybrid_nvfp4")[0]
+    model = layout.split("_")[1]
+    row, wanted = results.rows(layout)[0], results.rows(f"one_{model}_nvfp4")[0]
     assert row["train_loss"] == pytest.approx(wanted["train_loss"], rel=LOSS)
     assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
-    assert row["train_loss"] != pytest.approx(results.rows("one_hybrid")[0]["train_loss"], rel=1e-6)
+    assert row["train_loss"] != pytest.approx(results.rows(f"one_{model}")[0]["train_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_quantises_every_linear_of_the_blocks_and_nothing_else(results, recipe):
+    row, high = results.rows(f"one_deep_{recipe}")[0], results.rows("one_deep")[0]["train_loss"]
+    cfg = compose([*BASE, *HYBRID_MODELS["hybrid_gated"], *DEEP, *RECIPES[recipe]])
+    names = {name.split("/")[1] for name in row if name.startswith("precision/")}
+    assert names == {linear.name for linear in quantized_linears(cfg)} and len(names) > 10
+    for name in names:
+        errors = [row[f"precision/{name}/{operand}/relative_error"] for operand in ("input", "weight", "grad_output")]
+        assert all(0.05 < error < 0.2 for error in errors), (name, errors)
+    assert 1e-6 < abs(row["train_loss"] / high - 1) < 2e-2
+
+
+@pytest.mark.parametrize("layout", ["ep2_deep_nvfp4", "tp2_deep_nvfp4"])
+def test_filling_up_tokens_of_experts_changes_no_bit(results, layout):
+    results.rows(layout)
+    for result in results.results(layout):
+        assert len(result["padding"]) == 2  # expert layers
+        for layer in result["padding"]:
+            as_trained, further = layer["filled"]
+            assert 0 < as_trained < further and len(layer["changes"]) > 2 and not any(layer["changes"])
+
+
+def test_a_pipeline_cut_changes_no_bit_of_quantised_training(results):
+    assert results.figures("pp2_hybrid_nvfp4", "train_loss") == results.figures("one_hybrid_nvfp4", "train_loss")

@@ -46,6 +46,15 @@ SPECS = {
     ],
 }  # fmt: skip
 SPECS["hybrid_grouped_softmax"] = SPECS["hybrid_softmax"]
+SPECS |= {
+    "mtp": ["model.layer_pattern='*-*-/*-/*-'", "model.num_query_groups=2", "model.mtp_loss_coeff=0.5"],
+    "mtp_gated_tied": [
+        "model.layer_pattern='*-*-/-*'", "model.activation=swiglu", "model.tied_embeddings=true", "model.fine_grained=false",
+    ],
+    "control_mtp": ["model.layer_pattern='*-*-/*-/*-'", "model.architecture=gpt", "model.num_query_groups=3"],
+    "mtp_hybrid": ["model.layer_pattern='ME*E-/ME/ME'"],
+    "control_mtp_hybrid": ["model.layer_pattern='ME*E-/E'", "model.architecture=gpt", "model.activation=swiglu"],
+}  # fmt: skip
 
 
 def main(out: str) -> None:
@@ -99,8 +108,7 @@ def to_reference(state: dict, cfg) -> dict:
     if not model.tied_embeddings:
         found["head"] = state["output_layer.weight"][:vocab]
     kinds = {"attn": _attention, "mlp": _mlp, "mamba": _mamba, "moe": _moe}
-    for index, (prefix, kind) in enumerate(spec.sub_blocks()):
-        layer = f"decoder.layers.{index}."
+    for layer, (prefix, kind) in blocks_by_layer(spec).items():
         names, own = OWN[kind], {name.removeprefix(layer): value for name, value in state.items() if name.startswith(layer)}
         block = kinds[kind](own, model)
         if model.architecture == "gpt":
@@ -108,11 +116,24 @@ def to_reference(state: dict, cfg) -> dict:
         else:
             block["alpha"] = own[f"{names[1]}.alpha.stored"]
         found |= {f"{prefix}.{name}": value for name, value in block.items()}
+    for depth in range(spec.depths):
+        found[f"mtp.{depth}.join"] = state[f"mtp.layers.{depth}.eh_proj.weight"]
+        if model.architecture == "gpt":
+            norms = {"embedding_norm": "enorm", "hidden_norm": "hnorm", "norm": "final_layernorm"}
+            found |= {f"mtp.{depth}.{name}": state[f"mtp.layers.{depth}.{path}.weight"] for name, path in norms.items()}
     if model.architecture == "gpt":
         found["final_norm"] = state["decoder.final_norm.weight"]
     else:
         found["sz"] = state["sz.stored"][:vocab]
     return {name: value.detach().double().clone() for name, value in found.items()}
+
+
+def blocks_by_layer(spec) -> dict[str, tuple[str, str]]:
+    """(prefix, kind) of each sub-block of the reference under the prefix of its layer in Megatron."""
+    blocks = {f"decoder.layers.{index}.": block for index, block in enumerate(spec.sub_blocks())}
+    for depth in range(spec.depths):
+        blocks |= {f"mtp.layers.{depth}.mtp_model_layer.layers.{index}.": block for index, block in enumerate(spec.depth_blocks(depth))}
+    return blocks
 
 
 # The control's norm and nGPT's residual step, in Megatron's names.
@@ -180,22 +201,24 @@ def spec_of(m):
     """The reference's description of a model config."""
     from reference_model import MambaSpec, ModelSpec, MoeSpec
 
-    dense = m.layer_pattern == "*-" * m.num_layers
+    trunk, *depths = m.layer_pattern.split("/")
+    dense = trunk == "*-" * m.num_layers
     return ModelSpec(
         m.architecture, m.num_layers, m.hidden_size, m.ffn_hidden_size, m.num_attention_heads, m.num_query_groups, m.head_dim,
         m.vocab_size, m.activation, m.tied_embeddings, m.position_embedding == "rope", m.rope_base, m.fine_grained, m.alpha_init,
-        m.norm_epsilon, None if dense else m.layer_pattern,
+        m.norm_epsilon, None if dense else trunk,
         MoeSpec(m.num_experts, m.moe_top_k, m.moe_ffn_hidden_size, m.moe_shared_ffn_hidden_size, m.moe_score, m.moe_scaling,
                 m.moe_router_input == "scaled", m.moe_suv == "shared", m.moe_aux_loss, m.moe_aux_loss_coeff),
         MambaSpec(m.mamba_num_heads, m.mamba_head_dim, m.mamba_num_groups, m.mamba_state_dim),
-        m.mamba_conv_kernel, m.mamba_gated_norm,
+        m.mamba_conv_kernel, m.mamba_gated_norm, len(depths), "".join(depths[:1]), m.mtp_loss_coeff,
     )  # fmt: skip
 
 
 def compare(model, cfg) -> dict:
     """Relative deviations of logits, loss, gradients, projection inputs and outputs; causality and the token-0 test."""
     import torch
-    from reference_model import auxiliary_loss, reference_logits, reference_loss
+    from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
+    from reference_model import auxiliary_loss, reference_logits, reference_loss, reference_prediction_loss
 
     m, spec = cfg.model, spec_of(cfg.model)
     model.train()  # the balancing loss acts in training only; nothing else differs
@@ -209,17 +232,27 @@ def compare(model, cfg) -> dict:
     trained = {name: value.requires_grad_() for name, value in params.items() if not name.endswith("moe.bias")}
     record: dict = {}
     wanted_logits = reference_logits(params, spec, tokens, record)
-    wanted_loss = reference_loss(params, spec, tokens, labels)
-    (wanted_loss + auxiliary_loss(record)).backward()
+    loss_mask = torch.ones(tokens.shape)
+    loss_mask[:, 4:6] = 0
+    wanted_loss = reference_loss(params, spec, tokens, labels, loss_mask)
+    wanted_prediction = reference_prediction_loss(params, spec, tokens, labels, record, loss_mask)
+    balancing = auxiliary_loss(record) * tokens.numel() / loss_mask.sum()  # Megatron weighs it by all tokens, masked ones, too
+    (wanted_loss + wanted_prediction + balancing).backward()
 
+    head_outputs = watch_head(model)
     logits = model(tokens, positions, None)
     result = {"logits": deviation(logits[..., : m.vocab_size], wanted_logits), "padding_probability": padding_probability(logits, m)}
     result["expert_input_norm"] = seen.pop("expert_input_norm", None)
     result |= {f"seen/{name}": deviation(value.transpose(0, 1), record[name]) for name, value in seen.items()}
-    losses = model(tokens, positions, None, labels=labels)
-    result["loss"] = deviation(losses.mean(), wanted_loss)
+    depth_logits = list(head_outputs[:-1])  # the last is the model's own
+    result |= {f"mtp_logits/{d}": deviation(x[..., : m.vocab_size], record[f"mtp.{d}.logits"]) for d, x in enumerate(depth_logits)}
+    MTPLossLoggingHelper.tracker.clear()
+    losses = model(tokens, positions, None, labels=labels, loss_mask=loss_mask) * loss_mask
+    result["loss"] = deviation(losses.sum() / loss_mask.sum(), wanted_loss)
+    for d, loss in enumerate(MTPLossLoggingHelper.tracker.get("loss_values", [])):
+        result[f"mtp_loss/{d}"] = deviation(loss, record[f"mtp.{d}.loss"])
     losses.sum().backward()  # as in training: gradients of sums, and the mean is taken over the step's tokens
-    gradients = to_reference({name: param.grad / tokens.numel() for name, param in model.named_parameters()}, cfg)
+    gradients = to_reference({name: param.grad / loss_mask.sum() for name, param in model.named_parameters()}, cfg)
     # An expert that gets no token has no gradient in the reference, and zeros in Megatron.
     wanted = {name: torch.zeros_like(value) if value.grad is None else value.grad for name, value in trained.items()}
     result |= {f"grad/{name}": deviation(gradients[name], wanted[name]) for name in trained}
@@ -229,14 +262,26 @@ def compare(model, cfg) -> dict:
         changed = tokens.clone()
         changed[:, 9] = (changed[:, 9] + 1) % m.vocab_size
         after = model(changed, positions, None)
-        result["causality"] = (after[:, :9] - logits[:, :9]).abs().max().item()
-        result["change_is_seen"] = (after[:, 9:] - logits[:, 9:]).abs().amax((0, 2)).min().item()
+        # Depth d (from 1) of position s reads the tokens up to s + d.
+        changes = [(after - logits, 9), *((x - y, 9 - d) for d, (x, y) in enumerate(zip(head_outputs, depth_logits, strict=False), 1))]
+        result["causality"] = max(change[:, :first].abs().max().item() for change, first in changes)
+        result["change_is_seen"] = min(change[:, first:].abs().amax((0, 2)).min().item() for change, first in changes)
         if "M" not in m.layer_pattern:
             result["confined_document"] = deviation(
                 model(tokens, positions, document_mask(17, 9))[:, 9:], model(tokens[:, 9:], positions[:, :8], None)
             )
-        result["token_0_without_attention"] = token_0_leak(model, cfg, tokens, positions)
+        result["token_0_without_attention"] = token_0_leak(model, cfg, tokens, positions, head_outputs)
     return result
+
+
+def watch_head(model) -> list:
+    """Logits [B, S, V] of each call of the output layer in the newest forward pass: of the prediction depths, then the model's own."""
+    outputs: list = []
+    (head,) = (module for name, module in model.named_modules() if name.endswith("output_layer"))
+    model.register_forward_pre_hook(lambda *_: outputs.clear())
+    # A copy, since Megatron's cross entropy works in place.
+    head.register_forward_hook(lambda module, args, output: outputs.append(output[0].detach().transpose(0, 1).clone()))
+    return outputs
 
 
 def checkpoint_entries(model) -> list[str]:
@@ -275,7 +320,7 @@ def watch_projections(model, cfg) -> dict:
     from megatron.core.tensor_parallel import RowParallelLinear
 
     seen: dict = {}
-    prefixes = [prefix for prefix, _ in spec_of(cfg.model).sub_blocks()]
+    blocks = blocks_by_layer(spec_of(cfg.model))
     projections = {"self_attention.linear_proj": "proj", "mlp.linear_fc2": "fc2", "mixer.out_proj": "out_proj"}
 
     def keep(prefix: str, linear):
@@ -300,9 +345,10 @@ def watch_projections(model, cfg) -> dict:
 
     for name, module in model.named_modules():
         if isinstance(module, RowParallelLinear):
-            _, _, layer, path = name.split(".", 3)
+            prefix = next(prefix for layer, (prefix, _) in blocks.items() if name.startswith(layer))
+            path = ".".join(name.split(".")[-2:])
             if path in projections:
-                keep(f"{prefixes[int(layer)]}.{projections[path]}", module)
+                keep(f"{prefix}.{projections[path]}", module)
             else:
                 keep_norm(module)
     return seen
@@ -318,7 +364,7 @@ def padding_probability(logits, model) -> float:
     return logits.detach().double().softmax(-1)[..., model.vocab_size :].sum().item()
 
 
-def token_0_leak(model, cfg, tokens, positions) -> float:
+def token_0_leak(model, cfg, tokens, positions, head_outputs: list) -> float:
     """Largest change of later logits when token 0 changes and neither attention nor Mamba moves anything from token to token.
 
     All value projections are zero, the B of every scan is, so that its state stays empty, and its convolution sees one token.
@@ -334,7 +380,10 @@ def token_0_leak(model, cfg, tokens, positions) -> float:
             param.data[inner : inner + groups_of_state(cfg)] = 0
     changed = tokens.clone()
     changed[:, 0] = (changed[:, 0] + 1) % cfg.model.vocab_size
-    return (model(changed, positions, None)[:, 1:] - model(tokens, positions, None)[:, 1:]).abs().max().item()
+    model(changed, positions, None)
+    after = list(head_outputs)
+    model(tokens, positions, None)
+    return max((x[:, 1:] - y[:, 1:]).abs().max().item() for x, y in zip(after, head_outputs, strict=True))
 
 
 def groups_of_state(cfg) -> int:

@@ -15,6 +15,10 @@ With a layer pattern, i counts its symbols: each has one of layers.i.attn (*), .
 
     layers.i.mamba.in_proj [2*inner + 2*G*N + H, D], .out_proj [D, inner] and the others of reference_mamba.py, nGPT: .in_scale
     layers.i.moe: see reference_moe.py; both with .alpha or .norm_before [D]
+
+With multi-token prediction, depth d (from 0) has mtp.d.layers.i as above and
+
+    mtp.d.join [D, 2*D]   GPT: .embedding_norm [D]   .hidden_norm [D]   .norm [D]
 """
 
 from dataclasses import dataclass
@@ -53,6 +57,9 @@ class ModelSpec:
     mamba: MambaSpec | None = None
     conv_kernel: int = 4
     gated_norm: bool = False  # nGPT: Mamba's own norm is back
+    depths: int = 0  # of multi-token prediction
+    depth_pattern: str = ""  # layers of each, of * - M E
+    depth_coeff: float = 0.1  # of the mean of their losses
 
     def __post_init__(self) -> None:
         assert self.architecture in ("ngpt", "gpt")
@@ -65,6 +72,10 @@ class ModelSpec:
         if self.pattern is None:
             return [(f"layers.{i}.{kind}", kind) for i in range(self.num_layers) for kind in ("attn", "mlp")]
         return [(f"layers.{i}.{KINDS[symbol]}", KINDS[symbol]) for i, symbol in enumerate(self.pattern)]
+
+    def depth_blocks(self, depth: int) -> list[tuple[str, str]]:
+        """The same for a prediction depth, counted from 0."""
+        return [(f"mtp.{depth}.layers.{i}.{KINDS[symbol]}", KINDS[symbol]) for i, symbol in enumerate(self.depth_pattern)]
 
     @property
     def has_mixer_norm(self) -> bool:
@@ -125,13 +136,59 @@ def reference_logits(params: dict[str, Tensor], spec: ModelSpec, tokens_BS: Tens
     p = {name: value.to(torch.float64) for name, value in params.items()}
     record = {} if record is None else record
 
-    def effective(name: str) -> Tensor:
-        init, scale = scale_init_and_scale(name, spec)
-        return p[name] * init / scale
+    record["embedding_out"] = p["embedding"][tokens_BS]
+    h = _sub_blocks(p, spec, spec.sub_blocks(), record["embedding_out"], record)
+    record["head_in"] = h if spec.architecture == "ngpt" else rms_norm(h, p["final_norm"], spec.norm_epsilon)
+    record["head_out"] = record["head_in"] @ _head(p, spec).T
+    return _scaled_logits(p, spec, record["head_out"])
 
-    h = record["embedding_out"] = p["embedding"][tokens_BS]
+
+def reference_prediction_loss(
+    params: dict[str, Tensor],
+    spec: ModelSpec,
+    tokens_BS: Tensor,
+    labels_BS: Tensor,
+    record: dict[str, Tensor],
+    loss_mask_BS: Tensor | None = None,
+) -> Tensor:
+    """What multi-token prediction adds to the loss: its coefficient times the mean of the depths' mean losses, a fp64 scalar.
+
+    At position s, depth d (from 1) joins the embedding of token s + d with the state of the depth before, and predicts token s + d + 1.
+    Positions beyond the sequence hold token 0 and count in no loss.
+
+    Args:
+        record: of `reference_logits`, whose `head_in` the first depth reads. Filled with the same values for the depths' layers, and
+            with `mtp.d.loss` and `mtp.d.logits`.
+    """
+    p = {name: value.to(torch.float64) for name, value in params.items()}
+    mask_BS = torch.ones_like(labels_BS) if loss_mask_BS is None else loss_mask_BS
+    h, total = record["head_in"], torch.zeros((), dtype=torch.float64)
+    for depth in range(spec.depths):
+        ahead = [torch.nn.functional.pad(x[:, depth + 1 :], (0, depth + 1)) for x in (tokens_BS, labels_BS, mask_BS)]
+        h = _prediction_depth(p, spec, depth, p["embedding"][ahead[0]], h, record)
+        logits = record[f"mtp.{depth}.logits"] = _scaled_logits(p, spec, h @ _head(p, spec).T)
+        record[f"mtp.{depth}.loss"] = mean_cross_entropy(logits, ahead[1], ahead[2])
+        total = total + record[f"mtp.{depth}.loss"]
+    return spec.depth_coeff * total / max(spec.depths, 1)
+
+
+def _prediction_depth(p: dict[str, Tensor], spec: ModelSpec, depth: int, embedded: Tensor, h: Tensor, record: dict[str, Tensor]) -> Tensor:
+    prefix, blocks = f"mtp.{depth}", spec.depth_blocks(depth)
+    if spec.architecture == "ngpt":
+        return _sub_blocks(p, spec, blocks, l2_normalize(torch.cat([embedded, h], -1) @ p[f"{prefix}.join"].T), record)
+    embedded, h = (rms_norm(x, p[f"{prefix}.{name}_norm"], spec.norm_epsilon) for x, name in ((embedded, "embedding"), (h, "hidden")))
+    h = _sub_blocks(p, spec, blocks, torch.cat([embedded, h], -1) @ p[f"{prefix}.join"].T, record)
+    return rms_norm(h, p[f"{prefix}.norm"], spec.norm_epsilon)
+
+
+def _sub_blocks(p: dict[str, Tensor], spec: ModelSpec, blocks: list[tuple[str, str]], h: Tensor, record: dict[str, Tensor]) -> Tensor:
+    """The residual stream after the blocks."""
+
+    def effective(name: str) -> Tensor:
+        return effective_scale(p, spec, name)
+
     functions = {"attn": _attention, "mlp": _mlp, "mamba": _mamba, "moe": _moe}
-    for prefix, kind in spec.sub_blocks():
+    for prefix, kind in blocks:
         if spec.architecture == "ngpt":
             b = functions[kind](p, effective, prefix, spec, h, record)
             h = lerp_retract(h, b, effective(f"{prefix}.alpha"))
@@ -139,15 +196,20 @@ def reference_logits(params: dict[str, Tensor], spec: ModelSpec, tokens_BS: Tens
             b = functions[kind](p, effective, prefix, spec, rms_norm(h, p[norm_name(prefix, kind)], spec.norm_epsilon), record)
             h = h + b
         record[f"{prefix}.hidden"] = h
+    return h
 
-    head = p["embedding"] if spec.tied else p["head"]
-    if spec.architecture == "ngpt":
-        record["head_in"] = h
-        record["head_out"] = h @ head.T
-        return effective("sz") * record["head_out"]
-    record["head_in"] = rms_norm(h, p["final_norm"], spec.norm_epsilon)
-    record["head_out"] = record["head_in"] @ head.T
-    return record["head_out"]
+
+def effective_scale(p: dict[str, Tensor], spec: ModelSpec, name: str) -> Tensor:
+    init, scale = scale_init_and_scale(name, spec)
+    return p[name] * init / scale
+
+
+def _head(p: dict[str, Tensor], spec: ModelSpec) -> Tensor:
+    return p["embedding"] if spec.tied else p["head"]
+
+
+def _scaled_logits(p: dict[str, Tensor], spec: ModelSpec, head_out: Tensor) -> Tensor:
+    return effective_scale(p, spec, "sz") * head_out if spec.architecture == "ngpt" else head_out
 
 
 def norm_name(prefix: str, kind: str) -> str:
@@ -249,11 +311,14 @@ def reference_loss(
 
     `labels_BS` are the next tokens, already shifted: the label of position s is the token at s + 1.
     """
-    log_probability = reference_logits(params, spec, tokens_BS, record).log_softmax(dim=-1)
-    loss_BS = -log_probability.gather(-1, labels_BS[..., None])[..., 0]
-    if loss_mask_BS is None:
-        return loss_BS.mean()
-    mask = loss_mask_BS.to(loss_BS.dtype)
+    mask = torch.ones_like(labels_BS) if loss_mask_BS is None else loss_mask_BS
+    return mean_cross_entropy(reference_logits(params, spec, tokens_BS, record), labels_BS, mask)
+
+
+def mean_cross_entropy(logits_BSV: Tensor, labels_BS: Tensor, mask_BS: Tensor) -> Tensor:
+    """In nats, over the tokens that the mask keeps."""
+    loss_BS = -logits_BSV.log_softmax(dim=-1).gather(-1, labels_BS[..., None])[..., 0]
+    mask = mask_BS.to(loss_BS.dtype)
     return (loss_BS * mask).sum() / mask.sum()
 
 
@@ -266,9 +331,12 @@ def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of the model."""
     ngpt = spec.architecture == "ngpt"
     shapes: dict[str, tuple[int, ...]] = {"embedding": (spec.vocab, spec.hidden)}
-    for prefix, kind in spec.sub_blocks():
+    for prefix, kind in [*spec.sub_blocks(), *(block for depth in range(spec.depths) for block in spec.depth_blocks(depth))]:
         shapes |= {f"{prefix}.{name}": shape for name, shape in _block_shapes(spec, kind).items()}
         shapes[f"{prefix}.alpha" if ngpt else norm_name(prefix, kind)] = (spec.hidden,)
+    for depth in range(spec.depths):
+        shapes[f"mtp.{depth}.join"] = (spec.hidden, 2 * spec.hidden)
+        shapes |= {} if ngpt else {f"mtp.{depth}.{name}": (spec.hidden,) for name in ("embedding_norm", "hidden_norm", "norm")}
     if not spec.tied:
         shapes["head"] = (spec.vocab, spec.hidden)
     shapes["sz" if ngpt else "final_norm"] = (spec.vocab,) if ngpt else (spec.hidden,)
@@ -303,7 +371,7 @@ def random_params(spec: ModelSpec, generator: torch.Generator) -> dict[str, Tens
     for name, shape in parameter_shapes(spec).items():
         if len(shape) == 2:
             weight = torch.randn(shape, dtype=torch.float64, generator=generator)
-            params[name] = l2_normalize(weight, dim=0 if name.endswith((".proj", ".fc2", ".out_proj")) else -1)
+            params[name] = l2_normalize(weight, dim=0 if name.endswith((".proj", ".fc2", ".out_proj", ".join")) else -1)
             continue
         if name.endswith((".bias", ".conv_bias", ".dt_bias", ".A_log", ".D")):
             params[name] = 0.3 * torch.randn(shape, dtype=torch.float64, generator=generator)

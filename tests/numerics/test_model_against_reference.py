@@ -11,6 +11,8 @@ FP32 = 5e-6  # relative norm of the difference; an fp32 forward and backward pas
 HYBRID = [name for name in SPECS if "hybrid" in name]
 # Attention, MLP and Mamba layers: 4 in the dense models, 3 in the hybrid ones.
 PROJECTIONS = dict.fromkeys(SPECS, 4) | dict.fromkeys(HYBRID, 3) | {"hybrid_top1": 2, "hybrid_top1_softmax": 1}
+PREDICTION = {"mtp": 2, "mtp_gated_tied": 1, "mtp_hybrid": 2, "control_mtp": 2, "control_mtp_hybrid": 1}  # depths
+PROJECTIONS |= {"mtp": 8, "mtp_gated_tied": 6, "mtp_hybrid": 5, "control_mtp": 8}
 WITHOUT_MAMBA = [name for name in SPECS if name not in HYBRID] + ["hybrid_top1_softmax"]
 
 
@@ -25,6 +27,13 @@ def deviations(tmp_path_factory) -> dict[str, dict[str, float]]:
 def test_logits_and_loss(deviations, spec):
     assert deviations[spec]["logits"] < FP32
     assert deviations[spec]["loss"] < FP32
+
+
+@pytest.mark.parametrize("spec", PREDICTION)
+def test_logits_and_losses_of_prediction_depths(deviations, spec):
+    for kind in ("mtp_logits", "mtp_loss"):
+        found = {name: value for name, value in deviations[spec].items() if name.startswith(f"{kind}/")}
+        assert len(found) == PREDICTION[spec] and max(found.values()) < FP32, found
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -96,13 +96,6 @@ BAD = {
         ["checkpoint.interval=null"],
     ),
     "pattern_symbol": Bad([TINY_PATTERN + "'*+'"], "model.layer_pattern", "*+", "Unknown symbol +", [TINY_PATTERN + "'*-'"]),
-    "pattern_prediction": Bad(
-        [TINY_PATTERN + "'*-/*-'", "model.num_layers=5"],
-        "model.layer_pattern",
-        "*-/*-",
-        "multi-token prediction, which is not built",
-        [TINY_PATTERN + "'*-*-*'"],
-    ),
     "pattern_mamba": Bad([TINY_PATTERN + "'M-'"], "model.mamba_num_heads", "0", "has M layers", ["model.mamba_num_heads=8"]),
     "pattern_experts": Bad([TINY_PATTERN + "'*E'"], "model.num_experts", "0", "has E layers", ["model.num_experts=4"]),
     "pattern_length": Bad(

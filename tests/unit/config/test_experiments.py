@@ -26,6 +26,8 @@ COMPANIONS = {
     ("tokenizer", "huggingface"): ["tokenizer.path=tokenizer.json"],
     ("tokenizer", "tekken"): ["model.vocab_size=131072"],
     ("cluster", "b200_128"): ["train.global_batch_size=256"],
+    ("cluster", "gb200_64"): ["train.global_batch_size=128"],
+    ("cluster", "gb300_64"): ["train.global_batch_size=128"],
     ("cluster", "h100_8"): ["train.global_batch_size=16"],
     ("cluster", "h200_8"): ["train.global_batch_size=16"],
 }

@@ -90,6 +90,31 @@ BAD = {
         "rank 0 gets no E layer",
         ["model.layer_pattern='ME|*E-'"],
     ),
+    "chunks_without_experts": Bad(
+        [HYBRID, "parallel=pp2_vp2", TWO, "model.layer_pattern='M|E|*|E-'"],
+        "model.layer_pattern",
+        "M|E|*|E-",
+        "rank 0 gets no E layer",
+        ["model.layer_pattern='M|E|E*|-'"],
+    ),
+    "blank": Bad([HYBRID, "model.layer_pattern='ME* E'"], "model.layer_pattern", "ME* E", "symbol ' '", ["model.layer_pattern='ME*E-'"]),
+    "nothing": Bad([HYBRID, "model.layer_pattern=''"], "model.layer_pattern", "''", "no layers", ["model.layer_pattern='ME*E-'"]),
+    "cut_for_one_stage": Bad(
+        [HYBRID, "model.layer_pattern='ME|*E-'"],
+        "model.layer_pattern",
+        "ME|*E-",
+        "1 stages",
+        ["model.layer_pattern='ME*E-'"],
+        "Drop every |",
+    ),
+    "expert_tensor_over_processes": Bad(
+        [HYBRID, "parallel.expert_tensor=4", TWO],
+        "cluster.gpus_per_node",
+        "2 processes",
+        "expert_tensor 4",
+        ["parallel.expert_tensor=2"],
+        "or lower parallel.expert_tensor",
+    ),
     "processes": Bad([HYBRID, "parallel=ep2"], "cluster.gpus_per_node", "1 processes", "expert 2 * expert_tensor 1", [TWO]),
     "recompute_without_experts": Bad(
         ["parallel.recompute=selective", "parallel.recompute_modules=[moe]"],
@@ -152,6 +177,20 @@ def test_hybrid_patterns_are_cut_by_hand():
     with pytest.raises(ConfigError, match="Mark the cuts"):
         compose(["experiment=ngpt_hybrid_tiny", "parallel=pp2", TWO])
     compose(["experiment=ngpt_hybrid_tiny", "parallel=pp2", TWO, "model.layer_pattern='ME|*E-'"])
+
+
+@pytest.mark.parametrize(("layout", "parts"), [("pp2", 2), ("pp2_vp2", 4)])
+def test_a_wrong_number_of_cuts_is_one_error_whose_way_out_works(layout, parts):
+    """A hybrid is not cut by itself, so dropping the cuts would not help."""
+    with pytest.raises(ConfigError) as caught:
+        compose(["experiment=ngpt_hybrid_tiny", f"parallel={layout}", TWO, "model.layer_pattern='ME|*|E-'"])
+    assert caught.value.path == "model.layer_pattern" and caught.value.way_out == f"Write {parts} parts"
+
+
+def test_too_few_processes_for_the_model_are_named_once():
+    with pytest.raises(ConfigError) as caught:
+        compose(["experiment=ngpt_hybrid_tiny", "parallel=tp2"])
+    assert caught.value.rule.startswith("Must be a multiple of tensor 2")
 
 
 def test_linears_of_every_kind_of_layer_on_one_rank():

@@ -6,7 +6,7 @@ import pytest
 
 from ngpt.config import compose
 from ngpt.estimate.counts import count_parameters, training_flops_per_token
-from ngpt.estimate.peaks import gpu_of_device, peak_flops
+from ngpt.estimate.hardware import gpu_of_device, peak_flops
 
 
 def size(*shapes: tuple[int, ...]) -> int:

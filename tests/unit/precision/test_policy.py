@@ -5,7 +5,7 @@ from megatron.core.models.hybrid.hybrid_block import HybridStack
 from torch import nn
 
 from megatron_ext.precision.executors import EmulatedExecutor, QuantizableColumn
-from megatron_ext.precision.policy import apply_recipe
+from megatron_ext.precision.policy import apply_recipe, linears_of
 from megatron_ext.precision.state import PrecisionState
 from ngpt.config import ConfigError, compose
 from ngpt.optim.retraction import mark
@@ -45,6 +45,18 @@ def test_every_linear_of_this_rank_gets_an_executor():
     model = apply({"linear_qkv": Quantizable, "linear_proj": Quantizable})
     attention = model.layers[0].self_attention
     assert all(isinstance(linear.executor, EmulatedExecutor) for linear in attention.children())
+
+
+def test_a_prediction_depth_is_named_after_its_depth_though_megatron_counts_its_layers_from_one():
+    model, depth = nn.Module(), nn.Module()
+    depth.mtp_model_layer, depth.eh_proj = stack({"linear_qkv": Quantizable}), Quantizable(tp_group=None)
+    model.decoder, model.mtp = stack({"linear_qkv": Quantizable}), nn.Module()
+    model.mtp.layers = nn.ModuleList([depth, depth])
+    cfg = compose(["experiment=ngpt_tiny", "precision=nvfp4_paper", "model.layer_pattern='*-*-/*/*'", 'precision.bf16_modules=["*_proj"]'])
+    assert apply_recipe([model], cfg, "emulated", PrecisionState(recipe_of(cfg.precision), 1, 0, 4)) == 2
+    assert [name for name, _ in linears_of([model])] == ["layers.0.self_attention.linear_qkv", "mtp.0.layers.0.self_attention.linear_qkv"]
+    assert depth.mtp_model_layer.layers[0].self_attention.linear_qkv.executor is not None
+    assert depth.eh_proj.executor is None
 
 
 def test_a_linear_that_cannot_be_quantised_is_not_passed_over():

@@ -1,0 +1,81 @@
+"""Under context parallelism the loss of a multi-token prediction depth is a mean over the whole sequences, not over each rank's part.
+
+Upstream (megatron-core 0.19.2), `core/transformer/multi_token_prediction.py: process_mtp_loss` divides each rank's losses by the number of
+tokens that this rank keeps. The ranks keep different numbers, since a depth has no label at the end of a sequence, so that the gradient
+differs from that of one process.
+Reason: a model with prediction depths trains alike over any number of context-parallel ranks.
+Goes when: upstream sums the numbers of tokens over the context-parallel group.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def install() -> bool:
+    """Wraps the function where the model finds it."""
+    from megatron.core.models.hybrid import hybrid_model
+
+    if not hasattr(hybrid_model.process_mtp_loss, "__wrapped__"):
+        hybrid_model.process_mtp_loss = _over_whole_sequences(hybrid_model.process_mtp_loss)
+    return True
+
+
+def _over_whole_sequences(upstream: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(upstream)
+    def process_mtp_loss(*, cp_group: dist.ProcessGroup, labels: Tensor | None, **kwargs: Any) -> Tensor:
+        if cp_group.size() == 1 or labels is None:
+            return upstream(cp_group=cp_group, labels=labels, **kwargs)
+        return _process(cp_group, labels, **kwargs)
+
+    return process_mtp_loss
+
+
+def _process(
+    cp_group: dist.ProcessGroup,
+    labels: Tensor,
+    *,
+    hidden_states: Tensor,
+    loss_mask: Tensor,
+    output_layer: Callable,
+    output_weight: Tensor | None,
+    runtime_gather_output: bool | None,
+    is_training: bool,
+    compute_language_model_loss: Callable[[Tensor, Tensor], Tensor],
+    config: Any,
+    **_: Any,
+) -> Tensor:
+    """The model's own part of `hidden_states`, whose gradient brings the depths' losses with it.
+
+    Args:
+        hidden_states: [(1 + depths) * S, B, D], the model's and each depth's.
+        labels, loss_mask: [B, S] of this rank.
+
+    Parallelism: one number all-reduced over the context-parallel group for each depth, and the labels' boundaries exchanged.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler, MTPLossLoggingHelper, roll_tensor
+
+    assert config.calculate_per_token_loss
+    own, *depths = hidden_states.chunk(1 + config.mtp_num_layers)
+    tokens = _sum(loss_mask, cp_group)  # what the whole gradient is divided by
+    for depth, hidden in enumerate(depths):
+        labels, loss_mask = (roll_tensor(x, cp_group=cp_group)[0] for x in (labels, loss_mask))
+        logits, _ = output_layer(hidden, weight=output_weight, runtime_gather_output=runtime_gather_output)
+        losses = loss_mask * compute_language_model_loss(labels, logits)
+        kept = _sum(loss_mask, cp_group).clamp(min=1)
+        if is_training:
+            mean = losses.detach().sum() * cp_group.size() / kept  # reported as the average over ranks
+            group, none = parallel_state.get_data_parallel_group(with_context_parallel=True), kept.new_zeros(())
+            MTPLossLoggingHelper.save_metrics_to_tracker(mean, none, none, depth, len(depths), avg_group=group)
+        own = MTPLossAutoScaler.apply(own, config.mtp_loss_scaling_factor / len(depths) * losses * (tokens / kept))
+    return own
+
+
+def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    total = x.sum()
+    dist.all_reduce(total, group=group)
+    return total

@@ -1,0 +1,154 @@
+"""Which layers, tokens and groups one rank has: what the estimates of memory and time share.
+
+Names: a chunk is a piece of the model between two pipeline cuts; pipeline rank r of P holds the chunks r, r + P, ...
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import accumulate
+
+from ngpt.config.linears import BlockLinear, block_linears, quantized_linears
+from ngpt.config.pattern import cut_pattern, parse
+from ngpt.config.schema import Config
+from ngpt.config.sizes import data_parallel_size, expert_tensor_size, pipeline_stages, world_size
+from ngpt.estimate.hardware import GPUS, Gpu
+
+ASSUMED_GPU = "h100"  # where cluster.gpu does not say
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One symbol of the layer pattern on one rank.
+
+    Attributes:
+        symbol: as in `model.layer_pattern`.
+        linears: its linear layers with this rank's sizes; the routed experts' count as one, as in `ngpt.config.linears`. Equal layers
+            are one object, with those of the first of them: what is computed for it holds for all.
+        quantized: the names of those that compute in `precision.format`.
+    """
+
+    symbol: str
+    linears: tuple[BlockLinear, ...]
+    quantized: frozenset[str]
+
+    def linear(self, ending: str) -> BlockLinear | None:
+        """The linear layer whose name ends so ("linear_qkv", ".experts.linear_fc1"), if it has one."""
+        return next((linear for linear in self.linears if linear.name.endswith(ending)), None)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Layers between two pipeline cuts. The first chunk has the embedding, the last the output layer and the loss.
+
+    Attributes:
+        layers: of the trunk, and in the last chunk those of the multi-token prediction depths after them.
+        depths: prediction depths, each with its projection and its own use of the embedding, the output layer and the loss.
+    """
+
+    layers: tuple[Layer, ...]
+    first: bool
+    last: bool
+    depths: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of one micro-batch on one rank.
+
+    Attributes:
+        inner: of the sub-blocks' products, whose features are split over tensor-parallel ranks.
+        stream: of the residual stream: with sequence parallelism a part of `inner`.
+        routed: (token, expert) pairs that the rank's experts multiply, when routing is balanced.
+        sequence: length of a whole sequence.
+    """
+
+    inner: int
+    stream: int
+    routed: int
+    sequence: int
+
+
+def chunks(cfg: Config) -> list[Chunk]:
+    """The chunks of the model in order, cut where the pattern says or, for a dense one, evenly."""
+    pattern = parse(cut_pattern(cfg.model.layer_pattern, pipeline_stages(cfg)))
+    quantized = frozenset(linear.name for linear in quantized_linears(cfg))
+    by_layer: dict[str, list[BlockLinear]] = {}
+    for linear in block_linears(cfg):
+        by_layer.setdefault(re.match(r"(mtp\.\d+\.)?layers\.\d+", linear.name).group(), []).append(linear)
+    kinds: dict[tuple, Layer] = {}
+    layers = []
+    for linears in map(tuple, by_layer.values()):
+        kind = (linears[0].symbol, *(linear.name in quantized for linear in linears))
+        names = quantized & {linear.name for linear in linears}
+        layers.append(kinds.setdefault(kind, Layer(linears[0].symbol, linears, names)))
+    ends = list(accumulate(map(len, pattern.stages)))
+    ends[-1] = len(layers)
+    found = []
+    for position, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        last = position == len(ends) - 1
+        found.append(Chunk(tuple(layers[first:end]), position == 0, last, len(pattern.depths) if last else 0))
+    return found
+
+
+def chunks_by_rank(cfg: Config) -> list[list[Chunk]]:
+    """The chunks that each pipeline rank holds."""
+    found, ranks = chunks(cfg), cfg.parallel.pipeline
+    return [found[rank::ranks] for rank in range(ranks)]
+
+
+def tokens(cfg: Config) -> Tokens:
+    """Tokens of a micro-batch on each rank."""
+    inner = cfg.train.micro_batch_size * cfg.train.seq_length // cfg.parallel.context
+    stream = inner // cfg.parallel.tensor if cfg.parallel.sequence_parallel else inner
+    # Each expert's tokens come from all ranks that share the experts, and each of its tensor-parallel ranks sees all of them.
+    routed = stream * cfg.model.moe_top_k * expert_tensor_size(cfg)
+    return Tokens(inner, stream, routed, cfg.train.seq_length)
+
+
+def local_experts(cfg: Config) -> int:
+    """Routed experts of one layer that a rank holds, whole or in part."""
+    return cfg.model.num_experts // cfg.parallel.expert
+
+
+def expert_data_parallel_size(cfg: Config) -> int:
+    """Ranks that hold the same part of the same experts."""
+    return world_size(cfg) // (cfg.parallel.expert * expert_tensor_size(cfg) * cfg.parallel.pipeline)
+
+
+def dense_data_parallel_size(cfg: Config) -> int:
+    """Ranks that hold the same part of everything else: gradients are reduced over context-parallel ranks, too."""
+    return data_parallel_size(cfg) * cfg.parallel.context
+
+
+def gpu_of(cfg: Config) -> Gpu:
+    """The GPU of the table that an estimate is for."""
+    return GPUS[cfg.cluster.gpu or ASSUMED_GPU]
+
+
+def activation_bytes(cfg: Config) -> int:
+    """Bytes of a number in activations and matrices."""
+    return 2 if cfg.precision.dtype == "bf16" else 4
+
+
+def has_grouped_experts(cfg: Config) -> bool:
+    """Whether experts run through grouped linears on a GPU with Transformer Engine."""
+    model = cfg.model
+    return model.expert_impl != "sequential" and model.transformer_impl != "local" and cfg.precision.format == "none"
+
+
+def executor(cfg: Config) -> str:
+    """none | emulated | native: what multiplies the quantised linears on this GPU."""
+    precision = cfg.precision
+    if precision.format != "nvfp4":
+        return "none" if precision.format == "none" else "native"
+    if precision.executor != "auto":
+        return precision.executor
+    has_fp4 = "nvfp4" in gpu_of(cfg).rates and cfg.model.transformer_impl != "local"
+    return "native" if has_fp4 else "emulated"
+
+
+def operand_bytes(cfg: Config) -> float:
+    """Bytes of a number in a quantised operand, its block scales included."""
+    if executor(cfg) != "native":
+        return activation_bytes(cfg)  # emulated operands hold codes times block scales
+    return {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16}[cfg.precision.format]

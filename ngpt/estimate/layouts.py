@@ -1,0 +1,202 @@
+"""`ngpt estimate --fit`: parallel layouts of a config that a number of GPUs can hold, the fastest first."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from ngpt.config.checks import validate
+from ngpt.config.errors import ConfigError
+from ngpt.config.pattern import parse, without_cuts
+from ngpt.config.schema import Config, ParallelConfig
+from ngpt.config.sizes import world_size
+from ngpt.estimate.calibration import RESERVED
+from ngpt.estimate.kernels import embedding_work, layer_work, output_work
+from ngpt.estimate.layout import chunks, gpu_of, tokens
+from ngpt.estimate.links import nvlink_domain
+from ngpt.estimate.memory import MemoryEstimate, estimate_memory
+from ngpt.estimate.step_time import StepTime, estimate_step
+
+_POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
+_MICRO_BATCHES = (1, 2, 3, 4, 8)
+_LARGEST_TENSOR = 8  # beyond it a layer's products are slivers
+_USUAL_HOST = 8  # GPUs, where cluster.gpus_per_node says nothing (1)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A config that passes all checks and fits, with its estimates.
+
+    Attributes:
+        overrides: what to add to the command line to get it.
+    """
+
+    cfg: Config
+    overrides: tuple[str, ...]
+    memory: MemoryEstimate
+    step: StepTime
+
+
+def fits(cfg: Config, memory: MemoryEstimate) -> bool:
+    """Whether a rank's peak leaves room for what torch does not allocate."""
+    return memory.peak + RESERVED <= gpu_of(cfg).memory
+
+
+def propose_layouts(cfg: Config, gpus: int | None = None) -> list[Layout]:
+    """All layouts that fit, by estimated step time, each with its fastest micro-batch and the least recomputation that makes it fit.
+
+    Args:
+        cfg: a checked config; its global batch, sequence length, precision and overlaps stay.
+        gpus: processes to lay out; None: those of the config's cluster.
+
+    Raises:
+        ConfigError: the GPUs do not make whole hosts.
+    """
+    base = _on_cluster(cfg, world_size(cfg) if gpus is None else gpus)
+    found = [layout for parallel in _cuts(base) if (layout := _fastest(cfg, base, parallel))]
+    return sorted(found, key=lambda layout: (layout.step.total, layout.memory.peak))
+
+
+def _on_cluster(cfg: Config, gpus: int) -> Config:
+    """The config on so many GPUs, in hosts of `cluster.gpus_per_node`."""
+    if gpus < 1:
+        raise ConfigError("--fit", gpus, "Must be a number of GPUs", "Give 1 or more")
+    host = cfg.cluster.gpus_per_node if cfg.cluster.gpus_per_node > 1 else _USUAL_HOST
+    host = min(host, gpus)
+    if gpus % host:
+        way_out = f"Give a multiple of {host}, or set cluster.gpus_per_node to a divisor of {gpus}"
+        raise ConfigError("--fit", gpus, f"Must be whole hosts of {host} GPUs", way_out)
+    return replace(cfg, cluster=replace(cfg.cluster, nodes=gpus // host, gpus_per_node=host))
+
+
+def _cuts(base: Config) -> Iterator[ParallelConfig]:
+    """Ways to cut the model over the ranks, without recomputation."""
+    world, model = world_size(base), base.model
+    powers = [size for size in _POWERS if world % size == 0]
+    experts = [size for size in powers if model.num_experts % size == 0] if "E" in model.layer_pattern else [1]
+    # More than one way to cut a sequence only helps where one of them runs out.
+    contexts = [size for size in powers if size == 1 or base.train.seq_length // size >= 8192]
+    pipelines = [size for size in powers if size <= 16]
+    for tensor, pipeline, context, expert in product(powers, pipelines, contexts, experts):
+        if tensor > _LARGEST_TENSOR or tensor * context > nvlink_domain(base) or world % (tensor * pipeline * context):
+            continue
+        expert_tensors = (1, None) if tensor > 1 and "E" in model.layer_pattern else (None,)
+        for expert_tensor, virtual in product(expert_tensors, (None, 2) if pipeline > 1 else (None,)):
+            yield replace(
+                base.parallel,
+                tensor=tensor,
+                pipeline=pipeline,
+                context=context,
+                expert=expert,
+                expert_tensor=expert_tensor,
+                virtual_pipeline=virtual,
+                sequence_parallel=tensor > 1,
+                recompute="none",
+                recompute_modules=[],
+            )
+
+
+def _fastest(original: Config, base: Config, parallel: ParallelConfig) -> Layout | None:
+    """The fastest micro-batch of a cut, if any fits and the checks accept it."""
+    copies = world_size(base) // (parallel.tensor * parallel.pipeline * parallel.context)
+    sizes = [size for size in sorted({*_MICRO_BATCHES, base.train.micro_batch_size}) if base.train.global_batch_size % (size * copies) == 0]
+    if not sizes:
+        return None
+    pattern = balanced_cut(base, parallel.pipeline * (parallel.virtual_pipeline or 1))
+    model = replace(base.model, layer_pattern=pattern)
+    candidates = [replace(base, model=model, parallel=parallel, train=replace(base.train, micro_batch_size=size)) for size in sizes]
+    if not any(map(_accepted, candidates)):
+        return None
+    best: Layout | None = None
+    for candidate in candidates:
+        layout = _least_recomputed(original, candidate)
+        if layout is None:
+            continue
+        if best and layout.step.tokens_per_second < best.step.tokens_per_second:
+            break  # larger ones recompute more
+        best = layout
+    return best
+
+
+def balanced_cut(cfg: Config, stages: int) -> str:
+    """The layer pattern cut into so many parts that the slowest is as fast as can be, the embedding and the output layer counted.
+
+    A dense pattern stays without cuts: it is divided evenly by itself.
+    """
+    pattern = without_cuts(cfg.model.layer_pattern)
+    trunk, depths = parse(pattern).trunk, parse(pattern).depths
+    if stages == 1 or stages > len(trunk) or trunk == "*-" * (len(trunk) // 2):
+        return pattern
+    alone = replace(
+        cfg,
+        model=replace(cfg.model, layer_pattern=pattern),
+        parallel=replace(cfg.parallel, tensor=1, pipeline=1, virtual_pipeline=None, context=1, sequence_parallel=False),
+    )
+    sizes, whole = tokens(alone), chunks(alone)[0]
+    works = {layer: layer_work(alone, layer, sizes) for layer in set(whole.layers)}
+    ends = [embedding_work(alone, sizes), *[output_work(alone, sizes)] * (1 + whole.depths)]
+    layers = [max(forward.gpu + backward.gpu, forward.host + backward.host) for forward, backward in map(works.get, whole.layers)]
+    seconds, beyond = layers[: len(trunk)], layers[len(trunk) :]
+    seconds[0] += sum(work.gpu for work in ends[0])
+    seconds[-1] += sum(beyond) + sum(work.gpu for both in ends[1:] for work in both)
+    cuts = _smallest_maximum(seconds, stages)
+    parts = [trunk[first:last] for first, last in zip([0, *cuts], [*cuts, len(trunk)], strict=True)]
+    return "/".join(["|".join(parts), *depths])
+
+
+def _smallest_maximum(seconds: list[float], parts: int) -> list[int]:
+    """Where to cut a list so that the largest sum of a part is smallest: the first index of every part but the first."""
+    sums = [0.0]
+    for second in seconds:
+        sums.append(sums[-1] + second)
+    best: list[tuple[float, list[int]]] = [(total, []) for total in sums]  # of the first n items in one part
+    for part in range(1, parts):
+        previous, best = best, [(float("inf"), [])] * len(sums)
+        for end in range(part + 1, len(sums)):
+            options = ((max(previous[start][0], sums[end] - sums[start]), start) for start in range(part, end))
+            largest, start = min(options)
+            best[end] = (largest, [*previous[start][1], start])
+    return best[-1][1]
+
+
+def _accepted(cfg: Config) -> bool:
+    try:
+        validate(cfg)
+    except ConfigError:
+        return False
+    return True
+
+
+def _least_recomputed(original: Config, candidate: Config) -> Layout | None:
+    """The layout with as little recomputation as makes it fit."""
+    pattern = candidate.model.layer_pattern
+    selective = [module for module, symbol in (("mlp", "-"), ("moe", "E")) if symbol in pattern]
+    ways: list[dict[str, object]] = [{"recompute": "none"}, {"recompute": "selective", "recompute_modules": selective}]
+    ways = [way for way in ways if way.get("recompute_modules", True)]
+    ways.append({"recompute": "full", "recompute_method": "uniform", "recompute_num_layers": 1})
+    for way in ways:
+        cfg = replace(candidate, parallel=replace(candidate.parallel, **way))
+        memory = estimate_memory(cfg)
+        if fits(cfg, memory) and _accepted(cfg):
+            return Layout(cfg, _overrides(original, cfg), memory, estimate_step(cfg))
+    return None
+
+
+def _overrides(original: Config, cfg: Config) -> tuple[str, ...]:
+    """The command-line words that turn one config into the other."""
+    keys = [f"parallel.{name}" for name in vars(cfg.parallel) if name not in ("name", "sequence_parallel")]
+    keys += ["train.micro_batch_size", "model.layer_pattern", "cluster.nodes", "cluster.gpus_per_node"]
+    words = []
+    for key in keys:
+        section, name = key.split(".")
+        before, after = getattr(getattr(original, section), name), getattr(getattr(cfg, section), name)
+        if before != after:
+            words.append(f"{key}={_word(after)}" if key != "model.layer_pattern" else f"'{key}=\"{after}\"'")
+    if original.parallel.sequence_parallel and not cfg.parallel.sequence_parallel:
+        words.append("parallel.sequence_parallel=null")
+    return tuple(words)
+
+
+def _word(value: object) -> str:
+    if value is None:
+        return "null"
+    return "[" + ",".join(map(str, value)) + "]" if isinstance(value, list) else str(value)

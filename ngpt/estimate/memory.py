@@ -1,0 +1,134 @@
+"""Peak memory of a rank: states, activations of the micro-batches in flight, and the largest of the moments on top of them."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from ngpt.config.schema import Config
+from ngpt.config.sizes import micro_batches_per_step, padded_vocab_size
+from ngpt.estimate.activations import kept_bytes, saved_bytes
+from ngpt.estimate.calibration import WORKSPACE
+from ngpt.estimate.layout import Chunk, Layer, Tokens, activation_bytes, chunks_by_rank, tokens
+from ngpt.estimate.states import RankParameters, StateBytes, rank_parameters, state_bytes
+
+_FP32 = 4
+_JOIN_ROWS = 5  # a prediction depth: embedding and state before and after their norms, joined (2 * D); its output for the output layer
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of torch's allocations at the peak of a rank, without CUDA's context and NCCL's buffers.
+
+    Attributes:
+        pipeline_rank: the stage with the highest peak.
+        states: weights, gradients, optimizer state.
+        activations: what layers keep for the backward pass, of all micro-batches in flight.
+        temporary: logits and what the loss makes of them, or the recomputed layers and their gradients, at the `moment`.
+        workspace: of the libraries.
+        moment: what happens at the peak.
+    """
+
+    pipeline_rank: int
+    parameters: RankParameters
+    states: StateBytes
+    activations: float
+    temporary: float
+    workspace: float
+    moment: str
+
+    @property
+    def peak(self) -> float:
+        return self.states.total + self.activations + self.temporary + self.workspace
+
+
+def estimate_memory(cfg: Config) -> MemoryEstimate:
+    """The memory of the pipeline rank that needs most."""
+    return max((rank_memory(cfg, rank, held) for rank, held in enumerate(chunks_by_rank(cfg))), key=lambda memory: memory.peak)
+
+
+def rank_memory(cfg: Config, pipeline_rank: int, held: list[Chunk]) -> MemoryEstimate:
+    """The peak of the ranks of one pipeline stage, which hold these chunks."""
+    sizes, parameters = tokens(cfg), rank_parameters(cfg, held)
+    kept = sum(chunk_bytes(cfg, chunk, sizes) for chunk in held) / len(held) * chunks_in_flight(cfg, pipeline_rank)
+    moments = {"backward pass of a layer": max(_backward_bytes(cfg, chunk, sizes) for chunk in held)}
+    if held[-1].last:
+        moments["backward pass of the loss"] = loss_bytes(cfg, sizes, held[-1].depths)
+        moments["backward pass of the output layer"] = _output_layer_bytes(cfg, sizes)
+    moment = max(moments, key=moments.get)
+    return MemoryEstimate(pipeline_rank, parameters, state_bytes(cfg, parameters), kept, moments[moment], WORKSPACE, moment)
+
+
+def chunks_in_flight(cfg: Config, pipeline_rank: int) -> int:
+    """Chunks whose activations a rank holds at once: one forward, one backward schedule, interleaved with virtual pipelining."""
+    ranks, virtual = cfg.parallel.pipeline, cfg.parallel.virtual_pipeline or 1
+    behind = ranks - pipeline_rank - 1
+    warm_up = behind if virtual == 1 else 2 * behind + (virtual - 1) * ranks
+    if ranks == 1:
+        return virtual
+    return min(warm_up + 1, micro_batches_per_step(cfg) * virtual)
+
+
+def chunk_bytes(cfg: Config, chunk: Chunk, sizes: Tokens) -> float:
+    """What a chunk keeps of one micro-batch: every layer's part, or with full recomputation only what enters the recomputed layers."""
+    row = sizes.stream * cfg.model.hidden_size * activation_bytes(cfg)
+    recomputed = _recomputed_groups(cfg, chunk)
+    others = chunk.layers[sum(map(len, recomputed)) :]
+    total = len(recomputed) * row + sum(number * kept_bytes(cfg, layer, sizes) for layer, number in Counter(others).items())
+    if chunk.last:  # the input of the output layer, and of the control's final norm
+        total += row * (2 if cfg.model.architecture == "gpt" else 1)
+        total += chunk.depths * row * _JOIN_ROWS
+    return total
+
+
+def loss_bytes(cfg: Config, sizes: Tokens, depths: int) -> float:
+    """Bytes at the start of the backward pass, in the cross entropy: the fp32 softmax, a copy of it, and the gradient of the logits.
+
+    nGPT also keeps the logits that sz multiplies. Each prediction depth keeps its own softmax (and logits).
+    """
+    size = activation_bytes(cfg)
+    saved = size if cfg.model.architecture == "ngpt" else 0
+    return _logits(cfg, sizes) * (2 * _FP32 + size + saved + depths * (_FP32 + saved))
+
+
+def _output_layer_bytes(cfg: Config, sizes: Tokens) -> float:
+    """The gradient of the logits, before and after sz's backward pass for nGPT, and the output layer's own, not yet summed up."""
+    size = activation_bytes(cfg)
+    held = size * (3 if cfg.model.architecture == "ngpt" else 1)
+    weight = padded_vocab_size(cfg.model) // cfg.parallel.tensor * cfg.model.hidden_size * size
+    return _logits(cfg, sizes) * held + weight
+
+
+def _logits(cfg: Config, sizes: Tokens) -> int:
+    return sizes.inner * padded_vocab_size(cfg.model) // cfg.parallel.tensor
+
+
+def _backward_bytes(cfg: Config, chunk: Chunk, sizes: Tokens) -> float:
+    """What the most demanding layer adds in its backward pass: what it recomputes, and gradients of its largest tensors."""
+    groups = _recomputed_groups(cfg, chunk)
+    rebuilt = max((sum(_all_bytes(cfg, layer, sizes) for layer in group) for group in set(groups)), default=0.0)
+    partly = max(_all_bytes(cfg, layer, sizes) - kept_bytes(cfg, layer, sizes) for layer in set(chunk.layers))
+    return (rebuilt or partly) + max(_gradient_bytes(cfg, layer, sizes) for layer in set(chunk.layers))
+
+
+def _all_bytes(cfg: Config, layer: Layer, sizes: Tokens) -> float:
+    return sum(saved_bytes(cfg, layer, sizes).values())
+
+
+def _gradient_bytes(cfg: Config, layer: Layer, sizes: Tokens) -> float:
+    """Gradients alive at once: those of an operation's input and output, the widest of the layer, and of the stream."""
+    size = activation_bytes(cfg)
+    widths = [
+        (sizes.routed if ".experts." in linear.name else sizes.inner) * max(linear.in_features, linear.out_features)
+        for linear in layer.linears
+    ]
+    return size * (2 * max(widths) + 2 * sizes.stream * cfg.model.hidden_size)
+
+
+def _recomputed_groups(cfg: Config, chunk: Chunk) -> list[tuple[Layer, ...]]:
+    """The leading layers of a chunk that full recomputation runs again, in groups of which only the first one's input is kept."""
+    parallel, layers = cfg.parallel, chunk.layers
+    if parallel.recompute != "full":
+        return []
+    number = parallel.recompute_num_layers
+    if parallel.recompute_method == "block":
+        return [(layer,) for layer in layers[:number]]
+    return [layers[first : first + number] for first in range(0, len(layers), number)]

@@ -1,0 +1,147 @@
+"""Parameters of one rank, and the bytes of weights, gradients and optimizer state that belong to them."""
+
+import operator
+from collections import Counter
+from dataclasses import astuple, dataclass
+
+from ngpt.config.schema import Config
+from ngpt.config.sizes import expert_tensor_size, padded_vocab_size
+from ngpt.estimate.layout import Chunk, Layer, dense_data_parallel_size, expert_data_parallel_size, local_experts
+
+
+@dataclass(frozen=True)
+class RankParameters:
+    """Numbers that one rank holds.
+
+    Attributes:
+        dense, dense_scales: everything but the routed experts: in the model's dtype, and nGPT's scales, which are fp32.
+        experts, expert_scales: the rank's part of the routed experts.
+        replicated: those among `dense` and `dense_scales` that all tensor-parallel ranks hold whole.
+        tensors: parameter tensors.
+    """
+
+    dense: int = 0
+    dense_scales: int = 0
+    experts: int = 0
+    expert_scales: int = 0
+    replicated: int = 0
+    tensors: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.dense + self.dense_scales + self.experts + self.expert_scales
+
+    def __add__(self, other: "RankParameters") -> "RankParameters":
+        return RankParameters(*map(operator.add, astuple(self), astuple(other)))
+
+    def __mul__(self, number: int) -> "RankParameters":
+        return RankParameters(*(number * count for count in astuple(self)))
+
+
+def rank_parameters(cfg: Config, held: list[Chunk]) -> RankParameters:
+    """Counts what a rank with these chunks holds; all ranks of a pipeline stage hold equally much."""
+    return sum((chunk_parameters(cfg, chunk) for chunk in held), RankParameters())
+
+
+def chunk_parameters(cfg: Config, chunk: Chunk) -> RankParameters:
+    """Counts a rank's part of a chunk, embedding and output layer included where the chunk has them.
+
+    A tied output layer on another rank than the embedding is a copy of its own; prediction depths there share one copy with it.
+    """
+    total = sum((layer_parameters(cfg, layer) * number for layer, number in Counter(chunk.layers).items()), RankParameters())
+    model, ngpt = cfg.model, cfg.model.architecture == "ngpt"
+    rows = padded_vocab_size(model) // cfg.parallel.tensor
+    table = RankParameters(dense=rows * model.hidden_size, tensors=1)
+    if chunk.first:
+        total += table
+    for _ in range(chunk.depths):
+        norms = 0 if ngpt else 3
+        join = (2 * model.hidden_size + norms) * model.hidden_size
+        total += RankParameters(dense=join, replicated=join, tensors=1 + norms)
+    if chunk.depths and not chunk.first:  # the depths look tokens up in a copy of the embedding
+        total += table
+    if chunk.last:
+        if not (model.tied_embeddings and (chunk.first or chunk.depths or cfg.parallel.pipeline == 1)):
+            total += table
+        if ngpt:
+            total += RankParameters(dense_scales=rows, tensors=1)  # sz
+        else:
+            total += RankParameters(dense=model.hidden_size, replicated=model.hidden_size, tensors=1)  # the final norm
+    return total
+
+
+def layer_parameters(cfg: Config, layer: Layer) -> RankParameters:
+    """Counts a rank's part of one layer."""
+    model, ngpt = cfg.model, cfg.model.architecture == "ngpt"
+    routed = [linear for linear in layer.linears if ".experts." in linear.name]
+    whole = [linear for linear in layer.linears if linear not in routed]
+    experts, hidden = local_experts(cfg), model.hidden_size
+    parts = RankParameters(
+        dense=sum(linear.in_features * linear.out_features for linear in whole),
+        experts=experts * sum(linear.in_features * linear.out_features for linear in routed),
+        tensors=len(whole) + experts * len(routed),
+    )
+    if ngpt:  # alpha; sqk; suv or mixer_in_scale
+        parts += RankParameters(dense_scales=hidden, replicated=hidden, tensors=1)
+        scaled = [linear for linear in whole if linear.reads_stream and layer.symbol != "*"]
+        per_feature = sum(linear.out_features for linear in scaled)
+        if layer.symbol == "*":
+            per_feature = layer.linear("linear_proj").in_features
+        parts += RankParameters(dense_scales=per_feature, tensors=len(scaled) or 1)
+        suv = sum(linear.out_features for linear in routed if linear.reads_stream)
+        if model.moe_suv == "per_expert":
+            parts += RankParameters(expert_scales=experts * suv, tensors=1 if suv else 0)
+        elif suv:
+            sharded = expert_tensor_size(cfg) > 1
+            parts += RankParameters(dense_scales=suv, replicated=0 if sharded else suv, tensors=1)
+    else:
+        parts += RankParameters(dense=hidden, replicated=hidden, tensors=1)  # the norm in front
+    if layer.symbol == "E":
+        router = model.num_experts * hidden
+        parts += RankParameters(dense=router, replicated=router, tensors=1)
+    if layer.symbol == "M":
+        parts += _mixer_parameters(cfg)
+    return parts
+
+
+def _mixer_parameters(cfg: Config) -> RankParameters:
+    """Convolution with bias; decay rates, skip weights and step biases; the gated norm."""
+    model, tensor = cfg.model, cfg.parallel.tensor
+    inner = model.mamba_num_heads * model.mamba_head_dim
+    features = inner + 2 * model.mamba_num_groups * model.mamba_state_dim
+    numbers = features * (model.mamba_conv_kernel + 1) + 3 * model.mamba_num_heads
+    gated_norm = model.architecture == "gpt" or model.mamba_gated_norm
+    return RankParameters(dense=(numbers + (inner if gated_norm else 0)) // tensor, tensors=6 if gated_norm else 5)
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes that a rank holds from the first step to the last."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer
+
+
+def state_bytes(cfg: Config, parameters: RankParameters) -> StateBytes:
+    """Weights in the model's dtype, the gradient buffer, and Adam's state with the fp32 masters of bf16 weights.
+
+    The distributed optimizer splits the last over the data-parallel ranks (experts': over those with the same experts).
+    """
+    bf16, sharded = cfg.precision.dtype == "bf16", cfg.parallel.distributed_optimizer
+    weight = 2 if bf16 else 4
+    gradient = 4 if not bf16 or cfg.precision.grad_reduce_in_fp32 else 2
+    state = 12 if bf16 else 8
+    groups = (
+        (parameters.dense, parameters.dense_scales, dense_data_parallel_size(cfg)),
+        (parameters.experts, parameters.expert_scales, expert_data_parallel_size(cfg)),
+    )
+    return StateBytes(
+        weights=sum(weight * matrices + 4 * scales for matrices, scales, _ in groups),
+        gradients=sum(gradient * matrices + 4 * scales for matrices, scales, _ in groups),
+        optimizer=sum((state * matrices + 8 * scales) / (ranks if sharded else 1) for matrices, scales, ranks in groups),
+    )

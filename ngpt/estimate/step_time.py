@@ -1,0 +1,156 @@
+"""Seconds of a training step: the slowest pipeline stage's kernels or their launches, links that nothing hides, bubble, optimizer."""
+
+from dataclasses import dataclass
+
+from ngpt.config.schema import Config
+from ngpt.config.sizes import micro_batches_per_step, tokens_per_step, world_size
+from ngpt.estimate.kernels import Work, embedding_work, join_work, layer_work, optimizer_work, output_work
+from ngpt.estimate.layout import Chunk, Layer, Tokens, chunks_by_rank, dense_data_parallel_size, expert_data_parallel_size, tokens
+from ngpt.estimate.links import data_parallel_seconds, layer_links, pipeline_seconds
+from ngpt.estimate.states import RankParameters, rank_parameters
+
+_SECONDS_AN_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """One micro-batch on one pipeline stage, in seconds.
+
+    Attributes:
+        work: GPU seconds by kind and host seconds, both ways.
+        links: exposed communication.
+        waiting: of the GPU for the host's launches.
+        forward, backward: all of it, one way and the other.
+    """
+
+    work: Work
+    links: float
+    waiting: float
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One step, in seconds.
+
+    Attributes:
+        stage: the slowest stage.
+        micro_batches: of the step.
+        bubble: pipeline ranks waiting for the first and last micro-batches.
+        data_parallel: gradients and weights on the way where computing does not hide them.
+        optimizer: the optimizer step.
+        tokens: of the step. processes: GPUs.
+    """
+
+    stage: StageTime
+    micro_batches: int
+    bubble: float
+    data_parallel: float
+    optimizer: float
+    tokens: int
+    processes: int
+
+    @property
+    def total(self) -> float:
+        return self.micro_batches * self.stage.total + self.bubble + self.data_parallel + self.optimizer
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.total
+
+    def gpu_hours(self, steps: int) -> float:
+        """GPU hours of so many steps."""
+        return steps * self.total * self.processes / _SECONDS_AN_HOUR
+
+
+def estimate_step(cfg: Config) -> StepTime:
+    """The time of a step of a checked config."""
+    sizes, ranks, by_rank = tokens(cfg), cfg.parallel.pipeline, chunks_by_rank(cfg)
+    stages = [_stage_time(cfg, held, sizes) for held in by_rank]
+    parameters = [rank_parameters(cfg, held) for held in by_rank]
+    slowest = max(stages, key=lambda stage: stage.total)
+    reduce, gather = (max(seconds) for seconds in zip(*(data_parallel_seconds(cfg, held) for held in parameters), strict=True))
+    if cfg.parallel.overlap_grad_reduce:  # hidden by the last backward pass
+        reduce = max(reduce - slowest.backward, 0.0)
+    if cfg.parallel.overlap_param_gather:  # hidden by the first forward pass
+        gather = max(gather - slowest.forward, 0.0)
+    return StepTime(
+        stage=slowest,
+        micro_batches=micro_batches_per_step(cfg),
+        bubble=(ranks - 1) / (cfg.parallel.virtual_pipeline or 1) * slowest.total,
+        data_parallel=reduce + gather,
+        optimizer=max(_optimizer_seconds(cfg, held) for held in parameters),
+        tokens=tokens_per_step(cfg),
+        processes=world_size(cfg),
+    )
+
+
+def _stage_time(cfg: Config, held: list[Chunk], sizes: Tokens) -> StageTime:
+    """One micro-batch through all chunks of a rank."""
+    forward: list[Work] = []
+    backward: list[Work] = []
+    links_forward = links_backward = 0.0
+    kinds = {layer for chunk in held for layer in chunk.layers}
+    works = {layer: layer_work(cfg, layer, sizes) for layer in kinds}
+    waits = {layer: layer_links(cfg, layer, sizes) for layer in kinds}
+    for chunk in held:
+        passes = [works[layer] for layer in chunk.layers]
+        looked_up = chunk.first + chunk.depths
+        passes += [embedding_work(cfg, sizes)] * looked_up + [output_work(cfg, sizes)] * (chunk.last + chunk.depths)
+        passes += [join_work(cfg, sizes)] * chunk.depths
+        again = recomputed_layers(cfg, chunk)
+        forward += [one for one, _ in passes]
+        backward += [other for _, other in passes] + [works[layer][0] for layer in again]
+        backward += [Work(attention=works[layer][0].attention) for layer in recomputed_attention(cfg, chunk)]
+        links_forward += sum(waits[layer][0] for layer in chunk.layers)
+        links_backward += sum(waits[layer][1] for layer in chunk.layers) + sum(waits[layer][0] for layer in again)
+        boundaries = (not chunk.first) + (not chunk.last)
+        links_forward += boundaries / 2 * pipeline_seconds(cfg, sizes)
+        links_backward += boundaries / 2 * pipeline_seconds(cfg, sizes)
+    # An expert layer's forward pass waits for the number of tokens of each expert: the host cannot run ahead of it.
+    steps_forward = forward if any(layer.symbol == "E" for chunk in held for layer in chunk.layers) else [_sum(forward)]
+    seconds_forward = sum(max(work.gpu, work.host) for work in steps_forward)
+    whole_backward = _sum(backward)
+    seconds_backward = max(whole_backward.gpu, whole_backward.host)
+    work = _sum(forward) + whole_backward
+    return StageTime(
+        work=work,
+        links=links_forward + links_backward,
+        waiting=seconds_forward + seconds_backward - work.gpu,
+        forward=seconds_forward + links_forward,
+        backward=seconds_backward + links_backward,
+    )
+
+
+def recomputed_layers(cfg: Config, chunk: Chunk) -> list[Layer]:
+    """The layers that run forward once more in the backward pass, with all they send; attention alone is `recomputed_attention`."""
+    parallel = cfg.parallel
+    if parallel.recompute == "full":
+        number = parallel.recompute_num_layers if parallel.recompute_method == "block" else len(chunk.layers)
+        return list(chunk.layers[:number])
+    whole = {"-": "mlp", "E": "moe"}
+    return [layer for layer in chunk.layers if whole.get(layer.symbol) in parallel.recompute_modules]
+
+
+def recomputed_attention(cfg: Config, chunk: Chunk) -> list[Layer]:
+    """The layers whose attention products run once more."""
+    modules = cfg.parallel.recompute_modules or ["core_attn"]
+    if cfg.parallel.recompute != "selective" or "core_attn" not in modules:
+        return []
+    return [layer for layer in chunk.layers if layer.symbol == "*"]
+
+
+def _optimizer_seconds(cfg: Config, held: RankParameters) -> float:
+    shards = (dense_data_parallel_size(cfg), expert_data_parallel_size(cfg)) if cfg.parallel.distributed_optimizer else (1, 1)
+    updated = (held.dense + held.dense_scales) / shards[0] + (held.experts + held.expert_scales) / shards[1]
+    work = optimizer_work(cfg, updated, held.total, held.tensors)
+    return max(work.gpu, work.host)
+
+
+def _sum(works: list[Work]) -> Work:
+    return sum(works, Work())

@@ -1,0 +1,54 @@
+"""Builds the model of every shipped experiment without memory for its weights, and counts its parameters.
+
+    torchrun --nproc-per-node 1 parameter_probe.py OUT.json
+
+What Megatron or our layers make on a named device lands on torch's `meta` device, which has shapes only.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+def main(out: str) -> None:
+    from launch.worker import install_compat
+
+    install_compat()
+    import torch
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training.initialize import initialize_megatron
+    from megatron.training.training import destroy_global_state
+    from torch.overrides import TorchFunctionMode
+
+    from megatron_ext.training.bridge import setup_megatron
+    from ngpt.config import compose, config_dir
+    from ngpt.estimate.counts import count_parameters
+
+    class OnMeta(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            if kwargs.get("device") is not None:
+                kwargs = {**kwargs, "device": "meta"}
+            return func(*args, **kwargs)
+
+    alone = ["parallel=dp", "cluster=local", "data=mock", "model.transformer_impl=local", f"run.root={Path(out).parent}"]
+    results, built = {}, {}
+    for experiment in sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml")):
+        cfg = compose([f"experiment={experiment}", *alone])
+        model = json.dumps(vars(cfg.model))
+        if model not in built:  # experiments of one model differ in precision
+            _, container = setup_megatron(cfg, "local", save=None, save_interval=None, tensorboard_dir=None)
+            initialize_megatron()
+            builder = container.model.get_builder_cls()(container.model)
+            groups = ProcessGroupCollection.use_mpu_process_groups()
+            with OnMeta():
+                parameters = builder.build_model(groups, pre_process=True, post_process=True).parameters()
+            built[model] = sum(param.numel() for param in parameters)
+            destroy_global_state()
+        results[experiment] = {"built": built[model], "counted": count_parameters(cfg.model).total}
+    Path(out).write_text(json.dumps(results, indent=1))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
