@@ -11,12 +11,14 @@ from ngpt.estimate.counts import count_parameters, training_flops_per_token
 EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
 OPTIONS = sorted((path.parent.name, path.stem) for path in config_dir().glob("*/*.yaml") if path.parent.name != "experiment")
 # What an option needs besides itself to make sense on the tiny model.
+EIGHT_EXPERTS = ["cluster.gpus_per_node=8", "model=ngpt_hybrid_tiny", "model.num_experts=8", "train.global_batch_size=16"]
 COMPANIONS = {
     ("data", "enwik8_tekken"): ["model=ngpt_1p2b"],
     ("debug", "profile"): ["train.steps=12"],
     ("model", "ngpt_1p2b"): ["train.micro_batch_size=1"],
     ("parallel", "ep2"): ["cluster.gpus_per_node=2", "model=ngpt_hybrid_tiny"],
-    ("parallel", "ep8"): ["cluster.gpus_per_node=8", "model=ngpt_hybrid_tiny", "model.num_experts=8", "train.global_batch_size=16"],
+    ("parallel", "ep8"): EIGHT_EXPERTS,
+    ("parallel", "ep8_recompute"): EIGHT_EXPERTS,
     ("parallel", "cp2"): ["cluster.gpus_per_node=2"],
     ("parallel", "pp2"): ["cluster.gpus_per_node=2"],
     ("parallel", "pp2_vp2"): ["cluster.gpus_per_node=2", "model.num_layers=4"],

@@ -95,7 +95,7 @@ def test_the_peak_of_a_large_vocabulary_is_in_the_loss():
     assert memory.peak == memory.states.total + memory.activations + memory.temporary + WORKSPACE
 
 
-LARGE = ["experiment=ngpt_hybrid_3b30b_bf16", "train.global_batch_size=768"]
+LARGE = ["experiment=ngpt_hybrid_3b30b_bf16", "parallel=ep8", "train.global_batch_size=768"]
 
 
 def peak(*overrides: str) -> float:

@@ -13,7 +13,7 @@ from ngpt.estimate.links import exchange_seconds, gather_seconds, nvlink_domain
 from ngpt.estimate.step_time import estimate_step
 
 DENSE = ["experiment=ngpt_1p2b_dense_bf16", "train.global_batch_size=16", "train.micro_batch_size=1"]
-HYBRID = ["experiment=ngpt_hybrid_3b30b_bf16", "train.global_batch_size=768"]
+HYBRID = ["experiment=ngpt_hybrid_3b30b_bf16", "parallel=ep8", "train.global_batch_size=768"]
 
 
 def step_seconds(*overrides: str) -> float:
