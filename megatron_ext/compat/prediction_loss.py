@@ -46,7 +46,10 @@ def _process(
     is_training: bool,
     compute_language_model_loss: Callable[[Tensor, Tensor], Tensor],
     config: Any,
-    **_: Any,
+    tp_group: dist.ProcessGroup,
+    input_ids: Tensor | None,
+    packed_seq_params: Any,
+    scale_logits_fn: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
     """The model's own part of `hidden_states`, whose gradient brings the depths' losses with it.
 
@@ -59,7 +62,7 @@ def _process(
     from megatron.core import parallel_state
     from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler, MTPLossLoggingHelper, roll_tensor
 
-    assert config.calculate_per_token_loss
+    assert config.calculate_per_token_loss and packed_seq_params is None and scale_logits_fn is None  # the config's checks refuse both
     own, *depths = hidden_states.chunk(1 + config.mtp_num_layers)
     tokens = _sum(loss_mask, cp_group)  # what the whole gradient is divided by
     for depth, hidden in enumerate(depths):

@@ -120,7 +120,7 @@ def _check_mamba_context(cfg: Config) -> Iterator[ConfigError]:
     """Within an M layer the context-parallel ranks hold whole sequences of some heads each."""
     model, tensor, context = cfg.model, cfg.parallel.tensor, cfg.parallel.context
     if model.mamba_num_heads % (tensor * context):
-        rule = f"Context parallelism splits heads, so it must be a multiple of parallel.tensor {tensor} * context {context}"
+        rule = f"Its heads are split over the ranks, so it must be a multiple of parallel.tensor {tensor} * context {context}"
         way_out = f"Set model.mamba_num_heads={round_up(model.mamba_num_heads, math.lcm(tensor * context, model.mamba_num_groups))}"
         yield ConfigError("model.mamba_num_heads", model.mamba_num_heads, rule, way_out)
     groups = model.mamba_num_groups // tensor

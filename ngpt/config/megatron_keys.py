@@ -152,6 +152,7 @@ REFUSED = {
     "moe_shared_expert_gate": "its weights are not part of the model",
     "moe_expert_capacity_factor": "no token is dropped in this model",
     "use_grouped_gemm_for_shared_expert": "it bypasses the plug-in linears",
+    "moe_enable_routing_replay": "a token's experts are sorted through the same hook",
     "moe_single_grouped_weight": "the retraction knows one matrix an expert",
     "mtp_use_repeated_layer": "each prediction depth has weights of its own",
     "mtp_detach_heads": "the prediction losses train the whole model, and its gradients are clipped together",

@@ -36,10 +36,13 @@ def parse(pattern: str) -> Pattern:
 
 
 def cut_pattern(pattern: str, stages: int) -> str:
-    """Insert the pipeline cuts `|` into a dense layer pattern that has none: equal numbers of attention + MLP pairs a stage."""
+    """Insert the pipeline cuts `|` into a dense layer pattern that has none: equal numbers of attention + MLP pairs a stage.
+
+    Where they do not divide, the number of parts is another: the checks refuse it.
+    """
     trunk, *depths = pattern.split("/")
     if stages > 1 and "|" not in trunk:
-        size = len(trunk) // stages
+        size = max(1, len(trunk) // stages)
         trunk = "|".join(trunk[i : i + size] for i in range(0, len(trunk), size))
     return "/".join([trunk, *depths])
 

@@ -36,6 +36,7 @@ class ParameterCounts:
     head: int  # the output layer; 0 when tied
     logit_scale: int  # nGPT's sz
     final_norm: int  # the control's
+    blocks: int  # the model's own layers, of every symbol; the next four are parts of it
     attention: int  # all attention sub-blocks
     mlp: int  # all MLP sub-blocks
     mamba: int  # all Mamba sub-blocks
@@ -44,11 +45,6 @@ class ParameterCounts:
     matmul: int  # weights that multiply each token: every matrix but the embedding's look-up; the head once for each prediction
     idle: int  # parameters of the routed experts that a token does not see
     padding: int  # part of the embedding, head and logit scale that only pads the vocabulary
-
-    @property
-    def blocks(self) -> int:
-        """The model's own layers."""
-        return self.attention + self.mlp + self.mamba + self.moe
 
     @property
     def total(self) -> int:
@@ -81,6 +77,7 @@ def count_parameters(model: ModelConfig) -> ParameterCounts:
         head=0 if model.tied_embeddings else vocab * hidden,
         logit_scale=vocab if ngpt else 0,
         final_norm=0 if ngpt else hidden,
+        blocks=sum(counted[symbol].total for symbol in pattern.trunk),
         attention=all_of("*"),
         mlp=all_of("-"),
         mamba=all_of("M"),

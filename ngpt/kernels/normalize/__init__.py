@@ -1,4 +1,6 @@
-"""L2 normalisation, with and without a scale, and the residual step: forward and backward, each in one read of its inputs.
+"""L2 normalisation, with and without a scale, and the residual step: forward and backward.
+
+Each reads its inputs once, or twice where ranks share the features of a row.
 
 CUDA tensors go through Triton kernels, others (also fp64, rows wider than `MAX_WIDTH`, other dimensions than the last) through plain
 torch. Both compute in fp32 and round once; `ngpt.functional.normalize` has the mathematics and the autograd functions.

@@ -33,7 +33,7 @@ def groups_backward(grad: Tensor, x: Tensor, scale: Tensor, groups: object) -> t
 
 
 def tokens_forward(x: Tensor, scale: Tensor) -> Tensor:
-    """[T, F] times [T, 1], in x's dtype."""
+    """[T, F] times [T], in x's dtype."""
     return _of_tokens(x, scale).tokens_forward(x, scale)
 
 

@@ -107,6 +107,13 @@ BAD = {
         ["model.layer_pattern='ME*E-'"],
         "Drop every |",
     ),
+    "more_stages_than_layers": Bad(
+        [HYBRID, "model.layer_pattern='ME*E-'", "parallel.pipeline=8", "cluster.gpus_per_node=8", "train.global_batch_size=16"],
+        "model.layer_pattern",
+        "ME*E-",
+        "is not cut into parallel.pipeline 8",
+        ["parallel.pipeline=1"],
+    ),
     "expert_tensor_over_processes": Bad(
         [HYBRID, "parallel.expert_tensor=4", TWO],
         "cluster.gpus_per_node",
