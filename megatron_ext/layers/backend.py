@@ -10,7 +10,7 @@ from megatron_ext.device import on_gpu
 from megatron_ext.layers.attention import LocalAttention
 from megatron_ext.layers.linear import LocalColumnLinear, LocalRowLinear
 from megatron_ext.layers.norm import LocalRMSNorm
-from megatron_ext.precision.executors import QuantizableColumn, QuantizableRow
+from megatron_ext.precision.executors import QuantizableColumn, QuantizableGrouped, QuantizableRow
 from ngpt.config import ConfigError
 
 
@@ -21,7 +21,7 @@ class Backend:
     Attributes:
         name: Megatron's `transformer_impl`.
         column, row: tensor-parallel linears that can run in low precision. attention: core attention. norm: RMSNorm of the GPT control.
-        grouped_column, grouped_row: linears of all experts of a rank in one call, where the backend has such.
+        grouped_column, grouped_row: linears of all experts of a rank in one call, where the backend has such; also in low precision.
     """
 
     name: str
@@ -85,6 +85,7 @@ def get_backend(name: str) -> Backend:
 
     names = (TEColumnParallelLinear, TERowParallelLinear, TEColumnParallelGroupedLinear, TERowParallelGroupedLinear)
     column, row, *grouped = (with_mixin(AccumulatesInPlace, linear) for linear in names)
+    grouped = (with_mixin(QuantizableGrouped, linear) for linear in grouped)
     return Backend(name, *_quantizable(column, row), TEDotProductAttention, TENorm, *grouped)
 
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from megatron_ext.layers.linear import ReadsStream
 from megatron_ext.layers.scale import ParallelScale
+from megatron_ext.precision.grouped import TOKEN_MULTIPLE
 from ngpt.functional import scale_features, scale_tokens
-
-TOKEN_MULTIPLE = 32  # the largest block along tokens of all formats: MXFP8's
 
 
 class PadsTokens:

@@ -15,18 +15,16 @@ from ngpt.functional import l2_normalize, scale_features, scale_groups
 from ngpt.optim.retraction import mark
 
 
-def _weights(linear: nn.Module) -> list[nn.Parameter]:
-    return [getattr(linear, f"weight{index}") for index in range(linear.num_gemms)]
-
-
 class _GroupedReadsStream:
-    """Mixin over a column-parallel grouped linear: the rows of each expert's matrix have unit norm."""
+    """Mixin over a column-parallel grouped linear: the rows of each expert's matrix have unit norm, like the tokens it reads."""
+
+    unit_norm_input = True
 
     def __init__(self, num_gemms: int, *args, config: TransformerConfig, pg_collection, **kwargs):
         super().__init__(num_gemms, *args, config=config, pg_collection=pg_collection, **kwargs)
         self.width_factor = math.sqrt(config.hidden_size)
         self.activation_dtype = config.params_dtype  # as in ScaledReadsStream: the scales stay fp32
-        for weight in _weights(self):
+        for weight in self.matrices:
             mark(weight, unit_dim=1)
 
 
@@ -77,7 +75,7 @@ class GroupedScaledReadsStream(_GroupedReadsStream):
 
     def __init__(self, num_gemms: int, *args, config: TransformerConfig, pg_collection, **kwargs):
         super().__init__(num_gemms, *args, config=config, pg_collection=pg_collection, **kwargs)
-        self.suv = ExpertScales(num_gemms, _weights(self)[0], pg_collection, split_halves=config.gated_linear_unit)
+        self.suv = ExpertScales(num_gemms, self.matrices[0], pg_collection, split_halves=config.gated_linear_unit)
 
     def forward(self, x_TD: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
         u_TF, bias = super().forward(x_TD, sizes)
@@ -105,7 +103,7 @@ class GroupedWritesStream:
     def __init__(self, num_gemms: int, *args, pg_collection, **kwargs):
         super().__init__(num_gemms, *args, pg_collection=pg_collection, **kwargs)
         self.feature_group = pg_collection.expt_tp
-        for weight in _weights(self):
+        for weight in self.matrices:
             mark(weight, unit_dim=0)
 
 
@@ -114,6 +112,8 @@ class GroupedNormalizedWritesStream(GroupedWritesStream):
 
     Parallelism: as `NormalizedWritesStream`, over the expert tensor-parallel group.
     """
+
+    unit_norm_input = True
 
     def forward(self, x_TF: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
         return super().forward(l2_normalize(x_TF, group=self.feature_group), sizes)

@@ -1,14 +1,15 @@
 """How a linear of the blocks runs in low precision: emulated on any device, or by Transformer Engine's kernels.
 
-`Quantizable` is a mixin over a backend's tensor-parallel linear. It runs the backend's own forward pass until `apply_recipe`
-(megatron_ext/precision/policy.py) hands it an executor.
+`Quantizable` is a mixin over a backend's linear, tensor-parallel or of all experts of a rank. It runs the backend's own forward pass
+until `apply_recipe` (megatron_ext/precision/policy.py) hands it an executor.
 """
 
 from typing import Protocol
 
 from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region, reduce_scatter_to_sequence_parallel_region
-from torch import Tensor, is_grad_enabled
+from torch import Tensor, is_grad_enabled, nn
 
+from megatron_ext.precision.grouped import emulated_grouped_linear
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from megatron_ext.precision.state import PrecisionState
 from megatron_ext.precision.te_recipes import autocast
@@ -17,40 +18,64 @@ from megatron_ext.precision.te_recipes import autocast
 class Executor(Protocol):
     """Runs one linear of one rank in low precision."""
 
-    def __call__(self, linear: "Quantizable", x: Tensor) -> tuple[Tensor, None]: ...
+    def __call__(self, linear: "Quantizable", x: Tensor, *sizes: list[int]) -> tuple[Tensor, None]: ...
 
 
 class Quantizable:
-    """Mixin over a tensor-parallel linear without bias; its GEMMs can run in low precision.
+    """Mixin over a linear without bias; its GEMMs can run in low precision.
 
     Attributes:
         executor: what runs it, or None for the backend's own GEMMs.
         unit_norm_input: whether every token that reaches this linear has unit norm: what static scaling relies on.
-        splits_rows: column parallel: output features are split over the ranks; else row parallel.
     """
 
     executor: Executor | None = None
     unit_norm_input = False
+
+    @property
+    def matrices(self) -> list[nn.Parameter]:
+        """Its weights: one, or one for each expert."""
+        return [self.weight]
+
+    def forward(self, x: Tensor, *sizes: list[int]) -> tuple[Tensor, Tensor | None]:
+        return super().forward(x, *sizes) if self.executor is None else self.executor(self, x, *sizes)
+
+    def forward_in_backend(self, x: Tensor, *sizes: list[int]) -> tuple[Tensor, Tensor | None]:
+        """The backend's own forward pass."""
+        return super().forward(x, *sizes)
+
+
+class _QuantizableParallel(Quantizable):
+    """A tensor-parallel linear.
+
+    Attributes:
+        splits_rows: column parallel: output features are split over the ranks; else row parallel.
+    """
+
     splits_rows: bool
 
     def __init__(self, *args, tp_group, **kwargs):
         super().__init__(*args, tp_group=tp_group, **kwargs)
         self.feature_group = tp_group
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        return super().forward(x) if self.executor is None else self.executor(self, x)
 
-    def forward_in_backend(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The backend's own forward pass."""
-        return super().forward(x)
-
-
-class QuantizableColumn(Quantizable):
+class QuantizableColumn(_QuantizableParallel):
     splits_rows = True
 
 
-class QuantizableRow(Quantizable):
+class QuantizableRow(_QuantizableParallel):
     splits_rows = False
+
+
+class QuantizableGrouped(Quantizable):
+    """A linear of all experts of a rank: forward takes tokens sorted by expert and how many each has.
+
+    Parallelism: none of its own, in column- and row-parallel experts alike: Megatron's token dispatcher communicates.
+    """
+
+    @property
+    def matrices(self) -> list[nn.Parameter]:
+        return [getattr(self, f"weight{expert}") for expert in range(self.num_gemms)]
 
 
 class EmulatedExecutor:
@@ -65,7 +90,7 @@ class EmulatedExecutor:
     def __init__(self, state: PrecisionState, name: str, index: int):
         self.state, self.name, self.index = state, name, index
 
-    def __call__(self, linear: Quantizable, x: Tensor) -> tuple[Tensor, None]:
+    def __call__(self, linear: _QuantizableParallel, x: Tensor) -> tuple[Tensor, None]:
         if not self.state.active:
             return linear.forward_in_backend(x)
         group = linear.feature_group
@@ -87,7 +112,25 @@ class EmulatedExecutor:
         return reduce_from_tensor_model_parallel_region(y, group=group), None
 
 
-def _is_served_by_dispatcher(linear: Quantizable) -> bool:
+class GroupedExecutor:
+    """The linears of all experts of a rank with NVFP4 operands, emulated; arguments as of `EmulatedExecutor`."""
+
+    def __init__(self, state: PrecisionState, name: str, index: int):
+        self.state, self.name, self.index = state, name, index
+
+    def __call__(self, linear: QuantizableGrouped, x: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
+        if not self.state.active or x.size(0) == 0:
+            return linear.forward_in_backend(x, sizes)
+        call = LinearCall(
+            recipe=self.state.recipe,
+            rounding_seed=lambda: self.state.next_rounding_seed(self.index),
+            needs_backward=is_grad_enabled(),
+            watch=self.state.watch(self.name),
+        )
+        return emulated_grouped_linear(x, linear.matrices, sizes, call), None
+
+
+def _is_served_by_dispatcher(linear: _QuantizableParallel) -> bool:
     """Whether it belongs to an expert cut over ranks, for which Megatron's token dispatcher communicates.
 
     Megatron's own linears say so; for Transformer Engine's it clears the parallel mode.

@@ -53,10 +53,10 @@ class _EmulatedLinear(torch.autograd.Function):
         whole_MK = _gather(x_MK, call.gather_group)[0] if call.gather_group else x_MK
         # The gathered tokens are gathered again in the backward pass, so that only this rank's part stays in memory.
         keeps_columnwise = call.needs_backward and call.gather_group is None
-        dtype = _operand_dtype(x)
+        dtype = operand_dtype(x)
         x_row, x_col = emulate(whole_MK, recipe.input, columnwise=keeps_columnwise, dtype=dtype, counters=call.counters("input", x))
         w_row, _ = emulate(weight, recipe.weight, columnwise=False, dtype=dtype, counters=call.counters("weight", x))
-        y_MN = _multiply(x_row.values, w_row.values.t(), _alpha(x_row, w_row), x.dtype)
+        y_MN = multiply(x_row.values, w_row.values.t(), _alpha(x_row, w_row), x.dtype)
         if call.watch:
             call.watch.forward(whole_MK, weight, x_row, w_row)
         ctx.call, ctx.shape = call, x.shape
@@ -71,14 +71,14 @@ class _EmulatedLinear(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, x_amax, weight = ctx.saved_tensors
         call, recipe = ctx.call, ctx.call.recipe
-        dtype, dy_MN = _operand_dtype(grad), grad.flatten(0, -2)
+        dtype, dy_MN = operand_dtype(grad), grad.flatten(0, -2)
         gathered = None
         if not ctx.columnwise and ctx.needs_input_grad[1]:
             gathered, gathering = _gather(x, call.gather_group, asynchronous=True)
         seed, counters = call.rounding_seed(), call.counters("grad_output", grad)
         dy_row, dy_col = emulate(dy_MN, recipe.grad_output, seed=seed, dtype=dtype, counters=counters)
         _, w_col = emulate(weight, recipe.weight, rowwise=False, dtype=dtype, counters=call.counters("weight", grad))
-        dx_MK = _multiply(dy_row.values, w_col.values, _alpha(dy_row, w_col), grad.dtype)
+        dx_MK = multiply(dy_row.values, w_col.values, _alpha(dy_row, w_col), grad.dtype)
         if gathered is not None:
             gathering.wait()
         reducing, dx_MK = _reduce(dx_MK, call)
@@ -115,7 +115,7 @@ def emulated_linear(x: Tensor, weight: Tensor, call: LinearCall) -> Tensor:
     return _EmulatedLinear.apply(x, weight, call)
 
 
-def _operand_dtype(x: Tensor) -> torch.dtype:
+def operand_dtype(x: Tensor) -> torch.dtype:
     """bf16 feeds tensor cores and is exact for the operands; a CPU multiplies fp32 faster."""
     return torch.bfloat16 if x.is_cuda else torch.float32
 
@@ -125,7 +125,7 @@ def _alpha(a: Operand, b: Operand) -> Tensor | None:
     return alpha_of_amax(a.global_amax, b.global_amax)
 
 
-def _multiply(a: Tensor, b: Tensor, alpha: Tensor | None, dtype: torch.dtype) -> Tensor:
+def multiply(a: Tensor, b: Tensor, alpha: Tensor | None, dtype: torch.dtype) -> Tensor:
     """alpha * a b with an fp32 accumulator, rounded to `dtype` once."""
     if alpha is None and a.dtype == dtype:
         return a @ b
@@ -135,17 +135,28 @@ def _multiply(a: Tensor, b: Tensor, alpha: Tensor | None, dtype: torch.dtype) ->
     return torch.mul(product, alpha, out=torch.empty_like(product, dtype=dtype))
 
 
+def adds_in_place(weight: Tensor, main_grad: Tensor | None) -> bool:
+    """Whether a weight gradient is added to Megatron's buffer here, and Megatron told so."""
+    return main_grad is not None and main_grad.dtype == torch.float32 and hasattr(weight, "grad_added_to_main_grad")
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b in fp32."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    else:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+
+
 def _weight_gradient(dy: Operand, x: Operand, weight: Tensor, main_grad: Tensor | None) -> Tensor:
     """dw [N, K]: added to main_grad in fp32 where Megatron keeps one, else returned."""
     alpha = _alpha(dy, x)
-    if main_grad is None or main_grad.dtype != torch.float32 or not hasattr(weight, "grad_added_to_main_grad"):
-        return _multiply(dy.values.t(), x.values, alpha, weight.dtype)
+    if not adds_in_place(weight, main_grad):
+        return multiply(dy.values.t(), x.values, alpha, weight.dtype)
     if alpha is not None:
-        main_grad.addcmul_(_multiply(dy.values.t(), x.values, None, torch.float32), alpha)
-    elif x.values.dtype == torch.float32:
-        main_grad.addmm_(dy.values.t(), x.values)
+        main_grad.addcmul_(multiply(dy.values.t(), x.values, None, torch.float32), alpha)
     else:
-        torch.addmm(main_grad, dy.values.t(), x.values, out_dtype=torch.float32, out=main_grad)
+        add_product(main_grad, dy.values.t(), x.values)
     weight.grad_added_to_main_grad = True
     return torch.empty_like(weight)  # Megatron's hook wants a gradient to be there and does not read it
 

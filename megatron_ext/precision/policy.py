@@ -9,10 +9,11 @@ from torch import nn
 
 from megatron_ext.device import on_gpu
 from megatron_ext.precision import te_recipes
-from megatron_ext.precision.executors import EmulatedExecutor, NativeExecutor, Quantizable
+from megatron_ext.precision.executors import EmulatedExecutor, GroupedExecutor, NativeExecutor, Quantizable, QuantizableGrouped
 from megatron_ext.precision.state import PrecisionState
 from ngpt.config import Config, ConfigError
 from ngpt.config.linears import block_linears, quantized_linears
+from ngpt.config.precision import takes_grouped_experts
 from ngpt.optim.retraction import is_marked
 from ngpt.precision.recipe import Recipe, recipe_of
 
@@ -108,6 +109,9 @@ def apply_recipe(chunks: Iterable[nn.Module], cfg: Config, executor: str, state:
         if te_recipe is not None:
             te_recipes.prepare(linear)
             linear.executor = NativeExecutor(state, te_recipe)
+        elif isinstance(linear, QuantizableGrouped):
+            assert takes_grouped_experts(cfg.precision), f"{name}: {recipe.name} has no grouped linears"
+            linear.executor = GroupedExecutor(state, name, indices[name])
         else:
             linear.executor = EmulatedExecutor(state, name, indices[name])
         applied.add(name)
@@ -134,7 +138,7 @@ def check_normalized(name: str, linear: Quantizable, recipe: Recipe) -> None:
             f"the input of {module} is not normalised, so its magnitude has no bound",
             f"Set model.fine_grained=true, precision.input_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
         )
-    if recipe.weight.global_amax == "static" and not is_marked(linear.weight):
+    if recipe.weight.global_amax == "static" and not all(is_marked(matrix) for matrix in linear.matrices):
         raise ConfigError(
             "precision.weight_amax",
             "static",

@@ -18,6 +18,7 @@ from megatron.training.global_vars import set_global_variables
 
 from megatron_ext.device import on_gpu
 from megatron_ext.models.builder import PluginModelConfig
+from megatron_ext.precision.policy import choose_executor
 from ngpt.config import Config, ConfigError
 from ngpt.config.checkpoints import TRACKER_FILE, has_checkpoint
 from ngpt.config.pattern import cut_pattern, parse
@@ -103,15 +104,21 @@ def _experts(cfg: Config, backend: str) -> dict[str, Any]:
 def has_grouped_experts(cfg: Config, backend: str) -> bool:
     """Whether the experts run through Transformer Engine's grouped linears: the default where it computes in high precision.
 
+    In emulated NVFP4 they do where `model.expert_impl` is grouped; which recipes may, the config has checked.
+
     Raises:
         ConfigError: grouped linears were asked for by name and cannot run here.
     """
-    impl, has_te, high = cfg.model.expert_impl, backend == "transformer_engine", cfg.precision.format == "none"
-    if impl == "grouped" and not (has_te and high):
-        here = f"the backend is {backend}, the format {cfg.precision.format}"
-        rule = f"grouped linears are Transformer Engine's and run in high precision; {here}"
+    impl, has_te = cfg.model.expert_impl, backend == "transformer_engine"
+    if impl != "grouped":
+        return impl == "auto" and has_te and cfg.precision.format == "none"
+    if not has_te:
+        rule = f"grouped linears are Transformer Engine's, and the backend is {backend}"
         raise ConfigError("model.expert_impl", impl, rule, "Set model.expert_impl=auto")
-    return impl != "sequential" and has_te and high
+    if choose_executor(cfg, backend) == "native":
+        rule = f"grouped linears run in high precision or emulated, and this device has {cfg.precision.format} kernels"
+        raise ConfigError("model.expert_impl", impl, rule, "Set model.expert_impl=auto, or precision.executor=emulated")
+    return True
 
 
 def _mamba(cfg: Config) -> dict[str, Any]:

@@ -40,9 +40,6 @@ def check_experts(cfg: Config) -> Iterator[ConfigError]:
     if model.expert_impl == "grouped" and model.transformer_impl == "local":
         rule = "Grouped linears are Transformer Engine's, and model.transformer_impl is local"
         yield ConfigError("model.expert_impl", "grouped", rule, "Set model.expert_impl=auto, or model.transformer_impl=auto")
-    if model.expert_impl == "grouped" and cfg.precision.format != "none":
-        rule = f"Grouped linears run in high precision, and precision.format is {cfg.precision.format}"
-        yield ConfigError("model.expert_impl", "grouped", rule, "Set model.expert_impl=auto: experts then run one by one")
 
 
 def check_expert_parallel(cfg: Config) -> Iterator[ConfigError]:

@@ -23,6 +23,32 @@ _BEFORE_BLACKWELL = ("a100", "h100", "h200")
 _GPUS_WITHOUT = {"fp8": ("a100",), "mxfp8": _BEFORE_BLACKWELL, "nvfp4": ("a100",)}
 
 
+def takes_grouped_experts(precision: PrecisionConfig) -> bool:
+    """Whether all experts of a rank can be quantised at once: without a format, or where constant scales make that what each alone gives.
+
+    An amax of grad_output may be each expert's own where it is rounded to a power of two.
+    """
+    if precision.format != "nvfp4":
+        return precision.format == "none"
+    constant = precision.input_amax == precision.weight_amax == "static"
+    return constant and precision.grad_output_amax in ("static", "dynamic_pow2") and not precision.rht and precision.executor != "native"
+
+
+def check_grouped_experts(cfg: Config) -> Iterator[ConfigError]:
+    """Grouped linears of experts compute in high precision, and with emulated operands under constant scales."""
+    precision = cfg.precision
+    if cfg.model.expert_impl != "grouped" or "E" not in cfg.model.layer_pattern:
+        return
+    if takes_grouped_experts(precision) and not (precision.format == "nvfp4" and _runs_natively(cfg)):
+        return
+    amaxes = f" with input_amax {precision.input_amax}, weight_amax {precision.weight_amax}, grad_output_amax {precision.grad_output_amax}"
+    found = f"precision={precision.name} has format {precision.format}{amaxes if precision.format == 'nvfp4' else ''}"
+    found += ", run by Transformer Engine's kernels" if precision.format == "nvfp4" and _runs_natively(cfg) else ""
+    rule = f"Grouped linears take no format, or emulated NVFP4 with static input and weight and static or dynamic_pow2 grad_output; {found}"
+    way_out = "Set model.expert_impl=auto: experts then run one by one; or precision=nvfp4_paper precision.executor=emulated"
+    yield ConfigError("model.expert_impl", "grouped", rule, way_out)
+
+
 def check_unread_options(cfg: Config) -> Iterator[ConfigError]:
     """Options that the chosen format would ignore are refused."""
     precision = cfg.precision
@@ -176,11 +202,16 @@ def _multiple(cfg: Config) -> tuple[int, str]:
     precision = cfg.precision
     if precision.format != "nvfp4":
         return (_NATIVE_BLOCK if precision.format == "mxfp8" else _BLOCK), precision.format.upper()
-    blackwell = cfg.cluster.gpu is not None and cfg.cluster.gpu not in _BEFORE_BLACKWELL
-    local = cfg.model.transformer_impl == "local"
-    if precision.executor == "native" or (precision.executor == "auto" and blackwell and not local):
+    if _runs_natively(cfg):
         return _NATIVE_BLOCK, "NVFP4 in cuBLAS (the native executor)"
     return _BLOCK, "NVFP4"
+
+
+def _runs_natively(cfg: Config) -> bool:
+    """Whether Transformer Engine's NVFP4 kernels were asked for, or are chosen on the GPUs that the config names."""
+    if cfg.precision.executor != "auto":
+        return cfg.precision.executor == "native"
+    return cfg.cluster.gpu is not None and cfg.cluster.gpu not in _BEFORE_BLACKWELL and cfg.model.transformer_impl != "local"
 
 
 def _or_keep(linears: Iterable[BlockLinear], quantized: list[BlockLinear]) -> str:
@@ -202,4 +233,4 @@ def _written(value: object) -> str:
 
 _DEFAULTS = {entry.name: getattr(PrecisionConfig(), entry.name) for entry in fields(PrecisionConfig)}
 
-CHECKS = (check_unread_options, check_backend, check_policy, check_static, check_features, check_tokens)
+CHECKS = (check_unread_options, check_backend, check_grouped_experts, check_policy, check_static, check_features, check_tokens)

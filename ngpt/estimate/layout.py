@@ -131,9 +131,10 @@ def activation_bytes(cfg: Config) -> int:
 
 
 def has_grouped_experts(cfg: Config) -> bool:
-    """Whether experts run through grouped linears on a GPU with Transformer Engine."""
+    """Whether experts run through grouped linears on a GPU with Transformer Engine; in low precision where the config says so by name."""
     model = cfg.model
-    return model.expert_impl != "sequential" and model.transformer_impl != "local" and cfg.precision.format == "none"
+    by_default = model.expert_impl == "auto" and cfg.precision.format == "none"
+    return model.transformer_impl != "local" and (by_default or model.expert_impl == "grouped")
 
 
 def executor(cfg: Config) -> str:

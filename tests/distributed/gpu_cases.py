@@ -103,6 +103,7 @@ LISTS = {
         _hybrid("hybrid_top2_fp32__te", TE),
         _hybrid("hybrid_nvfp4", ALL_EXPERTS, NVFP4, NEAREST, FIRST, LOCAL),
         _hybrid("hybrid_nvfp4__te", ALL_EXPERTS, NVFP4, NEAREST, FIRST, TE),
+        _hybrid("hybrid_nvfp4__te__grouped", ALL_EXPERTS, NVFP4, NEAREST, FIRST, TE, ["model.expert_impl=grouped"]),
     ],
     # With the GPUs hidden: the scan and the convolution in plain torch against the kernels that hybrid_one ran.
     "hybrid_cpu": [_hybrid("hybrid_fp32__cpu", ALL_EXPERTS, LOCAL)],

@@ -7,7 +7,9 @@ from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import nn
 
+from megatron_ext.layers.backend import with_mixin
 from megatron_ext.models import builder
+from megatron_ext.precision.executors import QuantizableGrouped
 
 
 class _Grouped(nn.Module):
@@ -60,7 +62,8 @@ def use_grouped_experts(use: bool) -> None:
 
 def _with_grouped(stack):
     def build(config, options, backend, *rest):
-        backend = dataclasses.replace(backend, grouped_column=GroupedColumn, grouped_row=GroupedRow)
+        column, row = (with_mixin(QuantizableGrouped, linear) for linear in (GroupedColumn, GroupedRow))
+        backend = dataclasses.replace(backend, grouped_column=column, grouped_row=row)
         return stack(config, options, backend, *rest[:-1], True)
 
     build.__wrapped__ = stack

@@ -52,6 +52,30 @@ BAD = {
         "Transformer Engine's",
         ["model.expert_impl=auto"],
     ),
+    "grouped_under_amaxes": Bad(
+        [HYBRID, "model.expert_impl=grouped", "precision=nvfp4_nvidia"],
+        "model.expert_impl",
+        "grouped",
+        "weight_amax dynamic",
+        ["model.expert_impl=auto"],
+    ),
+    "grouped_with_one_dynamic_gradient": Bad(
+        [HYBRID, "model.expert_impl=grouped", "precision=nvfp4_paper", "precision.grad_output_amax=dynamic"],
+        "model.expert_impl",
+        "grouped",
+        "grad_output_amax dynamic",
+        ["precision.grad_output_amax=dynamic_pow2"],
+    ),
+    "grouped_fp8": Bad(
+        [HYBRID, "model.expert_impl=grouped", "precision=fp8"], "model.expert_impl", "grouped", "format fp8", ["model.expert_impl=auto"]
+    ),
+    "grouped_natively": Bad(
+        [HYBRID, "model.expert_impl=grouped", "precision=nvfp4_paper", "cluster.gpu=b200"],
+        "model.expert_impl",
+        "grouped",
+        "Transformer Engine's kernels",
+        ["precision.executor=emulated"],
+    ),
     "no_sequence_parallel": Bad(
         [HYBRID, "parallel=tp2", TWO, "parallel.sequence_parallel=false"],
         "parallel.sequence_parallel",
@@ -198,6 +222,11 @@ def test_too_few_processes_for_the_model_are_named_once():
     with pytest.raises(ConfigError) as caught:
         compose(["experiment=ngpt_hybrid_tiny", "parallel=tp2"])
     assert caught.value.rule.startswith("Must be a multiple of tensor 2")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "nvfp4_paper", "nvfp4_static"])
+def test_grouped_experts_may_be_asked_for(precision):
+    compose(["experiment=ngpt_hybrid_tiny", "model.expert_impl=grouped", f"precision={precision}", "cluster.gpu=h100"])
 
 
 def test_linears_of_every_kind_of_layer_on_one_rank():

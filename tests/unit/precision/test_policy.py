@@ -1,10 +1,11 @@
 """A recipe reaches every linear it names, or says so."""
 
 import pytest
+import torch
 from megatron.core.models.hybrid.hybrid_block import HybridStack
 from torch import nn
 
-from megatron_ext.precision.executors import EmulatedExecutor, QuantizableColumn
+from megatron_ext.precision.executors import EmulatedExecutor, GroupedExecutor, QuantizableColumn, QuantizableGrouped
 from megatron_ext.precision.policy import apply_recipe, linears_of
 from megatron_ext.precision.state import PrecisionState
 from ngpt.config import ConfigError, compose
@@ -76,3 +77,58 @@ def test_a_static_quantiser_is_refused_where_the_module_tree_has_no_unit_norm():
     with pytest.raises(ConfigError) as caught:
         apply({"linear_qkv": Quantizable, "linear_proj": Unnormalised})
     assert caught.value.path == "precision.input_amax" and "layers.0.self_attention.linear_proj" in caught.value.rule
+
+
+class GroupedLinear(nn.Module):
+    """Two experts' weights, of which the second may not be kept at unit norm; what the backend computes is ones."""
+
+    num_gemms = 2
+
+    def __init__(self, marked: int = 2):
+        super().__init__()
+        for expert in range(2):
+            weight = nn.Parameter(nn.functional.normalize(torch.randn(32, 16), dim=-1))
+            self.register_parameter(f"weight{expert}", weight)
+            if expert < marked:
+                mark(weight, unit_dim=1)
+
+    def forward(self, x, sizes):
+        return x.new_ones(x.size(0), 32), None
+
+
+class QuantizableExperts(QuantizableGrouped, GroupedLinear):
+    unit_norm_input = True
+
+
+def grouped_stack(linear: nn.Module, *overrides: str, step: int = 1) -> nn.Module:
+    others = 'precision.bf16_modules=["*.linear_fc2","*.shared_experts.*"]'
+    cfg = compose(["experiment=ngpt_hybrid_tiny", "precision=nvfp4_paper", others, *overrides])
+    experts, layer, found = nn.Module(), nn.Module(), HybridStack.__new__(HybridStack)
+    nn.Module.__init__(found)
+    experts.linear_fc1, layer.layer_number, layer.mlp = linear, 2, nn.Module()
+    layer.mlp.experts, found.layers = experts, nn.ModuleList([layer])
+    state = PrecisionState(recipe_of(cfg.precision), 1, 0, 4)
+    assert apply_recipe([found], cfg, "emulated", state) == 1
+    state.begin_step(step)
+    return linear
+
+
+def test_the_linear_of_all_experts_is_quantised_under_the_name_that_each_alone_has():
+    x = nn.functional.normalize(torch.randn(5, 16), dim=-1)
+    linear = grouped_stack(QuantizableExperts())
+    assert isinstance(linear.executor, GroupedExecutor) and linear.executor.name == "layers.1.mlp.experts.linear_fc1"
+    wanted = torch.cat([x[:2] @ linear.weight0.t(), x[2:] @ linear.weight1.t()])
+    y, bias = linear(x, [2, 3])
+    assert bias is None and 0.01 < (y - wanted).norm() / wanted.norm() < 0.3
+
+
+@pytest.mark.parametrize(("overrides", "step", "tokens"), [([], 1, 0), (["precision.bf16_tail=0.5"], 3, 5)], ids=["no_tokens", "bf16_tail"])
+def test_experts_run_in_the_backend_without_tokens_and_in_the_tail(overrides, step, tokens):
+    linear = grouped_stack(QuantizableExperts(), *overrides, step=step)
+    assert torch.equal(linear(torch.randn(tokens, 16), [tokens, 0])[0], torch.ones(tokens, 32))
+
+
+def test_one_expert_whose_weight_is_not_kept_at_unit_norm_is_enough_to_refuse_a_static_scale():
+    with pytest.raises(ConfigError) as caught:
+        grouped_stack(QuantizableExperts(marked=1))
+    assert caught.value.path == "precision.weight_amax" and "layers.1.mlp.experts.linear_fc1" in caught.value.rule

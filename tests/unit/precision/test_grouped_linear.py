@@ -1,0 +1,215 @@
+"""The emulated linears of all experts in one call, against `emulated_linear` of each expert alone: the same bits."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+from megatron_ext.precision import grouped
+from megatron_ext.precision.grouped import ExpertTokens, emulated_grouped_linear
+from megatron_ext.precision.linear import LinearCall, emulated_linear
+from ngpt.config import compose
+from ngpt.precision import QuantizedTensor, QuantizerSpec, quantize
+from ngpt.precision.diagnostics import GemmWatch
+from ngpt.precision.formats import decode_e4m3
+from ngpt.precision.recipe import Recipe, recipe_of
+from ngpt.precision.tensor import Direction
+
+K, N = 48, 80
+SIZES = [19, 0, 32, 1, 70, 0]
+GRADIENT_SIZES = [1.0, 1.0, 3e-7, 0.0, 40.0, 1.0]  # of each expert: their power-of-two scales differ; the fourth has only zeros
+PAPER, STATIC = ["precision=nvfp4_paper"], ["precision=nvfp4_static", "precision.static_grad_amax=10.5"]
+NEAREST = {
+    "paper": PAPER,
+    "static": STATIC,
+    "rows_of_weights": [*PAPER, "precision.weight_blocks=1x16"],
+}
+
+
+@functools.cache
+def recipe(*overrides: str, rounding: bool = False) -> Recipe:
+    nearest = [] if rounding else ["precision.stochastic_rounding=false"]
+    return recipe_of(compose(["experiment=ngpt_hybrid_tiny", *overrides, *nearest]).precision)
+
+
+def operands(dtype=torch.float32, sizes=SIZES, main_grad=False) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Tokens, weights and grad_output."""
+    generator = torch.Generator().manual_seed(11)
+    x = normalize(torch.randn(sum(sizes), K, generator=generator), dim=-1).to(dtype).requires_grad_()
+    weights = [normalize(torch.randn(N, K, generator=generator), dim=-1).to(dtype).requires_grad_() for _ in sizes]
+    factors = torch.tensor(GRADIENT_SIZES[: len(sizes)]).repeat_interleave(torch.tensor(sizes))
+    dy = (torch.randn(sum(sizes), N, generator=generator) * factors[:, None]).to(dtype)
+    for weight in weights if main_grad else ():
+        weight.main_grad, weight.grad_added_to_main_grad = torch.randn(N, K, generator=generator), False
+    return x, weights, dy
+
+
+def call(recipe: Recipe, seed: int = 5, **options) -> LinearCall:
+    return LinearCall(recipe=recipe, rounding_seed=lambda: seed, **options)
+
+
+def alone(x: Tensor, weights: list[Tensor], sizes: list[int], call: LinearCall) -> Tensor:
+    """Each expert by itself, as Megatron runs them one by one."""
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        if not len(x):
+            return x @ weight.t()
+        return emulated_linear(pad(x, (0, 0, 0, -len(x) % 32)), weight, call)[: len(x)]
+
+    return torch.cat([product(*pair) for pair in zip(x.split(sizes), weights, strict=True)])
+
+
+def run(linear, recipe: Recipe, *, sizes=SIZES, seed: int = 5, watch=None, **options) -> list[Tensor]:
+    """Output, gradient of the input, gradients of the weights, wherever those are."""
+    x, weights, dy = operands(sizes=sizes, **options)
+    y = linear(x, weights, sizes, call(recipe, seed, watch=watch))
+    y.backward(dy)
+    return [y.detach(), x.grad, *(getattr(weight, "main_grad", weight.grad) for weight in weights)]
+
+
+def equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("main_grad", [False, True], ids=["grad", "main_grad"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NEAREST)
+def test_every_bit_is_that_of_each_expert_alone(name, dtype, main_grad):
+    options = dict(dtype=dtype, main_grad=main_grad)
+    ours, wanted = (run(linear, recipe(*NEAREST[name]), **options) for linear in (emulated_grouped_linear, alone))
+    assert equal(ours, wanted)
+    assert all(result.any() for result in (*ours[:3], ours[6]))
+
+
+@pytest.mark.parametrize("sizes", [[32, 64], [0, 96], [7], [0, 1]], ids=str)
+def test_sizes_that_fit_and_those_that_do_not(sizes):
+    ours, wanted = (run(linear, recipe(*PAPER), sizes=sizes) for linear in (emulated_grouped_linear, alone))
+    assert equal(ours, wanted)
+
+
+def test_tokens_that_fit_are_neither_copied_nor_looked_up():
+    x = torch.randn(96, K)
+    tokens = ExpertTokens([32, 0, 64], x.device)
+    assert tokens.fill_up(x) is x and tokens.take(x) is x
+
+
+def test_more_padding_changes_no_bit(monkeypatch):
+    results = []
+    for multiple in (32, 128):
+        monkeypatch.setattr(grouped, "TOKEN_MULTIPLE", multiple)
+        results.append(run(emulated_grouped_linear, recipe(*PAPER)))
+        assert ExpertTokens(SIZES, torch.device("cpu")).sizes == [-(-size // multiple) * multiple for size in SIZES]
+    assert equal(*results)
+
+
+def test_micro_batches_add_up_in_main_grad():
+    """And Megatron is told so: its hook must not add the gradient once more."""
+    both = []
+    for linear in (emulated_grouped_linear, alone):
+        x, weights, dy = operands(torch.bfloat16, main_grad=True)
+        before = [weight.main_grad.clone() for weight in weights]
+        for factor in (1, 3):
+            linear(x, weights, SIZES, call(recipe(*PAPER))).backward(factor * dy)
+        both.append([weight.main_grad for weight in weights])
+    assert equal(*both)
+    x, weights, dy = operands(torch.bfloat16, main_grad=True)
+    emulated_grouped_linear(x, weights, SIZES, call(recipe(*PAPER))).backward(dy)
+    assert all(weight.grad_added_to_main_grad for weight in weights)
+    changed = [not torch.equal(weight.main_grad, start) for weight, start in zip(weights, before, strict=True)]
+    assert changed == [True, False, True, False, True, False]
+
+
+def test_without_a_backward_pass_the_output_is_the_same():
+    x, weights, _ = operands()
+    with torch.no_grad():
+        y = emulated_grouped_linear(x, weights, SIZES, call(recipe(*PAPER), needs_backward=False))
+    assert torch.equal(y, run(emulated_grouped_linear, recipe(*PAPER))[0])
+
+
+def test_frozen_weights_get_no_gradient_and_the_input_does():
+    x, weights, dy = operands()
+    for weight in weights:
+        weight.requires_grad_(False)
+    emulated_grouped_linear(x, weights, SIZES, call(recipe(*PAPER))).backward(dy)
+    assert torch.equal(x.grad, run(emulated_grouped_linear, recipe(*PAPER))[1])
+    assert all(weight.grad is None for weight in weights)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_infinite_gradient_stays_with_its_expert(value):
+    x, weights, dy = operands()
+    dy[20, 3] = value  # of the third expert
+    emulated_grouped_linear(x, weights, SIZES, call(recipe(*PAPER))).backward(dy)
+    finite = [part.isfinite().all().item() for part in x.grad.split(SIZES)]
+    assert finite == [True, True, False, True, True, True]
+    assert [weight.grad.isfinite().all().item() for weight in weights] == finite
+
+
+def test_stochastic_rounding_repeats_with_its_seed_and_with_no_other():
+    first, again, other = (run(emulated_grouped_linear, recipe(*PAPER, rounding=True), seed=seed) for seed in (3, 3, 4))
+    assert equal(first, again)
+    assert torch.equal(first[0], other[0]) and not torch.equal(first[1], other[1]) and not torch.equal(first[2], other[2])
+
+
+def test_stochastic_rounding_is_right_on_average():
+    """Means over seeds lie where products with the unrounded grad_output do, as near as the spread of the draws lets them."""
+    draws, sizes, rounded = 300, [19, 0, 32, 1], recipe(*PAPER, rounding=True)
+    results = [run(emulated_grouped_linear, rounded, sizes=sizes, seed=seed)[1:] for seed in range(draws)]
+    for index, wanted in enumerate(without_rounding(sizes, rounded)):
+        drawn = torch.stack([result[index] for result in results]).double()
+        spread, error = drawn.std(0), drawn.mean(0) - wanted
+        random = spread > 1e-6 * wanted.abs().max()
+        assert random.any() == wanted.any() and (error[~random].abs() <= 1e-5 * wanted.abs().max()).all()
+        z = error[random] / (spread[random] / draws**0.5)
+        assert not z.numel() or (z.abs().max() < 5 and abs(z.square().mean() - 1) < 0.5)
+
+
+def without_rounding(sizes: list[int], recipe: Recipe) -> list[Tensor]:
+    """fp64 gradients of input and weights with a grad_output that is clipped at its blocks' largest values, but not rounded."""
+    x, weights, dy = operands(sizes=sizes)
+    dx, dw = [], []
+    for rows, grads, weight in zip(x.detach().split(sizes), dy.split(sizes), weights, strict=True):
+        rows, grads = (pad(matrix, (0, 0, 0, 64 - len(matrix))) for matrix in (rows, grads))
+        w_col = dequantized(quantize(weight.detach(), recipe.weight, "columnwise")).t()
+        dx.append(clipped(grads, recipe.grad_output, "rowwise") @ w_col)
+        x_col = dequantized(quantize(rows, recipe.input, "columnwise")).t()
+        dw.append(clipped(grads, recipe.grad_output, "columnwise").t() @ x_col)
+    return [torch.cat([part[:size] for part, size in zip(dx, sizes, strict=True)]), *dw]
+
+
+def dequantized(stored: QuantizedTensor) -> Tensor:
+    return stored.decode().double() * (stored.global_amax.double() / 2688)
+
+
+def clipped(dy: Tensor, spec: QuantizerSpec, direction: Direction) -> Tensor:
+    stored = quantize(dy, spec, direction, seed=0)
+    largest = 6 * decode_e4m3(stored.block_decode_scale).double() * (stored.global_amax.double() / 2688)
+    largest = largest.repeat_interleave(16, dim=1)
+    return dy.double().clamp(*((-largest, largest) if direction == "rowwise" else (-largest.t(), largest.t())))
+
+
+@pytest.mark.parametrize("name", ["paper", "static"])
+def test_the_first_expert_with_tokens_is_watched_as_if_it_were_alone(name):
+    sizes = [0, 19, 40]
+    found = []
+    for linear in (emulated_grouped_linear, None):
+        watch = GemmWatch(recipe(*NEAREST[name]))
+        x, weights, dy = operands(sizes=sizes)
+        if linear:
+            linear(x, weights, sizes, call(recipe(*NEAREST[name]), watch=watch)).backward(dy)
+        else:
+            y = alone(x[:19], weights[1:2], [19], call(recipe(*NEAREST[name]), watch=watch))
+            y.backward(dy[:19])
+        found.append(watch.figures)
+    assert len(found[0]) > 40 and list(found[0]) == list(found[1])
+    assert all(torch.equal(found[0][key].nan_to_num(), found[1][key].nan_to_num()) for key in found[0])
+
+
+def test_a_gradient_under_a_scale_of_its_whole_tensor_would_be_seen():
+    """The experts' scales differ so much that one for all of them gives other bits: the tests above compare something."""
+    nearest = recipe(*PAPER)
+    static = dataclasses.replace(nearest, grad_output=dataclasses.replace(nearest.grad_output, global_amax="static", static_amax=168.0))
+    assert not equal(run(emulated_grouped_linear, static), run(emulated_grouped_linear, nearest))

@@ -1,0 +1,49 @@
+"""When experts run in grouped linears: never unasked in low precision; what cannot is refused by name."""
+
+import pytest
+
+from megatron_ext.precision import policy
+from megatron_ext.training.bridge import has_grouped_experts
+from ngpt.config import ConfigError, compose
+from ngpt.estimate.layout import has_grouped_experts as is_estimated_grouped
+
+TE = "transformer_engine"
+GROUPED, SEQUENTIAL, AUTO = (f"model.expert_impl={impl}" for impl in ("grouped", "sequential", "auto"))
+
+
+def config(*overrides: str):
+    return compose(["experiment=ngpt_hybrid_tiny", "cluster.gpu=h100", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "grouped"),
+    [
+        ([AUTO, "precision=bf16"], True),
+        ([AUTO, "precision=nvfp4_paper"], False),
+        ([AUTO, "precision=nvfp4_nvidia"], False),
+        ([SEQUENTIAL, "precision=bf16"], False),
+        ([SEQUENTIAL, "precision=nvfp4_paper"], False),
+        ([GROUPED, "precision=bf16"], True),
+        ([GROUPED, "precision=nvfp4_paper", "precision.executor=emulated"], True),
+        ([GROUPED, "precision=nvfp4_static", "precision.executor=emulated"], True),
+    ],
+    ids=str,
+)
+def test_the_model_and_its_estimate_choose_alike(overrides, grouped):
+    cfg = config(*overrides)
+    assert has_grouped_experts(cfg, TE) is is_estimated_grouped(cfg) is grouped
+
+
+def test_a_backend_without_grouped_linears_is_refused_by_name():
+    cfg = config(GROUPED, "precision=nvfp4_paper")
+    with pytest.raises(ConfigError) as caught:
+        has_grouped_experts(cfg, "local")
+    assert caught.value.path == "model.expert_impl" and "local" in caught.value.rule and "auto" in caught.value.way_out
+
+
+def test_a_device_whose_kernels_would_multiply_is_refused_and_emulation_is_the_way_out(monkeypatch):
+    monkeypatch.setattr(policy.te_recipes, "unavailable", lambda recipe: None)
+    with pytest.raises(ConfigError) as caught:
+        has_grouped_experts(config(GROUPED, "precision=nvfp4_paper"), TE)
+    assert caught.value.path == "model.expert_impl" and "precision.executor=emulated" in caught.value.way_out
+    assert has_grouped_experts(config(GROUPED, "precision=nvfp4_paper", "precision.executor=emulated"), TE)
