@@ -1,7 +1,11 @@
 """What the benchmarks share: time by device events, the copy bandwidth of this card, versions."""
 
+import json
 import platform
 import statistics
+import sys
+from datetime import date
+from pathlib import Path
 
 import torch
 
@@ -37,3 +41,18 @@ def environment() -> dict[str, str]:
         "triton": triton.__version__,
         "python": platform.python_version(),
     }
+
+
+def write_results(folder: Path, operation: str, copy_bytes_per_s: float, results: list[dict]) -> None:
+    """FOLDER/<operation>_<date>.json with what was measured, the command, card and versions."""
+    today = date.today().isoformat()
+    everything = {
+        "operation": operation,
+        "command": " ".join(sys.argv),
+        "date": today,
+        "environment": environment(),
+        "copy_bytes_per_s": copy_bytes_per_s,
+        "results": results,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{operation}_{today}.json").write_text(json.dumps(everything, indent=1) + "\n")

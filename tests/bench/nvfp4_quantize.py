@@ -8,16 +8,14 @@ kernel that reads or writes it.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
-from bench_tools import copy_bandwidth, environment
+from bench_tools import copy_bandwidth, write_results
 from nvfp4_quantize_check import ELEMENTS, SEED, adversarial, check_everything, check_mode
 
 from ngpt.kernels.nvfp4_quantize import emulate, quantize_packed
@@ -126,16 +124,7 @@ def main() -> int:
         for case in cases:
             rows.append(measure(case, inputs, copy))
             print(f"{shape} {case.name}: {rows[-1]['median_us']:.1f} us, {rows[-1]['share_of_copy']:.1%} of copy")
-    result = {
-        "operation": "nvfp4_quantize",
-        "command": " ".join(sys.argv),
-        "date": date.today().isoformat(),
-        "environment": environment(),
-        "copy_bytes_per_s": copy,
-        "results": rows,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"nvfp4_quantize_{date.today().isoformat()}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_results(options.out, "nvfp4_quantize", copy, rows)
     return 0
 
 

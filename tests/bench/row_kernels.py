@@ -11,16 +11,14 @@ tilings and prints the best ones.
 import argparse
 import dataclasses
 import itertools
-import json
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
-from bench_tools import copy_bandwidth, environment
+from bench_tools import copy_bandwidth, write_results
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
@@ -249,16 +247,7 @@ def main() -> int:
             )
         torch.cuda.empty_cache()
     if options.out:
-        result = {
-            "operation": "row_kernels",
-            "command": " ".join(sys.argv),
-            "date": date.today().isoformat(),
-            "environment": environment(),
-            "copy_bytes_per_s": copy,
-            "results": rows,
-        }
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"row_kernels_{date.today().isoformat()}.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_results(options.out, "row_kernels", copy, rows)
     return 0
 
 
