@@ -2,45 +2,128 @@
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
-from ngpt.config.sizes import world_size
-from ngpt.estimate.layouts import propose_layouts
-from ngpt.estimate.report import as_table, describe_layout, estimate, layouts_table
+from ngpt.config.schema import Config
+from ngpt.estimate.layouts import LIMITS, propose_layouts
+from ngpt.estimate.report import as_table, describe_proposals, estimate, proposals_table
 
-_AS_CONFIGURED = 0
+_OF_THE_CLUSTER = "cluster"
+_SEQUENCE_PARALLEL = "parallel.sequence_parallel"
+# A layout that almost every config can have: whether the rest of a config is in order shows without its own.
+_NEUTRAL = (
+    "parallel.tensor=1",
+    "parallel.context=1",
+    "parallel.expert=1",
+    "parallel.expert_tensor=null",
+    f"{_SEQUENCE_PARALLEL}=null",
+    "parallel.recompute=none",
+    "parallel.recompute_modules=[]",
+    "train.micro_batch_size=1",
+)
+_ONE_STAGE = ("parallel.pipeline=1", "parallel.virtual_pipeline=null")
+_FEWEST_NODES = ("cluster.nodes=${parallel.pipeline}",)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs `ngpt estimate`. Returns the exit status: 2 for a config that breaks a rule, 1 where no layout fits."""
-    parser = _parser()
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = _parser().parse_intermixed_args(_with_number(argv))
     try:
-        cfg = compose(arguments.overrides, arguments.config_dir)
-        values = estimate(cfg, arguments.price)
-        layouts = None if arguments.fit is None else propose_layouts(cfg, arguments.fit or None)
+        _check_numbers(arguments)
+        if arguments.fit is None:
+            cfg = compose(arguments.overrides, arguments.config_dir)
+            values = estimate(cfg, arguments.price)
+            print(_json(values) if arguments.json else as_table(cfg, values))
+            return 0
+        return _propose(arguments)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _propose(arguments: argparse.Namespace) -> int:
+    """Prints the layouts that fit. The configured one need not be possible."""
+    gpus = _number_of_gpus(arguments.fit)
+    refused: ConfigError | None = None
+    # Every proposal lets it follow parallel.tensor (null), and a resolved config no longer says whether it does.
+    replaced = [_SEQUENCE_PARALLEL for word in arguments.overrides if word.startswith(f"{_SEQUENCE_PARALLEL}=")]
+    try:
+        cfg = compose(arguments.overrides, arguments.config_dir)
+    except ConfigError as error:
+        refused = error
+        cfg, replaced = _without_its_layout(arguments, gpus, error)
+    found = propose_layouts(cfg, gpus, replaced)
     if arguments.json:
-        if layouts is not None:
-            values["layouts"] = [describe_layout(layout) for layout in layouts[: arguments.top]]
-        print(json.dumps(values, indent=1))
-    elif layouts is None:
-        print(as_table(cfg, values))
+        values = {"run": cfg.run.name, "refused": str(refused)} if refused else estimate(cfg, arguments.price)
+        print(_json(values | describe_proposals(found, arguments.top)))
     else:
-        print(layouts_table(layouts, arguments.fit or world_size(cfg), arguments.top))
-    return 1 if layouts == [] else 0
+        print(proposals_table(found, arguments.top, refused))
+    return 0 if found.layouts else 1
+
+
+def _without_its_layout(arguments: argparse.Namespace, gpus: int | None, error: ConfigError) -> tuple[Config, list[str]]:
+    """A config whose own layout is refused, in a neutral one, and the keys that this replaces.
+
+    Raises:
+        ConfigError: the config's own error: it is not the layout's alone.
+    """
+    for words in _neutral_layouts(keep_cluster=gpus is None):
+        try:
+            return compose([*arguments.overrides, *words], arguments.config_dir), [word.split("=")[0] for word in words]
+        except ConfigError:
+            continue
+    raise error
+
+
+def _neutral_layouts(keep_cluster: bool) -> Iterator[tuple[str, ...]]:
+    """Layouts to try: of one stage or, for a pattern that is cut, of its own; with fewer processes where the batch is small."""
+    clusters = [(), _FEWEST_NODES, (*_FEWEST_NODES, "cluster.gpus_per_node=1")]
+    for cluster in clusters[:1] if keep_cluster else clusters:
+        for pipeline in (_ONE_STAGE, ()):
+            yield (*_NEUTRAL, *pipeline, *cluster)
+
+
+def _with_number(argv: Sequence[str]) -> list[str]:
+    """`--fit` before an override has no number: argparse would take the override for it."""
+    following = [*argv[1:], ""]
+    return [f"--fit={_OF_THE_CLUSTER}" if word == "--fit" and "=" in after else word for word, after in zip(argv, following, strict=True)]
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    price = arguments.price
+    if price is not None and not (math.isfinite(price) and price >= 0):
+        raise ConfigError("--price", price, "Must be an amount of 0 or more", "Give the price of one GPU for an hour, or leave it out")
+    if arguments.top < 1:
+        raise ConfigError("--top", arguments.top, "Must be a number of layouts to print", "Give 1 or more")
+
+
+def _number_of_gpus(word: str) -> int | None:
+    """What follows `--fit`; None: the GPUs of the cluster."""
+    if word == _OF_THE_CLUSTER:
+        return None
+    try:
+        gpus = int(word)
+    except ValueError:
+        gpus = 0
+    if gpus < 1:
+        raise ConfigError("--fit", word, "Must be a number of GPUs", "Give 1 or more, or no number for the GPUs of the cluster")
+    return gpus
+
+
+def _json(values: dict) -> str:
+    return json.dumps(values, indent=1, allow_nan=False)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ngpt estimate",
         description="Estimate parameters, FLOPs, memory, step time and cost of a run on GPUs with Transformer Engine. Needs none of them.",
+        epilog=LIMITS,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, GROUP=NAME or key=value, as for train")
     parser.add_argument("--config-dir", type=Path, action="append", default=[], metavar="DIR", help="your own folder, laid out like conf/")
@@ -48,9 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--price", type=float, metavar="AMOUNT", help="of one GPU for an hour: adds the cost of the run")
     parser.add_argument(
         "--fit",
-        type=int,
         nargs="?",
-        const=_AS_CONFIGURED,
+        const=_OF_THE_CLUSTER,
         metavar="GPUS",
         help="propose layouts that fit this many GPUs (default: those of the cluster), the fastest first; takes seconds",
     )

@@ -63,7 +63,7 @@ def embedding_work(cfg: Config, tokens: Tokens) -> tuple[Work, Work]:
 
 
 def output_work(cfg: Config, tokens: Tokens) -> tuple[Work, Work]:
-    """Final norm, output layer and cross entropy; nGPT's sz reads and writes the logits (backward: reads them, too)."""
+    """Output layer and cross entropy (no final norm); nGPT's sz reads and writes the logits (backward: reads them, too)."""
     rows, hidden, size = padded_vocab_size(cfg.model) // cfg.parallel.tensor, cfg.model.hidden_size, activation_bytes(cfg)
     logits = tokens.inner * rows
     scale = (2, 3) if cfg.model.architecture == "ngpt" else (0, 0)

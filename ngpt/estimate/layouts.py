@@ -1,7 +1,8 @@
 """`ngpt estimate --fit`: parallel layouts of a config that a number of GPUs can hold, the fastest first."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from ngpt.config.checks import validate
@@ -19,15 +20,24 @@ from ngpt.estimate.step_time import StepTime, estimate_step
 _POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
 _MICRO_BATCHES = (1, 2, 3, 4, 8)
 _LARGEST_TENSOR = 8  # beyond it a layer's products are slivers
+_LARGEST_PIPELINE = 16
+_CONTEXT_TOKENS = 8192  # of a sequence on a rank: more than one way to cut a sequence only helps where one of them runs out
 _USUAL_HOST = 8  # GPUs, where cluster.gpus_per_node says nothing (1)
+
+LIMITS = (
+    f"--fit tries powers of two: tensor up to {_LARGEST_TENSOR}; pipeline up to {_LARGEST_PIPELINE}, with one or two chunks a rank; "
+    f"context up to {_POWERS[-1]} where it leaves a rank {_CONTEXT_TOKENS} tokens of a sequence; tensor * context within an NVLink domain; "
+    f"expert up to {_POWERS[-1]}, expert_tensor 1 or as tensor; micro-batches of {', '.join(map(str, _MICRO_BATCHES))} and the configured "
+    "one; the least recomputation that fits: none, mlp and moe, full. Batch, sequence length, precision and overlaps stay as configured."
+)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A config that passes all checks and fits, with its estimates.
+    """A config that passes all checks, with its estimates.
 
     Attributes:
-        overrides: what to add to the command line to get it.
+        overrides: words to add to the command line to get it, not quoted for a shell.
     """
 
     cfg: Config
@@ -36,24 +46,77 @@ class Layout:
     step: StepTime
 
 
+@dataclass
+class Proposals:
+    """What a search found.
+
+    Attributes:
+        base: the config on the GPUs that were searched for.
+        layouts: that fit, the fastest first.
+        rejected: ways to cut the model that were dropped, by reason: layers, batch, checks, memory.
+        refusals: what the checks said about them.
+        nearest: where none fits, the one with the smallest peak of those that pass the checks.
+    """
+
+    base: Config
+    layouts: list[Layout] = field(default_factory=list)
+    rejected: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
+    nearest: Layout | None = None
+
+    @property
+    def gpus(self) -> int:
+        return world_size(self.base)
+
+
+@dataclass(frozen=True)
+class _Sized:
+    cfg: Config
+    memory: MemoryEstimate
+
+    @property
+    def fits(self) -> bool:
+        return fits(self.cfg, self.memory)
+
+
+def usable_memory(cfg: Config) -> float:
+    """Bytes of a GPU that a rank's peak may take: what torch does not allocate has to fit beside it."""
+    return gpu_of(cfg).memory - RESERVED
+
+
 def fits(cfg: Config, memory: MemoryEstimate) -> bool:
     """Whether a rank's peak leaves room for what torch does not allocate."""
-    return memory.peak + RESERVED <= gpu_of(cfg).memory
+    return memory.peak <= usable_memory(cfg)
 
 
-def propose_layouts(cfg: Config, gpus: int | None = None) -> list[Layout]:
+def propose_layouts(cfg: Config, gpus: int | None = None, replaced: Collection[str] = ()) -> Proposals:
     """All layouts that fit, by estimated step time, each with its fastest micro-batch and the least recomputation that makes it fit.
 
     Args:
         cfg: a checked config; its global batch, sequence length, precision and overlaps stay.
         gpus: processes to lay out; None: those of the config's cluster.
+        replaced: keys that are not as configured: every proposal states them.
 
     Raises:
         ConfigError: the GPUs do not make whole hosts.
     """
-    base = _on_cluster(cfg, world_size(cfg) if gpus is None else gpus)
-    found = [layout for parallel in _cuts(base) if (layout := _fastest(cfg, base, parallel))]
-    return sorted(found, key=lambda layout: (layout.step.total, layout.memory.peak))
+    found = Proposals(_on_cluster(cfg, world_size(cfg) if gpus is None else gpus))
+    nearest: _Sized | None = None
+    for parallel in _cuts(found.base):
+        candidates = _candidates(found, parallel)
+        if not candidates:
+            continue
+        sized, step = _fastest(candidates)
+        if step:
+            found.layouts.append(Layout(sized.cfg, _overrides(cfg, sized.cfg, replaced), sized.memory, step))
+            continue
+        found.rejected["memory"] += 1
+        if nearest is None or sized.memory.peak < nearest.memory.peak:
+            nearest = sized
+    found.layouts.sort(key=lambda layout: (layout.step.total, layout.memory.peak))
+    if nearest and not found.layouts:
+        found.nearest = Layout(nearest.cfg, _overrides(cfg, nearest.cfg, replaced), nearest.memory, estimate_step(nearest.cfg))
+    return found
 
 
 def _on_cluster(cfg: Config, gpus: int) -> Config:
@@ -73,9 +136,8 @@ def _cuts(base: Config) -> Iterator[ParallelConfig]:
     world, model = world_size(base), base.model
     powers = [size for size in _POWERS if world % size == 0]
     experts = [size for size in powers if model.num_experts % size == 0] if "E" in model.layer_pattern else [1]
-    # More than one way to cut a sequence only helps where one of them runs out.
-    contexts = [size for size in powers if size == 1 or base.train.seq_length // size >= 8192]
-    pipelines = [size for size in powers if size <= 16]
+    contexts = [size for size in powers if size == 1 or base.train.seq_length // size >= _CONTEXT_TOKENS]
+    pipelines = [size for size in powers if size <= _LARGEST_PIPELINE]
     for tensor, pipeline, context, expert in product(powers, pipelines, contexts, experts):
         if tensor > _LARGEST_TENSOR or tensor * context > nvlink_domain(base) or world % (tensor * pipeline * context):
             continue
@@ -95,26 +157,41 @@ def _cuts(base: Config) -> Iterator[ParallelConfig]:
             )
 
 
-def _fastest(original: Config, base: Config, parallel: ParallelConfig) -> Layout | None:
-    """The fastest micro-batch of a cut, if any fits and the checks accept it."""
+def _candidates(found: Proposals, parallel: ParallelConfig) -> list[Config]:
+    """The micro-batches of a cut, smallest first, if the checks accept any; else the reason is counted."""
+    base = found.base
+    stages = parallel.pipeline * (parallel.virtual_pipeline or 1)
+    if stages > len(parse(base.model.layer_pattern).trunk):
+        found.rejected["layers"] += 1
+        return []
     copies = world_size(base) // (parallel.tensor * parallel.pipeline * parallel.context)
     sizes = [size for size in sorted({*_MICRO_BATCHES, base.train.micro_batch_size}) if base.train.global_batch_size % (size * copies) == 0]
     if not sizes:
-        return None
-    pattern = balanced_cut(base, parallel.pipeline * (parallel.virtual_pipeline or 1))
-    model = replace(base.model, layer_pattern=pattern)
+        found.rejected["batch"] += 1
+        return []
+    model = replace(base.model, layer_pattern=balanced_cut(base, stages))
     candidates = [replace(base, model=model, parallel=parallel, train=replace(base.train, micro_batch_size=size)) for size in sizes]
-    if not any(map(_accepted, candidates)):
-        return None
-    best: Layout | None = None
-    for candidate in candidates:
-        layout = _least_recomputed(original, candidate)
-        if layout is None:
+    refusals = [_refusal(candidate) for candidate in candidates]
+    if all(refusals):
+        found.rejected["checks"] += 1
+        found.refusals[refusals[0]] += 1
+        return []
+    return [candidate for candidate, refusal in zip(candidates, refusals, strict=True) if not refusal]
+
+
+def _fastest(candidates: list[Config]) -> tuple[_Sized, StepTime | None]:
+    """The fastest of several micro-batches with its time, or where none fits the one with the smallest peak, without."""
+    best: tuple[_Sized, StepTime] | None = None
+    too_large: list[_Sized] = []
+    for sized in map(_least_recomputed, candidates):
+        if not sized.fits:
+            too_large.append(sized)
             continue
-        if best and layout.step.tokens_per_second < best.step.tokens_per_second:
+        step = estimate_step(sized.cfg)
+        if best and step.tokens_per_second < best[1].tokens_per_second:
             break  # larger ones recompute more
-        best = layout
-    return best
+        best = sized, step
+    return best or (min(too_large, key=lambda sized: sized.memory.peak), None)
 
 
 def balanced_cut(cfg: Config, stages: int) -> str:
@@ -158,40 +235,45 @@ def _smallest_maximum(seconds: list[float], parts: int) -> list[int]:
     return best[-1][1]
 
 
-def _accepted(cfg: Config) -> bool:
+def _refusal(cfg: Config) -> str:
+    """What the checks say against a config: the first rule it breaks, or nothing."""
     try:
         validate(cfg)
-    except ConfigError:
-        return False
-    return True
+    except ConfigError as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
-def _least_recomputed(original: Config, candidate: Config) -> Layout | None:
-    """The layout with as little recomputation as makes it fit."""
+def _least_recomputed(candidate: Config) -> _Sized:
+    """The config with as little recomputation as makes it fit; where nothing does, with the smallest peak."""
     pattern = candidate.model.layer_pattern
     selective = [module for module, symbol in (("mlp", "-"), ("moe", "E")) if symbol in pattern]
-    ways: list[dict[str, object]] = [{"recompute": "none"}, {"recompute": "selective", "recompute_modules": selective}]
-    ways = [way for way in ways if way.get("recompute_modules", True)]
+    ways: list[dict[str, object]] = [{"recompute": "selective", "recompute_modules": selective}] if selective else []
     ways.append({"recompute": "full", "recompute_method": "uniform", "recompute_num_layers": 1})
+    best = _Sized(candidate, estimate_memory(candidate))
     for way in ways:
+        if best.fits:
+            break
         cfg = replace(candidate, parallel=replace(candidate.parallel, **way))
-        memory = estimate_memory(cfg)
-        if fits(cfg, memory) and _accepted(cfg):
-            return Layout(cfg, _overrides(original, cfg), memory, estimate_step(cfg))
-    return None
+        sized = _Sized(cfg, estimate_memory(cfg))
+        if sized.memory.peak < best.memory.peak and not _refusal(cfg):
+            best = sized
+    return best
 
 
-def _overrides(original: Config, cfg: Config) -> tuple[str, ...]:
-    """The command-line words that turn one config into the other."""
+def _overrides(original: Config, cfg: Config, replaced: Collection[str]) -> tuple[str, ...]:
+    """The command-line words that turn one config into the other, and those of the keys that must be stated."""
     keys = [f"parallel.{name}" for name in vars(cfg.parallel) if name not in ("name", "sequence_parallel")]
     keys += ["train.micro_batch_size", "model.layer_pattern", "cluster.nodes", "cluster.gpus_per_node"]
     words = []
     for key in keys:
         section, name = key.split(".")
         before, after = getattr(getattr(original, section), name), getattr(getattr(cfg, section), name)
-        if before != after:
-            words.append(f"{key}={_word(after)}" if key != "model.layer_pattern" else f"'{key}=\"{after}\"'")
-    if original.parallel.sequence_parallel and not cfg.parallel.sequence_parallel:
+        if before != after or key in replaced:
+            words.append(f"{key}={_word(after)}" if key != "model.layer_pattern" else f'{key}="{after}"')
+    # Null follows parallel.tensor. It is stated unless it may be what the config says.
+    split, cut = original.parallel.sequence_parallel, original.parallel.tensor > 1
+    if "parallel.sequence_parallel" in replaced or (split != cfg.parallel.sequence_parallel and cut):
         words.append("parallel.sequence_parallel=null")
     return tuple(words)
 

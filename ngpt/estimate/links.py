@@ -46,8 +46,9 @@ def layer_links(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[float, float
     """Exposed seconds of one layer's tensor, context and expert parallel collectives, forward and backward."""
     parallel, size, hidden = cfg.parallel, activation_bytes(cfg), cfg.model.hidden_size
     # Gather in front and reduce-scatter behind the sub-block, or one all-reduce; the second gather of the backward pass overlaps.
-    tensor = 2 * gather_seconds(cfg, tokens.inner * hidden * size, parallel.tensor)
-    forward = backward = tensor
+    # Of an expert layer the shared expert alone is split so: routed tokens go through the dispatcher below.
+    split = layer.symbol != "E" or layer.linear("shared_experts.linear_fc1") is not None
+    forward = backward = 2 * gather_seconds(cfg, tokens.inner * hidden * size, parallel.tensor) * split
     if cfg.model.architecture == "ngpt" and cfg.model.fine_grained and parallel.tensor > 1:
         forward, backward = forward + 2 * COLLECTIVE_LATENCY_S, backward + 2 * COLLECTIVE_LATENCY_S  # one number a token
     if layer.symbol == "E":

@@ -121,7 +121,7 @@ def _stage_time(cfg: Config, held: list[Chunk], sizes: Tokens) -> StageTime:
     return StageTime(
         work=work,
         links=links_forward + links_backward,
-        waiting=seconds_forward + seconds_backward - work.gpu,
+        waiting=sum(max(one.host - one.gpu, 0.0) for one in [*steps_forward, whole_backward]),
         forward=seconds_forward + links_forward,
         backward=seconds_backward + links_backward,
     )

@@ -1,6 +1,7 @@
 """`ngpt estimate`: one JSON object, a table, refusals, proposals that hold; for every shipped experiment, without torch."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -78,6 +79,34 @@ def test_a_run_that_does_not_fit_says_so(capsys: pytest.CaptureFixture[str]):
     status, out, _ = run(capsys, "experiment=ngpt_hybrid_3b30b_bf16", "cluster=h100_8")
     assert status == 0
     assert "DOES NOT FIT" in out
+    assert " of 76.65 GiB usable (79.65 GiB less 3 GiB for CUDA and NCCL)" in out
+
+
+def test_tiny_models_print_figures_instead_of_zeros(capsys: pytest.CaptureFixture[str]):
+    _, out, _ = run(capsys, "experiment=ngpt_hybrid_tiny", "--price", "2")
+    assert "total 0.876 MFLOP" in out and "weights 0.72 MiB" in out and "0.408 seconds" in out
+    assert not re.findall(r"-0\.0|e-0|\b0\.0+\b| 0 GPU hours", out)
+
+
+def test_no_rounding_is_printed_as_waiting(capsys: pytest.CaptureFixture[str]):
+    """Sums of seconds in another order differ by 1e-16 where the GPU alone sets the pace: not -0.0 ms, and not 0.0 ns."""
+    for size in ("1", "2", "3"):
+        _, out, _ = run(capsys, "experiment=ngpt_1p2b_dense_bf16", f"train.micro_batch_size={size}", "train.global_batch_size=768")
+        assert "waiting for host 0 ms\n" in out
+
+
+def test_a_pipeline_says_which_ranks_its_figures_are_of(capsys: pytest.CaptureFixture[str]):
+    words = ["experiment=gpt_1p2b_dense_bf16", "cluster=h100_8"]
+    _, cut, _ = run(capsys, *words, "parallel.pipeline=2")
+    _, whole, _ = run(capsys, *words)
+    rank = estimate(compose([*words, "parallel.pipeline=2"]))["memory"]["pipeline_rank"]
+    for words in ("(on the slowest pipeline rank)", f" on pipeline rank {rank}"):
+        assert words in cut and words not in whole
+
+
+def test_what_a_dense_ngpt_was_measured_at_is_said(capsys: pytest.CaptureFixture[str]):
+    said = {name: "1.3 times its estimate" in run(capsys, f"experiment={name}")[1] for name in EXPERIMENTS if "1p" in name}
+    assert said == {name: name.startswith("ngpt") and "hybrid" not in name for name in said}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +118,14 @@ def test_a_run_that_does_not_fit_says_so(capsys: pytest.CaptureFixture[str]):
         (["experiment=ngpt_tiny", "--config-dir", "/nowhere"], "--config-dir: /nowhere. "),
         (["experiment=ngpt_tiny", "--fit", "12"], "--fit: 12. Must be whole hosts of 8 GPUs"),
         (["experiment=ngpt_tiny", "--fit", "-1"], "--fit: -1. "),
+        (["experiment=ngpt_tiny", "--fit", "0"], "--fit: 0. Must be a number of GPUs. Give 1 or more"),
+        (["experiment=ngpt_tiny", "--fit", "many"], "--fit: many. "),
+        (["--fit", "experiment=ngpt_tiny", "model.layer_pattern=X"], "model.layer_pattern: 'X'. "),
+        (["experiment=ngpt_tiny", "--fit", "8", "model.num_query_groups=3"], "model.num_query_groups: 3. "),
+        (["experiment=ngpt_tiny", "--fit", "--top", "0"], "--top: 0. "),
+        (["experiment=ngpt_tiny", "--price", "-3"], "--price: -3.0. "),
+        (["experiment=ngpt_tiny", "--price", "nan"], "--price: nan. "),
+        (["experiment=ngpt_tiny", "--price", "inf"], "--price: inf. "),
         (["experiment=ngpt_tiny", "cluster.gpu=rtx4090"], "cluster.gpu: rtx4090. "),
     ],
 )
@@ -104,14 +141,13 @@ def test_refusals_are_one_line_on_stderr(capsys: pytest.CaptureFixture[str], arg
     ids=["hybrid", "prediction", "dense"],
 )
 def test_proposals_compose_as_printed_fit_and_are_ranked(overrides: list[str], gpus: int):
-    layouts = propose_layouts(compose(overrides), gpus)
+    layouts = propose_layouts(compose(overrides), gpus).layouts
     assert len(layouts) > 5
     assert [layout.step.total for layout in layouts] == sorted(layout.step.total for layout in layouts)
     cuts = {(cfg.parallel.tensor, cfg.parallel.pipeline, cfg.parallel.expert) for cfg in (layout.cfg for layout in layouts)}
     assert len(cuts) > 3
     for layout in layouts[::3]:
-        words = shlex.split(" ".join(layout.overrides))  # as a shell takes them from the table
-        typed = compose([*overrides, *words])
+        typed = compose([*overrides, *layout.overrides])
         assert typed.cluster.nodes * typed.cluster.gpus_per_node == gpus
         assert typed.train.global_batch_size == layout.cfg.train.global_batch_size
         memory = estimate_memory(typed)
@@ -120,21 +156,97 @@ def test_proposals_compose_as_printed_fit_and_are_ranked(overrides: list[str], g
         assert estimate_step(typed).total == pytest.approx(layout.step.total)
 
 
-def test_without_room_nothing_is_proposed(capsys: pytest.CaptureFixture[str]):
-    status, out, _ = run(capsys, "experiment=ngpt_hybrid_3b30b_bf16", "cluster=h100_8", "--fit", "1")
+def test_without_room_nothing_is_proposed_and_the_reason_is_given(capsys: pytest.CaptureFixture[str]):
+    words = ["experiment=ngpt_hybrid_3b30b_bf16", "cluster=h100_8"]
+    status, out, _ = run(capsys, *words, "--fit", "1")
     assert status == 1
-    assert out.startswith("0 layouts fit 1 GPUs")
-    assert not fits(
-        compose(["experiment=ngpt_hybrid_3b30b_bf16", "cluster=h100_8"]), estimate_memory(compose(["experiment=ngpt_hybrid_3b30b_bf16"]))
-    )
+    assert out.startswith("0 layouts fit 1 GPU\n  1 tried: 1 too large\n  the smallest peak: ")
+    assert " of 76.65 GiB usable, with " in out and "parallel.recompute=full" in out
+    status, out, _ = run(capsys, *words, "--fit", "1", "--json")
+    values = json.loads(out)
+    assert (status, values["layouts"], values["rejected"], values["fit_gpus"]) == (1, [], {"memory": 1}, 1)
+    nearest = compose([*words, *values["nearest"]["overrides"]])
+    assert not fits(nearest, estimate_memory(nearest))
+    assert values["nearest"]["peak_bytes"] == round(estimate_memory(nearest).peak)
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus", "reasons", "said"),
+    [
+        (["train.global_batch_size=3"], 8, {"batch", "layers", "checks"}, "the checks, most often: "),
+        ([], 1024, {"batch", "layers"}, "Set train.global_batch_size to a multiple of 1024"),
+    ],
+)
+def test_rejections_are_counted_by_reason(capsys: pytest.CaptureFixture[str], words: list[str], gpus: int, reasons: set[str], said: str):
+    """A pipeline deeper than the model has layers is one of them."""
+    words = ["experiment=ngpt_hybrid_tiny", "train.micro_batch_size=1", *words, "--fit", str(gpus)]
+    status, out, _ = run(capsys, *words)
+    assert status == 1
+    assert said in out
+    assert set(json.loads(run(capsys, *words, "--json")[1])["rejected"]) == reasons
 
 
 def test_json_lists_as_many_proposals_as_asked_for(capsys: pytest.CaptureFixture[str]):
     status, out, _ = run(capsys, *SMALL_HYBRID, "--fit", "--top", "3", "--json")
     assert status == 0
-    layouts = json.loads(out)["layouts"]
-    assert len(layouts) == 3
-    assert set(layouts[0]) == {"overrides", "peak_bytes", "step_s", "tokens_per_second"}
+    values = json.loads(out)
+    assert len(values["layouts"]) == 3
+    assert values["fit_gpus"] == 8
+    assert values["nearest"] is None
+    assert set(values["layouts"][0]) == {"overrides", "peak_bytes", "step_s", "tokens_per_second"}
+
+
+def test_words_in_json_are_arguments_and_in_the_table_a_shell_s(capsys: pytest.CaptureFixture[str]):
+    """A cut pattern and a list need quotes in a shell, and are refused with them as arguments."""
+    words = [*SMALL_HYBRID, "--fit", "8", "--top", "200"]
+    layouts = json.loads(run(capsys, *words, "--json")[1])["layouts"]
+    lines = run(capsys, *words)[1].splitlines()[1:]
+    assert [shlex.split(line.split(" GiB  ")[1]) for line in lines] == [layout["overrides"] for layout in layouts]
+    cut = next(layout for layout in layouts if any("|" in word for word in layout["overrides"]))
+    recomputed = next(layout for layout in layouts if any("recompute_modules=[moe]" in word for word in layout["overrides"]))
+    assert any("'parallel.recompute_modules=[moe]'" in line for line in lines)
+    for layout in (cut, recomputed):
+        assert round(estimate_memory(compose([*SMALL_HYBRID, *layout["overrides"]])).peak) == layout["peak_bytes"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=ngpt_hybrid_3b30b_bf16", "cluster=h100_1"],  # 8 expert-parallel ranks on one process
+        ["experiment=ngpt_1p2b_dense_bf16", "cluster=h100_8", "parallel.tensor=3"],
+        ["experiment=ngpt_1p2b_dense_bf16", "cluster=h100_1", "parallel.tensor=2", "parallel.sequence_parallel=false"],
+        ["experiment=ngpt_1p2b_dense_bf16", "cluster=h100_1", "parallel.pipeline=2", "model.layer_pattern=*-*-*-*-|*-*-*-*-*-*-*-*-"],
+    ],
+    ids=["experts", "tensor", "sequence", "cut"],
+)
+def test_the_configured_layout_need_not_be_possible(capsys: pytest.CaptureFixture[str], words: list[str]):
+    words = [word.replace("=*", "='*") + "'" if "pattern" in word else word for word in words]
+    if "pattern" in words[-1]:
+        words.append("model.num_layers=12")
+    status, out, err = run(capsys, *words, "--fit", "16", "--json", "--top", "200")
+    assert (status, err) == (0, "")
+    values = json.loads(out)
+    assert values["refused"] and values["fit_gpus"] == 16
+    for layout in values["layouts"][::9]:
+        typed = compose([*words, *layout["overrides"]])
+        assert typed.cluster.nodes * typed.cluster.gpus_per_node == 16
+        assert round(estimate_memory(typed).peak) == layout["peak_bytes"]
+
+
+def test_a_stated_sequence_parallel_is_taken_back(capsys: pytest.CaptureFixture[str]):
+    words = ["experiment=ngpt_1p2b_dense_bf16", "cluster=h100_8", "parallel.sequence_parallel=false"]
+    layouts = json.loads(run(capsys, *words, "--fit", "--json")[1])["layouts"]
+    cut = next(layout for layout in layouts if "parallel.tensor=2" in layout["overrides"])
+    assert round(estimate_memory(compose([*words, *cut["overrides"]])).peak) == cut["peak_bytes"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--fit", "experiment=ngpt_tiny"], ["experiment=ngpt_tiny", "--fit"], ["--fit", "1", "experiment=ngpt_tiny"]]
+)
+def test_fit_stands_anywhere(capsys: pytest.CaptureFixture[str], words: list[str]):
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert out.startswith("1 layout fits 1 GPU\n")
 
 
 def test_a_cut_balances_time_not_symbols():

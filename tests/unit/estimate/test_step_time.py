@@ -9,7 +9,7 @@ from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import GPUS
 from ngpt.estimate.kernels import layer_work
 from ngpt.estimate.layout import chunks, tokens
-from ngpt.estimate.links import exchange_seconds, gather_seconds, nvlink_domain
+from ngpt.estimate.links import exchange_seconds, gather_seconds, layer_links, nvlink_domain
 from ngpt.estimate.step_time import estimate_step
 
 DENSE = ["experiment=ngpt_1p2b_dense_bf16", "train.global_batch_size=16", "train.micro_batch_size=1"]
@@ -82,6 +82,19 @@ def test_nothing_is_faster_than_the_peak():
 )
 def test_is_slower(slower: list[str], than: list[str]):
     assert step_seconds(*slower) > step_seconds(*than)
+
+
+def test_routed_experts_alone_have_no_dense_tensor_collectives():
+    """Without a shared expert, tokens reach whole experts on their own ranks through nothing."""
+    words = ["experiment=ngpt_hybrid_tiny", "parallel.tensor=2", "parallel.expert_tensor=1", "cluster.gpus_per_node=2"]
+    words += ["model.layer_pattern=E", "model.num_layers=1", "model.architecture=gpt"]
+    links = []
+    for shared in (96, 0):
+        cfg = compose([*words, f"model.moe_shared_ffn_hidden_size={shared}"])
+        (layer,) = chunks(cfg)[0].layers
+        links.append(layer_links(cfg, layer, tokens(cfg)))
+        gathered = 2 * gather_seconds(cfg, tokens(cfg).inner * 64 * 4, 2)
+    assert links == [(gathered, gathered), (0, 0)]
 
 
 def test_recomputed_experts_send_their_tokens_again():
