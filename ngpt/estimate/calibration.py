@@ -20,7 +20,7 @@ COLLECTIVE_LATENCY_S = 20e-6  # assumed, not measured
 # Host time: gpt_hybrid_1p5b 335 ms and nGPT with eager norms 735 ms a micro-batch, of 7,006 and 17,845 launches, 3,072 of them products
 # of one expert each; two equations for two costs, with everything that Python does around a launch.
 LAUNCH_S = 37e-6
-# Fitted where each expert's product was a kernel of its own; with one kernel for all (what Hopper runs now) they still give 0.95 of two runs.
+# Fitted where each expert had a kernel of its own; with one kernel for all (Hopper, by now) the estimates are still 0.95 of two runs.
 EXPERT_PRODUCT_S = 62e-6  # one expert's product in a grouped linear: lists, views and hooks for each of its weights
 
 # Passes over memory, in units of the named tensor's bytes at KERNEL_FRACTION of copy.
