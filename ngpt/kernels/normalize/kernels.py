@@ -129,6 +129,7 @@ def lerp_forward_kernel(
     C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """out = l2_normalize(g + |alpha| * (l2_normalize(b) - g)), g = l2_normalize(h), and the three inverse norms of each row."""
     r = tl.arange(0, R)
     column = tl.arange(0, C)[None, :]
     rate = tl.abs(tl.load(alpha_ptr + column, mask=column < WIDTH, other=0.0))

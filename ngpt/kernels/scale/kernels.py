@@ -37,6 +37,7 @@ def forward_kernel(
     GROUPED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """y = x * scale for one piece of rows."""
     group, begin, end = _rows_of_piece(table_ptr, rows, height, GROUPED)
     r = tl.arange(0, R)
     column = tl.program_id(0) * C + tl.arange(0, C)[None, :]
@@ -101,6 +102,7 @@ def sum_pieces_kernel(partial_ptr, starts_ptr, out_ptr, width, R: tl.constexpr, 
 def tokens_forward_kernel(
     x_ptr, scale_ptr, y_ptr, rows, x_stride, WIDTH: tl.constexpr, R: tl.constexpr, C: tl.constexpr, STAGES: tl.constexpr
 ):
+    """y = x * scale[row]."""
     r = tl.arange(0, R)
     column = tl.arange(0, C)[None, :]
     for index in tl.range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0), num_stages=STAGES):
@@ -127,6 +129,7 @@ def tokens_backward_kernel(
     C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """grad_x = grad * scale[row]; grad_scale[row] = grad . x."""
     r = tl.arange(0, R)
     column = tl.arange(0, C)[None, :]
     for index in tl.range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0), num_stages=STAGES):
