@@ -157,15 +157,20 @@ def _moe(model: ModelConfig) -> LayerCount:
 
 def _mamba(model: ModelConfig) -> LayerCount:
     heads, inner = model.mamba_num_heads, model.mamba_num_heads * model.mamba_head_dim
-    features = _conv_features(model)
-    in_proj = inner + features + heads  # z; x, B, C; dt
+    in_proj = inner + _conv_features(model) + heads  # z; x, B, C; dt
     matrices = model.hidden_size * (in_proj + inner)
-    others = features * (model.mamba_conv_kernel + 1) + 3 * heads  # convolution with bias; A_log, D, dt_bias
-    if _is_ngpt(model):
-        others += in_proj  # mixer_in_scale
-    if not _is_ngpt(model) or model.mamba_gated_norm:
-        others += inner
-    return LayerCount(matrices, matrices, others)
+    return LayerCount(matrices, matrices, others=mixer_numbers(model) + (in_proj if _is_ngpt(model) else 0))  # mixer_in_scale
+
+
+def mixer_numbers(model: ModelConfig) -> int:
+    """What a Mamba mixer trains besides matrices and nGPT's scale: convolution with bias; A_log, D, dt_bias; the gated norm."""
+    norm = model.mamba_num_heads * model.mamba_head_dim if has_gated_norm(model) else 0
+    return _conv_features(model) * (model.mamba_conv_kernel + 1) + 3 * model.mamba_num_heads + norm
+
+
+def has_gated_norm(model: ModelConfig) -> bool:
+    """Whether Mamba's RMSNorm after the gate is there."""
+    return not _is_ngpt(model) or model.mamba_gated_norm
 
 
 _LAYERS = {"*": _attention, "-": _mlp, "E": _moe, "M": _mamba}

@@ -6,6 +6,7 @@ from dataclasses import astuple, dataclass
 
 from ngpt.config.schema import Config
 from ngpt.config.sizes import expert_tensor_size, padded_vocab_size
+from ngpt.estimate.counts import has_gated_norm, mixer_numbers
 from ngpt.estimate.layout import Chunk, Layer, dense_data_parallel_size, expert_data_parallel_size, local_experts
 
 
@@ -100,18 +101,8 @@ def layer_parameters(cfg: Config, layer: Layer) -> RankParameters:
         router = model.num_experts * hidden
         parts += RankParameters(dense=router, replicated=router, tensors=1)
     if layer.symbol == "M":
-        parts += _mixer_parameters(cfg)
+        parts += RankParameters(dense=mixer_numbers(model) // cfg.parallel.tensor, tensors=6 if has_gated_norm(model) else 5)
     return parts
-
-
-def _mixer_parameters(cfg: Config) -> RankParameters:
-    """Convolution with bias; decay rates, skip weights and step biases; the gated norm."""
-    model, tensor = cfg.model, cfg.parallel.tensor
-    inner = model.mamba_num_heads * model.mamba_head_dim
-    features = inner + 2 * model.mamba_num_groups * model.mamba_state_dim
-    numbers = features * (model.mamba_conv_kernel + 1) + 3 * model.mamba_num_heads
-    gated_norm = model.architecture == "gpt" or model.mamba_gated_norm
-    return RankParameters(dense=(numbers + (inner if gated_norm else 0)) // tensor, tensors=6 if gated_norm else 5)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ import json
 import platform
 import statistics
 import sys
+from collections import deque
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -21,6 +23,30 @@ def median_ms(work, repeats: int = 20, warm_up: int = 5) -> float:
         end.record()
     torch.cuda.synchronize()
     return statistics.median(start.elapsed_time(end) for start, end in events)
+
+
+def median_seconds_in_graph(call: Callable[[int], object], calls: int, replays: int, kept: int = 0) -> float:
+    """Median time of a call, which gets its number, within replays of a CUDA graph of so many: without launch overhead.
+
+    Args:
+        kept: results alive at once; more of them rotate the memory that outputs go to.
+    """
+    for i in range(max(3, kept)):
+        call(i)
+    torch.cuda.synchronize()
+    graph, results = torch.cuda.CUDAGraph(), deque(maxlen=kept)
+    with torch.cuda.graph(graph):
+        for i in range(calls):
+            results.append(call(i))
+    times = []
+    for _ in range(replays):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3 / calls)
+    return statistics.median(times[1:])
 
 
 def copy_bandwidth(size: int = 2**30) -> float:

@@ -8,14 +8,12 @@ kernel that reads or writes it.
 """
 
 import argparse
-import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench_tools import copy_bandwidth, write_results
+from bench_tools import copy_bandwidth, median_seconds_in_graph, write_results
 from nvfp4_quantize_check import ELEMENTS, SEED, adversarial, check_everything, check_mode
 
 from ngpt.kernels.nvfp4_quantize import emulate, quantize_packed
@@ -62,30 +60,10 @@ CASES = (
 )
 
 
-def median_seconds(call: Callable[[int], object]) -> float:
-    """Median time of a call, which gets its number, within replays of a graph of CALLS of them."""
-    for i in range(3):
-        call(i)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(CALLS):
-            call(i)
-    times = []
-    for _ in range(REPLAYS):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3 / CALLS)
-    return statistics.median(times[1:])
-
-
 def measure(case: Case, inputs: list[torch.Tensor], copy: float) -> dict[str, object]:
     elements = inputs[0].numel()
     moved = case.bytes_per_element * elements
-    seconds = median_seconds(lambda i: case.run(inputs[i % len(inputs)], SEED + i))
+    seconds = median_seconds_in_graph(lambda i: case.run(inputs[i % len(inputs)], SEED + i), CALLS, REPLAYS)
     return {
         "case": case.name,
         "shape": list(inputs[0].shape),

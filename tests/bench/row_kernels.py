@@ -11,14 +11,13 @@ tilings and prints the best ones.
 import argparse
 import dataclasses
 import itertools
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench_tools import copy_bandwidth, write_results
+from bench_tools import copy_bandwidth, median_seconds_in_graph, write_results
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
@@ -153,24 +152,8 @@ def calls(case: Case, inputs: list[Tensor], grad: Tensor, eager: bool) -> tuple[
 
 
 def median_seconds(works: list[Callable[[], object]]) -> float:
-    """Median time of a call, in replays of a graph of CALLS of them in turn."""
-    for work in works:
-        work()
-    torch.cuda.synchronize()
-    graph, kept = torch.cuda.CUDAGraph(), []
-    with torch.cuda.graph(graph):
-        for i in range(CALLS):
-            kept.append(works[i % len(works)]())
-            del kept[: -len(works)]
-    times = []
-    for _ in range(REPLAYS):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3 / CALLS)
-    return statistics.median(times[1:])
+    """Median time of a call, CALLS of them in turn."""
+    return median_seconds_in_graph(lambda i: works[i % len(works)](), CALLS, REPLAYS, kept=len(works))
 
 
 def measure(case: Case, copy: float) -> list[dict[str, object]]:
