@@ -41,8 +41,8 @@ class NormalizedAttention(MegatronModule):
         )
 
     def forward(self, q_SBNK: Tensor, k_SBGK: Tensor, v_SBGK: Tensor, attention_mask: Tensor | None, **kwargs) -> Tensor:
-        sqk_NK = self.sqk().view(q_SBNK.shape[-2:])
-        q_SBNK = scaled_l2_normalize(q_SBNK, sqk_NK.square())
+        sqk, factor = self.sqk()
+        q_SBNK = scaled_l2_normalize(q_SBNK, sqk.view(q_SBNK.shape[-2:]), factor, squared=True)
         return self.inner(q_SBNK, l2_normalize(k_SBGK), v_SBGK, attention_mask, **kwargs)
 
 

@@ -44,7 +44,7 @@ class BorrowedScaleReadsStream(ReadsStream):
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor | None]:
         u_TF, bias = super().forward(x_TD)
-        return scale_features(u_TF, self.borrowed[0](times=self.width_factor)), bias
+        return scale_features(u_TF, *self.borrowed[0](times=self.width_factor)), bias
 
 
 def separate_experts(experts: type) -> type:

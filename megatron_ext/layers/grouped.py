@@ -79,7 +79,8 @@ class GroupedScaledReadsStream(_GroupedReadsStream):
 
     def forward(self, x_TD: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
         u_TF, bias = super().forward(x_TD, sizes)
-        return scale_groups(u_TF, self.suv(times=self.width_factor).view(len(sizes), -1), sizes), bias
+        stored, factor = self.suv(times=self.width_factor)
+        return scale_groups(u_TF, stored.view(len(sizes), -1), sizes, factor), bias
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
@@ -94,7 +95,7 @@ class GroupedBorrowedScaleReadsStream(_GroupedReadsStream):
 
     def forward(self, x_TD: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
         u_TF, bias = super().forward(x_TD, sizes)
-        return scale_features(u_TF, self.borrowed[0](times=self.width_factor)), bias
+        return scale_features(u_TF, *self.borrowed[0](times=self.width_factor)), bias
 
 
 class GroupedWritesStream:

@@ -68,7 +68,7 @@ class _ScaledReadsStream(ReadsStream):
 
     def forward(self, x_SBD: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor | None]:
         u_SBF, bias = super().forward(x_SBD, *args, **kwargs)
-        return scale_features(u_SBF, getattr(self, self.scale_name)(times=self.width_factor)), bias
+        return scale_features(u_SBF, *getattr(self, self.scale_name)(times=self.width_factor)), bias
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         state, scale_prefix = super().sharded_state_dict(prefix, sharded_offsets, metadata), f"{prefix}{self.scale_name}."

@@ -37,7 +37,7 @@ def finish_logits(output_layer: nn.Module, sz: ParallelScale | None, vocab_size:
         logits_SBV, bias = output
         assert logits_SBV.size(-1) == rows, "gathered logits: call the output layer without gather_output"
         if sz is not None:
-            logits_SBV = scale_features(logits_SBV, sz())
+            logits_SBV = scale_features(logits_SBV, *sz())
         if real_rows < rows:
             padding = torch.arange(rows, device=logits_SBV.device) >= real_rows
             logits_SBV = logits_SBV.masked_fill(padding, torch.finfo(logits_SBV.dtype).min)

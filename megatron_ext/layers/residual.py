@@ -34,7 +34,7 @@ class NormalizedResidual(MegatronModule):
         def step(output_with_bias: tuple[Tensor, Tensor | None], residual: Tensor, dropout: float) -> Tensor:
             output, bias = output_with_bias
             assert bias is None and dropout == 0.0, "nGPT has neither biases nor dropout"
-            return lerp_retract(residual, output, self.alpha())
+            return lerp_retract(residual, output, *self.alpha())
 
         return step
 

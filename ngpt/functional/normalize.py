@@ -46,57 +46,63 @@ def l2_normalize(x: Tensor, dim: int = -1, group: dist.ProcessGroup | None = Non
 
 class _ScaledL2Normalize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
-        y, inverse_norm = normalize.scaled_forward(x, scale)
+    def forward(ctx, x: Tensor, scale: Tensor, factor: float, squared: bool) -> Tensor:
+        y, inverse_norm = normalize.scaled_forward(x, scale, factor, squared)
         ctx.save_for_backward(x, scale, inverse_norm)
+        ctx.factor, ctx.squared = factor, squared
         return y
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return normalize.scaled_backward(grad, *ctx.saved_tensors)
+        x, scale, inverse_norm = ctx.saved_tensors
+        return *normalize.scaled_backward(grad, x, scale, ctx.factor, ctx.squared, inverse_norm), None, None
 
 
-def scaled_l2_normalize(x: Tensor, scale: Tensor) -> Tensor:
-    """scale * l2_normalize(x) along the last dimension, rounded to x's dtype once.
+def scaled_l2_normalize(x: Tensor, scale: Tensor, factor: float = 1.0, squared: bool = False) -> Tensor:
+    """s * l2_normalize(x) along the last dimension with s = scale * factor or its square, rounded to x's dtype once.
 
     Args:
         x: [..., K], any floating dtype.
         scale: fp32 (fp64 for fp64), broadcastable to x's shape.
+        factor: what a stored scale is multiplied with, see `ScaledParameter`.
+        squared: s = (scale * factor)^2.
 
     Returns:
         Tensor of x's shape and dtype.
 
-    Source: MODEL.md "Attention" (sqk on the queries).
+    Source: MODEL.md "Attention" (sqk^2 on the queries).
     """
-    return _ScaledL2Normalize.apply(x, scale)
+    return _ScaledL2Normalize.apply(x, scale, factor, squared)
 
 
 class _LerpRetract(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
-        out, inverse_norms = normalize.lerp_forward(h, b, alpha)
-        ctx.save_for_backward(h, b, alpha, *inverse_norms)
+    def forward(ctx, h: Tensor, b: Tensor, alpha: Tensor, factor: float) -> Tensor:
+        out, inverse_norms = normalize.lerp_forward(h, b, alpha, factor)
+        ctx.save_for_backward(h, b, alpha, inverse_norms)
+        ctx.factor = factor
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        h, b, alpha, *inverse_norms = ctx.saved_tensors
-        return normalize.lerp_backward(grad, h, b, alpha, tuple(inverse_norms))
+        h, b, alpha, inverse_norms = ctx.saved_tensors
+        return *normalize.lerp_backward(grad, h, b, alpha, ctx.factor, inverse_norms), None
 
 
-def lerp_retract(h: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
-    """The residual step of nGPT: h <- l2_normalize(g + |alpha| * (l2_normalize(b) - g)) with g = l2_normalize(h).
+def lerp_retract(h: Tensor, b: Tensor, alpha: Tensor, factor: float = 1.0) -> Tensor:
+    """The residual step of nGPT: h <- l2_normalize(g + |alpha * factor| * (l2_normalize(b) - g)) with g = l2_normalize(h).
 
     A linear interpolation followed by a retraction to the sphere, not a geodesic step.
 
     Args:
         h: [..., D] hidden states, any floating dtype.
         b: [..., D] output of the sub-block, h's dtype.
-        alpha: [D] effective eigen learning rates, fp32.
+        alpha: [D] eigen learning rates, fp32, times factor.
+        factor: what stored rates are multiplied with, see `ScaledParameter`.
 
     Returns:
         [..., D] in h's dtype, unit norm along D. All arithmetic is fp32 (fp64 for fp64).
 
     Source: MODEL.md "Residual step"; arXiv 2410.01131 equations 10 and 11.
     """
-    return _LerpRetract.apply(h, b, alpha)
+    return _LerpRetract.apply(h, b, alpha, factor)

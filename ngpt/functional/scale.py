@@ -31,12 +31,12 @@ class ScaledParameter(nn.Module):
         """[size] fp32: the value that enters the model."""
         return self.stored * (self.init / self.scale)
 
-    def forward(self, times: float = 1.0) -> Tensor:
-        """`effective` times a constant, for the modules that use it.
+    def forward(self, times: float = 1.0) -> tuple[Tensor, float]:
+        """`stored` [size] fp32 and the factor to `effective` times a constant, for functions that multiply themselves.
 
         Only a call lets a sharded optimizer's forward hooks gather the new values first.
         """
-        return self.stored * (self.init / self.scale * times)
+        return self.stored, self.init / self.scale * times
 
     def _apply(self, fn, recurse: bool = True):
         # Mixed precision converts whole modules (`module.bfloat16()`); the scales stay fp32 and follow only the device.
@@ -49,28 +49,30 @@ class ScaledParameter(nn.Module):
 
 class _ScaleFeatures(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, scale: Tensor, factor: float) -> Tensor:
         ctx.save_for_backward(x, scale)
-        return kernels.features_forward(x, scale)
+        ctx.factor = factor
+        return kernels.features_forward(x, scale, factor)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return kernels.features_backward(grad, *ctx.saved_tensors)
+        return *kernels.features_backward(grad, *ctx.saved_tensors, ctx.factor), None
 
 
-def scale_features(x: Tensor, scale: Tensor) -> Tensor:
-    """x * scale, computed in fp32 and rounded to x's dtype once.
+def scale_features(x: Tensor, scale: Tensor, factor: float = 1.0) -> Tensor:
+    """x * (scale * factor), computed in fp32 and rounded to x's dtype once.
 
     Args:
         x: [..., F], any floating dtype.
         scale: [F] fp32 (fp64 for fp64).
+        factor: what a stored scale is multiplied with, see `ScaledParameter`.
 
     Returns:
         [..., F] in x's dtype.
 
     Source: MODEL.md (suv on the MLP's pre-activation, sz on the logits).
     """
-    return _ScaleFeatures.apply(x, scale)
+    return _ScaleFeatures.apply(x, scale, factor)
 
 
 class _ScaleTokens(torch.autograd.Function):
@@ -101,27 +103,29 @@ def scale_tokens(x: Tensor, scale: Tensor) -> Tensor:
 
 class _ScaleGroups(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, sizes: list[int]) -> Tensor:
-        out, ctx.groups = kernels.groups_forward(x, scale, sizes)
+    def forward(ctx, x: Tensor, scale: Tensor, sizes: list[int], factor: float) -> Tensor:
+        out, ctx.groups = kernels.groups_forward(x, scale, factor, sizes)
         ctx.save_for_backward(x, scale)
+        ctx.factor = factor
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return *kernels.groups_backward(grad, *ctx.saved_tensors, ctx.groups), None
+        return *kernels.groups_backward(grad, *ctx.saved_tensors, ctx.factor, ctx.groups), None, None
 
 
-def scale_groups(x: Tensor, scale: Tensor, sizes: list[int]) -> Tensor:
+def scale_groups(x: Tensor, scale: Tensor, sizes: list[int], factor: float = 1.0) -> Tensor:
     """Consecutive rows of x in groups, each times its own vector; computed in fp32 and rounded to x's dtype once.
 
     Args:
         x: [T, F], any floating dtype.
         scale: [G, F] fp32 (fp64 for fp64).
         sizes: rows of each of the G groups, T in all; a group may be empty.
+        factor: what stored scales are multiplied with, see `ScaledParameter`.
 
     Returns:
         [T, F] in x's dtype.
 
     Source: MODEL.md (suv of the experts whose tokens lie one after the other).
     """
-    return _ScaleGroups.apply(x, scale, sizes)
+    return _ScaleGroups.apply(x, scale, sizes, factor)

@@ -13,17 +13,24 @@ MAX_WIDTH = 16384  # of a row that one program holds in registers
 
 def kernels_take(*tensors: Tensor, fp32: tuple[Tensor, ...] = ()) -> bool:
     """Whether there are kernels for the device and dtypes of the activations and of the parameters, which must be fp32."""
-    return (
-        all(x.device.type in DEVICES and x.dtype in DTYPES and x.dim() > 0 and x.numel() > 0 for x in tensors)
-        and all(x.dtype == torch.float32 for x in fp32)
-        and tensors[0].numel() // tensors[0].size(-1) < 2**31
-    )
+    for x in tensors:
+        if x.dtype not in DTYPES or x.device.type not in DEVICES or not x.dim() or not x.numel():
+            return False
+    for x in fp32:
+        if x.dtype != torch.float32:
+            return False
+    return tensors[0].numel() // tensors[0].size(-1) < 2**31
 
 
 def as_rows(x: Tensor) -> Tensor:
     """[rows, width] of a tensor with elements: a view where the last dimension is contiguous and one stride leads from row to row."""
     rows = x.reshape(-1, x.size(-1))
     return rows if rows.stride(1) == 1 or rows.size(1) == 1 else rows.contiguous()
+
+
+def dense_like(x: Tensor) -> Tensor:
+    """Uninitialised memory of x's shape and dtype, contiguous."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def power_of_two(n: int) -> int:

@@ -4,6 +4,7 @@
 #                                                    nvfp4: check quantise linear doctor paper nvidia beside; GPU tests: native
 #                                                    Mamba and experts: hybrid_one hybrid_cpu hybrid_two (after hybrid_one) hybrid hybrid_paper hybrid_gpt
 #                                                    tune (Mamba's kernels, before any other) measure profile (of MODELS, four by default, at micro-batch SIZES) rows
+# WORDS: more words of the configuration for every training run, say WORDS="model.expert_impl=grouped".
 # Needs .gpu/site.tar.xz (the GPU dependencies) and .gpu/data.tar.xz (enwik8 prepared with the tekken vocabulary as enwik8_tekken/).
 set -uo pipefail
 failed=0
@@ -14,6 +15,7 @@ data=.gpu/enwik8_tekken
 real_text=("data.train=[{path: $data/train, weight: 1}]" "data.valid=[{path: $data/valid, weight: 1}]" "tokenizer.path=$data/tokenizer.json")
 fifty=(train.global_batch_size=16 train.steps=50 train.micro_batch_size="${MICRO_BATCH:-1}" train.eval_interval=50 train.eval_steps=1
        logging.interval=5 logging.health_interval=10 checkpoint=none)
+read -ra words <<< "${WORDS:-}"
 eight=(train.global_batch_size=8)  # of the hybrid models
 
 unpack() {
@@ -30,7 +32,7 @@ run_cases() {  # LIST PROCESSES [REGEX]: a list of cases from tests/distributed/
 
 train() {  # EXPERIMENT [PRECISION]: 50 steps of real text
   local name=$1${2:+_$2}
-  timeout "${TRAIN_SECONDS:-420}" python3 -m launch.cli train experiment="$1" ${2:+precision="$2"} "${real_text[@]}" "${fifty[@]}" \
+  timeout "${TRAIN_SECONDS:-420}" python3 -m launch.cli train experiment="$1" ${2:+precision="$2"} "${real_text[@]}" "${fifty[@]}" "${words[@]}" \
     run.root="$out/runs" run.name="$name" > "$out/$name.log" 2>&1
   code=$?; echo "exit $code"; tail -n 6 "$out/$name.log"
   cp "$out/runs/$name/metrics.jsonl" "$out/$name.metrics.jsonl"; cp "$out/runs/$name/summary.json" "$out/$name.summary.txt"
@@ -52,14 +54,14 @@ tune() {  # Both kinds of Mamba mixer at once: choosing among Triton's tilings t
 
 measure() {  # EXPERIMENT MICRO_BATCH: steps of random text with balanced routing
   local name=${1}_micro_batch_$2
-  timeout 150 python3 -m launch.cli train experiment="$1" "${balanced[@]}" train.micro_batch_size="$2" train.steps=8 logging.interval=2 \
+  timeout 150 python3 -m launch.cli train experiment="$1" "${balanced[@]}" "${words[@]}" train.micro_batch_size="$2" train.steps=8 logging.interval=2 \
     logging.health_interval=8 run.root="$out/runs" run.name="$name" > "$out/$name.log" 2>&1 || tail -n 3 "$out/$name.log"
   cp "$out/runs/$name/metrics.jsonl" "$out/$name.metrics.jsonl"; cp "$out/runs/$name/config.yaml" "$out/$name.config.yaml"
   python3 tests/bench/estimate_vs_measured.py "$out/runs/$name" --gpu h100 | tee -a "$out/measure.txt"
 }
 
 profile() {  # EXPERIMENT: one step of one micro-batch
-  timeout 150 python3 -m launch.cli train experiment="$1" "${balanced[@]}" train.global_batch_size=1 train.steps=8 debug=profile \
+  timeout 150 python3 -m launch.cli train experiment="$1" "${balanced[@]}" "${words[@]}" train.global_batch_size=1 train.steps=8 debug=profile \
     debug.profile_start=6 debug.profile_stop=7 run.root="$out/runs" run.name="profile_$1" > "$out/profile_$1.log" 2>&1
   python3 tests/bench/profile_table.py "$out/runs/profile_$1/torch_profile" 60 > "$out/profile_$1.txt"
   head -n 12 "$out/profile_$1.txt" | cut -c1-110

@@ -1,35 +1,88 @@
-"""GPU time by kernel from the torch.profiler traces of a run (`debug=profile`).
+"""GPU time by kernel, and host time by operation, from the torch.profiler traces of a run (`debug=profile`).
 
 python tests/bench/profile_table.py RUN_DIR/torch_profile [ROWS]
+
+The profiler itself slows the host: what the GPU waits for it in a trace is more than without. Kernel times are as without.
 """
 
 import gzip
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
+Times = dict[str, tuple[int, float]]  # {name: (count, seconds)}
+GPU_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 
-def kernel_times(trace: Path) -> dict[str, tuple[int, float]]:
-    """{kernel name: (launches, seconds)} of one trace file."""
+
+def read(trace: Path) -> list[dict]:
     opener = gzip.open if trace.suffix == ".gz" else open
     with opener(trace, "rt") as file:
-        events = json.load(file)["traceEvents"]
-    times: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
+        return [event for event in json.load(file)["traceEvents"] if event.get("ph") == "X"]
+
+
+def kernel_times(events: Iterable[dict]) -> Times:
+    times: Times = defaultdict(lambda: (0, 0.0))
     for event in events:
-        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
-            launches, seconds = times[event["name"]]
-            times[event["name"]] = launches + 1, seconds + event["dur"] * 1e-6
+        if event["cat"] in GPU_WORK:
+            _add(times, event["name"], event["dur"])
     return times
+
+
+def busy_seconds(events: Iterable[dict]) -> tuple[float, float]:
+    """Seconds in which any kernel ran, and those from the first kernel's start to the last one's end."""
+    spans = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event["cat"] in GPU_WORK)
+    if not spans:
+        return 0.0, 0.0
+    busy, end = 0.0, spans[0][0]
+    for start, stop in spans:
+        busy += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return busy * 1e-6, (end - spans[0][0]) * 1e-6
+
+
+def host_times(events: Iterable[dict]) -> Times:
+    """Time of each operation without that of the operations it calls."""
+    times: Times = defaultdict(lambda: (0, 0.0))
+    threads: dict[int, list[dict]] = defaultdict(list)
+    for event in events:
+        if event["cat"] in ("cpu_op", "cuda_runtime", "cuda_driver"):
+            threads[event["tid"]].append(event)
+    for of_thread in threads.values():
+        open_calls: list[tuple[float, str]] = []  # (end, name) of the operations around the present one
+        for event in sorted(of_thread, key=lambda event: (event["ts"], -event["dur"])):
+            while open_calls and open_calls[-1][0] <= event["ts"]:
+                open_calls.pop()
+            if open_calls:
+                count, seconds = times[open_calls[-1][1]]
+                times[open_calls[-1][1]] = count, seconds - event["dur"] * 1e-6
+            _add(times, event["name"], event["dur"])
+            open_calls.append((event["ts"] + event["dur"], event["name"]))
+    return times
+
+
+def _add(times: Times, name: str, microseconds: float) -> None:
+    count, seconds = times[name]
+    times[name] = count + 1, seconds + microseconds * 1e-6
+
+
+def _print(times: Times, rows: int) -> None:
+    total = sum(seconds for _, seconds in times.values())
+    for name, (count, seconds) in sorted(times.items(), key=lambda item: -item[1][1])[:rows]:
+        print(f"{seconds * 1e3:9.2f} ms {seconds / total:6.1%} {count:6} x  {name[:150]}")
 
 
 def main(folder: Path, rows: int) -> None:
     for trace in sorted(folder.rglob("*.json*")):
-        times = kernel_times(trace)
-        total = sum(seconds for _, seconds in times.values())
-        print(f"{trace.name}: {total * 1e3:.1f} ms on the GPU, {sum(launches for launches, _ in times.values())} launches")
-        for name, (launches, seconds) in sorted(times.items(), key=lambda item: -item[1][1])[:rows]:
-            print(f"{seconds * 1e3:9.2f} ms {seconds / total:6.1%} {launches:6} x  {name[:150]}")
+        events = read(trace)
+        kernels, (busy, span) = kernel_times(events), busy_seconds(events)
+        launches = sum(count for count, _ in kernels.values())
+        total = sum(seconds for _, seconds in kernels.values())
+        print(f"{trace.name}: {total * 1e3:.1f} ms on the GPU, {launches} launches; busy {busy * 1e3:.1f} of {span * 1e3:.1f} ms")
+        _print(kernels, rows)
+        print("host, each operation without those it calls:")
+        _print(host_times(events), rows)
 
 
 if __name__ == "__main__":

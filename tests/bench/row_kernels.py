@@ -34,6 +34,7 @@ from ngpt.functional import scale_features  # noqa: E402
 
 DEVICE = "cuda"
 CALLS, REPLAYS = 8, 9
+FACTOR = 1.7  # that stored scales are multiplied with
 TILINGS = {
     "l2_normalize": (normalize_triton, "FORWARD", "BACKWARD"),
     "scaled_l2_normalize": (normalize_triton, "FORWARD", "SCALED_BACKWARD"),
@@ -139,16 +140,18 @@ def calls(case: Case, inputs: list[Tensor], grad: Tensor, eager: bool) -> tuple[
     if case.operation in ("scaled_l2_normalize", "lerp_retract"):
         kind = case.operation.split("_")[0]
         forward, backward = getattr(normalize, f"{kind}_forward"), getattr(normalize, f"{kind}_backward")
-        saved = forward(*inputs)[1]
-        return lambda: forward(*inputs), lambda: backward(grad, *inputs, saved)
+        arguments = (*inputs, FACTOR, True) if kind == "scaled" else (*inputs, FACTOR)
+        saved = forward(*arguments)[1]
+        return lambda: forward(*arguments), lambda: backward(grad, *arguments, saved)
     if case.operation == "scale_groups":
         sizes = case.sizes()
         groups = sizes if eager else scale_triton.make_groups(*inputs, sizes)
         product = scale_eager.groups_forward if eager else scale_triton.groups_product
-        return lambda: product(*inputs, groups), lambda: scale.groups_backward(grad, *inputs, groups)
+        return lambda: product(*inputs, FACTOR, groups), lambda: scale.groups_backward(grad, *inputs, FACTOR, groups)
     kind = case.operation.split("_")[1]
     forward, backward = getattr(scale, f"{kind}_forward"), getattr(scale, f"{kind}_backward")
-    return lambda: forward(*inputs), lambda: backward(grad, *inputs)
+    arguments = inputs if kind == "tokens" else (*inputs, FACTOR)
+    return lambda: forward(*arguments), lambda: backward(grad, *arguments)
 
 
 def median_seconds(works: list[Callable[[], object]]) -> float:

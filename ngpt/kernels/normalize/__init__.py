@@ -17,7 +17,7 @@ __all__ = ["EPSILON", "l2_backward", "l2_forward", "lerp_backward", "lerp_forwar
 
 
 def l2_forward(x: Tensor, dim: int, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """y in x's dtype, and the inverse norms with `dim` kept: fp32, or fp64 for fp64."""
+    """y in x's dtype, and the inverse norms, for the backward pass alone: fp32, or fp64 for fp64."""
     return _of_rows(x, dim).l2_forward(x, dim, group)
 
 
@@ -26,26 +26,24 @@ def l2_backward(grad: Tensor, x: Tensor, inverse_norm: Tensor, dim: int, group: 
     return _of_rows(x, dim).l2_backward(grad, x, inverse_norm, dim, group)
 
 
-def scaled_forward(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """y in x's dtype and the inverse norms [..., 1] of x's rows."""
-    return _of_scaled(x, scale).scaled_forward(x, scale)
+def scaled_forward(x: Tensor, scale: Tensor, factor: float, squared: bool) -> tuple[Tensor, Tensor]:
+    """y in x's dtype, scaled by scale * factor or its square, and the inverse norms of x's rows."""
+    return _of_scaled(x, scale).scaled_forward(x, scale, factor, squared)
 
 
-def scaled_backward(grad: Tensor, x: Tensor, scale: Tensor, inverse_norm: Tensor) -> tuple[Tensor, Tensor]:
+def scaled_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float, squared: bool, inverse_norm: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the scale."""
-    return _of_scaled(x, scale).scaled_backward(grad, x, scale, inverse_norm)
+    return _of_scaled(x, scale).scaled_backward(grad, x, scale, factor, squared, inverse_norm)
 
 
-def lerp_forward(h: Tensor, b: Tensor, alpha: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The residual step in h's dtype, and the inverse norms [..., 1] of h, of b and of the step before its normalisation."""
-    return _of_step(h, b, alpha).lerp_forward(h, b, alpha)
+def lerp_forward(h: Tensor, b: Tensor, alpha: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """The residual step of rates |alpha * factor| in h's dtype, and three inverse norms of each row: of h, b and the step."""
+    return _of_step(h, b, alpha).lerp_forward(h, b, alpha, factor)
 
 
-def lerp_backward(
-    grad: Tensor, h: Tensor, b: Tensor, alpha: Tensor, inverse_norms: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def lerp_backward(grad: Tensor, h: Tensor, b: Tensor, alpha: Tensor, factor: float, inverse_norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of h, b and alpha, in their dtypes."""
-    return _of_step(h, b, alpha).lerp_backward(grad, h, b, alpha, inverse_norms)
+    return _of_step(h, b, alpha).lerp_backward(grad, h, b, alpha, factor, inverse_norms)
 
 
 def _of_rows(x: Tensor, dim: int):

@@ -29,39 +29,44 @@ def l2_backward(grad: Tensor, x: Tensor, inverse_norm: Tensor, dim: int, group: 
     return _project_out(_wide(grad), _wide(x) * inverse_norm, inverse_norm, dim, group).to(x.dtype)
 
 
-def scaled_forward(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def scaled_forward(x: Tensor, scale: Tensor, factor: float, squared: bool) -> tuple[Tensor, Tensor]:
     wide = _wide(x)
     inverse_norm = _inverse_norm(wide, -1)
-    return (wide * inverse_norm * scale).to(x.dtype), inverse_norm
+    return (wide * inverse_norm * _effective(scale, factor, squared)).to(x.dtype), inverse_norm
 
 
-def scaled_backward(grad: Tensor, x: Tensor, scale: Tensor, inverse_norm: Tensor) -> tuple[Tensor, Tensor]:
+def scaled_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float, squared: bool, inverse_norm: Tensor) -> tuple[Tensor, Tensor]:
     unit, wide_grad = _wide(x) * inverse_norm, _wide(grad)
-    grad_scale = (wide_grad * unit).sum_to_size(scale.shape)
-    return _project_out(wide_grad * scale, unit, inverse_norm, -1).to(x.dtype), grad_scale
+    derivative = 2 * factor * factor * scale if squared else factor
+    grad_scale = (wide_grad * unit).sum_to_size(scale.shape) * derivative
+    return _project_out(wide_grad * _effective(scale, factor, squared), unit, inverse_norm, -1).to(x.dtype), grad_scale
 
 
-def lerp_forward(h: Tensor, b: Tensor, alpha: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+def lerp_forward(h: Tensor, b: Tensor, alpha: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     wide_h, wide_b = _wide(h), _wide(b)
     inverse_h, inverse_b = _inverse_norm(wide_h, -1), _inverse_norm(wide_b, -1)
     g = wide_h * inverse_h
-    step = g + alpha.abs() * (wide_b * inverse_b - g)
+    step = g + (alpha * factor).abs() * (wide_b * inverse_b - g)
     inverse_step = _inverse_norm(step, -1)
-    return (step * inverse_step).to(h.dtype), (inverse_h, inverse_b, inverse_step)
+    return (step * inverse_step).to(h.dtype), torch.stack((inverse_h, inverse_b, inverse_step))
 
 
-def lerp_backward(
-    grad: Tensor, h: Tensor, b: Tensor, alpha: Tensor, inverse_norms: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def lerp_backward(grad: Tensor, h: Tensor, b: Tensor, alpha: Tensor, factor: float, inverse_norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     inverse_h, inverse_b, inverse_step = inverse_norms
+    alpha = alpha * factor
     g, unit_b, rate = _wide(h) * inverse_h, _wide(b) * inverse_b, alpha.abs()
     delta = unit_b - g
     out = (g + rate * delta) * inverse_step
     grad_step = _project_out(_wide(grad), out, inverse_step, -1)
-    grad_alpha = (grad_step * delta).flatten(0, -2).sum(0) * alpha.sign()
+    grad_alpha = (grad_step * delta).flatten(0, -2).sum(0) * alpha.sign() * factor
     grad_h = _project_out(grad_step * (1 - rate), g, inverse_h, -1)
     grad_b = _project_out(grad_step * rate, unit_b, inverse_b, -1)
     return grad_h.to(h.dtype), grad_b.to(b.dtype), grad_alpha.to(alpha.dtype)
+
+
+def _effective(scale: Tensor, factor: float, squared: bool) -> Tensor:
+    scale = scale * factor
+    return scale * scale if squared else scale
 
 
 def _inverse_norm(x: Tensor, dim: int, group: dist.ProcessGroup | None = None) -> Tensor:

@@ -14,6 +14,13 @@ from ngpt.kernels.device import rounded
 OWN, GIVE, TAKE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
+@triton.jit
+def _effective(stored, factor, SQUARED: tl.constexpr):
+    """What a stored scale is used as."""
+    scale = stored * factor
+    return scale * scale if SQUARED else scale
+
+
 @triton.jit(do_not_specialize=["rows"])
 def forward_kernel(
     x_ptr,
@@ -22,6 +29,7 @@ def forward_kernel(
     sums_ptr,
     inverse_ptr,
     rows,
+    factor,
     period,
     heads,
     x_stride,
@@ -30,15 +38,20 @@ def forward_kernel(
     R: tl.constexpr,
     C: tl.constexpr,
     SCALED: tl.constexpr,
+    SQUARED: tl.constexpr,
     SUMS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """y = x * inverse norm (* scale[row % heads]). A period of rows is whole multiples of heads, cut into num_programs(1) tiles."""
+    """y = x * inverse norm (* effective scale[row % heads]).
+
+    A period of rows is whole multiples of heads, cut into num_programs(1) tiles.
+    """
     r = tl.program_id(1) * R + tl.arange(0, R)
     column = tl.arange(0, C)[None, :]
     inside = (column < WIDTH) & (r < period)[:, None]
     if SCALED:
-        scale = tl.load(scale_ptr + (r % heads)[:, None] * WIDTH + column, mask=inside, other=0.0)
+        stored = tl.load(scale_ptr + (r % heads)[:, None] * WIDTH + column, mask=inside, other=0.0)
+        scale = _effective(stored, factor, SQUARED)
     for index in tl.range(tl.program_id(0), tl.cdiv(rows, period), tl.num_programs(0), num_stages=STAGES):
         first = (index * period).to(tl.int64)
         here = (r < period) & (first + r < rows)
@@ -69,6 +82,7 @@ def backward_kernel(
     sums_ptr,
     partial_ptr,
     rows,
+    factor,
     period,
     heads,
     grad_stride,
@@ -77,15 +91,20 @@ def backward_kernel(
     R: tl.constexpr,
     C: tl.constexpr,
     SCALED: tl.constexpr,
+    SQUARED: tl.constexpr,
     SUMS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """grad_x = (s * grad - unit * (s * grad . unit)) * inverse norm; a row of partials [programs, period, WIDTH]: sums of grad * unit."""
+    """grad_x = (s * grad - unit * (s * grad . unit)) * inverse norm, s the effective scale.
+
+    A row of partials [programs, period, WIDTH]: sums of grad * unit, times the derivative of s.
+    """
     r = tl.program_id(1) * R + tl.arange(0, R)
     column = tl.arange(0, C)[None, :]
     inside = (column < WIDTH) & (r < period)[:, None]
     if SCALED:
-        scale = tl.load(scale_ptr + (r % heads)[:, None] * WIDTH + column, mask=inside, other=0.0)
+        stored = tl.load(scale_ptr + (r % heads)[:, None] * WIDTH + column, mask=inside, other=0.0)
+        scale = _effective(stored, factor, SQUARED)
         grad_scale = tl.zeros((R, C), tl.float32)
     for index in tl.range(tl.program_id(0), tl.cdiv(rows, period), tl.num_programs(0), num_stages=STAGES):
         first = (index * period).to(tl.int64)
@@ -108,7 +127,15 @@ def backward_kernel(
             grad_x = (grad - unit * radial[:, None]) * inverse
             tl.store(grad_x_ptr + first * WIDTH + r[:, None] * WIDTH + column, rounded(grad_x, grad_x_ptr), mask=mask)
     if SCALED:
+        grad_scale *= 2 * factor * factor * stored if SQUARED else factor
         tl.store(partial_ptr + tl.program_id(0) * period * WIDTH + r[:, None] * WIDTH + column, grad_scale, mask=inside)
+
+
+@triton.jit
+def _three(inverse_ptr, rows):
+    """The inverse norms of h, of b and of the step, one behind the other."""
+    second = inverse_ptr + tl.cast(rows, tl.int64)
+    return inverse_ptr, second, second + tl.cast(rows, tl.int64)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -117,10 +144,9 @@ def lerp_forward_kernel(
     b_ptr,
     alpha_ptr,
     out_ptr,
-    inverse_h_ptr,
-    inverse_b_ptr,
-    inverse_step_ptr,
+    inverse_ptr,
     rows,
+    factor,
     h_stride,
     b_stride,
     EPSILON: tl.constexpr,
@@ -129,10 +155,11 @@ def lerp_forward_kernel(
     C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """out = l2_normalize(g + |alpha| * (l2_normalize(b) - g)), g = l2_normalize(h), and the three inverse norms of each row."""
+    """out = l2_normalize(g + rate * (l2_normalize(b) - g)), g = l2_normalize(h), rate = |alpha * factor|; inverse norms [3, rows]."""
     r = tl.arange(0, R)
     column = tl.arange(0, C)[None, :]
-    rate = tl.abs(tl.load(alpha_ptr + column, mask=column < WIDTH, other=0.0))
+    rate = tl.abs(tl.load(alpha_ptr + column, mask=column < WIDTH, other=0.0) * factor)
+    inverse_h_ptr, inverse_b_ptr, inverse_step_ptr = _three(inverse_ptr, rows)
     for index in tl.range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0), num_stages=STAGES):
         first = tl.cast(index * R, tl.int64)
         here = first + r < rows
@@ -157,13 +184,12 @@ def lerp_backward_kernel(
     h_ptr,
     b_ptr,
     alpha_ptr,
-    inverse_h_ptr,
-    inverse_b_ptr,
-    inverse_step_ptr,
+    inverse_ptr,
     grad_h_ptr,
     grad_b_ptr,
     partial_ptr,
     rows,
+    factor,
     grad_stride,
     h_stride,
     b_stride,
@@ -175,8 +201,9 @@ def lerp_backward_kernel(
     """A row of partials [programs, WIDTH] is the gradient of alpha of one program's rows."""
     r = tl.arange(0, R)
     column = tl.arange(0, C)[None, :]
-    alpha = tl.load(alpha_ptr + column, mask=column < WIDTH, other=0.0)
+    alpha = tl.load(alpha_ptr + column, mask=column < WIDTH, other=0.0) * factor
     rate = tl.abs(alpha)
+    inverse_h_ptr, inverse_b_ptr, inverse_step_ptr = _three(inverse_ptr, rows)
     grad_rate = tl.zeros((R, C), tl.float32)
     for index in tl.range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0), num_stages=STAGES):
         first = tl.cast(index * R, tl.int64)
@@ -199,6 +226,6 @@ def lerp_backward_kernel(
         place = first * WIDTH + r[:, None] * WIDTH + column
         tl.store(grad_h_ptr + place, rounded(grad_h, grad_h_ptr), mask=mask)
         tl.store(grad_b_ptr + place, rounded(grad_b, grad_b_ptr), mask=mask)
-    sign = tl.where(alpha > 0, 1.0, tl.where(alpha < 0, -1.0, 0.0))
-    grad_alpha = tl.sum(grad_rate, 0)[None, :] * sign
+    slope = tl.where(alpha > 0, factor, tl.where(alpha < 0, -factor, 0.0))
+    grad_alpha = tl.sum(grad_rate, 0)[None, :] * slope
     tl.store(partial_ptr + tl.program_id(0) * WIDTH + column, grad_alpha, mask=column < WIDTH)

@@ -12,24 +12,26 @@ from ngpt.kernels.scale import eager
 __all__ = ["features_backward", "features_forward", "groups_backward", "groups_forward", "tokens_backward", "tokens_forward"]
 
 
-def features_forward(x: Tensor, scale: Tensor) -> Tensor:
-    """[..., F] times [F], in x's dtype."""
-    return _of_features(x, scale).features_forward(x, scale)
+def features_forward(x: Tensor, scale: Tensor, factor: float) -> Tensor:
+    """[..., F] times the [F] of scale * factor, in x's dtype."""
+    return _of_features(x, scale).features_forward(x, scale, factor)
 
 
-def features_backward(grad: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def features_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the scale."""
-    return _of_features(x, scale).features_backward(grad, x, scale)
+    return _of_features(x, scale).features_backward(grad, x, scale, factor)
 
 
-def groups_forward(x: Tensor, scale: Tensor, sizes: list[int]) -> tuple[Tensor, object]:
-    """Consecutive rows of [T, F] in groups, each times its row of [G, F]; and what the backward pass wants to know of the sizes."""
-    return _of_groups(x, scale).groups_forward(x, scale, sizes)
+def groups_forward(x: Tensor, scale: Tensor, factor: float, sizes: list[int]) -> tuple[Tensor, object]:
+    """Consecutive rows of [T, F] in groups, each times its row of the [G, F] of scale * factor; and what the backward pass wants to know
+    of the sizes.
+    """
+    return _of_groups(x, scale).groups_forward(x, scale, factor, sizes)
 
 
-def groups_backward(grad: Tensor, x: Tensor, scale: Tensor, groups: object) -> tuple[Tensor, Tensor]:
+def groups_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float, groups: object) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the scales; `groups` from the forward pass."""
-    return _of_groups(x, scale).groups_backward(grad, x, scale, groups)
+    return _of_groups(x, scale).groups_backward(grad, x, scale, factor, groups)
 
 
 def tokens_forward(x: Tensor, scale: Tensor) -> Tensor:

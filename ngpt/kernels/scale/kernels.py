@@ -30,6 +30,7 @@ def forward_kernel(
     table_ptr,
     rows,
     height,
+    factor,
     width,
     x_stride,
     R: tl.constexpr,
@@ -37,11 +38,11 @@ def forward_kernel(
     GROUPED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """y = x * scale for one piece of rows."""
+    """y = x * (scale * factor) for one piece of rows."""
     group, begin, end = _rows_of_piece(table_ptr, rows, height, GROUPED)
     r = tl.arange(0, R)
     column = tl.program_id(0) * C + tl.arange(0, C)[None, :]
-    scale = tl.load(scale_ptr + group * width + column, mask=column < width, other=0.0)
+    scale = tl.load(scale_ptr + group * width + column, mask=column < width, other=0.0) * factor
     for row in tl.range(begin, end, R, num_stages=STAGES):
         first = tl.cast(row, tl.int64)
         mask = (column < width) & (first + r < end)[:, None]
@@ -59,6 +60,7 @@ def backward_kernel(
     table_ptr,
     rows,
     height,
+    factor,
     width,
     grad_stride,
     x_stride,
@@ -71,7 +73,7 @@ def backward_kernel(
     group, begin, end = _rows_of_piece(table_ptr, rows, height, GROUPED)
     r = tl.arange(0, R)
     column = tl.program_id(0) * C + tl.arange(0, C)[None, :]
-    scale = tl.load(scale_ptr + group * width + column, mask=column < width, other=0.0)
+    scale = tl.load(scale_ptr + group * width + column, mask=column < width, other=0.0) * factor
     grad_scale = tl.zeros((R, C), tl.float32)
     for row in tl.range(begin, end, R, num_stages=STAGES):
         first = tl.cast(row, tl.int64)
@@ -81,13 +83,14 @@ def backward_kernel(
         grad_scale += grad * x
         tl.store(grad_x_ptr + first * width + r[:, None] * width + column, rounded(grad * scale, grad_x_ptr), mask=mask)
     place = tl.program_id(1).to(tl.int64) * width + column
-    tl.store(partial_ptr + place, tl.sum(grad_scale, 0)[None, :], mask=column < width)
+    tl.store(partial_ptr + place, tl.sum(grad_scale, 0)[None, :] * factor, mask=column < width)
 
 
-@triton.jit(do_not_specialize_on_alignment=["starts_ptr"])
-def sum_pieces_kernel(partial_ptr, starts_ptr, out_ptr, width, R: tl.constexpr, C: tl.constexpr):
+@triton.jit(do_not_specialize=["pieces"])
+def sum_pieces_kernel(partial_ptr, table_ptr, out_ptr, pieces, width, R: tl.constexpr, C: tl.constexpr):
     """out[g] = sum of the partials of group g's pieces, R at a time; zero for a group without pieces."""
     group = tl.program_id(1)
+    starts_ptr = table_ptr + 3 * pieces
     r = tl.arange(0, R)
     column = tl.program_id(0) * C + tl.arange(0, C)[None, :]
     end = tl.load(starts_ptr + group + 1)

@@ -1,19 +1,24 @@
 """Launch the Triton kernels, on CUDA or in Triton's interpreter. Functions as in `eager`, for tensors with elements."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
 
-from ngpt.kernels.rows import Tiling, as_rows
+from ngpt.kernels.launch import Launcher
+from ngpt.kernels.rows import Tiling, as_rows, dense_like
 from ngpt.kernels.scale.kernels import backward_kernel, forward_kernel, sum_pieces_kernel, tokens_backward_kernel, tokens_forward_kernel
 
 FORWARD = Tiling(warps=4, elements=32, resident=48)
 BACKWARD = Tiling(warps=4, elements=32, resident=16)
 GROUPS = Tiling(warps=4, elements=32, resident=48)
 TOKENS = Tiling(warps=4, elements=16, resident=64)
+
+
+_SUM_COLUMNS = 128
+_sum_pieces = Launcher(sum_pieces_kernel, R=16, C=_SUM_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -28,64 +33,79 @@ class Groups:
     table: Tensor
     pieces: int
 
-    @property
-    def starts(self) -> Tensor:
-        """int32 [G + 1]: each group's first piece, and the number of pieces."""
-        return self.table[3 * self.pieces :]
+
+def features_forward(x: Tensor, scale: Tensor, factor: float) -> Tensor:
+    height, pieces = _pieces(x, FORWARD, grouped=False)
+    return _forward(x, scale, factor, FORWARD, height, pieces)
 
 
-def features_forward(x: Tensor, scale: Tensor) -> Tensor:
-    height, pieces = _pieces(x, FORWARD)
-    return _forward(x, scale, FORWARD, height, pieces)
-
-
-def features_backward(grad: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    height, pieces = _pieces(x, BACKWARD)
-    grad_x, partial = _backward(grad, x, scale, BACKWARD, height, pieces)
+def features_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    height, pieces = _pieces(x, BACKWARD, grouped=False)
+    grad_x, partial = _backward(grad, x, scale, factor, BACKWARD, height, pieces)
     return grad_x, partial.sum(0)
 
 
-def groups_forward(x: Tensor, scale: Tensor, sizes: list[int]) -> tuple[Tensor, Groups]:
+def groups_forward(x: Tensor, scale: Tensor, factor: float, sizes: list[int]) -> tuple[Tensor, Groups]:
     groups = make_groups(x, scale, sizes)
-    return groups_product(x, scale, groups), groups
+    return groups_product(x, scale, factor, groups), groups
 
 
-def groups_product(x: Tensor, scale: Tensor, groups: Groups) -> Tensor:
+def groups_product(x: Tensor, scale: Tensor, factor: float, groups: Groups) -> Tensor:
     """The forward pass where the groups are on the device already."""
-    return _forward(x, scale, GROUPS, 0, groups.pieces, groups.table)
+    return _forward(x, scale, factor, GROUPS, 0, groups.pieces, groups.table)
 
 
-def groups_backward(grad: Tensor, x: Tensor, scale: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
-    grad_x, partial = _backward(grad, x, scale, GROUPS, 0, groups.pieces, groups.table)
-    grad_scale, columns = torch.empty(scale.shape, device=x.device), 128
-    grid = (triton.cdiv(scale.size(1), columns), scale.size(0))
-    with torch.cuda.device_of(x):
-        sum_pieces_kernel[grid](partial, groups.starts, grad_scale, scale.size(1), R=16, C=columns)
+def groups_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float, groups: Groups) -> tuple[Tensor, Tensor]:
+    grad_x, partial = _backward(grad, x, scale, factor, GROUPS, 0, groups.pieces, groups.table)
+    number, width = scale.shape
+    grad_scale = torch.empty(number, width, dtype=torch.float32, device=x.device)
+    _sum_pieces((-(-width // _SUM_COLUMNS), number, 1), (partial, groups.table, grad_scale), (groups.pieces,), (width,))
     return grad_x, grad_scale
 
 
 def tokens_forward(x: Tensor, scale: Tensor) -> Tensor:
-    x_rows, y = as_rows(x), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x_rows, y = as_rows(x), dense_like(x)
     rows, width = x_rows.shape
-    height, columns, warps = TOKENS.tile(width)
-    grid = (min(triton.cdiv(rows, height), TOKENS.programs(warps, x.device)),)
-    tile = {"WIDTH": width, "R": height, "C": columns, "STAGES": TOKENS.stages, "num_warps": warps}
-    with torch.cuda.device_of(x):
-        tokens_forward_kernel[grid](x_rows, scale.contiguous(), y, rows, x_rows.stride(0), **tile)
+    plan = _tokens_plan(TOKENS, width, x.device)
+    plan.forward((min(-(-rows // plan.rows), plan.most), 1, 1), (x_rows, scale.contiguous(), y), (rows,), (x_rows.stride(0),))
     return y
 
 
 def tokens_backward(grad: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    grad_rows, x_rows, grad_x = as_rows(grad), as_rows(x), torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    grad_scale = torch.empty(scale.shape, device=x.device)
+    grad_rows, x_rows, grad_x = as_rows(grad), as_rows(x), dense_like(x)
+    grad_scale = dense_like(scale)
     rows, width = x_rows.shape
-    height, columns, warps = TOKENS.tile(width)
-    grid = (min(triton.cdiv(rows, height), TOKENS.programs(warps, x.device)),)
-    tile = {"WIDTH": width, "R": height, "C": columns, "STAGES": TOKENS.stages, "num_warps": warps}
-    strides = grad_rows.stride(0), x_rows.stride(0)
-    with torch.cuda.device_of(x):
-        tokens_backward_kernel[grid](grad_rows, x_rows, scale.contiguous(), grad_x, grad_scale, rows, *strides, **tile)
+    plan = _tokens_plan(TOKENS, width, x.device)
+    tensors = grad_rows, x_rows, scale.contiguous(), grad_x, grad_scale
+    plan.backward((min(-(-rows // plan.rows), plan.most), 1, 1), tensors, (rows,), (grad_rows.stride(0), x_rows.stride(0)))
     return grad_x, grad_scale
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How rows of one width are worked on: launchers, tiles of so many rows and columns, and programs (of a strip), at most."""
+
+    forward: Launcher
+    backward: Launcher
+    rows: int
+    columns: int
+    most: int
+
+
+@functools.cache
+def _tokens_plan(tiling: Tiling, width: int, device: torch.device) -> _Plan:
+    rows, columns, warps = tiling.tile(width)
+    constants = dict(WIDTH=width, R=rows, C=columns, STAGES=tiling.stages, num_warps=warps)
+    launchers = [Launcher(kernel, **constants) for kernel in (tokens_forward_kernel, tokens_backward_kernel)]
+    return _Plan(*launchers, rows, columns, tiling.programs(warps, device))
+
+
+@functools.cache
+def _plan(tiling: Tiling, width: int, grouped: bool, device: torch.device) -> _Plan:
+    rows, columns, warps = tiling.strip(width)
+    constants = dict(R=rows, C=columns, GROUPED=grouped, STAGES=tiling.stages, num_warps=warps)
+    launchers = [Launcher(kernel, **constants) for kernel in (forward_kernel, backward_kernel)]
+    return _Plan(*launchers, rows, columns, max(1, tiling.programs(warps, device) // -(-width // columns)))
 
 
 def make_groups(x: Tensor, scale: Tensor, sizes: list[int]) -> Groups:
@@ -99,7 +119,7 @@ def make_groups(x: Tensor, scale: Tensor, sizes: list[int]) -> Groups:
             f"sizes: {len(sizes)} groups of {sum(sizes)} rows in all, but scale has {scale.size(0)} groups and x {x.size(0)} rows. "
             "Pass the number of rows of each group, in their order."
         )
-    height, _ = _pieces(x, GROUPS)
+    height, _ = _pieces(x, GROUPS, grouped=True)
     rows_of = np.asarray(sizes, dtype=np.int32)
     pieces_of = -(-rows_of // height)
     starts, ends = np.append(0, pieces_of.cumsum()), rows_of.cumsum()
@@ -110,64 +130,32 @@ def make_groups(x: Tensor, scale: Tensor, sizes: list[int]) -> Groups:
     return Groups(host.to(x.device, non_blocking=True), len(group))
 
 
-def _pieces(x: Tensor, tiling: Tiling) -> tuple[int, int]:
+def _pieces(x: Tensor, tiling: Tiling, grouped: bool) -> tuple[int, int]:
     """Rows of a piece, whole tiles, so that there are about as many programs as the tiling wants; and how many pieces."""
     width = x.size(-1)
-    rows = x.numel() // width
-    tile_rows, columns, warps = tiling.strip(width)
-    wanted = max(1, tiling.programs(warps, x.device) // triton.cdiv(width, columns))
-    height = triton.cdiv(triton.cdiv(rows, wanted), tile_rows) * tile_rows
-    return height, triton.cdiv(rows, height)
+    rows, plan = x.numel() // width, _plan(tiling, width, grouped, x.device)
+    height = -(-rows // (plan.most * plan.rows)) * plan.rows
+    return height, -(-rows // height)
 
 
-def _forward(x: Tensor, scale: Tensor, tiling: Tiling, height: int, pieces: int, table: Tensor | None = None) -> Tensor:
-    x_rows, y = as_rows(x), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+def _forward(x: Tensor, scale: Tensor, factor: float, tiling: Tiling, height: int, pieces: int, table: Tensor | None = None) -> Tensor:
+    x_rows, y = as_rows(x), dense_like(x)
     rows, width = x_rows.shape
-    tile_rows, columns, warps = tiling.strip(width)
-    with torch.cuda.device_of(x):
-        forward_kernel[(triton.cdiv(width, columns), pieces)](
-            x_rows,
-            scale.contiguous(),
-            y,
-            table,
-            rows,
-            height,
-            width,
-            x_rows.stride(0),
-            R=tile_rows,
-            C=columns,
-            GROUPED=table is not None,
-            STAGES=tiling.stages,
-            num_warps=warps,
-        )
+    plan = _plan(tiling, width, table is not None, x.device)
+    tensors = x_rows, scale.contiguous(), y, table
+    plan.forward((-(-width // plan.columns), pieces, 1), tensors, (rows, height, float(factor)), (width, x_rows.stride(0)))
     return y
 
 
 def _backward(
-    grad: Tensor, x: Tensor, scale: Tensor, tiling: Tiling, height: int, pieces: int, table: Tensor | None = None
+    grad: Tensor, x: Tensor, scale: Tensor, factor: float, tiling: Tiling, height: int, pieces: int, table: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Gradient of x, and each piece's part of the scale's [pieces, width]."""
-    grad_rows, x_rows, grad_x = as_rows(grad), as_rows(x), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grad_rows, x_rows, grad_x = as_rows(grad), as_rows(x), dense_like(x)
     rows, width = x_rows.shape
-    tile_rows, columns, warps = tiling.strip(width)
-    partial = torch.empty(pieces, width, device=x.device)
-    with torch.cuda.device_of(x):
-        backward_kernel[(triton.cdiv(width, columns), pieces)](
-            grad_rows,
-            x_rows,
-            scale.contiguous(),
-            grad_x,
-            partial,
-            table,
-            rows,
-            height,
-            width,
-            grad_rows.stride(0),
-            x_rows.stride(0),
-            R=tile_rows,
-            C=columns,
-            GROUPED=table is not None,
-            STAGES=tiling.stages,
-            num_warps=warps,
-        )
+    plan = _plan(tiling, width, table is not None, x.device)
+    partial = torch.empty(pieces, width, dtype=torch.float32, device=x.device)
+    tensors = grad_rows, x_rows, scale.contiguous(), grad_x, partial, table
+    special = width, grad_rows.stride(0), x_rows.stride(0)
+    plan.backward((-(-width // plan.columns), pieces, 1), tensors, (rows, height, float(factor)), special)
     return grad_x, partial

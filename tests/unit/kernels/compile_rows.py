@@ -12,9 +12,9 @@ from ngpt.kernels.scale import kernels as scale
 from ngpt.kernels.scale import triton as scale_tilings
 
 FP32_POINTERS = {"scale_ptr", "alpha_ptr", "sums_ptr", "partial_ptr", "grad_scale_ptr"}
-INT32_POINTERS = {"table_ptr", "starts_ptr"}
-OF_ROWS = {"EPSILON": 1e-12, "SCALED": True, "SUMS": 0}
-HALF = {"SCALED": False}
+INT32_POINTERS = {"table_ptr"}
+OF_ROWS = {"EPSILON": 1e-12, "SCALED": True, "SQUARED": True, "SUMS": 0}
+HALF = {"SCALED": False, "SQUARED": False}
 WIDTH = 2048
 CASES = {
     "normalize forward": (normalize.forward_kernel, normalize_tilings.FORWARD, 128, OF_ROWS),
@@ -53,7 +53,7 @@ def compiled(capability: int, kernel: triton.JITFunction, tiling, width: int, sw
             return "constexpr"
         if name.endswith("_ptr"):
             return "*i32" if name in INT32_POINTERS else "*fp32" if name in FP32_POINTERS or "inverse" in name else "*bf16"
-        return "i32"
+        return "fp32" if name == "factor" else "i32"
 
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith(("_ptr", "stride", "width"))}
     constants = {(names.index(name),): value for name, value in values.items() if name in names}

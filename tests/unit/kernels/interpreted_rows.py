@@ -39,13 +39,16 @@ def small_tiles_in_poisoned_memory(monkeypatch):
     """Few elements a tile and three programs, so that small tensors have several tiles a program; memory starts as NaN."""
     for module, name in TILINGS:
         monkeypatch.setattr(module, name, dataclasses.replace(getattr(module, name), warps=1, elements=8, resident=3))
-    empty = torch.empty
 
-    def poisoned(*args, **kwargs) -> Tensor:
-        x = empty(*args, **kwargs)
-        return x.fill_(torch.nan if x.is_floating_point() else 123456)
+    def poisoned(empty):
+        def make(*args, **kwargs) -> Tensor:
+            x = empty(*args, **kwargs)
+            return x.fill_(torch.nan if x.is_floating_point() else 123456)
 
-    monkeypatch.setattr(torch, "empty", poisoned)
+        return make
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def generator() -> torch.Generator:
 def inputs_and_grad(operation: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
     if operation in ("scale_tokens", "scale_groups"):
         shape = (torch.Size(shape[:-1]).numel(), shape[-1])
-    elif operation == "scaled_l2_normalize":
+    elif operation.startswith("scaled"):
         shape = (*shape[:-1], 3, shape[-1])
     inputs = make_inputs(operation, shape, dtype, generator)
     return inputs, torch.randn(shape, generator=generator).to(dtype)
@@ -70,7 +73,7 @@ def test_any_shape(operation, dtype, generator):
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-@pytest.mark.parametrize("operation", ["l2_normalize", "scaled_l2_normalize", "lerp_retract"])
+@pytest.mark.parametrize("operation", ["l2_normalize", "scaled_l2_normalize", "scaled_l2_normalize squared", "lerp_retract"])
 def test_rows_of_any_size(operation, dtype, generator):
     """Also of zeros, alone and between ordinary ones."""
     for kind, size in ROWS.items():
@@ -122,7 +125,7 @@ def test_bf16_and_fp16_values_are_rounded_once(operation, generator):
     """Fails if any intermediate is narrower than fp32."""
     for dtype, rounding in ((BF16, 2**-8), (FP16, 2**-11)):
         rest = [[17, 14]] if operation == "scale_groups" else []
-        shape = (11, 3, 65) if operation == "scaled_l2_normalize" else (31, 65)
+        shape = (11, 3, 65) if operation.startswith("scaled") else (31, 65)
         inputs = make_inputs(operation, shape, dtype, generator, 2)
         function, plain = OPERATIONS[operation]
         with kernels_for("cpu"):
@@ -147,7 +150,7 @@ def test_rows_with_strides_and_gradients_without(operation, generator):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_two_runs_give_the_same_bits_and_leave_the_inputs(operation, generator):
     rest = [[16, 0, 11]] if operation == "scale_groups" else []
-    shape = (11, 3, 48) if operation == "scaled_l2_normalize" else (27, 48)
+    shape = (11, 3, 48) if operation.startswith("scaled") else (27, 48)
     inputs, grad = make_inputs(operation, shape, BF16, generator, 3), torch.randn(shape, generator=generator).to(BF16)
     copies = [x.clone() for x in inputs]
     with kernels_for("cpu"):
@@ -159,7 +162,7 @@ def test_two_runs_give_the_same_bits_and_leave_the_inputs(operation, generator):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_no_rows(operation, generator):
     rest = [[0, 0]] if operation == "scale_groups" else []
-    shape = (0, 3, 8) if operation == "scaled_l2_normalize" else (0, 8)
+    shape = (0, 3, 8) if operation.startswith("scaled") else (0, 8)
     inputs = make_inputs(operation, shape, BF16, generator, 2)
     with kernels_for("cpu"):
         value, grad_x, *others = value_and_gradients(OPERATIONS[operation][0], inputs, torch.zeros(shape), *rest)
@@ -177,6 +180,7 @@ def test_fp64_other_dimensions_and_other_scales_stay_eager(generator, monkeypatc
         OPERATIONS["scaled_l2_normalize"][0](x, torch.ones(4, 1, 1))
         OPERATIONS["lerp_retract"][0](x, x, torch.ones(8, dtype=torch.float64))
         OPERATIONS["scale_features"][0](x.double(), torch.ones(8, dtype=torch.float64))
+        OPERATIONS["scaled_l2_normalize squared"][0](x.double(), torch.ones(8, dtype=torch.float64))
 
 
 class TwoRanks:

@@ -12,26 +12,33 @@ from ngpt.kernels import rows
 ROWS = {"ordinary": 1.0, "zero": 0.0, "tiny": 1e-20, "near_eps": 1e-6, "huge": 1e18}  # typical size of an entry
 
 
+FACTOR = -1.7  # of stored scales; alpha's sign and the factor's both count
+
+
 def plain_l2(x: Tensor) -> Tensor:
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-12)
 
 
 def plain_lerp(h: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
     g = plain_l2(h)
-    return plain_l2(g + alpha.abs() * (plain_l2(b) - g))
+    return plain_l2(g + (FACTOR * alpha).abs() * (plain_l2(b) - g))
 
 
 def plain_groups(x: Tensor, scale: Tensor, sizes: list[int]) -> Tensor:
-    return x * torch.repeat_interleave(scale, torch.tensor(sizes, device=x.device), dim=0)
+    return x * torch.repeat_interleave(FACTOR * scale, torch.tensor(sizes, device=x.device), dim=0)
 
 
 OPERATIONS: dict[str, tuple[Callable, Callable]] = {
     "l2_normalize": (l2_normalize, plain_l2),
-    "scaled_l2_normalize": (scaled_l2_normalize, lambda x, scale: plain_l2(x) * scale),
-    "lerp_retract": (lerp_retract, plain_lerp),
-    "scale_features": (scale_features, lambda x, scale: x * scale),
+    "scaled_l2_normalize": (lambda x, scale: scaled_l2_normalize(x, scale, FACTOR), lambda x, scale: plain_l2(x) * scale * FACTOR),
+    "scaled_l2_normalize squared": (
+        lambda x, scale: scaled_l2_normalize(x, scale, FACTOR, squared=True),
+        lambda x, scale: plain_l2(x) * (scale * FACTOR) ** 2,
+    ),
+    "lerp_retract": (lambda h, b, alpha: lerp_retract(h, b, alpha, FACTOR), plain_lerp),
+    "scale_features": (lambda x, scale: scale_features(x, scale, FACTOR), lambda x, scale: x * scale * FACTOR),
     "scale_tokens": (scale_tokens, lambda x, scale: x * scale[:, None]),
-    "scale_groups": (scale_groups, plain_groups),
+    "scale_groups": (lambda x, scale, sizes: scale_groups(x, scale, sizes, FACTOR), plain_groups),
 }
 
 
@@ -58,6 +65,7 @@ def make_inputs(operation: str, shape: tuple[int, ...], dtype: torch.dtype, gene
     parameter_shape = {
         "l2_normalize": None,
         "scaled_l2_normalize": shape[-2:],
+        "scaled_l2_normalize squared": shape[-2:],
         "scale_tokens": shape[:1],
         "scale_groups": (groups, shape[-1]),
     }.get(operation, shape[-1:])
