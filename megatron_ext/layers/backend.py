@@ -11,7 +11,7 @@ from megatron_ext.layers.attention import LocalAttention
 from megatron_ext.layers.linear import LocalColumnLinear, LocalRowLinear
 from megatron_ext.layers.norm import LocalRMSNorm
 from megatron_ext.precision.executors import QuantizableColumn, QuantizableGrouped, QuantizableRow
-from ngpt.config import ConfigError
+from ngpt.config import Config, ConfigError
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,23 @@ def choose_backend(transformer_impl: str) -> str:
             "Install ngpt-megatron[gpu] on a GPU host, or set model.transformer_impl=local",
         )
     return transformer_impl
+
+
+def check_attention(cfg: Config, backend: str) -> None:
+    """Refuse what Transformer Engine's attention cannot do.
+
+    Raises:
+        ConfigError: fp32 over a split sequence; several sequences with attention confined to documents.
+    """
+    if backend != "transformer_engine":
+        return
+    if cfg.data.confine_attention and cfg.train.micro_batch_size != 1:
+        rule = "data.confine_attention with Transformer Engine packs the documents of one sequence"
+        raise ConfigError("train.micro_batch_size", cfg.train.micro_batch_size, rule, "Set train.micro_batch_size=1")
+    if cfg.parallel.context > 1 and cfg.precision.dtype == "fp32" and "*" in cfg.model.layer_pattern:
+        rule = "Transformer Engine's attention over a split sequence computes in bf16, and precision.dtype is fp32"
+        way_out = "Set precision=bf16, or model.transformer_impl=local, which gathers keys and values"
+        raise ConfigError("parallel.context", cfg.parallel.context, rule, way_out)
 
 
 def with_mixin(mixin: type, base: type) -> type:

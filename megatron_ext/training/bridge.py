@@ -22,6 +22,7 @@ from megatron_ext.precision.policy import choose_executor
 from ngpt.config import Config, ConfigError
 from ngpt.config.checkpoints import TRACKER_FILE, has_checkpoint
 from ngpt.config.pattern import cut_pattern, parse
+from ngpt.config.precision import takes_grouped_experts
 from ngpt.config.sizes import padded_vocab_size, pipeline_stages
 
 # Arguments set here that the pass-through group may still set otherwise: they choose how, not what, is computed.
@@ -102,16 +103,16 @@ def _experts(cfg: Config, backend: str) -> dict[str, Any]:
 
 
 def has_grouped_experts(cfg: Config, backend: str) -> bool:
-    """Whether the experts run through Transformer Engine's grouped linears: the default where it computes in high precision.
-
-    In emulated NVFP4 they do where `model.expert_impl` is grouped; which recipes may, the config has checked.
+    """Whether the experts run through Transformer Engine's grouped linears: the default where it computes in high precision, and under
+    emulated recipes that can quantise all experts at once.
 
     Raises:
         ConfigError: grouped linears were asked for by name and cannot run here.
     """
     impl, has_te = cfg.model.expert_impl, backend == "transformer_engine"
     if impl != "grouped":
-        return impl == "auto" and has_te and cfg.precision.format == "none"
+        wanted = impl == "auto" and has_te and takes_grouped_experts(cfg.precision)
+        return wanted and choose_executor(cfg, backend) != "native"
     if not has_te:
         rule = f"grouped linears are Transformer Engine's, and the backend is {backend}"
         raise ConfigError("model.expert_impl", impl, rule, "Set model.expert_impl=auto")

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from megatron.core.enums import ModelType
 from megatron.training import get_args, get_tensorboard_writer, pretrain
 
-from megatron_ext.layers.backend import choose_backend
+from megatron_ext.layers.backend import check_attention, choose_backend
 from megatron_ext.optim.norm_check import worst_norm_deviation
 from megatron_ext.optim.retraction import RetractionHook
 from megatron_ext.precision.policy import apply_recipe, choose_executor
@@ -23,7 +23,7 @@ from megatron_ext.training.health import HiddenNormProbe, check_scale_names, hea
 from megatron_ext.training.metrics import MetricsRecorder
 from megatron_ext.training.step import forward_step
 from megatron_ext.training.summary import run_header, write_summary
-from ngpt.config import Config, ConfigError
+from ngpt.config import Config
 from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import gpu_of_device, peak_flops
@@ -157,13 +157,7 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
         RuntimeError: the self-check of norms failed, or Megatron left with an error or before the first step.
     """
     backend = choose_backend(cfg.model.transformer_impl)
-    if cfg.data.confine_attention and backend == "transformer_engine" and cfg.train.micro_batch_size != 1:
-        raise ConfigError(
-            "train.micro_batch_size",
-            cfg.train.micro_batch_size,
-            "data.confine_attention with Transformer Engine packs the documents of one sequence",
-            "Set train.micro_batch_size=1",
-        )
+    check_attention(cfg, backend)
     executor = choose_executor(cfg, backend)
     with megatron_log(Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log") as say:
         args, container = setup_megatron(cfg, backend)

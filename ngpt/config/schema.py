@@ -50,7 +50,7 @@ class ModelConfig:
     moe_router_input: str = "scaled"  # nGPT: scaled (sqrt(D) * h) | unit (h)
     moe_router_normalized: bool = False  # nGPT: the router's rows are kept at unit norm, too
     moe_suv: str = "per_expert"  # nGPT: per_expert | shared: one vector for all routed experts of a layer
-    expert_impl: str = "auto"  # auto: grouped with TE and precision.format none | sequential | grouped: some NVFP4 recipes, too
+    expert_impl: str = "auto"  # auto: grouped with TE where the precision allows it | sequential | grouped
     mamba_num_heads: int = 0  # of each M layer
     mamba_head_dim: int = 64
     mamba_state_dim: int = 128

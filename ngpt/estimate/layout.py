@@ -9,6 +9,7 @@ from itertools import accumulate
 
 from ngpt.config.linears import BlockLinear, block_linears, quantized_linears
 from ngpt.config.pattern import cut_pattern, parse
+from ngpt.config.precision import takes_grouped_experts
 from ngpt.config.schema import Config
 from ngpt.config.sizes import data_parallel_size, expert_tensor_size, pipeline_stages, world_size
 from ngpt.estimate.hardware import GPUS, Gpu
@@ -131,10 +132,10 @@ def activation_bytes(cfg: Config) -> int:
 
 
 def has_grouped_experts(cfg: Config) -> bool:
-    """Whether experts run through grouped linears on a GPU with Transformer Engine; in low precision where the config says so by name."""
-    model = cfg.model
-    by_default = model.expert_impl == "auto" and cfg.precision.format == "none"
-    return model.transformer_impl != "local" and (by_default or model.expert_impl == "grouped")
+    """Whether experts run through grouped linears on a GPU with Transformer Engine."""
+    if cfg.model.transformer_impl == "local" or cfg.model.expert_impl == "sequential":
+        return False
+    return takes_grouped_experts(cfg.precision) and executor(cfg) != "native"
 
 
 def executor(cfg: Config) -> str:

@@ -1,4 +1,4 @@
-"""When experts run in grouped linears: never unasked in low precision; what cannot is refused by name."""
+"""When experts run in grouped linears: wherever the precision allows it; asked for where it does not, refused by name."""
 
 import pytest
 
@@ -19,7 +19,9 @@ def config(*overrides: str):
     ("overrides", "grouped"),
     [
         ([AUTO, "precision=bf16"], True),
-        ([AUTO, "precision=nvfp4_paper"], False),
+        ([AUTO, "precision=nvfp4_paper"], True),
+        ([AUTO, "precision=nvfp4_static"], True),
+        ([AUTO, "precision=nvfp4_paper", "precision.grad_output_amax=dynamic"], False),
         ([AUTO, "precision=nvfp4_nvidia"], False),
         ([SEQUENTIAL, "precision=bf16"], False),
         ([SEQUENTIAL, "precision=nvfp4_paper"], False),
@@ -46,4 +48,7 @@ def test_a_device_whose_kernels_would_multiply_is_refused_and_emulation_is_the_w
     with pytest.raises(ConfigError) as caught:
         has_grouped_experts(config(GROUPED, "precision=nvfp4_paper"), TE)
     assert caught.value.path == "model.expert_impl" and "precision.executor=emulated" in caught.value.way_out
-    assert has_grouped_experts(config(GROUPED, "precision=nvfp4_paper", "precision.executor=emulated"), TE)
+    for impl in (GROUPED, AUTO):
+        assert has_grouped_experts(config(impl, "precision=nvfp4_paper", "precision.executor=emulated"), TE)
+    assert not has_grouped_experts(config(AUTO, "precision=nvfp4_paper"), TE)
+    assert not is_estimated_grouped(config(AUTO, "precision=nvfp4_paper", "cluster.gpu=b200", "model.moe_ffn_hidden_size=64"))
