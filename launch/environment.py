@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ngpt.config.errors import ConfigError
+from ngpt.config.megatron_keys import CAPTURES
 from ngpt.config.schema import Config
 
 # Would change what the precision recipe computes: approximate reciprocals and an unrounded Hadamard transform in Transformer Engine.
@@ -119,6 +120,10 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
 def _gpu_variables(config: Config) -> dict[str, str]:
     # Autotuning results stay on disk: a second start of the same shapes tunes nothing.
     variables = {"TRITON_CACHE_AUTOTUNING": "1"}
+    if not config.megatron.keys() & CAPTURES:
+        # Otherwise blocks of several GiB (logits) find no room between smaller ones: dense nGPT 1.2B at micro-batch 2 ran out of 80 GB with
+        # 63 GiB in use, and trains in 71 GiB with it. CUDA graphs of collectives and such segments do not go together everywhere.
+        variables["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     if config.model.num_experts:
         # Transformer Engine multiplies the experts of a rank by one kernel on Hopper, instead of by one each (elsewhere it ignores this).
         variables["NVTE_USE_CUTLASS_GROUPED_GEMM"] = "1"

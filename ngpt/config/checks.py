@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ngpt.config import hybrid, precision, values
 from ngpt.config.errors import ConfigError, ConfigErrors
-from ngpt.config.megatron_keys import OWNED, REFUSED
+from ngpt.config.megatron_keys import CAPTURES, OWNED, REFUSED
 from ngpt.config.pattern import parse
 from ngpt.config.schema import Config
 from ngpt.config.sizes import (
@@ -245,6 +245,9 @@ def check_megatron(cfg: Config) -> Iterator[ConfigError]:
             yield ConfigError(f"megatron.{name}", value, f"{OWNED[argument]} sets this argument", f"Set {OWNED[argument]} instead")
         elif argument in REFUSED:
             yield ConfigError(f"megatron.{name}", value, f"Refused: {REFUSED[argument]}", "Remove it")
+        elif argument in CAPTURES and value not in (False, None, "none") and cfg.precision.format != "none":
+            rule = f"A captured graph repeats one step's rounding seeds, and precision.format is {cfg.precision.format}"
+            yield ConfigError(f"megatron.{name}", value, rule, "Remove it, or choose precision=bf16")
 
 
 def _divisors(size: int) -> str:

@@ -125,6 +125,8 @@ OWNED = {
     "profile_ranks": "debug.profile_ranks",
 }
 
+# Arguments that have layers captured into CUDA graphs. What the host decides at each step is not in a graph: seeds, the BF16 tail.
+CAPTURES = frozenset({"cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph"})
 # Megatron's argparse name -> why this project refuses it.
 _MASTERS = "the retraction does not reach fp32 masters kept there yet"
 REFUSED = {

@@ -17,29 +17,30 @@ LINK_FRACTION = 0.8  # of NVLink's and the network's rates in collectives: assum
 # Time, in seconds.
 GEMM_RAMP_S = 3e-6  # start and tail of a product: 768 x 1024 x 1024 in 6 us (experts of gpt_hybrid_1p5b, same profile)
 COLLECTIVE_LATENCY_S = 20e-6  # assumed, not measured
-# Host time: gpt_hybrid_1p5b 335 ms and nGPT with eager norms 735 ms a micro-batch, of 7,006 and 17,845 launches, 3,072 of them products
-# of one expert each; two equations for two costs, with everything that Python does around a launch.
-LAUNCH_S = 37e-6
-# Fitted where each expert had a kernel of its own; with one kernel for all (Hopper, by now) the estimates are still 0.95 of two runs.
-EXPERT_PRODUCT_S = 62e-6  # one expert's product in a grouped linear: lists, views and hooks for each of its weights
 
 # Passes over memory, in units of the named tensor's bytes at KERNEL_FRACTION of copy.
 CROSS_ENTROPY_BYTES = 48  # a logit at copy speed: 17.7 ms for 8192 x 131072, five compiled kernels (same profile)
-SCAN_FORWARD_PASSES = 5.0  # over in_proj's output and the chunk states: 0.33 ms a layer of gpt_hybrid_1p5b (same profile)
-SCAN_BACKWARD_PASSES = 18.0  # the same: 1.17 ms
+SCAN_FORWARD_PASSES = 4.6  # over in_proj's output and the chunk states: 0.30 ms a layer (ngpt_hybrid_1p5b, tuned tilings)
+SCAN_BACKWARD_PASSES = 15.0  # the same: 0.97 ms
 DISPATCH_FORWARD_PASSES = 12.0  # over the tokens sent to experts: index select, sort, and back by atomic adds (same profile)
 DISPATCH_BACKWARD_PASSES = 18.0
 OPTIMIZER_BYTES = 50  # a parameter and step: Adam 28, bf16 copy 6, clipping 8, norm 4, zeroing 4; 28 ms for 1.45e9 (same profile: 33)
 RETRACTION_BYTES = 18  # a parameter and step of nGPT: masters read for the norms, read and written, bf16 copy written
 
-# Kernel launches (forward, backward) of one layer besides the products of single experts, with the host work between them.
-# gpt_hybrid_1p5b: 2,050 a micro-batch without gradient sums and optimizer; nGPT's kernels are counted from its modules.
-LAUNCHES = {
-    "gpt": {"*": (10, 24), "-": (5, 14), "E": (75, 100), "M": (20, 45)},
-    "ngpt": {"*": (14, 32), "-": (8, 20), "E": (82, 110), "M": (23, 52)},
+# Seconds of the host to run one layer of one micro-batch (forward, backward), whatever its sizes: Python, autograd, launches. Spans of the
+# layers in torch.profiler traces (1.2B dense, 1.5B hybrids), times 0.7: what steps that wait for the host take without the profiler, over
+# what they take with it. Hosts with the same GPU differ by 30 %.
+HOST_S = {
+    "gpt": {"*": (2.5e-3, 1.0e-3), "-": (1.6e-3, 1.2e-3), "E": (8.2e-3, 8.2e-3), "M": (3.1e-3, 4.9e-3)},
+    "ngpt": {"*": (1.5e-3, 1.35e-3), "-": (1.1e-3, 1.3e-3), "E": (6.9e-3, 8.8e-3), "M": (2.5e-3, 5.7e-3)},
 }
-STAGE_LAUNCHES = 60  # embedding, logits and loss of a micro-batch, both ways
-OPTIMIZER_LAUNCHES_PER_TENSOR = 1.3  # gpt_hybrid_1p5b: about 1,500 for 1,137 tensors
+EXPERT_PRODUCT_S = 25e-6  # beside that, each product of each expert in a grouped linear: views, hooks, a weight gradient's kernel
+EMULATED_LINEAR_S = 1.2e-3  # emulated NVFP4, both ways: steps of ngpt_hybrid_1p5b_nvfp4 and in BF16, 1.68 and 1.44 s, 52 linears 4 times
+# An expert that runs by itself, both ways: linears, activation, suv, norm. Emulated one took 6 ms (ngpt_hybrid_1p5b_nvfp4, 12.4 s for 4
+# times 512 experts), of which its linears' emulation is 2.4; in BF16 it was not measured.
+SEQUENTIAL_EXPERT_S = 3e-3
+STAGE_HOST_S = 26e-3  # embedding, logits and loss of a micro-batch, both ways (the same traces)
+OPTIMIZER_TENSOR_S = {"gpt": 57e-6, "ngpt": 88e-6}  # a parameter tensor and step, nGPT's with its retraction (the same traces)
 
 # Memory, in bytes.
 WORKSPACE = 0.15 * 2**30  # cuBLAS, cuDNN and Transformer Engine's: 38.96 GiB measured, 38.82 derived (gpt_1p2b_dense_bf16)

@@ -18,8 +18,6 @@ from ngpt.estimate.layout import (
     operand_bytes,
 )
 
-STAGE_HOST_SECONDS = measured.STAGE_LAUNCHES * measured.LAUNCH_S
-
 
 @dataclass(frozen=True)
 class Work:
@@ -49,7 +47,7 @@ class Work:
 def layer_work(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
     """Forward and backward of one layer and one micro-batch."""
     forward, backward = _linears(cfg, layer, tokens)
-    for part in (_stream(cfg, tokens), _PARTS[layer.symbol](cfg, layer, tokens), _launches(cfg, layer)):
+    for part in (_stream(cfg, tokens), _PARTS[layer.symbol](cfg, layer, tokens), _host(cfg, layer)):
         forward, backward = forward + part[0], backward + part[1]
     return forward, backward
 
@@ -73,7 +71,7 @@ def output_work(cfg: Config, tokens: Tokens) -> tuple[Work, Work]:
     forward = Work(products=product[0], loss=0.6 * loss, elementwise=_move(cfg, logits * scale[0] * size))
     own = rows * hidden * (2 * size + 8)
     backward = Work(products=product[1] + product[2], loss=0.4 * loss, elementwise=_move(cfg, logits * scale[1] * size + own))
-    half = Work(host=STAGE_HOST_SECONDS / 2)
+    half = Work(host=measured.STAGE_HOST_S / 2)
     return forward + half, backward + half
 
 
@@ -82,7 +80,7 @@ def join_work(cfg: Config, tokens: Tokens) -> tuple[Work, Work]:
     hidden = cfg.model.hidden_size
     forward, data, weight = (_product(cfg, tokens.stream, 2 * hidden, hidden, gradient) for gradient in (False, False, True))
     moved = _move(cfg, 8 * tokens.stream * hidden * activation_bytes(cfg))
-    host = STAGE_HOST_SECONDS / 2
+    host = measured.STAGE_HOST_S / 2
     return Work(products=forward, elementwise=moved, host=host), Work(products=data + weight, elementwise=2 * moved, host=host)
 
 
@@ -209,16 +207,19 @@ def _mamba(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
     )
 
 
-def _launches(cfg: Config, layer: Layer) -> tuple[Work, Work]:
-    """Host time: a layer's launches, and the products of single experts with what surrounds each."""
-    model = cfg.model
-    seconds = [launches * measured.LAUNCH_S for launches in measured.LAUNCHES[model.architecture][layer.symbol]]
-    if layer.symbol == "E":
-        products = 2 * local_experts(cfg)
-        # Experts that run one by one have their own activation, suv and norm, and their own autograd nodes.
-        each = measured.EXPERT_PRODUCT_S if has_grouped_experts(cfg) else measured.EXPERT_PRODUCT_S + 2 * measured.LAUNCH_S
-        seconds = [seconds[0] + products * each, seconds[1] + 2 * products * each]
-    return Work(host=seconds[0]), Work(host=seconds[1])
+def _host(cfg: Config, layer: Layer) -> tuple[Work, Work]:
+    """Host time of a layer. Of an expert's three products, and of the work of quantising for them, a third is forward."""
+    forward, backward = measured.HOST_S[cfg.model.architecture][layer.symbol]
+    one_by_one = layer.symbol == "E" and not has_grouped_experts(cfg)
+    both = 0.0
+    if one_by_one:
+        both += local_experts(cfg) * measured.SEQUENTIAL_EXPERT_S
+    elif layer.symbol == "E":
+        both += 3 * 2 * local_experts(cfg) * measured.EXPERT_PRODUCT_S
+    if executor(cfg) == "emulated":
+        calls = [local_experts(cfg) if one_by_one and ".experts." in name else 1 for name in layer.quantized]
+        both += sum(calls) * measured.EMULATED_LINEAR_S
+    return Work(host=forward + both / 3), Work(host=backward + both * 2 / 3)
 
 
 def _move(cfg: Config, moved: float) -> float:
@@ -242,7 +243,7 @@ def optimizer_work(cfg: Config, updated: float, held: float, tensors: int) -> Wo
     # Zeroing, its norm and clipping read or write the whole gradient buffer; the rest is the rank's share.
     return Work(
         elementwise=_move(cfg, own * updated + 4 * (held - updated)),
-        host=measured.OPTIMIZER_LAUNCHES_PER_TENSOR * tensors * measured.LAUNCH_S,
+        host=measured.OPTIMIZER_TENSOR_S[cfg.model.architecture] * tensors,
     )
 
 

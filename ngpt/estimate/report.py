@@ -36,7 +36,7 @@ def estimate(cfg: Config, price: float | None = None) -> dict[str, Any]:
         "memory": _memory(memory) | {"gpu_bytes": round(gpu.memory), "reserved_bytes": RESERVED, "fits": fits(cfg, memory)},
         "step": _step(cfg, step),
         "cost": _cost(cfg, step, price),
-        "left_out": left_out(cfg),
+        "left_out": left_out(cfg, step),
     }
 
 
@@ -124,7 +124,7 @@ def _cost(cfg: Config, step: StepTime, price: float | None) -> dict[str, Any]:
     }
 
 
-def left_out(cfg: Config) -> list[str]:
+def left_out(cfg: Config, step: StepTime) -> list[str]:
     """What the estimates of this config do not see, or take for granted."""
     notes = [
         f"memory beside torch's allocations: CUDA context, NCCL buffers, fragmentation ({RESERVED / _GIB:.0f} GiB are kept free for them)",
@@ -140,9 +140,8 @@ def left_out(cfg: Config) -> list[str]:
         )
     if "E" in cfg.model.layer_pattern:
         notes.append("unbalanced routing: every expert is given equally many tokens")
-    if cfg.model.architecture == "ngpt" and "E" not in cfg.model.layer_pattern:
-        measured = "tests/bench/results/hybrid_h100_2026-11-22.md"
-        notes.append(f"a step of the dense nGPT 1.2B took 1.3 times its estimate on an H100 ({measured}); the cause is not known yet")
+    if step.stage.waiting:
+        notes.append("how fast this host runs Python: taken as on the machines measured, which differed by 30% with the same GPU")
     if executor(cfg) == "native":
         notes.append(f"native {cfg.precision.format} was not measured: {LOW_PRECISION_GEMM_FRACTION:.0%} of its rate is assumed")
     if cfg.precision.bf16_tail:

@@ -112,19 +112,25 @@ def _stage_time(cfg: Config, held: list[Chunk], sizes: Tokens) -> StageTime:
         boundaries = (not chunk.first) + (not chunk.last)
         links_forward += boundaries / 2 * pipeline_seconds(cfg, sizes)
         links_backward += boundaries / 2 * pipeline_seconds(cfg, sizes)
-    # An expert layer's forward pass waits for the number of tokens of each expert: the host cannot run ahead of it.
-    steps_forward = forward if any(layer.symbol == "E" for chunk in held for layer in chunk.layers) else [_sum(forward)]
-    seconds_forward = sum(max(work.gpu, work.host) for work in steps_forward)
-    whole_backward = _sum(backward)
-    seconds_backward = max(whole_backward.gpu, whole_backward.host)
-    work = _sum(forward) + whole_backward
+    whole_forward, whole_backward = _sum(forward), _sum(backward)
+    work = whole_forward + whole_backward
+    if any(layer.symbol == "E" for chunk in held for layer in chunk.layers):
+        # An expert layer's forward pass waits for the number of tokens of each expert: the host cannot run ahead of it.
+        wait_forward, wait_backward = sum(_wait(one) for one in forward), _wait(whole_backward)
+    else:
+        wait_forward, wait_backward = (_wait(work) * part.gpu / work.gpu for part in (whole_forward, whole_backward))
     return StageTime(
         work=work,
         links=links_forward + links_backward,
-        waiting=sum(max(one.host - one.gpu, 0.0) for one in [*steps_forward, whole_backward]),
-        forward=seconds_forward + links_forward,
-        backward=seconds_backward + links_backward,
+        waiting=wait_forward + wait_backward,
+        forward=whole_forward.gpu + wait_forward + links_forward,
+        backward=whole_backward.gpu + wait_backward + links_backward,
     )
+
+
+def _wait(work: Work) -> float:
+    """Seconds that the GPU waits for its launches."""
+    return max(work.host - work.gpu, 0.0)
 
 
 def recomputed_layers(cfg: Config, chunk: Chunk) -> list[Layer]:

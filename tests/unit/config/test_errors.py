@@ -236,3 +236,14 @@ def test_the_pass_through_table_points_at_existing_keys():
 def test_megatron_arguments_that_break_a_guarantee_are_refused_by_name(argument):
     with pytest.raises(ConfigError, match=f"megatron.{argument}.*Refused"):
         compose(["experiment=ngpt_tiny", f"megatron.{argument}=1"])
+
+
+@pytest.mark.parametrize("word", ["cuda_graph_impl=local", "cuda_graph_impl=full_iteration", "enable_cuda_graph=true"])
+def test_layers_whose_rounding_the_host_seeds_are_not_captured(word):
+    with pytest.raises(ConfigError, match=f"megatron.{word.partition('=')[0]}.*rounding seeds.*precision=bf16"):
+        compose(["experiment=ngpt_tiny", f"megatron.{word}", "precision=nvfp4_paper"])
+    compose(["experiment=ngpt_tiny", f"megatron.{word}", "precision=bf16"])
+
+
+def test_no_capture_is_no_error():
+    compose(["experiment=ngpt_tiny", "megatron.cuda_graph_impl=none", "precision=nvfp4_paper"])

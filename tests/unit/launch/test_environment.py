@@ -103,6 +103,13 @@ def test_one_hardware_queue_only_where_collectives_overlap_layers(config, cuda):
     assert "CUDA_DEVICE_MAX_CONNECTIONS" not in worker_variables(config, local_processes=1, cuda=cuda)
 
 
+def test_memory_grows_in_segments_except_under_cuda_graphs(config):
+    name, graphs = "PYTORCH_CUDA_ALLOC_CONF", compose(["experiment=ngpt_tiny", "megatron.cuda_graph_impl=local"])
+    assert worker_variables(config, local_processes=1, cuda=True)[name] == "expandable_segments:True"
+    assert name not in worker_variables(graphs, local_processes=1, cuda=True)
+    assert name not in worker_variables(config, local_processes=1, cuda=False)
+
+
 def test_threads_never_fall_below_one(config):
     assert worker_variables(config, local_processes=4096, cuda=False)["OMP_NUM_THREADS"] == "1"
 
