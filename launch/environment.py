@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ngpt.config.errors import ConfigError
-from ngpt.config.megatron_keys import CAPTURES
+from ngpt.config.megatron_keys import captures
 from ngpt.config.schema import Config
 
 # Would change what the precision recipe computes: approximate reciprocals and an unrounded Hadamard transform in Transformer Engine.
 REMOVED = ("NVTE_USE_FAST_MATH",)
+# Names of one setting: where the user has set the second, the first is left alone.
+OTHER_NAMES = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF"}
 # Prefixes recorded with a run: they change speed or numerics, and name neither a host nor a user.
 RECORDED_PREFIXES = ("CUDA_", "CUBLAS_", "GLOO_", "NCCL_", "NVTE_", "OMP_", "PYTORCH_", "TORCH", "TRITON_")
 
@@ -120,7 +122,7 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
 def _gpu_variables(config: Config) -> dict[str, str]:
     # Autotuning results stay on disk: a second start of the same shapes tunes nothing.
     variables = {"TRITON_CACHE_AUTOTUNING": "1"}
-    if not config.megatron.keys() & CAPTURES:
+    if not captures(config.megatron):
         # Otherwise blocks of several GiB (logits) find no room between smaller ones: dense nGPT 1.2B at micro-batch 2 ran out of 80 GB with
         # 63 GiB in use, and trains in 71 GiB with it. CUDA graphs of collectives and such segments do not go together everywhere.
         variables["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
@@ -160,7 +162,8 @@ def world_variables(world: World) -> dict[str, str]:
 def worker_environment(variables: Mapping[str, str], world: World | None) -> dict[str, str]:
     """The whole environment of a worker: this process's, `variables` where the user set none, and the rank's place."""
     inherited = {name: value for name, value in os.environ.items() if name not in REMOVED}
-    return {**variables, **inherited, **(world_variables(world) if world else {})}
+    unset = {name: value for name, value in variables.items() if OTHER_NAMES.get(name) not in inherited}
+    return {**unset, **inherited, **(world_variables(world) if world else {})}
 
 
 def recorded_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ngpt.config import hybrid, precision, values
 from ngpt.config.errors import ConfigError, ConfigErrors
-from ngpt.config.megatron_keys import CAPTURES, OWNED, REFUSED
+from ngpt.config.megatron_keys import OWNED, REFUSED, captures
 from ngpt.config.pattern import parse
 from ngpt.config.schema import Config
 from ngpt.config.sizes import (
@@ -245,9 +245,21 @@ def check_megatron(cfg: Config) -> Iterator[ConfigError]:
             yield ConfigError(f"megatron.{name}", value, f"{OWNED[argument]} sets this argument", f"Set {OWNED[argument]} instead")
         elif argument in REFUSED:
             yield ConfigError(f"megatron.{name}", value, f"Refused: {REFUSED[argument]}", "Remove it")
-        elif argument in CAPTURES and value not in (False, None, "none") and cfg.precision.format != "none":
-            rule = f"A captured graph repeats one step's rounding seeds, and precision.format is {cfg.precision.format}"
-            yield ConfigError(f"megatron.{name}", value, rule, "Remove it, or choose precision=bf16")
+
+
+def check_graphs(cfg: Config) -> Iterator[ConfigError]:
+    """What the host decides at each step is not in a CUDA graph: rounding seeds, the BF16 tail, tokens of experts, documents."""
+    for name, value in captures(cfg.megatron).items():
+        path = f"megatron.{name}"
+        if cfg.precision.format != "none":
+            rule = f"A graph repeats one step's rounding seeds and keeps its format to the end; precision.format is {cfg.precision.format}"
+            yield ConfigError(path, value, rule, "Remove it, or choose precision=bf16")
+        if cfg.data.confine_attention:
+            rule = "A graph repeats one sequence's document boundaries, and data.confine_attention is true"
+            yield ConfigError(path, value, rule, "Remove it, or set data.confine_attention=false")
+        if "E" in cfg.model.layer_pattern and (value == "full_iteration" or not cfg.megatron.get("cuda_graph_modules")):
+            rule = "The host reads how many tokens each expert gets, so E layers cannot be captured"
+            yield ConfigError(path, value, rule, "Remove it, or capture other layers: megatron.cuda_graph_modules=[attn,mamba]")
 
 
 def _divisors(size: int) -> str:
@@ -267,4 +279,5 @@ CHECKS: tuple[values.Check, ...] = (
     check_data,
     check_checkpoint,
     check_megatron,
+    check_graphs,
 )

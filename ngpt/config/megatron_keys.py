@@ -1,5 +1,7 @@
 """Which Megatron arguments this project's config sets itself; the pass-through group `megatron` may hold any other."""
 
+from collections.abc import Mapping
+
 # Megatron's argparse name -> our key
 OWNED = {
     "num_layers": "model.num_layers",
@@ -125,8 +127,6 @@ OWNED = {
     "profile_ranks": "debug.profile_ranks",
 }
 
-# Arguments that have layers captured into CUDA graphs. What the host decides at each step is not in a graph: seeds, the BF16 tail.
-CAPTURES = frozenset({"cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph"})
 # Megatron's argparse name -> why this project refuses it.
 _MASTERS = "the retraction does not reach fp32 masters kept there yet"
 REFUSED = {
@@ -165,3 +165,9 @@ REFUSED = {
     "dataloader_type": "batches come from megatron_ext/training/data.py",
     "distributed_backend": "follows from the device",
 }
+_CAPTURES = frozenset({"cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph"})
+
+
+def captures(megatron: Mapping[str, object]) -> dict[str, object]:
+    """Those of the pass-through arguments that have layers captured into CUDA graphs."""
+    return {name: value for name, value in megatron.items() if name in _CAPTURES and value not in (False, None, "none")}

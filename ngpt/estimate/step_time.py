@@ -97,7 +97,7 @@ def _stage_time(cfg: Config, held: list[Chunk], sizes: Tokens) -> StageTime:
     links_forward = links_backward = 0.0
     kinds = {layer for chunk in held for layer in chunk.layers}
     works = {layer: layer_work(cfg, layer, sizes) for layer in kinds}
-    waits = {layer: layer_links(cfg, layer, sizes) for layer in kinds}
+    links = {layer: layer_links(cfg, layer, sizes) for layer in kinds}
     for chunk in held:
         passes = [works[layer] for layer in chunk.layers]
         looked_up = chunk.first + chunk.depths
@@ -107,8 +107,8 @@ def _stage_time(cfg: Config, held: list[Chunk], sizes: Tokens) -> StageTime:
         forward += [one for one, _ in passes]
         backward += [other for _, other in passes] + [works[layer][0] for layer in again]
         backward += [Work(attention=works[layer][0].attention) for layer in recomputed_attention(cfg, chunk)]
-        links_forward += sum(waits[layer][0] for layer in chunk.layers)
-        links_backward += sum(waits[layer][1] for layer in chunk.layers) + sum(waits[layer][0] for layer in again)
+        links_forward += sum(links[layer][0] for layer in chunk.layers)
+        links_backward += sum(links[layer][1] for layer in chunk.layers) + sum(links[layer][0] for layer in again)
         boundaries = (not chunk.first) + (not chunk.last)
         links_forward += boundaries / 2 * pipeline_seconds(cfg, sizes)
         links_backward += boundaries / 2 * pipeline_seconds(cfg, sizes)

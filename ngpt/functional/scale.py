@@ -34,6 +34,7 @@ class ScaledParameter(nn.Module):
     def forward(self, times: float = 1.0) -> tuple[Tensor, float]:
         """`stored` [size] fp32 and the factor to `effective` times a constant, for functions that multiply themselves.
 
+        They save `stored` itself: it keeps its values until the backward pass.
         Only a call lets a sharded optimizer's forward hooks gather the new values first.
         """
         return self.stored, self.init / self.scale * times

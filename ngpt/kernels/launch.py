@@ -32,7 +32,7 @@ class Launcher:
 
         Args:
             tensors: None for a pointer that the kernel does not use.
-            free: the numbers that the kernel does not specialise on: integers below 2^31, floats.
+            free: the numbers that the kernel does not specialise on, each always of one type: integers below 2^31, floats.
             special: those that it does: few different ones in a run, for each has a kernel of its own.
         """
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]

@@ -12,12 +12,15 @@ MAX_WIDTH = 16384  # of a row that one program holds in registers
 
 
 def kernels_take(*tensors: Tensor, fp32: tuple[Tensor, ...] = ()) -> bool:
-    """Whether there are kernels for the device and dtypes of the activations and of the parameters, which must be fp32."""
+    """Whether there are kernels for the one device and the dtypes of the activations and of the parameters, which must be fp32."""
+    device = tensors[0].device
+    if device.type not in DEVICES:
+        return False
     for x in tensors:
-        if x.dtype not in DTYPES or x.device.type not in DEVICES or not x.dim() or not x.numel():
+        if x.dtype not in DTYPES or x.device != device or not x.dim() or not x.numel():
             return False
     for x in fp32:
-        if x.dtype != torch.float32:
+        if x.dtype != torch.float32 or x.device != device:
             return False
     return tensors[0].numel() // tensors[0].size(-1) < 2**31
 

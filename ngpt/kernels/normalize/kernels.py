@@ -21,7 +21,7 @@ def _effective(stored, factor, SQUARED: tl.constexpr):
     return scale * scale if SQUARED else scale
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "factor"])
 def forward_kernel(
     x_ptr,
     scale_ptr,
@@ -72,7 +72,7 @@ def forward_kernel(
             tl.store(y_ptr + first * WIDTH + r[:, None] * WIDTH + column, rounded(y, y_ptr), mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "factor"])
 def backward_kernel(
     grad_ptr,
     x_ptr,
@@ -138,7 +138,7 @@ def _three(inverse_ptr, rows):
     return inverse_ptr, second, second + tl.cast(rows, tl.int64)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "factor"])
 def lerp_forward_kernel(
     h_ptr,
     b_ptr,
@@ -178,7 +178,7 @@ def lerp_forward_kernel(
         tl.store(out_ptr + first * WIDTH + r[:, None] * WIDTH + column, rounded(out, out_ptr), mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "factor"])
 def lerp_backward_kernel(
     grad_ptr,
     h_ptr,

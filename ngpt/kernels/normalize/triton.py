@@ -43,7 +43,7 @@ def lerp_forward(h: Tensor, b: Tensor, alpha: Tensor, factor: float) -> tuple[Te
     plan = _lerp_plan(LERP_FORWARD, width, h.device)
     inverse_norms = torch.empty(3, rows, dtype=torch.float32, device=h.device)
     tensors = h_rows, b_rows, alpha.contiguous(), out, inverse_norms
-    plan.forward((plan.programs(rows), 1, 1), tensors, (rows, float(factor)), (h_rows.stride(0), b_rows.stride(0)))
+    plan.launch((plan.programs(rows), 1, 1), tensors, (rows, float(factor)), (h_rows.stride(0), b_rows.stride(0)))
     return out, inverse_norms
 
 
@@ -51,11 +51,12 @@ def lerp_backward(grad: Tensor, h: Tensor, b: Tensor, alpha: Tensor, factor: flo
     grad_rows, h_rows, b_rows = as_rows(grad), as_rows(h), as_rows(b)
     grad_h, grad_b = dense_like(h), dense_like(b)
     rows, width = h_rows.shape
-    plan = _lerp_plan(LERP_BACKWARD, width, h.device)
+    plan = _lerp_plan(LERP_BACKWARD, width, h.device, backward=True)
     programs = plan.programs(rows)
     partial = torch.empty(programs, width, dtype=torch.float32, device=h.device)
     tensors = grad_rows, h_rows, b_rows, alpha.contiguous(), inverse_norms, grad_h, grad_b, partial
-    plan.backward((programs, 1, 1), tensors, (rows, float(factor)), (grad_rows.stride(0), h_rows.stride(0), b_rows.stride(0)))
+    special = grad_rows.stride(0), h_rows.stride(0), b_rows.stride(0)
+    plan.launch((programs, 1, 1), tensors, (rows, float(factor)), special)
     return grad_h, grad_b, partial.sum(0)
 
 
@@ -64,14 +65,13 @@ class _Plan:
     """How rows of one width are worked on.
 
     Attributes:
-        forward, backward: launchers of both kernels.
+        launch: of the kernel.
         period: rows after which a program's tiles repeat: the scales of all heads lie at the same place again.
         tiles: programs that share a period.
         most: programs that loop over periods, at most.
     """
 
-    forward: Launcher
-    backward: Launcher
+    launch: Launcher
     period: int
     tiles: int
     most: int
@@ -81,25 +81,23 @@ class _Plan:
 
 
 @functools.cache
-def _lerp_plan(tiling: Tiling, width: int, device: torch.device) -> _Plan:
+def _lerp_plan(tiling: Tiling, width: int, device: torch.device, backward: bool = False) -> _Plan:
     height, columns, warps = tiling.tile(width)
-    constants = dict(EPSILON=EPSILON, WIDTH=width, R=height, C=columns, STAGES=tiling.stages, num_warps=warps)
-    forward = Launcher(lerp_forward_kernel, **constants)
-    del constants["EPSILON"]
-    return _Plan(forward, Launcher(lerp_backward_kernel, **constants), height, 1, tiling.programs(warps, device))
+    constants = dict(WIDTH=width, R=height, C=columns, STAGES=tiling.stages, num_warps=warps)
+    launch = Launcher(lerp_backward_kernel, **constants) if backward else Launcher(lerp_forward_kernel, EPSILON=EPSILON, **constants)
+    return _Plan(launch, height, 1, tiling.programs(warps, device))
 
 
 @functools.cache
-def _plan(tiling: Tiling, width: int, heads: int | None, squared: bool, part: int, device: torch.device) -> _Plan:
+def _plan(tiling: Tiling, width: int, heads: int | None, squared: bool, part: int, device: torch.device, backward: bool = False) -> _Plan:
     """heads: of the scale, None without one. part: what to do about sums that ranks share."""
     height, columns, warps = tiling.tile(width)
-    constants = dict(EPSILON=EPSILON, WIDTH=width, R=height, C=columns, SCALED=heads is not None, SQUARED=squared, SUMS=part)
+    constants = dict(WIDTH=width, R=height, C=columns, SCALED=heads is not None, SQUARED=squared, SUMS=part)
     constants |= dict(STAGES=tiling.stages, num_warps=warps)
-    forward = Launcher(forward_kernel, **constants)
-    del constants["EPSILON"]
+    launch = Launcher(backward_kernel, **constants) if backward else Launcher(forward_kernel, EPSILON=EPSILON, **constants)
     period = (heads or 1) * max(1, height // (heads or 1))
     tiles = -(-period // height)
-    return _Plan(forward, Launcher(backward_kernel, **constants), period, tiles, max(1, tiling.programs(warps, device) // tiles))
+    return _Plan(launch, period, tiles, max(1, tiling.programs(warps, device) // tiles))
 
 
 def _forward(x: Tensor, scale: Tensor | None, factor: float, squared: bool, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
@@ -108,12 +106,11 @@ def _forward(x: Tensor, scale: Tensor | None, factor: float, squared: bool, grou
     heads = None if scale is None else scale.numel() // width
     inverse_norm = torch.empty(rows, dtype=torch.float32, device=x.device)
     sums = _shared_sums(x, group)
-    tensors = x_rows, scale, y, sums, inverse_norm
 
     def launch(part: int) -> None:
         plan = _plan(FORWARD, width, heads, squared, part, x.device)
-        special = plan.period, heads or 1, x_rows.stride(0)
-        plan.forward((plan.programs(rows), plan.tiles, 1), tensors, (rows, float(factor)), special)
+        grid, special = (plan.programs(rows), plan.tiles, 1), (plan.period, heads or 1, x_rows.stride(0))
+        plan.launch(grid, (x_rows, scale, y, sums, inverse_norm), (rows, float(factor)), special)
 
     _in_parts(launch, sums, group)
     return y, inverse_norm
@@ -131,17 +128,15 @@ def _backward(
     grad_rows, x_rows, grad_x = as_rows(grad), as_rows(x), dense_like(x)
     rows, width = x_rows.shape
     heads, tiling = (None, BACKWARD) if scale is None else (scale.numel() // width, SCALED_BACKWARD)
-    plan = _plan(tiling, width, heads, squared, OWN.value, x.device)
-    programs, partial = plan.programs(rows), None
+    sums, partial = _shared_sums(x, group), None
     if scale is not None:
-        partial = torch.empty(programs, plan.period, width, dtype=torch.float32, device=x.device)
-    sums = _shared_sums(x, group)
-    tensors = grad_rows, x_rows, scale, inverse_norm, grad_x, sums, partial
+        whole = _plan(tiling, width, heads, squared, OWN.value, x.device, backward=True)
+        partial = torch.empty(whole.programs(rows), whole.period, width, dtype=torch.float32, device=x.device)
 
     def launch(part: int) -> None:
-        plan = _plan(tiling, width, heads, squared, part, x.device)
-        special = plan.period, heads or 1, grad_rows.stride(0), x_rows.stride(0)
-        plan.backward((programs, plan.tiles, 1), tensors, (rows, float(factor)), special)
+        plan = _plan(tiling, width, heads, squared, part, x.device, backward=True)
+        grid, special = (plan.programs(rows), plan.tiles, 1), (plan.period, heads or 1, grad_rows.stride(0), x_rows.stride(0))
+        plan.launch(grid, (grad_rows, x_rows, scale, inverse_norm, grad_x, sums, partial), (rows, float(factor)), special)
 
     _in_parts(launch, sums, group)
     return grad_x, None if scale is None else partial.view(-1, heads * width).sum(0).view(scale.shape)

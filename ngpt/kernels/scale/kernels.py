@@ -22,7 +22,7 @@ def _rows_of_piece(table_ptr, rows, height, GROUPED: tl.constexpr):
         return 0, piece * height, tl.minimum(piece * height + height, rows)
 
 
-@triton.jit(do_not_specialize=["rows", "height"])
+@triton.jit(do_not_specialize=["rows", "height", "factor"])
 def forward_kernel(
     x_ptr,
     scale_ptr,
@@ -50,7 +50,7 @@ def forward_kernel(
         tl.store(y_ptr + first * width + r[:, None] * width + column, rounded(x * scale, y_ptr), mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows", "height"])
+@triton.jit(do_not_specialize=["rows", "height", "factor"])
 def backward_kernel(
     grad_ptr,
     x_ptr,

@@ -67,7 +67,7 @@ def tokens_forward(x: Tensor, scale: Tensor) -> Tensor:
     x_rows, y = as_rows(x), dense_like(x)
     rows, width = x_rows.shape
     plan = _tokens_plan(TOKENS, width, x.device)
-    plan.forward((min(-(-rows // plan.rows), plan.most), 1, 1), (x_rows, scale.contiguous(), y), (rows,), (x_rows.stride(0),))
+    plan.launch((min(-(-rows // plan.rows), plan.most), 1, 1), (x_rows, scale.contiguous(), y), (rows,), (x_rows.stride(0),))
     return y
 
 
@@ -75,37 +75,36 @@ def tokens_backward(grad: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Ten
     grad_rows, x_rows, grad_x = as_rows(grad), as_rows(x), dense_like(x)
     grad_scale = dense_like(scale)
     rows, width = x_rows.shape
-    plan = _tokens_plan(TOKENS, width, x.device)
+    plan = _tokens_plan(TOKENS, width, x.device, backward=True)
     tensors = grad_rows, x_rows, scale.contiguous(), grad_x, grad_scale
-    plan.backward((min(-(-rows // plan.rows), plan.most), 1, 1), tensors, (rows,), (grad_rows.stride(0), x_rows.stride(0)))
+    plan.launch((min(-(-rows // plan.rows), plan.most), 1, 1), tensors, (rows,), (grad_rows.stride(0), x_rows.stride(0)))
     return grad_x, grad_scale
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How rows of one width are worked on: launchers, tiles of so many rows and columns, and programs (of a strip), at most."""
+    """How rows of one width are worked on: a kernel's launcher, tiles of so many rows and columns, programs (of a strip) at most."""
 
-    forward: Launcher
-    backward: Launcher
+    launch: Launcher
     rows: int
     columns: int
     most: int
 
 
 @functools.cache
-def _tokens_plan(tiling: Tiling, width: int, device: torch.device) -> _Plan:
+def _tokens_plan(tiling: Tiling, width: int, device: torch.device, backward: bool = False) -> _Plan:
     rows, columns, warps = tiling.tile(width)
     constants = dict(WIDTH=width, R=rows, C=columns, STAGES=tiling.stages, num_warps=warps)
-    launchers = [Launcher(kernel, **constants) for kernel in (tokens_forward_kernel, tokens_backward_kernel)]
-    return _Plan(*launchers, rows, columns, tiling.programs(warps, device))
+    launch = Launcher(tokens_backward_kernel if backward else tokens_forward_kernel, **constants)
+    return _Plan(launch, rows, columns, tiling.programs(warps, device))
 
 
 @functools.cache
-def _plan(tiling: Tiling, width: int, grouped: bool, device: torch.device) -> _Plan:
+def _plan(tiling: Tiling, width: int, grouped: bool, device: torch.device, backward: bool = False) -> _Plan:
     rows, columns, warps = tiling.strip(width)
     constants = dict(R=rows, C=columns, GROUPED=grouped, STAGES=tiling.stages, num_warps=warps)
-    launchers = [Launcher(kernel, **constants) for kernel in (forward_kernel, backward_kernel)]
-    return _Plan(*launchers, rows, columns, max(1, tiling.programs(warps, device) // -(-width // columns)))
+    launch = Launcher(backward_kernel if backward else forward_kernel, **constants)
+    return _Plan(launch, rows, columns, max(1, tiling.programs(warps, device) // -(-width // columns)))
 
 
 def make_groups(x: Tensor, scale: Tensor, sizes: list[int]) -> Groups:
@@ -143,7 +142,7 @@ def _forward(x: Tensor, scale: Tensor, factor: float, tiling: Tiling, height: in
     rows, width = x_rows.shape
     plan = _plan(tiling, width, table is not None, x.device)
     tensors = x_rows, scale.contiguous(), y, table
-    plan.forward((-(-width // plan.columns), pieces, 1), tensors, (rows, height, float(factor)), (width, x_rows.stride(0)))
+    plan.launch((-(-width // plan.columns), pieces, 1), tensors, (rows, height, float(factor)), (width, x_rows.stride(0)))
     return y
 
 
@@ -153,9 +152,9 @@ def _backward(
     """Gradient of x, and each piece's part of the scale's [pieces, width]."""
     grad_rows, x_rows, grad_x = as_rows(grad), as_rows(x), dense_like(x)
     rows, width = x_rows.shape
-    plan = _plan(tiling, width, table is not None, x.device)
+    plan = _plan(tiling, width, table is not None, x.device, backward=True)
     partial = torch.empty(pieces, width, dtype=torch.float32, device=x.device)
     tensors = grad_rows, x_rows, scale.contiguous(), grad_x, partial, table
     special = width, grad_rows.stride(0), x_rows.stride(0)
-    plan.backward((-(-width // plan.columns), pieces, 1), tensors, (rows, height, float(factor)), special)
+    plan.launch((-(-width // plan.columns), pieces, 1), tensors, (rows, height, float(factor)), special)
     return grad_x, partial

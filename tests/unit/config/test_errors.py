@@ -238,12 +238,35 @@ def test_megatron_arguments_that_break_a_guarantee_are_refused_by_name(argument)
         compose(["experiment=ngpt_tiny", f"megatron.{argument}=1"])
 
 
-@pytest.mark.parametrize("word", ["cuda_graph_impl=local", "cuda_graph_impl=full_iteration", "enable_cuda_graph=true"])
-def test_layers_whose_rounding_the_host_seeds_are_not_captured(word):
-    with pytest.raises(ConfigError, match=f"megatron.{word.partition('=')[0]}.*rounding seeds.*precision=bf16"):
-        compose(["experiment=ngpt_tiny", f"megatron.{word}", "precision=nvfp4_paper"])
-    compose(["experiment=ngpt_tiny", f"megatron.{word}", "precision=bf16"])
+GRAPHS = "megatron.cuda_graph_impl=local"
+TEXT = ["data.mock=false", "data.train=[{path: x}]", "data.valid=[{path: x}]"]
 
 
-def test_no_capture_is_no_error():
-    compose(["experiment=ngpt_tiny", "megatron.cuda_graph_impl=none", "precision=nvfp4_paper"])
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        ([GRAPHS, "precision=nvfp4_paper"], "rounding seeds"),
+        (["megatron.enable_cuda_graph=true", "precision=nvfp4_static"], "rounding seeds"),
+        ([GRAPHS, *TEXT, "data.confine_attention=true"], "document boundaries"),
+        ([GRAPHS, "experiment=ngpt_hybrid_tiny"], "how many tokens each expert gets"),
+        (["megatron.cuda_graph_impl=full_iteration", "megatron.cuda_graph_modules=[attn]", "experiment=ngpt_hybrid_tiny"], "expert"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_the_host_decides_at_each_step_is_not_captured(words: list[str], rule: str):
+    experiment = [] if any("experiment" in word for word in words) else ["experiment=ngpt_tiny"]
+    with pytest.raises(ConfigError, match=f"megatron.*cuda_graph.*{rule}"):
+        compose([*experiment, *words])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=ngpt_tiny", GRAPHS, "precision=bf16"],
+        ["experiment=ngpt_tiny", "megatron.cuda_graph_impl=none", "precision=nvfp4_paper"],
+        ["experiment=ngpt_hybrid_tiny", GRAPHS, "megatron.cuda_graph_modules=[attn,mamba]"],
+    ],
+    ids=str,
+)
+def test_other_layers_may_be_captured(words: list[str]):
+    compose(words)

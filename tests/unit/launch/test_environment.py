@@ -108,6 +108,17 @@ def test_memory_grows_in_segments_except_under_cuda_graphs(config):
     assert worker_variables(config, local_processes=1, cuda=True)[name] == "expandable_segments:True"
     assert name not in worker_variables(graphs, local_processes=1, cuda=True)
     assert name not in worker_variables(config, local_processes=1, cuda=False)
+    eager = compose(["experiment=ngpt_tiny", "megatron.cuda_graph_impl=none"])
+    assert name in worker_variables(eager, local_processes=1, cuda=True)
+
+
+def test_the_users_value_under_another_name_wins_too(monkeypatch):
+    ours = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    assert worker_environment(ours, None)["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:False")
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in worker_environment(ours, None)
 
 
 def test_threads_never_fall_below_one(config):
