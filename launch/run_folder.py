@@ -1,8 +1,12 @@
 """The run folder: made once, checked and its launch recorded at every start."""
 
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ ENVIRONMENT_FILE = "environment.json"
 DIFF_FILE = "code.diff"
 SUMMARY_FILE = "summary.json"
 CONSOLE_FILE = "console.log"
+LOCK_FILE = ".lock"
 FAILURE_PATTERN = "failure_rank*.json"
 
 Changes = dict[str, tuple[Any, Any]]  # key -> (old, new)
@@ -99,6 +104,32 @@ def _listed(changes: Changes) -> str:
 
 def _of_model(changes: Changes) -> Changes:
     return {key: change for key, change in changes.items() if key.startswith("model.")}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the run folder for this process: two runs in one folder would overwrite each other's checkpoints and metrics.
+
+    The lock ends with the process, however it ends. File systems without locks get none.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            way_out = "Wait for it, stop it, or choose another run.name"
+            raise ConfigError("run.dir", str(folder), f"Is being trained by {holder}", way_out) from None
+        except OSError:  # no locks here
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def record_launch(config: Config, command: Sequence[str], variables: dict[str, str]) -> Path:

@@ -3,6 +3,7 @@
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from launch.devices import gpu_names
@@ -14,6 +15,7 @@ from launch.run_folder import (
     changed_data,
     check_resumable,
     first_failure,
+    locked,
     nothing_left,
     record_launch,
 )
@@ -88,11 +90,12 @@ def _check_data(config: Config, world: World | None) -> None:
 
 def _run_all_ranks(config: Config, processes: int, environment: dict[str, str], command: Sequence[str]) -> int:
     """Runs every rank on this machine, keeps what they print and says in one line what failed."""
-    config_path = record_launch(config, command, recorded_variables(environment))
-    run_dir = config_path.parent
-    console = run_dir / CONSOLE_FILE
-    workers = worker_command(["train", str(config_path)], processes, run_dir / WORKER_LOGS)
-    code = run_and_tee(workers, environment, console, reporting_rank=processes - 1)
+    run_dir = Path(config.run.dir)
+    with locked(run_dir):
+        config_path = record_launch(config, command, recorded_variables(environment))
+        console = run_dir / CONSOLE_FILE
+        workers = worker_command(["train", str(config_path)], processes, run_dir / WORKER_LOGS)
+        code = run_and_tee(workers, environment, console, reporting_rank=processes - 1)
     if code != 0:
         print(f"ngpt train failed: {_cause(run_dir, code)}\nWhole output: {console}", file=sys.stderr)
     return code
@@ -101,10 +104,10 @@ def _run_all_ranks(config: Config, processes: int, environment: dict[str, str], 
 def _run_one_rank(config: Config, world: World, environment: dict[str, str], command: Sequence[str]) -> int:
     """Runs this process's rank of a given world. Rank 0 records the launch; the last rank, which prints the progress, keeps the output."""
     run_dir = Path(config.run.dir)
-    if world.rank == 0:
-        record_launch(config, command, recorded_variables(environment))
     console = run_dir / CONSOLE_FILE if world.rank == world.size - 1 else None
-    with tempfile.TemporaryDirectory() as folder:
+    with locked(run_dir) if world.rank == 0 else nullcontext(), tempfile.TemporaryDirectory() as folder:
+        if world.rank == 0:
+            record_launch(config, command, recorded_variables(environment))
         # A config file of its own: at this moment the run folder's may be that of an earlier launch.
         config_path = Path(folder) / CONFIG_FILE
         dump(config, config_path)

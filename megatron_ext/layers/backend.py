@@ -12,6 +12,8 @@ from megatron_ext.layers.linear import LocalColumnLinear, LocalRowLinear
 from megatron_ext.layers.norm import LocalRMSNorm
 from megatron_ext.precision.executors import QuantizableColumn, QuantizableGrouped, QuantizableRow
 from ngpt.config import Config, ConfigError
+from ngpt.config.checks import transformer_engine_attention
+from ngpt.config.megatron_keys import captures
 
 
 @dataclass(frozen=True)
@@ -64,21 +66,17 @@ def choose_backend(transformer_impl: str) -> str:
     return transformer_impl
 
 
-def check_attention(cfg: Config, backend: str) -> None:
-    """Refuse what Transformer Engine's attention cannot do.
+def check_backend(cfg: Config, backend: str) -> None:
+    """Refuse what this backend or this device cannot do.
 
     Raises:
-        ConfigError: fp32 over a split sequence; several sequences with attention confined to documents.
+        ConfigError: what Transformer Engine's attention cannot do; CUDA graphs without CUDA.
     """
-    if backend != "transformer_engine":
-        return
-    if cfg.data.confine_attention and cfg.train.micro_batch_size != 1:
-        rule = "data.confine_attention with Transformer Engine packs the documents of one sequence"
-        raise ConfigError("train.micro_batch_size", cfg.train.micro_batch_size, rule, "Set train.micro_batch_size=1")
-    if cfg.parallel.context > 1 and cfg.precision.dtype == "fp32" and "*" in cfg.model.layer_pattern:
-        rule = "Transformer Engine's attention over a split sequence computes in bf16, and precision.dtype is fp32"
-        way_out = "Set precision=bf16, or model.transformer_impl=local, which gathers keys and values"
-        raise ConfigError("parallel.context", cfg.parallel.context, rule, way_out)
+    if backend == "transformer_engine":
+        for error in transformer_engine_attention(cfg):
+            raise error
+    for name, value in ({} if on_gpu() else captures(cfg.megatron)).items():
+        raise ConfigError(f"megatron.{name}", value, "CUDA graphs need a CUDA GPU, and there is none here", "Remove it")
 
 
 def with_mixin(mixin: type, base: type) -> type:

@@ -244,6 +244,23 @@ def megatron_arguments(cfg: Config, backend: str) -> dict[str, Any]:
     return ours | cfg.megatron
 
 
+def _check_value(name: str, value: Any, action: argparse.Action) -> None:
+    """Megatron's parser would print its whole usage instead.
+
+    Raises:
+        ConfigError: a value that the argument does not take.
+    """
+    for item in value if isinstance(value, list | tuple) else [value]:
+        try:
+            parsed = action.type(str(item)) if action.type else str(item)
+        except (argparse.ArgumentTypeError, TypeError, ValueError):
+            rule = f"Megatron reads it as {getattr(action.type, '__name__', action.type)}"
+            raise ConfigError(f"megatron.{name}", value, rule, "Correct it, or leave it out") from None
+        if action.choices is not None and parsed not in action.choices:
+            rule = f"Must be one of {', '.join(map(str, action.choices))}"
+            raise ConfigError(f"megatron.{name}", value, rule, "Choose one of them, or leave it out")
+
+
 def to_argv(values: dict[str, Any]) -> list[str]:
     """Command line that makes Megatron's own parser produce `values`.
 
@@ -271,7 +288,10 @@ def to_argv(values: dict[str, Any]) -> list[str]:
             if flag is None:
                 raise ConfigError(f"megatron.{name}", value, f"a flag that can only be {first.const}", f"Remove it or set {first.const}")
             argv.append(flag.option_strings[0])
-        elif isinstance(value, list | tuple):
+            continue
+        if value is not None:
+            _check_value(name, value, first)
+        if isinstance(value, list | tuple):
             argv += [first.option_strings[0], *map(str, value)] if value else []
         elif value is not None:
             argv.append(f"{first.option_strings[0]}={value}")

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from megatron.core.enums import ModelType
 from megatron.training import get_args, get_tensorboard_writer, pretrain
 
-from megatron_ext.layers.backend import check_attention, choose_backend
+from megatron_ext.layers.backend import check_backend, choose_backend
 from megatron_ext.optim.norm_check import worst_norm_deviation
 from megatron_ext.optim.retraction import RetractionHook
 from megatron_ext.precision.policy import apply_recipe, choose_executor
@@ -122,7 +122,8 @@ class Session:
             raise RuntimeError(
                 f"worst | ||w|| - 1 | of the fp32 masters: {worst.item():.3g} over all ranks, {deviation:.3g} in {where} on this one; "
                 f"debug.norm_tolerance is {self.cfg.debug.norm_tolerance:g}. After a step: the retraction did not reach this weight. "
-                "After loading: the checkpoint was not written by this model."
+                "After loading: the checkpoint was not written by this model. With a loss that is not finite: the run has diverged, lower "
+                "optim.lr."
             )
         return worst.item()
 
@@ -157,7 +158,7 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
         RuntimeError: the self-check of norms failed, or Megatron left with an error or before the first step.
     """
     backend = choose_backend(cfg.model.transformer_impl)
-    check_attention(cfg, backend)
+    check_backend(cfg, backend)
     executor = choose_executor(cfg, backend)
     with megatron_log(Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log") as say:
         args, container = setup_megatron(cfg, backend)

@@ -122,7 +122,7 @@ def write_summary(cfg: Config, backend: str, executor: str, last: dict[str, Any]
         "precision": cfg.precision.name,
         "executor": executor,
         "transformer_impl": backend,
-        "parallel": {key: value for key, value in asdict(cfg.parallel).items() if isinstance(value, int) and key != "name"},
+        "parallel": {key: value for key, value in asdict(cfg.parallel).items() if key != "name"},
         "parameters": count_parameters(cfg.model).total,
         "steps": step,
         "tokens": tokens,

@@ -247,6 +247,25 @@ def check_megatron(cfg: Config) -> Iterator[ConfigError]:
             yield ConfigError(f"megatron.{name}", value, f"Refused: {REFUSED[argument]}", "Remove it")
 
 
+def transformer_engine_attention(cfg: Config) -> Iterator[ConfigError]:
+    """What Transformer Engine's attention cannot do; the local one can."""
+    if "*" not in cfg.model.layer_pattern:
+        return
+    if cfg.data.confine_attention and cfg.train.micro_batch_size != 1:
+        rule = "data.confine_attention with Transformer Engine packs the documents of one sequence"
+        yield ConfigError("train.micro_batch_size", cfg.train.micro_batch_size, rule, "Set train.micro_batch_size=1")
+    if cfg.parallel.context > 1 and cfg.precision.dtype == "fp32":
+        rule = "Transformer Engine's attention over a split sequence computes in bf16, and precision.dtype is fp32"
+        way_out = "Set precision=bf16, or model.transformer_impl=local, which gathers keys and values"
+        yield ConfigError("parallel.context", cfg.parallel.context, rule, way_out)
+
+
+def check_backend_attention(cfg: Config) -> Iterator[ConfigError]:
+    """Where the config names the backend; otherwise it is known when the workers start."""
+    if cfg.model.transformer_impl == "transformer_engine":
+        yield from transformer_engine_attention(cfg)
+
+
 def check_graphs(cfg: Config) -> Iterator[ConfigError]:
     """What the host decides at each step is not in a CUDA graph: rounding seeds, the BF16 tail, tokens of experts, documents."""
     for name, value in captures(cfg.megatron).items():
@@ -280,4 +299,5 @@ CHECKS: tuple[values.Check, ...] = (
     check_checkpoint,
     check_megatron,
     check_graphs,
+    check_backend_attention,
 )

@@ -17,7 +17,7 @@ _POSITIVE = """
     optim.lr optim.eps tokenizer.vocab_size
     parallel.tensor parallel.pipeline parallel.virtual_pipeline parallel.expert parallel.expert_tensor parallel.context
     parallel.recompute_num_layers cluster.nodes cluster.gpus_per_node logging.interval logging.health_interval
-    checkpoint.interval train.micro_batch_size train.global_batch_size train.steps train.seq_length train.seed
+    checkpoint.interval train.micro_batch_size train.global_batch_size train.steps train.seq_length
     train.eval_interval train.stop_after debug.norm_tolerance debug.profile_start
 """.split()
 _NOT_NEGATIVE = """
@@ -30,6 +30,7 @@ _FRACTIONS = {  # key: (does the range hold this value, the range in words)
     "optim.beta2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "schedule.decay_fraction": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "precision.bf16_tail": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "train.seed": (lambda value: 0 < value < 2**31, "from 1 to 2147483647"),  # Megatron adds ranks to it
     "cluster.rendezvous_port": (lambda value: 0 < value < 65536, "a port, 1 to 65535"),
 }
 _AMAX = ("dynamic", "dynamic_pow2", "static")
@@ -89,6 +90,10 @@ def check_ranges(cfg: Config) -> Iterator[ConfigError]:
         value = _get(cfg, key)
         if not holds(value):
             yield ConfigError(key, value, f"Must be {words}", f"Correct {key}")
+    if cfg.run.dir == "":
+        yield ConfigError(
+            "run.dir", "''", "Names the run folder", "Set run.dir=FOLDER, or leave it out: it follows from run.root and run.name"
+        )
     if not re.fullmatch(r"[\w.+=,@-]*\w[\w.+=,@-]*", cfg.run.name):
         yield ConfigError("run.name", repr(cfg.run.name), "Names a folder: letters, digits and _ . + = , @ -", "Set run.name=NAME")
     for split in ("train", "valid"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
-from ngpt.estimate.layouts import LIMITS, propose_layouts
+from ngpt.estimate.layouts import LIMITS, check_for_gpus, propose_layouts
 from ngpt.estimate.report import as_table, describe_proposals, estimate, proposals_table
 
 _OF_THE_CLUSTER = "cluster"
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         _check_numbers(arguments)
         if arguments.fit is None:
-            cfg = compose(arguments.overrides, arguments.config_dir)
+            cfg = _compose(arguments.overrides, arguments.config_dir)
             values = estimate(cfg, arguments.price)
             print(_json(values) if arguments.json else as_table(cfg, values))
             return 0
@@ -46,6 +46,17 @@ def main(argv: Sequence[str]) -> int:
         return 2
 
 
+def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Config:
+    """A config that could be trained on the GPUs that it is estimated for.
+
+    Raises:
+        ConfigError: it breaks a rule of the config or of Transformer Engine.
+    """
+    cfg = compose(overrides, config_dirs)
+    check_for_gpus(cfg)
+    return cfg
+
+
 def _propose(arguments: argparse.Namespace) -> int:
     """Prints the layouts that fit. The configured one need not be possible."""
     gpus = _number_of_gpus(arguments.fit)
@@ -53,7 +64,7 @@ def _propose(arguments: argparse.Namespace) -> int:
     # Every proposal lets it follow parallel.tensor (null), and a resolved config no longer says whether it does.
     replaced = [_SEQUENCE_PARALLEL for word in arguments.overrides if word.startswith(f"{_SEQUENCE_PARALLEL}=")]
     try:
-        cfg = compose(arguments.overrides, arguments.config_dir)
+        cfg = _compose(arguments.overrides, arguments.config_dir)
     except ConfigError as error:
         refused = error
         cfg, replaced = _without_its_layout(arguments, gpus, error)
@@ -74,7 +85,7 @@ def _without_its_layout(arguments: argparse.Namespace, gpus: int | None, error: 
     """
     for words in _neutral_layouts(keep_cluster=gpus is None):
         try:
-            return compose([*arguments.overrides, *words], arguments.config_dir), [word.split("=")[0] for word in words]
+            return _compose([*arguments.overrides, *words], arguments.config_dir), [word.split("=")[0] for word in words]
         except ConfigError:
             continue
     raise error
@@ -90,7 +101,7 @@ def _neutral_layouts(keep_cluster: bool) -> Iterator[tuple[str, ...]]:
 
 def _with_number(argv: Sequence[str]) -> list[str]:
     """`--fit` before an override has no number: argparse would take the override for it."""
-    following = [*argv[1:], ""]
+    following = [*argv, ""][1:]
     return [f"--fit={_OF_THE_CLUSTER}" if word == "--fit" and "=" in after else word for word, after in zip(argv, following, strict=True)]
 
 

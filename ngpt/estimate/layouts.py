@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 
-from ngpt.config.checks import validate
+from ngpt.config.checks import transformer_engine_attention, validate
 from ngpt.config.errors import ConfigError
 from ngpt.config.pattern import parse, without_cuts
 from ngpt.config.schema import Config, ParallelConfig
@@ -239,9 +239,21 @@ def _refusal(cfg: Config) -> str:
     """What the checks say against a config: the first rule it breaks, or nothing."""
     try:
         validate(cfg)
+        check_for_gpus(cfg)
     except ConfigError as error:
         return str(error).splitlines()[0]
     return ""
+
+
+def check_for_gpus(cfg: Config) -> None:
+    """An estimate is for Transformer Engine unless the config says otherwise; training would find this out on the GPU.
+
+    Raises:
+        ConfigError: its attention cannot do what the config says.
+    """
+    if cfg.model.transformer_impl != "local":
+        for error in transformer_engine_attention(cfg):
+            raise error
 
 
 def _least_recomputed(candidate: Config) -> _Sized:

@@ -260,3 +260,25 @@ def test_a_cut_balances_time_not_symbols():
     with_depth = compose(["experiment=ngpt_hybrid_3b30b_bf16", f"model.layer_pattern={cfg.model.layer_pattern}/*E"])
     assert balanced_cut(with_depth, 2).endswith("/*E")
     assert "|" not in balanced_cut(compose(["experiment=gpt_1p2b_dense_bf16"]), 4)
+
+
+def test_without_words_the_missing_keys_are_named(capsys: pytest.CaptureFixture[str]):
+    status, _, err = run(capsys)
+    assert status == 2 and "run.name: Not set" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["precision=fp32", "parallel.context=2"], "parallel.context"),
+        (["data.confine_attention=true", "data.mock=false", "data.train=[{path: x}]", "data.valid=[{path: x}]"], "train.micro_batch_size"),
+    ],
+    ids=["fp32", "documents"],
+)
+def test_what_attention_on_gpus_cannot_do_is_neither_estimated_nor_proposed(words: list[str], key: str, capsys: pytest.CaptureFixture[str]):
+    words = ["experiment=ngpt_1p2b_dense_bf16", "train.global_batch_size=96", "cluster=h100_8", *words]
+    status, _, err = run(capsys, *words, "train.micro_batch_size=2")
+    assert status == 2 and err.startswith(f"{key}: ")
+    _, out, _ = run(capsys, *words, "train.micro_batch_size=1", "--fit", "--json", "--top", "100")
+    overrides = [word for layout in json.loads(out)["layouts"] for word in layout["overrides"]]
+    assert overrides and not any(word.startswith(f"{key}=") and not word.endswith("=1") for word in overrides)

@@ -1,13 +1,24 @@
 """The run folder: what it records, what it refuses, what it keeps of earlier launches."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from launch.provenance import git_state
-from launch.run_folder import changed_data, check_resumable, first_failure, nothing_left, record_failure, record_launch
+from launch.run_folder import (
+    LOCK_FILE,
+    changed_data,
+    check_resumable,
+    first_failure,
+    locked,
+    nothing_left,
+    record_failure,
+    record_launch,
+)
 from ngpt.config.checkpoints import newest_step
 from ngpt.config.compose import compose, load
 from ngpt.config.errors import ConfigError
@@ -144,3 +155,17 @@ def test_the_run_folder_in_place_of_its_checkpoints_gets_a_hint(make_config, tmp
     with_checkpoint(config, 2)
     with pytest.raises(ConfigError, match="Set checkpoint.load=.*run/checkpoints"):
         check_resumable(make_config(f"run.dir={tmp_path / 'other'}", f"checkpoint.load={config.run.dir}"))
+
+
+def test_a_folder_is_one_launch_s_until_it_ends(tmp_path):
+    """The other holder is a process of its own, which ends without letting go."""
+    folder = tmp_path / "run"
+    hold = "import sys, time; from pathlib import Path; from launch.run_folder import locked\n"
+    hold += f"with locked(Path({str(folder)!r})): print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"run.dir: .*Is being trained by process {holder.pid} on .*run.name"), locked(folder):
+            pass
+        holder.kill()
+    with locked(folder):
+        assert f"process {os.getpid()} " in (folder / LOCK_FILE).read_text()

@@ -1,8 +1,8 @@
-"""What Transformer Engine's attention cannot do is refused by name; the local backend does it."""
+"""What a backend or a device cannot do is refused by name."""
 
 import pytest
 
-from megatron_ext.layers.backend import check_attention
+from megatron_ext.layers.backend import check_backend
 from ngpt.config import ConfigError, compose
 
 SPLIT = ["parallel.context=2", "cluster.gpus_per_node=2"]
@@ -22,12 +22,24 @@ def config(*overrides: str):
 def test_refused_by_name(overrides, path, way_out):
     cfg = config(*overrides)
     with pytest.raises(ConfigError) as caught:
-        check_attention(cfg, "transformer_engine")
+        check_backend(cfg, "transformer_engine")
     assert caught.value.path == path and way_out in caught.value.way_out
-    check_attention(cfg, "local")
-    check_attention(config(*overrides, way_out), "transformer_engine")
+    check_backend(cfg, "local")
+    check_backend(config(*overrides, way_out), "transformer_engine")
 
 
 def test_layers_without_attention_may_be_split():
     words = ["experiment=ngpt_hybrid_tiny", "model.layer_pattern=ME", "model.num_layers=2", "precision=fp32", *SPLIT]
-    check_attention(compose(words), "transformer_engine")
+    check_backend(compose(words), "transformer_engine")
+
+
+def test_no_graphs_without_cuda():
+    cfg = config("megatron.cuda_graph_impl=local")
+    with pytest.raises(ConfigError, match="megatron.cuda_graph_impl: local.*CUDA GPU"):
+        check_backend(cfg, "local")
+
+
+@pytest.mark.parametrize("overrides", [[*SPLIT, "precision=fp32"], CONFINED], ids=str)
+def test_a_config_that_names_the_backend_is_refused_before_workers_start(overrides):
+    with pytest.raises(ConfigError, match="Transformer Engine"):
+        config(*overrides, "model.transformer_impl=transformer_engine")
