@@ -35,13 +35,13 @@ class Groups:
 
 
 def features_forward(x: Tensor, scale: Tensor, factor: float) -> Tensor:
-    height, pieces = _pieces(x, FORWARD, grouped=False)
-    return _forward(x, scale, factor, FORWARD, height, pieces)
+    plan = _plan(FORWARD, x.size(-1), False, x.device)
+    return _forward(x, scale, factor, plan, *_pieces(x, plan))
 
 
 def features_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    height, pieces = _pieces(x, BACKWARD, grouped=False)
-    grad_x, partial = _backward(grad, x, scale, factor, BACKWARD, height, pieces)
+    plan = _plan(BACKWARD, x.size(-1), False, x.device, backward=True)
+    grad_x, partial = _backward(grad, x, scale, factor, plan, *_pieces(x, plan))
     return grad_x, partial.sum(0)
 
 
@@ -52,12 +52,13 @@ def groups_forward(x: Tensor, scale: Tensor, factor: float, sizes: list[int]) ->
 
 def groups_product(x: Tensor, scale: Tensor, factor: float, groups: Groups) -> Tensor:
     """The forward pass where the groups are on the device already."""
-    return _forward(x, scale, factor, GROUPS, 0, groups.pieces, groups.table)
+    return _forward(x, scale, factor, _plan(GROUPS, x.size(-1), True, x.device), 0, groups.pieces, groups.table)
 
 
 def groups_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float, groups: Groups) -> tuple[Tensor, Tensor]:
-    grad_x, partial = _backward(grad, x, scale, factor, GROUPS, 0, groups.pieces, groups.table)
     number, width = scale.shape
+    plan = _plan(GROUPS, width, True, x.device, backward=True)
+    grad_x, partial = _backward(grad, x, scale, factor, plan, 0, groups.pieces, groups.table)
     grad_scale = torch.empty(number, width, dtype=torch.float32, device=x.device)
     _sum_pieces((-(-width // _SUM_COLUMNS), number, 1), (partial, groups.table, grad_scale), (groups.pieces,), (width,))
     return grad_x, grad_scale
@@ -118,7 +119,7 @@ def make_groups(x: Tensor, scale: Tensor, sizes: list[int]) -> Groups:
             f"sizes: {len(sizes)} groups of {sum(sizes)} rows in all, but scale has {scale.size(0)} groups and x {x.size(0)} rows. "
             "Pass the number of rows of each group, in their order."
         )
-    height, _ = _pieces(x, GROUPS, grouped=True)
+    height, _ = _pieces(x, _plan(GROUPS, x.size(-1), True, x.device))
     rows_of = np.asarray(sizes, dtype=np.int32)
     pieces_of = -(-rows_of // height)
     starts, ends = np.append(0, pieces_of.cumsum()), rows_of.cumsum()
@@ -129,30 +130,27 @@ def make_groups(x: Tensor, scale: Tensor, sizes: list[int]) -> Groups:
     return Groups(host.to(x.device, non_blocking=True), len(group))
 
 
-def _pieces(x: Tensor, tiling: Tiling, grouped: bool) -> tuple[int, int]:
-    """Rows of a piece, whole tiles, so that there are about as many programs as the tiling wants; and how many pieces."""
-    width = x.size(-1)
-    rows, plan = x.numel() // width, _plan(tiling, width, grouped, x.device)
+def _pieces(x: Tensor, plan: _Plan) -> tuple[int, int]:
+    """Rows of a piece, whole tiles, so that there are about as many programs as the plan wants; and how many pieces."""
+    rows = x.numel() // x.size(-1)
     height = -(-rows // (plan.most * plan.rows)) * plan.rows
     return height, -(-rows // height)
 
 
-def _forward(x: Tensor, scale: Tensor, factor: float, tiling: Tiling, height: int, pieces: int, table: Tensor | None = None) -> Tensor:
+def _forward(x: Tensor, scale: Tensor, factor: float, plan: _Plan, height: int, pieces: int, table: Tensor | None = None) -> Tensor:
     x_rows, y = as_rows(x), dense_like(x)
     rows, width = x_rows.shape
-    plan = _plan(tiling, width, table is not None, x.device)
     tensors = x_rows, scale.contiguous(), y, table
     plan.launch((-(-width // plan.columns), pieces, 1), tensors, (rows, height, float(factor)), (width, x_rows.stride(0)))
     return y
 
 
 def _backward(
-    grad: Tensor, x: Tensor, scale: Tensor, factor: float, tiling: Tiling, height: int, pieces: int, table: Tensor | None = None
+    grad: Tensor, x: Tensor, scale: Tensor, factor: float, plan: _Plan, height: int, pieces: int, table: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Gradient of x, and each piece's part of the scale's [pieces, width]."""
     grad_rows, x_rows, grad_x = as_rows(grad), as_rows(x), dense_like(x)
     rows, width = x_rows.shape
-    plan = _plan(tiling, width, table is not None, x.device, backward=True)
     partial = torch.empty(pieces, width, dtype=torch.float32, device=x.device)
     tensors = grad_rows, x_rows, scale.contiguous(), grad_x, partial, table
     special = width, grad_rows.stride(0), x_rows.stride(0)
