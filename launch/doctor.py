@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -172,7 +173,10 @@ def check_all_reduce() -> Finding:
     """A sum over all GPUs of this host, a process each; over two processes on a CPU."""
     gpus = len(gpu_names())
     ranks = min(gpus, MAX_RANKS) or CPU_RANKS
-    alone, variables, command = single_world(), _variables(ranks), [sys.executable, "-m", WORKER, "all_reduce"]
+    variables, command = _variables(ranks), [sys.executable, "-m", WORKER, "all_reduce"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        alone = replace(single_world(), master_port=probe.getsockname()[1])
     worlds = [replace(alone, rank=rank, size=ranks, local_rank=rank, local_size=ranks) for rank in range(ranks)]
     with ThreadPoolExecutor(ranks) as pool:
         problems = list(pool.map(lambda world: run_child(command, worker_environment(variables, world), REDUCTION_SECONDS), worlds))

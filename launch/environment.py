@@ -5,7 +5,6 @@ that offer no other handle.
 """
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -92,11 +91,8 @@ def first_host(node_list: str) -> str:
 
 
 def single_world() -> World:
-    """A world of one process, meeting itself at a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return World(rank=0, size=1, local_rank=0, local_size=1, master_addr="127.0.0.1", master_port=port, started_by="ngpt")
+    """A world of one process, which meets itself at whatever port is free when it binds one."""
+    return World(rank=0, size=1, local_rank=0, local_size=1, master_addr="127.0.0.1", master_port=0, started_by="ngpt")
 
 
 def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[str, str]:

@@ -1,99 +1,155 @@
-"""Runs worker processes: their output goes to the terminal and to a file, signals go to them, their failure comes back as one line."""
+"""Runs worker processes: their output goes to the terminal and to a file, signals go to them, their exit code comes back."""
 
 import os
+import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
 import psutil
 
-FORWARDED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-TORCHRUN, WORKER_MODULE = "torch.distributed.run", "launch.worker"
-RANK_ROLE = "rank"  # torchrun writes [<role><local rank>]: before each line
+from launch.agent import RANK_ROLE
+from ngpt.stopping import STOP_SIGNALS, block_stop_signals
+
+AGENT_MODULE, WORKER_MODULE = "launch.agent", "launch.worker"
+INTERRUPTED = 130
+POLL_SECONDS = 0.2
 
 
-def worker_command(worker_arguments: Sequence[str], processes: int, log_dir: Path) -> list[str]:
-    """The command that starts `processes` workers on this machine: torchrun for several, the worker itself for one.
+def worker_command(worker_arguments: Sequence[str], processes: int, log_dir: Path, run_dir: Path) -> list[str]:
+    """The command that starts `processes` workers on this machine: torch's agent for several, the worker itself for one.
 
     Args:
         worker_arguments: Arguments of `launch.worker`.
         processes: Workers to start.
-        log_dir: Where torchrun keeps one file for each worker and stream.
+        log_dir: Where the agent keeps one file for each worker and stream.
+        run_dir: Where it says which worker died.
     """
+    parent = str(os.getpid())
     if processes == 1:
-        return [sys.executable, "-m", WORKER_MODULE, *worker_arguments]
-    torchrun = [sys.executable, "-m", TORCHRUN, "--standalone", "--nproc-per-node", str(processes)]
-    torchrun += ["--role", RANK_ROLE, "--tee", "3", "--log-dir", str(log_dir)]
-    return [*torchrun, "-m", WORKER_MODULE, *worker_arguments]
+        return [sys.executable, "-m", WORKER_MODULE, parent, *worker_arguments]
+    return [sys.executable, "-m", AGENT_MODULE, parent, str(processes), str(log_dir), str(run_dir), *worker_arguments]
 
 
 def run_and_tee(command: Sequence[str], environment: Mapping[str, str], log_path: Path | None, reporting_rank: int = 0) -> int:
     """Runs a command to its end and copies what it prints to stdout and, appended, to `log_path`.
 
+    A reader that closes its end of stdout, or a disk without room for the log, ends the copying there, not the run.
+
     Args:
-        command: What to run.
+        command: What to run. It starts with the stop signals blocked (ngpt/stopping.py), in a session of its own.
         environment: Its whole environment.
         log_path: None: stdout only.
-        reporting_rank: The local rank that prints the progress; its lines lose torchrun's prefix.
+        reporting_rank: The local rank that prints the progress; its lines lose the agent's prefix.
 
     Returns:
-        The exit code; 128 + n for a process ended by signal n.
+        The exit code, also where a descendant still holds the output open; -n for a process ended by signal n; 130 after a second Ctrl-C,
+        which kills the workers.
     """
+    outputs = [_Output(sys.stdout.buffer, "the terminal")]
     if log_path is not None:
         log_path.parent.mkdir(parents=True, exist_ok=True)
-    # A session of its own: Ctrl-C reaches the workers once, through us.
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    with _signals_forwarded_to(process), log_path.open("ab", buffering=0) if log_path else nullcontext() as log:
-        for text in _arriving(process.stdout, b"[%s%d]:" % (RANK_ROLE.encode(), reporting_rank)):
-            sys.stdout.buffer.write(text)
-            sys.stdout.buffer.flush()
-            if log:
-                log.write(text)
+        outputs.append(_Output(log_path.open("ab", buffering=0), str(log_path)))
+    with _started(command, environment) as (process, interrupted):
+        for text in _without_prefix(_arriving(process), b"[%s%d]:" % (RANK_ROLE.encode(), reporting_rank)):
+            for output in outputs:
+                output.write(text)
         code = process.wait()
-    return 128 - code if code < 0 else code
+    for output in outputs[1:]:
+        output.close()
+    return INTERRUPTED if interrupted() else code
+
+
+class _Output:
+    """A stream that may fail: then it is given up with a note."""
+
+    def __init__(self, stream: BinaryIO, name: str):
+        self.stream: BinaryIO | None = stream
+        self.name = name
+
+    def write(self, text: bytes) -> None:
+        if self.stream is None:
+            return
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError) as error:
+            self.stream = None
+            with suppress(OSError, ValueError):
+                print(f"note: {self.name} takes no more output ({error}); the run goes on", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.stream is not None:
+            with suppress(OSError):
+                self.stream.close()
+
+
+@contextmanager
+def _started(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen, Callable[[], bool]]]:
+    """The running command, with stop signals forwarded to its workers. A second Ctrl-C kills it: the second value says so."""
+    blocked = block_stop_signals()  # inherited by the command; and a signal that comes now waits for the handler below
+    interrupts = 0
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
+            number = signal.SIGKILL
+        for pid in _workers_of(process):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    try:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    try:
+        yield process, lambda: interrupts > 1
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _workers_of(process: subprocess.Popen) -> list[int]:
-    """Process ids that a signal goes to: torchrun's workers, since torchrun itself takes a signal for a failure; else the process."""
+    """Process ids that a signal goes to: the agent's workers, or the worker itself."""
     if process.poll() is not None:
         return []
-    workers = psutil.Process(process.pid).children() if TORCHRUN in process.args else []
-    return [worker.pid for worker in workers if WORKER_MODULE in worker.cmdline()] or [process.pid]
+    if AGENT_MODULE not in process.args:
+        return [process.pid]
+    try:
+        return [child.pid for child in psutil.Process(process.pid).children()]
+    except psutil.Error:  # gone meanwhile
+        return []
 
 
-def _arriving(stream: BinaryIO, prefix: bytes) -> Iterator[bytes]:
-    """What has been printed so far, at once (a progress line ends without a newline), without `prefix` at the start of lines."""
+def _arriving(process: subprocess.Popen) -> Iterator[bytes]:
+    """What the process prints, at once, until it has ended: a descendant that outlives it may hold the pipe open for ever."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            ended = process.poll() is not None
+            if selector.select(0 if ended else POLL_SECONDS):
+                if chunk := os.read(process.stdout.fileno(), 1 << 16):
+                    yield chunk
+                    continue
+                return
+            if ended:
+                return
+
+
+def _without_prefix(chunks: Iterator[bytes], prefix: bytes) -> Iterator[bytes]:
+    """The same output without `prefix` at the start of lines; a progress line is passed on before it ends with a newline."""
     pending = b""
-    while chunk := stream.read1():
+    for chunk in chunks:
         *lines, pending = (pending + chunk).split(b"\n")
         yield from (line.removeprefix(prefix) + b"\n" for line in lines)
         if not pending.startswith(prefix[:1]):  # no prefix can follow: the start of a line is shown before its end arrives
             yield pending
             pending = b""
     yield pending.removeprefix(prefix)
-
-
-@contextmanager
-def _signals_forwarded_to(process: subprocess.Popen) -> Iterator[None]:
-    """The first Ctrl-C asks the workers to save and leave, as SIGTERM does; another one interrupts them."""
-    interrupted = False
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        nonlocal interrupted
-        if number == signal.SIGINT and not interrupted:
-            interrupted, number = True, signal.SIGTERM
-        for pid in _workers_of(process):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-    previous = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

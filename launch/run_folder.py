@@ -3,13 +3,16 @@
 import fcntl
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from launch.outcome import forget_outcome, read_outcome
 from launch.provenance import describe_launch
 from ngpt.config.checkpoints import TRACKER_FILE, has_checkpoint, newest_step
 from ngpt.config.compose import dump, load
@@ -24,6 +27,9 @@ SUMMARY_FILE = "summary.json"
 CONSOLE_FILE = "console.log"
 LOCK_FILE = ".lock"
 FAILURE_PATTERN = "failure_rank*.json"
+_LOST_PEER = re.compile(
+    r"Connection (reset|closed|refused)|Broken pipe|[Tt]imed out|remote process exited|Socket Timeout|peer|NCCL .*(abort|unhandled system)"
+)
 
 Changes = dict[str, tuple[Any, Any]]  # key -> (old, new)
 
@@ -106,30 +112,46 @@ def _of_model(changes: Changes) -> Changes:
     return {key: change for key, change in changes.items() if key.startswith("model.")}
 
 
+_held: list[IO[str]] = []  # locks that end with this process
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the run folder for this process: two runs in one folder would overwrite each other's checkpoints and metrics.
+    """Holds the run folder for this launch: two in one folder would overwrite each other's checkpoints and metrics.
 
-    The lock ends with the process, however it ends. File systems without locks get none.
+    A launch needs the lock for itself and then shares it with its ranks (`join_lock`), so that it lives as long as any of them, however the
+    launcher ends. File systems without locks get none.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another launch, or a rank of one, holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
             way_out = "Wait for it, stop it, or choose another run.name"
-            raise ConfigError("run.dir", str(folder), f"Is being trained by {holder}", way_out) from None
+            raise ConfigError("run.dir", str(folder), f"Is being trained by {holder}, or its ranks are still leaving", way_out) from None
         except OSError:  # no locks here
             pass
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
         yield
+
+
+def join_lock(folder: Path) -> None:
+    """Holds the run folder together with the launch that started this rank, to the end of the process.
+
+    To be called once the ranks have met: then the launch holds the lock.
+    """
+    with suppress(OSError):  # no locks here, or a disk that this machine does not share with rank 0
+        file = (folder / LOCK_FILE).open("r", encoding="utf-8")
+        _held.append(file)
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def record_launch(config: Config, command: Sequence[str], variables: dict[str, str]) -> Path:
@@ -143,6 +165,7 @@ def record_launch(config: Config, command: Sequence[str], variables: dict[str, s
     _keep_earlier_launch(folder)
     for failure in folder.glob(FAILURE_PATTERN):
         failure.unlink()
+    forget_outcome(folder)
     description, code_diff = describe_launch(command, variables)
     if code_diff:
         (folder / DIFF_FILE).write_text(code_diff, encoding="utf-8")
@@ -162,10 +185,40 @@ def record_failure(folder: Path, rank: int, error: BaseException, time: float) -
     (folder / f"failure_rank{rank}.json").write_text(json.dumps(failure) + "\n", encoding="utf-8")
 
 
+def record_death(folder: Path, rank: int, code: int, time: float) -> None:
+    """Called by whoever started a rank that could not say itself why it ended.
+
+    Args:
+        code: -n where signal n ended it, else its exit code.
+    """
+    if (folder / f"failure_rank{rank}.json").exists() or read_outcome(folder) is not None:
+        return
+    what = f"ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        what += ": killed from outside, for instance by the kernel where memory ran out (dmesg says so)"
+    failure = {"rank": rank, "time": time, "error": "died", "message": what}
+    (folder / f"failure_rank{rank}.json").write_text(json.dumps(failure) + "\n", encoding="utf-8")
+
+
 def first_failure(folder: Path) -> dict[str, Any] | None:
-    """The earliest failure that a worker recorded in this launch."""
-    failures = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(FAILURE_PATTERN)]
-    return min(failures, key=lambda failure: failure["time"], default=None)
+    """The cause among the failures that ranks recorded in this launch: the earliest that is not the loss of another rank."""
+    failures = []
+    for path in folder.glob(FAILURE_PATTERN):
+        with suppress(OSError, ValueError):
+            failures.append(json.loads(path.read_text(encoding="utf-8")))
+    return min(failures, key=lambda failure: (lost_a_peer(failure), failure["time"]), default=None)
+
+
+def lost_a_peer(failure: dict[str, Any]) -> bool:
+    """Whether a rank failed only because another one had gone, as gloo, NCCL and the store word it."""
+    return _LOST_PEER.search(failure["message"]) is not None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _keep_earlier_launch(folder: Path) -> None:

@@ -2,13 +2,15 @@
 
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 from launch.devices import gpu_names
 from launch.environment import World, current_world, recorded_variables, single_world, worker_environment, worker_variables
-from launch.processes import run_and_tee, worker_command
+from launch.outcome import read_outcome
+from launch.processes import INTERRUPTED, run_and_tee, worker_command
 from launch.run_folder import (
     CONFIG_FILE,
     CONSOLE_FILE,
@@ -16,7 +18,9 @@ from launch.run_folder import (
     check_resumable,
     first_failure,
     locked,
+    lost_a_peer,
     nothing_left,
+    record_death,
     record_launch,
 )
 from ngpt.config.compose import compose, dump
@@ -25,6 +29,8 @@ from ngpt.config.schema import Config
 from ngpt.data.manifest import check_against_model, verify
 
 WORKER_LOGS = "logs"
+FAILURE = 1
+OTHERS_SECONDS = 3.0  # how long a rank that lost another one waits for that one's own word
 
 
 def train(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequence[str]) -> int:
@@ -36,7 +42,8 @@ def train(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequen
         command: The command line, recorded with the run.
 
     Returns:
-        The exit code of the workers.
+        0 where it finished or reached train.stop_after; 75 where a signal ended it with its newest step saved; 2 for a mistake of the
+        user's that only the workers see; else a failure.
 
     Raises:
         ConfigError: anything that can be known to be wrong before processes start.
@@ -89,20 +96,25 @@ def _check_data(config: Config, world: World | None) -> None:
 
 
 def _run_all_ranks(config: Config, processes: int, environment: dict[str, str], command: Sequence[str]) -> int:
-    """Runs every rank on this machine, keeps what they print and says in one line what failed."""
+    """Runs every rank on this machine, keeps what they print and says in one line how they ended."""
     run_dir = Path(config.run.dir)
     with locked(run_dir):
         config_path = record_launch(config, command, recorded_variables(environment))
         console = run_dir / CONSOLE_FILE
-        workers = worker_command(["train", str(config_path)], processes, run_dir / WORKER_LOGS)
+        workers = worker_command(["train", str(config_path)], processes, run_dir / WORKER_LOGS, run_dir)
         code = run_and_tee(workers, environment, console, reporting_rank=processes - 1)
-    if code != 0:
-        print(f"ngpt train failed: {_cause(run_dir, code)}\nWhole output: {console}", file=sys.stderr)
-    return code
+        if code != 0 and processes == 1:  # of several the agent knows
+            record_death(run_dir, 0, code, time.time())
+    return _ended(run_dir, code, f"\nWhole output: {console}")
 
 
 def _run_one_rank(config: Config, world: World, environment: dict[str, str], command: Sequence[str]) -> int:
-    """Runs this process's rank of a given world. Rank 0 records the launch; the last rank, which prints the progress, keeps the output."""
+    """Runs this process's rank of a given world. Rank 0 records the launch; the last rank, which prints the progress, keeps the output.
+
+    Returns:
+        0 also where a signal ended the run with its newest step saved: torchrun and srun would end the other ranks at any other code.
+        Who started the world reads the outcome in the run folder.
+    """
     run_dir = Path(config.run.dir)
     console = run_dir / CONSOLE_FILE if world.rank == world.size - 1 else None
     with locked(run_dir) if world.rank == 0 else nullcontext(), tempfile.TemporaryDirectory() as folder:
@@ -111,12 +123,40 @@ def _run_one_rank(config: Config, world: World, environment: dict[str, str], com
         # A config file of its own: at this moment the run folder's may be that of an earlier launch.
         config_path = Path(folder) / CONFIG_FILE
         dump(config, config_path)
-        code = run_and_tee(worker_command(["train", str(config_path)], 1, Path(folder)), environment, console)
-    if code != 0 and world.rank == 0:
-        print(f"ngpt train failed: {_cause(run_dir, code)}", file=sys.stderr)
-    return code
+        code = run_and_tee(worker_command(["train", str(config_path)], 1, Path(folder), run_dir), environment, console)
+        if code != 0:
+            record_death(run_dir, world.rank, code, time.time())
+    if code == 0:
+        return 0
+    return _ended(run_dir, code) if world.rank == 0 else exit_code(code)
+
+
+def _ended(run_dir: Path, code: int, hint: str = "") -> int:
+    """Says how the workers ended where they did not simply finish, and turns that into the exit code of `ngpt train`."""
+    outcome = read_outcome(run_dir)
+    if outcome is not None:  # a rank that leaves ends the others, whatever their codes then are
+        if outcome.line is not None:
+            print(f"ngpt train {outcome.line}", file=sys.stderr)
+        return outcome.exit_code
+    if code == INTERRUPTED:
+        print("ngpt train interrupted twice: the workers were killed; the same command goes on from the newest checkpoint", file=sys.stderr)
+    else:
+        print(f"ngpt train failed: {_cause(run_dir, code)}{hint}", file=sys.stderr)
+    return exit_code(code) or FAILURE
+
+
+def exit_code(code: int) -> int:
+    """Of a process: 128 + n where signal n ended it."""
+    return 128 - code if code < 0 else code
 
 
 def _cause(run_dir: Path, code: int) -> str:
-    failure = first_failure(run_dir)
+    deadline = time.monotonic() + OTHERS_SECONDS
+    while True:
+        failure = first_failure(run_dir)
+        if failure is not None and not lost_a_peer(failure):
+            break
+        if time.monotonic() > deadline:  # other machines' ranks are told of by their own launchers
+            break
+        time.sleep(0.1)
     return f"rank {failure['rank']}: {failure['error']}: {failure['message']}" if failure else f"workers ended with exit code {code}"

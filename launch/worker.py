@@ -1,8 +1,11 @@
-"""One worker process: `python -m launch.worker train CONFIG | sample RUN ...`. Started by `ngpt`, not by hand.
+"""One worker process: `python -m launch.worker PARENT train CONFIG | sample RUN ...`. Started by `ngpt`, not by hand.
 
-Imports stay cheap at the top: an asynchronous checkpoint save spawns a process that imports this file again.
+PARENT is the process that starts it: the worker ends with it. Imports stay cheap at the top: an asynchronous checkpoint save spawns a
+process that imports this file again.
 """
 
+import os
+import signal
 import sys
 import time
 import traceback
@@ -11,9 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.environment import current_world
-from launch.run_folder import record_failure
+from launch.outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
+from launch.run_folder import join_lock, record_failure
 from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
+from ngpt.lifetime import end_with_parent
+from ngpt.stopping import StopRequest
 
 USER_ERROR = 2
 FAILURE = 1
@@ -34,17 +40,34 @@ def install_compat() -> None:
 
 
 def train(config_path: Path) -> int:
-    """Trains the run of a resolved config as one rank of the world that the environment describes."""
-    config = load(config_path)
+    """Trains the run of a resolved config as one rank of the world that the environment describes.
+
+    Returns:
+        0 where it finished or left with its newest step saved, which is told in the run folder (launch/outcome.py).
+    """
+    config, rank = load(config_path), current_world().rank
+    run_dir = Path(config.run.dir)
+
+    def leave(number: signal.Signals) -> None:
+        """There is nothing to save before training starts, and the main thread may be waiting for ranks that never come."""
+        record_outcome(run_dir, Outcome(SIGNALLED, signal=number.name))
+        os._exit(SIGNALLED_CODE)
+
+    request = StopRequest(leave)
+    request.listen()
 
     def body() -> None:
         install_compat()
         from megatron_ext.training import run
 
-        run.train(config, rank=current_world().rank)
+        session = run.train(config, rank, on_built=[lambda chunks: join_lock(run_dir)], stop_request=request)
+        if rank == 0:
+            saves = config.checkpoint.save_at_end or config.checkpoint.interval is not None
+            name = request.signal.name if request.signal else None
+            record_outcome(run_dir, Outcome(session.status, session.step, name, saves))
         run.leave()
 
-    return _report_errors(body, Path(config.run.dir))
+    return _report_errors(body, run_dir)
 
 
 def sample(run_dir: Path, prompt: str, tokens: int) -> int:
@@ -84,7 +107,8 @@ def _report_errors(body: Callable[[], None], run_dir: Path | None) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one mode; the launcher has checked the arguments."""
-    mode, *rest = arguments
+    parent, mode, *rest = arguments
+    end_with_parent(int(parent))
     if mode == "train":
         return train(Path(rest[0]))
     return sample(Path(rest[0]), prompt=rest[1], tokens=int(rest[2]))

@@ -150,7 +150,6 @@ def _training(cfg: Config) -> dict[str, Any]:
         eval_interval=train.eval_interval,
         eval_iters=train.eval_steps,
         exit_interval=train.stop_after,
-        exit_signal_handler=True,
         optimizer=optim.optimizer,
         lr=optim.lr,
         min_lr=optim.min_lr,

@@ -22,19 +22,25 @@ from megatron_ext.training.data import make_iterators_provider
 from megatron_ext.training.health import HiddenNormProbe, check_scale_names, health_figures
 from megatron_ext.training.metrics import MetricsRecorder
 from megatron_ext.training.step import forward_step
+from megatron_ext.training.stop import Stopper
 from megatron_ext.training.summary import run_header, write_summary
 from ngpt.config import Config
 from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import gpu_of_device, peak_flops
 from ngpt.precision.recipe import recipe_of
+from ngpt.stopping import StopRequest
 
 
 class Session:
     """What our side adds to Megatron's loop on one rank: retraction, the self-check of norms, health, metrics."""
 
-    def __init__(self, cfg: Config, backend: str, executor: str, rank: int, say: Callable[[str], None]):
+    def __init__(
+        self, cfg: Config, backend: str, executor: str, rank: int, say: Callable[[str], None], stop_request: StopRequest | None = None
+    ):
         self.cfg, self.executor = cfg, executor
+        self.status = "failed"  # finished | stopped (train.stop_after) | signalled | failed
+        self.stopper = Stopper(stop_request)
         recipe = recipe_of(cfg.precision)
         native_sr = executor == "native" and recipe.format == "nvfp4" and recipe.grad_output.rounding == "sr"
         self.precision = PrecisionState(recipe, cfg.train.seed, rank, cfg.train.steps, seeds_device=native_sr)
@@ -60,6 +66,8 @@ class Session:
 
     def forward_step(self, batches: Iterator, model: torch.nn.Module) -> tuple:
         """Megatron's forward step, with the step told to the low-precision linears."""
+        if self.stopper.request is not None and self.step is None:
+            self.stopper.request.training_starts()
         step = get_args().curr_iteration + 1
         self.precision.begin_step(step, watched=self.cfg.precision.diagnostics and self._health_due(step))
         return forward_step(batches, model)
@@ -145,11 +153,14 @@ def megatron_log(path: Path) -> Iterator[Callable[[str], None]]:
             logging.getLogger().handlers.clear()  # the file closes; what is logged later goes where Python puts it
 
 
-def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = ()) -> Session:
+def train(
+    cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (), stop_request: StopRequest | None = None
+) -> Session:
     """Train as rank `rank` of a world that torchrun's environment variables describe.
 
     Args:
         on_built: called with the wrapped model chunks before the optimizer copies their weights.
+        stop_request: what signals ask of this rank; it is told when training starts.
 
     Writes metrics.jsonl, TensorBoard events and summary.json (last rank), checkpoints, and logs/megatron-rank<N>.log into the run folder.
 
@@ -163,7 +174,7 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
     with megatron_log(Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log") as say:
         args, container = setup_megatron(cfg, backend)
         is_last = args.rank == args.world_size - 1
-        session = Session(cfg, backend, executor, args.rank, say)
+        session = Session(cfg, backend, executor, args.rank, say, stop_request)
         container.model.on_built += [*on_built, session.attach]
         if is_last:
             for line in run_header(cfg, backend, executor, args):
@@ -171,7 +182,8 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
         status = "failed"
         try:
             provider = session.provide_data(make_iterators_provider(cfg, backend))
-            pretrain(container, provider, ModelType.encoder_or_decoder, session.forward_step)
+            with session.stopper.installed():
+                pretrain(container, provider, ModelType.encoder_or_decoder, session.forward_step)
             status = "finished"
         except SystemExit as leaving:  # Megatron leaves this way after stop_after or a signal, checkpoint saved
             if leaving.code or session.step is None:
@@ -183,6 +195,7 @@ def train(cfg: Config, rank: int, on_built: Sequence[Callable[[list], None]] = (
                 say(f"stopped after step {session.step}; the same command continues from the newest checkpoint")
         finally:
             session.close()
+            session.status = "signalled" if session.stopper.agreed and status == "stopped" else status
             if is_last:
                 last = session.recorder.last | {
                     "step": session.step or session.recorder.start_step,

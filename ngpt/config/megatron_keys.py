@@ -161,6 +161,8 @@ REFUSED = {
     "use_mup": "it scales logits and learning rates on its own",
     "fp8_output_proj": "the output layer stays in precision.dtype",
     "te_precision_config_file": "precision.bf16_modules says which layers stay high",
+    "exit_signal_handler": "a signal saves and leaves always; the launcher and all ranks agree on it",
+    "exit_signal": "SIGTERM, SIGHUP, SIGINT, SIGUSR1 and SIGUSR2 all save and leave",
     "calculate_per_token_loss": "always on: the loss is a mean over the step's tokens",
     "dataloader_type": "batches come from megatron_ext/training/data.py",
     "distributed_backend": "follows from the device",

@@ -98,12 +98,18 @@ def failing_trainer(tmp_path):
         "from pathlib import Path\n"
         "from ngpt.config.errors import ConfigError\n"
         "def leave(): pass\n"
-        "def train(config, rank):\n"
+        "class Session: status, step = 'finished', 4\n"
+        "def train(config, rank, on_built, stop_request):\n"
         "    print('step 1', flush=True)\n"
         "    if config.train.seed == 11:\n"
         "        raise RuntimeError('loss is NaN at step 2')\n"
         "    if config.train.seed == 12:\n"
         "        raise ConfigError('megatron.x', 1, 'not that', 'Leave it out')\n"
+        "    if config.train.seed == 13:\n"
+        "        import os; os.kill(os.getpid(), 9)\n"
+        "    if config.train.seed == 14:\n"
+        "        Session.status = 'signalled'\n"
+        "    return Session\n"
     )
     for package in ("megatron_ext", "megatron_ext/training", "megatron_ext/compat"):
         (tmp_path / "fake" / package).mkdir(parents=True)
@@ -119,6 +125,7 @@ def failing_trainer(tmp_path):
         (10, 0, ""),
         (11, 1, "rank 0: RuntimeError: loss is NaN at step 2"),
         (12, 2, "rank 0: ConfigError: megatron.x: 1. not that. Leave it out"),
+        (13, 137, "rank 0: died: ended by SIGKILL: killed from outside, for instance by the kernel where memory ran out (dmesg says so)"),
     ],
 )
 def test_what_a_worker_ends_with_is_the_launchers_last_word(seed, exit_code, cause, failing_trainer, tmp_path):
@@ -131,6 +138,13 @@ def test_what_a_worker_ends_with_is_the_launchers_last_word(seed, exit_code, cau
     if cause:
         assert done.stderr == f"ngpt train failed: {cause}\nWhole output: runs/ngpt_tiny/console.log\n"
     assert ("Traceback" in done.stdout) == (exit_code == 1)
+
+
+def test_a_run_that_a_signal_has_ended_is_no_failure(failing_trainer, tmp_path):
+    done = run_ngpt("train", "experiment=ngpt_tiny", "train.seed=14", folder=tmp_path, PYTHONPATH=failing_trainer, PYTHONSAFEPATH="1")
+    assert done.returncode == 75
+    assert done.stderr == "ngpt train ended by a signal after step 4, which is saved; the same command goes on\n"
+    assert json.loads((tmp_path / "runs/ngpt_tiny/outcome.json").read_text())["status"] == "signalled"
 
 
 def test_ranks_of_a_given_world_share_the_work_on_the_run_folder(failing_trainer, tmp_path):

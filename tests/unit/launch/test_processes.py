@@ -2,27 +2,31 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from launch import processes
 from launch.processes import run_and_tee, worker_command
+from launch.train import exit_code
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-u", "-c", code]
 
 
-def test_one_process_needs_no_torchrun(tmp_path):
-    assert worker_command(["train", "c.yaml"], 1, tmp_path)[1:] == ["-m", "launch.worker", "train", "c.yaml"]
+def test_one_process_needs_no_agent(tmp_path):
+    command = worker_command(["train", "c.yaml"], 1, tmp_path, tmp_path)
+    assert command[1:] == ["-m", "launch.worker", str(os.getpid()), "train", "c.yaml"]
 
 
-def test_several_processes_run_under_torchrun(tmp_path):
-    command = worker_command(["train", "c.yaml"], 3, tmp_path)
-    assert command[1:3] == ["-m", "torch.distributed.run"]
-    assert command[command.index("--nproc-per-node") + 1] == "3"
-    assert command[-4:] == ["-m", "launch.worker", "train", "c.yaml"]
+def test_several_processes_run_under_an_agent(tmp_path):
+    command = worker_command(["train", "c.yaml"], 3, tmp_path / "logs", tmp_path)
+    assert command[1:] == ["-m", "launch.agent", str(os.getpid()), "3", str(tmp_path / "logs"), str(tmp_path), "train", "c.yaml"]
 
 
 def test_output_is_shown_and_appended_without_the_prefix_of_the_reporting_rank(tmp_path, capsysbinary):
@@ -35,14 +39,7 @@ def test_output_is_shown_and_appended_without_the_prefix_of_the_reporting_rank(t
 
 
 def test_a_prefix_cut_in_two_by_the_pipe_is_still_removed():
-    class Pieces:
-        def __init__(self):
-            self.pieces = [b"a\n[ra", b"nk0]:b\n", b"step 1\r", b"step 2\r", b""]
-
-        def read1(self):
-            return self.pieces.pop(0)
-
-    arrived = list(processes._arriving(Pieces(), b"[rank0]:"))
+    arrived = list(processes._without_prefix(iter([b"a\n[ra", b"nk0]:b\n", b"step 1\r", b"step 2\r"]), b"[rank0]:"))
     assert b"".join(arrived) == b"a\nb\nstep 1\rstep 2\r"
     assert b"step 1\r" in arrived  # shown before its line ends
 
@@ -51,16 +48,53 @@ def test_exit_codes_come_back():
     assert run_and_tee(python("raise SystemExit(7)"), dict(os.environ), None) == 7
 
 
-def test_a_killed_worker_counts_as_128_plus_the_signal():
-    assert run_and_tee(python("import os; os.kill(os.getpid(), 9)"), dict(os.environ), None) == 128 + 9
+def test_a_killed_worker_is_told_by_its_signal():
+    assert run_and_tee(python("import os; os.kill(os.getpid(), 9)"), dict(os.environ), None) == -9
+    assert exit_code(-9) == 128 + 9 and exit_code(7) == 7
+
+
+def test_a_descendant_that_holds_the_output_does_not_keep_the_launcher(tmp_path):
+    code = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid)"
+    log = tmp_path / "console.log"
+    assert run_and_tee(python(code), dict(os.environ), log) == 0  # a hang fails by the suite's own limit
+    os.kill(int(log.read_text()), signal.SIGKILL)  # it was there all the time
+
+
+def test_a_reader_that_leaves_ends_the_echo_and_not_the_run(tmp_path):
+    log = tmp_path / "console.log"
+    launcher = (
+        "import os, sys; from pathlib import Path; from launch.processes import run_and_tee;"
+        f"sys.exit(run_and_tee([sys.executable, '-c', 'for i in range(100000): print(i)'], dict(os.environ), Path({str(log)!r})))"
+    )
+    process = subprocess.Popen(python(launcher), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process.stdout.readline()
+    process.stdout.close()
+    notes = process.stderr.read()
+    assert process.wait() == 0
+    assert notes.count("takes no more output") == 1 and "Traceback" not in notes
+    assert log.read_text().splitlines()[-1] == "99999"
+
+
+def test_a_full_disk_ends_the_log_and_not_the_run(capfd):
+    assert run_and_tee(python("print('still here')"), dict(os.environ), Path("/dev/full")) == 0
+    shown = capfd.readouterr()
+    assert "still here" in shown.out and "No space left" in shown.err and "/dev/full" in shown.err
+
+
+def test_signals_are_blocked_in_what_is_started_and_open_again_in_the_launcher():
+    code = "import signal; print(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert run_and_tee(python(f"{code}; raise SystemExit(3)"), dict(os.environ), None) == 3
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    assert signal.SIGTERM not in before
 
 
 def test_a_signal_reaches_the_worker_and_the_launcher_waits_for_it(tmp_path):
     code = (
         "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(5)))\n"
         "print('ready')\n"
-        "time.sleep(60)\n"
+        "assert signal.sigwait([signal.SIGTERM]) == signal.SIGTERM\n"
+        "print('saved'); sys.exit(5)\n"
     )
 
     log = tmp_path / "console.log"

@@ -1,0 +1,52 @@
+"""Signals that ask a run to save and leave, taken by one thread so that they reach a process whatever it waits for.
+
+The launcher starts every process of a run with these signals blocked, and blocked they stay: in every thread, and in every process that
+a rank forks or spawns (data loaders, checkpoint writers), so that a signal to all processes of a job ends none of them. One thread of each
+rank waits for them. Nothing is lost between the start of a process and the start of that thread: blocked signals wait.
+"""
+
+import signal
+import threading
+from collections.abc import Callable
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def block_stop_signals() -> set[signal.Signals]:
+    """Blocks them in this thread and what it starts from here on; the signals that were blocked before."""
+    return signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+class StopRequest:
+    """Whether a signal has asked this rank to save and leave.
+
+    Args:
+        leave: called from the waiting thread, with the signal, where it comes before training starts: there is nothing to save, and the
+            rank may be waiting for others that never come. It should end the process.
+    """
+
+    def __init__(self, leave: Callable[[signal.Signals], None]):
+        self.leave = leave
+        self.signal: signal.Signals | None = None  # the first that came
+        self._training = False
+        self._lock = threading.Lock()
+
+    def listen(self) -> None:
+        """Starts the waiting thread. Call it from the main thread before any other thread starts."""
+        block_stop_signals()
+        threading.Thread(target=self._wait, name="stop signals", daemon=True).start()
+
+    def training_starts(self) -> None:
+        """From here on a request waits for the end of the step."""
+        with self._lock:
+            self._training = True
+
+    def _wait(self) -> None:
+        while True:
+            number = signal.Signals(signal.sigwait(STOP_SIGNALS))
+            with self._lock:
+                if self.signal is not None:
+                    continue  # asked already
+                self.signal = number
+                if not self._training:
+                    self.leave(number)
