@@ -21,19 +21,18 @@ INTERRUPTED = 130
 POLL_SECONDS = 0.2
 
 
-def worker_command(worker_arguments: Sequence[str], processes: int, log_dir: Path, run_dir: Path) -> list[str]:
+def worker_command(worker_arguments: Sequence[str], processes: int, run_dir: Path) -> list[str]:
     """The command that starts `processes` workers on this machine: torch's agent for several, the worker itself for one.
 
     Args:
         worker_arguments: Arguments of `launch.worker`.
         processes: Workers to start.
-        log_dir: Where the agent keeps one file for each worker and stream.
-        run_dir: Where it says which worker died.
+        run_dir: Where the agent says which worker died.
     """
     parent = str(os.getpid())
     if processes == 1:
         return [sys.executable, "-m", WORKER_MODULE, parent, *worker_arguments]
-    return [sys.executable, "-m", AGENT_MODULE, parent, str(processes), str(log_dir), str(run_dir), *worker_arguments]
+    return [sys.executable, "-m", AGENT_MODULE, parent, str(processes), str(run_dir), *worker_arguments]
 
 
 def run_and_tee(command: Sequence[str], environment: Mapping[str, str], log_path: Path | None, reporting_rank: int = 0) -> int:

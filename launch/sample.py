@@ -23,5 +23,5 @@ def sample(run_dir: Path, prompt: str, tokens: int) -> int:
     if tokens < 1:
         raise ConfigError("--tokens", tokens, "At least 1 token must be generated", "Give a positive number")
     variables = worker_variables(load(config_path), local_processes=1, cuda=bool(gpu_names()))
-    command = worker_command(["sample", str(run_dir), prompt, str(tokens)], processes=1, log_dir=run_dir, run_dir=run_dir)
+    command = worker_command(["sample", str(run_dir), prompt, str(tokens)], processes=1, run_dir=run_dir)
     return subprocess.run(command, env=worker_environment(variables, single_world()), check=False).returncode

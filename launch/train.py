@@ -28,7 +28,6 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.data.manifest import check_against_model, verify
 
-WORKER_LOGS = "logs"
 FAILURE = 1
 OTHERS_SECONDS = 3.0  # how long a rank that lost another one waits for that one's own word
 
@@ -101,7 +100,7 @@ def _run_all_ranks(config: Config, processes: int, environment: dict[str, str], 
     with locked(run_dir):
         config_path = record_launch(config, command, recorded_variables(environment))
         console = run_dir / CONSOLE_FILE
-        workers = worker_command(["train", str(config_path)], processes, run_dir / WORKER_LOGS, run_dir)
+        workers = worker_command(["train", str(config_path)], processes, run_dir)
         code = run_and_tee(workers, environment, console, reporting_rank=processes - 1)
         if code != 0 and processes == 1:  # of several the agent knows
             record_death(run_dir, 0, code, time.time())
@@ -123,7 +122,7 @@ def _run_one_rank(config: Config, world: World, environment: dict[str, str], com
         # A config file of its own: at this moment the run folder's may be that of an earlier launch.
         config_path = Path(folder) / CONFIG_FILE
         dump(config, config_path)
-        code = run_and_tee(worker_command(["train", str(config_path)], 1, Path(folder), run_dir), environment, console)
+        code = run_and_tee(worker_command(["train", str(config_path)], 1, run_dir), environment, console)
         if code != 0:
             record_death(run_dir, world.rank, code, time.time())
     if code == 0:

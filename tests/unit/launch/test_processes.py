@@ -20,13 +20,13 @@ def python(code: str) -> list[str]:
 
 
 def test_one_process_needs_no_agent(tmp_path):
-    command = worker_command(["train", "c.yaml"], 1, tmp_path, tmp_path)
+    command = worker_command(["train", "c.yaml"], 1, tmp_path)
     assert command[1:] == ["-m", "launch.worker", str(os.getpid()), "train", "c.yaml"]
 
 
 def test_several_processes_run_under_an_agent(tmp_path):
-    command = worker_command(["train", "c.yaml"], 3, tmp_path / "logs", tmp_path)
-    assert command[1:] == ["-m", "launch.agent", str(os.getpid()), "3", str(tmp_path / "logs"), str(tmp_path), "train", "c.yaml"]
+    command = worker_command(["train", "c.yaml"], 3, tmp_path)
+    assert command[1:] == ["-m", "launch.agent", str(os.getpid()), "3", str(tmp_path), "train", "c.yaml"]
 
 
 def test_output_is_shown_and_appended_without_the_prefix_of_the_reporting_rank(tmp_path, capsysbinary):
