@@ -5,9 +5,11 @@ a rank forks or spawns (data loaders, checkpoint writers), so that a signal to a
 rank waits for them. Nothing is lost between the start of a process and the start of that thread: blocked signals wait.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable
+from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -29,11 +31,15 @@ class StopRequest:
         self.leave = leave
         self.signal: signal.Signals | None = None  # the first that came
         self._training = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._process = os.getpid()
 
     def listen(self) -> None:
         """Starts the waiting thread. Call it from the main thread before any other thread starts."""
         block_stop_signals()
+        # multiprocessing unblocks two of them in the thread that first makes a queue (resource_tracker.ensure_running): these come here.
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._handle)
         threading.Thread(target=self._wait, name="stop signals", daemon=True).start()
 
     def training_starts(self) -> None:
@@ -43,10 +49,16 @@ class StopRequest:
 
     def _wait(self) -> None:
         while True:
-            number = signal.Signals(signal.sigwait(STOP_SIGNALS))
-            with self._lock:
-                if self.signal is not None:
-                    continue  # asked already
-                self.signal = number
-                if not self._training:
-                    self.leave(number)
+            self._take(signal.Signals(signal.sigwait(STOP_SIGNALS)))
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() == self._process:  # forked processes go on
+            self._take(signal.Signals(number))
+
+    def _take(self, number: signal.Signals) -> None:
+        with self._lock:
+            if self.signal is not None:
+                return  # asked already
+            self.signal = number
+            if not self._training:
+                self.leave(number)

@@ -15,6 +15,7 @@ from megatron_ext.compat import (
     expert_rng,
     mamba_on_cpu,
     prediction_loss,
+    results_queue,
 )
 from ngpt.config.errors import ConfigError
 
@@ -29,6 +30,7 @@ _EVERYWHERE: dict[str, Callable[[], bool]] = {
     "distrib_optimizer_order": distrib_optimizer_order.install,
     "expert_rng": expert_rng.install,
     "prediction_loss": prediction_loss.install,
+    "results_queue": results_queue.install,
 }
 
 

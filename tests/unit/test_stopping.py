@@ -42,6 +42,27 @@ print(request.signal.name)
     assert (done.returncode, done.stdout.strip()) == (0, "SIGUSR1"), done.stderr
 
 
+def test_what_multiprocessing_unblocks_is_taken_too_and_ends_no_forked_process():
+    code = """
+request = StopRequest(lambda number: os._exit(9))
+request.listen()
+request.training_starts()
+import multiprocessing
+from multiprocessing import resource_tracker
+resource_tracker.ensure_running()
+assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())  # else this test proves nothing
+child = multiprocessing.get_context("fork").Process(target=lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.05), os._exit(7)))
+child.start()
+child.join()
+assert request.signal is None
+os.kill(os.getpid(), signal.SIGTERM)
+while request.signal is None: time.sleep(0.001)
+print(child.exitcode, request.signal.name)
+"""
+    done = run(code)
+    assert (done.returncode, done.stdout.strip()) == (0, "7 SIGTERM"), done.stderr
+
+
 def test_children_of_a_rank_outlive_a_signal_to_every_process():
     code = """
 StopRequest(lambda number: None).listen()
