@@ -192,5 +192,6 @@ def check_one_shard(rank: int, init_file: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_l2_normalize_over_features_split_between_two_ranks_equals_one_rank(tmp_path):
+def test_l2_normalize_over_features_split_between_two_ranks_equals_one_rank(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name need not resolve
     torch.multiprocessing.spawn(check_one_shard, args=(str(tmp_path / "rendezvous"),), nprocs=2)
