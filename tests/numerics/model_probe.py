@@ -64,11 +64,13 @@ def main(out: str) -> None:
     import torch
     from grouped_stand_in import use_grouped_experts
     from megatron.training.training import destroy_global_state
+    from repeats import keep_what_repeats
 
     from megatron_ext.training.sample import load_model
     from ngpt.config import compose
     from ngpt.estimate.counts import count_parameters
 
+    keep_what_repeats()
     results = {}
     for name, overrides in SPECS.items():
         cfg = compose([*(HYBRID if "hybrid" in name else COMMON), *overrides, f"run.root={Path(out).parent}", f"run.name={name}"])
