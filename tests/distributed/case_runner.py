@@ -24,7 +24,9 @@ def main(cases_file: str) -> None:
 
     install_compat()
     from megatron.training.training import destroy_global_state
+    from repeats import keep_what_repeats
 
+    keep_what_repeats()
     rank = current_world().rank
     for case in json.loads(Path(cases_file).read_text()):
         run_case(case, rank)

@@ -50,17 +50,19 @@ BF16 = ["precision=bf16"]
 SAVE = ["checkpoint.save_at_end=true"]
 CONFINED = ["data.confine_attention=true"]
 WHOLE = ["parallel.distributed_optimizer=false"]
-NVFP4 = ["precision=nvfp4_paper", "precision.dtype=fp32"]
+PAPER = ["precision=nvfp4_paper"]
+NVFP4 = [*PAPER, "precision.dtype=fp32"]
 NVIDIA = ["precision=nvfp4_nvidia", "precision.dtype=fp32", "precision.num_layers_at_end_in_bf16=1"]
 NEAREST = ["precision.stochastic_rounding=false"]
 STATIC = ["precision=nvfp4_static", "precision.dtype=fp32"]
+FIRST = ["train.steps=1", "train.eval_steps=0", "logging.health_interval=1"]  # of cases whose first step alone is compared
 # One block: the deeper the model, the more one rounded value that differs in its last bit changes in the layers behind it.
 SHALLOW = ["model.num_layers=1", "model.ffn_hidden_size=192"]
 
 
 @dataclass
 class Case:
-    """One run: `seed` names the seed checkpoint it starts from, `resume` another case whose checkpoint folder it takes over."""
+    """One run: `seed` names the case whose weights it starts from."""
 
     name: str
     model: str = "plain"
@@ -93,12 +95,11 @@ def _shallow(name: str, *groups: list[str]) -> Case:
 
 
 def _stopped(name: str, *groups: list[str], model: str = "plain") -> list[Case]:
-    """A run of 4 steps, and the same run stopped after step 2 and started again."""
-    overrides = [*SAVE, *(item for group in groups for item in group)]
+    """A run stopped after step 2 and started again. Its checkpoint of step 2 stays the newest."""
+    overrides = [*(item for group in groups for item in group), f"run.name={name}_halves"]
     return [
-        Case(f"{name}_whole", model, overrides),
-        Case(f"{name}_halves_1", model, [*overrides, "train.stop_after=2", f"run.name={name}_halves"]),
-        Case(f"{name}_halves_2", model, [*overrides, f"run.name={name}_halves"]),
+        Case(f"{name}_halves_1", model, [*overrides, *SAVE, "train.stop_after=2"], seed=f"seed_{model}"),
+        Case(f"{name}_halves_2", model, overrides, seed=f"seed_{model}"),
     ]
 
 
@@ -114,23 +115,19 @@ ONE_PROCESS = [
     _like("recompute_mlp", "plain", ["parallel.recompute=selective", "parallel.recompute_modules=[mlp]"]),
     *_stopped("resume_fp32"),
     *_stopped("resume_bf16", BF16),
-    Case("fp32_from_rounded", seed="resume_bf16_whole"),  # weights alone, BF16 into FP32
+    Case("fp32_from_rounded", seed="resume_bf16_halves"),  # weights alone, BF16 into FP32
     Case("norm_check_stops", overrides=["debug.norm_tolerance=1e-12"]),
-    Case("reshard_source_one", overrides=[*SAVE, "train.stop_after=2"], seed="seed_plain"),
-    Case("reshard_whole_one", seed="seed_plain"),
 ]
 ONE_PROCESS += [
     Case("seed_shallow", overrides=[*SHALLOW, "train.steps=1", *SAVE, "logging.health_interval=1"], randomize_scales=True),
     _shallow("one_shallow", NVFP4, NEAREST),
     _shallow("one_shallow_static", STATIC, NEAREST),
     _like("one_nvfp4", "plain", NVFP4, NEAREST),
-    _like("one_nvfp4_gated", "gated", NVIDIA, NEAREST),
-    _like("one_nvfp4_control", "control", NVIDIA, NEAREST),
+    _like("one_nvfp4_gated", "gated", NVIDIA, NEAREST, FIRST),
+    _like("one_nvfp4_control", "control", NVIDIA, NEAREST, FIRST),
     _like("one_nvfp4_sr", "plain", NVFP4),
-    _like("one_nvfp4_sr_again", "plain", NVFP4),
     _like("recompute_nvfp4_sr", "plain", NVFP4, ["parallel.recompute=full"]),
     _like("nvfp4_watched", "plain", NVFP4, NEAREST, ["precision.diagnostics=true"]),
-    *_stopped("resume_bf16_nvfp4", ["precision=nvfp4_paper"]),
     Case("nvfp4_first_half", overrides=[*NVFP4, *SAVE, "train.stop_after=2"]),
     Case("nvfp4_tail", overrides=[*NVFP4, "precision.bf16_tail=0.5"]),
     Case("nvfp4_tail_by_hand", overrides=["precision=fp32"], load_all="nvfp4_first_half"),
@@ -152,13 +149,10 @@ TWO_PROCESSES = [
     _like("tp2_bf16", "plain", TP2, BF16),
     *_stopped("resume_dp2", DP2, OVERLAP),
     *_stopped("resume_tp2_bf16", TP2, BF16),
-    Case("dp2_fp32_from_rounded", overrides=DP2, seed="resume_bf16_whole"),
-    Case("reshard_one_to_tp2", overrides=TP2, load_all="reshard_source_one"),
-    Case("reshard_one_to_pp2", overrides=PP2, load_all="reshard_source_one"),
-    Case("reshard_one_to_dp2", overrides=DP2, load_all="reshard_source_one"),
-    Case("reshard_source_dp2", overrides=[*DP2, *SAVE, "train.stop_after=2"], seed="seed_plain"),
-    Case("reshard_dp2_to_tp2", overrides=TP2, load_all="reshard_source_dp2"),
-    Case("reshard_dp2_to_pp2", overrides=PP2, load_all="reshard_source_dp2"),
+    Case("dp2_fp32_from_rounded", overrides=DP2, seed="resume_bf16_halves"),
+    Case("reshard_one_to_dp2", overrides=DP2, load_all="resume_fp32_halves"),
+    Case("reshard_dp2_to_tp2", overrides=TP2, load_all="resume_dp2_halves"),
+    Case("reshard_dp2_to_pp2", overrides=PP2, load_all="resume_dp2_halves"),
 ]
 TWO_PROCESSES += [
     _shallow("tp2_shallow", TP2, NVFP4, NEAREST),
@@ -167,7 +161,8 @@ TWO_PROCESSES += [
     _like("tp2_nvfp4_watched", "plain", TP2, NVFP4, NEAREST, ["precision.diagnostics=true"]),
     _like("pp2_nvfp4", "plain", PP2, NVFP4, NEAREST),
     _like("dp2_nvfp4", "plain", DP2, NVFP4, NEAREST, OVERLAP),
-    *_stopped("resume_tp2_bf16_nvfp4", ["precision=nvfp4_paper"], TP2),
+    _like("tp2_bf16_nvfp4", "plain", PAPER, TP2),
+    *_stopped("resume_tp2_bf16_nvfp4", PAPER, TP2),
 ]
 FOUR_PROCESSES = [
     _like("tp2_pp2_plain", "plain", TP2, PP2, ["cluster.gpus_per_node=4"]),

@@ -1,6 +1,24 @@
 """The training cases of models with Mamba and mixture-of-experts layers, added to those of `cases.py`."""
 
-from cases import BF16, CP2, DP2, HYBRID_MODELS, NEAREST, NVFP4, NVIDIA, OVERLAP, PP2, SAVE, STATIC, TP2, Case, _like, _seed, _stopped
+from cases import (
+    BF16,
+    CP2,
+    DP2,
+    FIRST,
+    HYBRID_MODELS,
+    NEAREST,
+    NVFP4,
+    NVIDIA,
+    OVERLAP,
+    PP2,
+    SAVE,
+    STATIC,
+    TP2,
+    Case,
+    _like,
+    _seed,
+    _stopped,
+)
 
 EP2 = ["parallel.expert=2", "cluster.gpus_per_node=2"]
 # Pipeline stages of a hybrid are cut by hand.
@@ -12,8 +30,7 @@ FOUR = ["cluster.gpus_per_node=4"]
 DEEP = ["model.num_layers=6", "model.layer_pattern='ME*E-M'", "model.moe_ffn_hidden_size=64", "model.num_experts=6", "model.moe_top_k=4"]
 DEEP_CUT = ["model.layer_pattern='ME*|E-M'"]
 DEEP_CHUNKS = ["model.layer_pattern='ME|*E|-|M'", "parallel.virtual_pipeline=2"]
-FIRST = ["train.steps=1", "train.eval_steps=0"]
-WATCHED = ["precision.diagnostics=true", "logging.health_interval=1"]
+WATCHED = ["precision.diagnostics=true"]
 SELECTIVE = "parallel.recompute=selective"
 
 
@@ -48,7 +65,6 @@ ONE_PROCESS = [
     _like("recompute_hybrid_shared_experts", "hybrid", [SELECTIVE, "parallel.recompute_modules=[shared_experts]"]),
     _like("one_hybrid_nvfp4", "hybrid", NVFP4, NEAREST),
     _source("one"),
-    Case("reshard_whole_one_hybrid", "hybrid_gated", seed="seed_hybrid_gated"),
     Case("seed_deep", "hybrid_gated", [*DEEP, *_SEED], randomize_scales=True),
     _deep("one_deep", probe_layers=True),
     _deep("one_deep_nvfp4", NVFP4, NEAREST, FIRST, WATCHED),
@@ -67,22 +83,19 @@ TWO_PROCESSES = [
     _like("tp2_hybrid_whole_experts", "hybrid", TP2, WHOLE_EXPERTS),
     _like("tp2_hybrid_gated_whole_experts", "hybrid_gated", TP2, WHOLE_EXPERTS),
     _like("tp2_hybrid_nvfp4", "hybrid", TP2, WHOLE_EXPERTS, NVFP4, NEAREST, FIRST),
-    _like("ep2_hybrid_nvfp4", "hybrid", EP2, NVFP4, NEAREST),
+    _like("ep2_hybrid_nvfp4", "hybrid", EP2, NVFP4, NEAREST, FIRST),
     _like("pp2_hybrid_nvfp4", "hybrid", PP2, CUT, NVFP4, NEAREST),
     _like("cp2_hybrid_nvfp4", "hybrid", CP2, NVFP4, NEAREST, FIRST),
     _like("cp2_hybrid", "hybrid", CP2),
     _like("cp2_hybrid_gated", "hybrid_gated", CP2),
     *_stopped("resume_ep2", BF16, EP2, OVERLAP, model="hybrid"),
     _resharded("one", "tp2", TP2),
-    _resharded("one", "pp2", PP2, CUT),
-    _resharded("one", "ep2", EP2, OVERLAP),
     _source("ep2", EP2),
-    _resharded("ep2", "tp2", TP2),
     _resharded("ep2", "dp2", DP2),  # every rank holds all experts again
     _source("tp2", TP2),
     _resharded("tp2", "pp2", PP2, CUT),
     _source("pp2", PP2, CUT),
-    _resharded("pp2", "ep2", EP2),
+    _resharded("pp2", "ep2", EP2, OVERLAP),
     _like("ep2_hybrid_bf16", "hybrid", EP2, BF16, OVERLAP),
     _deep("vpp2_deep", PP2, DEEP_CHUNKS, probe_layers=True),
     _deep("tp2_deep_nvfp4", TP2, NVFP4, NEAREST, FIRST, probe_padding=True),

@@ -1,4 +1,4 @@
-"""The emulated linear cut over two ranks: `torchrun --nproc-per-node 2 linear_probe.py OUT.json`. Needs no Megatron.
+"""The emulated linear and `l2_normalize` cut over two ranks: `torchrun --nproc-per-node 2 linear_probe.py OUT.json`. Needs no Megatron.
 
 Each rank computes the whole layer alone and its part together with the other rank, from the same tensors. With static scales and
 nearest-even rounding both quantise the same blocks to the same codes.
@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from ngpt.config import compose
+from ngpt.functional import l2_normalize
 from ngpt.precision.recipe import recipe_of
 
 S, B, K, N = 32, 4, 64, 96
@@ -49,9 +50,27 @@ def main(out: str) -> None:
     total = row[0].clone()
     dist.all_reduce(total)
     compare("row", (total, *row[1:]), (y, dx[..., half[K]], dw[:, half[K]]))
+    results["l2_normalize"] = normalize_deviation(rank)
     if rank == 0:
         Path(out).write_text(json.dumps(results))
     dist.destroy_process_group()
+
+
+def normalize_deviation(rank: int) -> float:
+    """| got - wanted | / (1 + | wanted |) of features and gradient against fp64; widths differ, a row is zero on one rank, one on both."""
+    generator = torch.Generator().manual_seed(3)
+    x, grad = (torch.randn(5, 3, 11, generator=generator) for _ in range(2))
+    x[0, 0, :4], x[1, 1] = 0, 0
+    mine = slice(0, 4) if rank == 0 else slice(4, 11)
+    whole, part = x.double().requires_grad_(), x[..., mine].clone().requires_grad_()
+    truth = whole * torch.rsqrt(whole.square().sum(-1, keepdim=True) + 1e-12)
+    truth.backward(grad.double())
+    y = l2_normalize(part, group=dist.group.WORLD)
+    y.backward(grad[..., mine])
+    pairs = (y.detach(), truth.detach()[..., mine]), (part.grad, whole.grad[..., mine])
+    worst = torch.stack([((a - b).abs() / (1 + b.abs())).max() for a, b in pairs]).max()
+    dist.all_reduce(worst, dist.ReduceOp.MAX)
+    return worst.item()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from hybrid_cases import DEEP, FOUR_PROCESSES, ONE_PROCESS, TWO_PROCESSES
 from ngpt.config import compose
 from ngpt.config.linears import quantized_linears
 
-LOSS, GRAD_NORM = 2e-7, 1e-6  # relative, fp32
+LOSS, GRAD_NORM = 4 * 2**-23, 8 * 2**-23  # relative, in units of fp32's last place: see test_layouts.py
 BF16_LOSS, BF16_GRAD_NORM, BF16_ROUNDING = 2e-4, 1e-2, 4e-3
 LAYOUTS = {
     **{f"{layout}_{model}": f"one_{model}" for layout in ("tp2", "ep2") for model in HYBRID_MODELS},
@@ -40,7 +40,8 @@ BITWISE = [
 ]
 RECIPES = {"nvfp4": NVFP4, "nvidia": NVIDIA, "static": STATIC}
 PROBED = ["one_deep", "vpp2_deep", "cp2_ep2_deep", "tp2_pp2_deep"]
-RESHARDED = ["one_to_tp2", "one_to_pp2", "one_to_ep2", "ep2_to_tp2", "ep2_to_dp2", "tp2_to_pp2", "pp2_to_ep2"]
+# Every layout is saved from and loaded into once: what a checkpoint holds does not depend on the layout that wrote it.
+RESHARDED = ["one_to_tp2", "tp2_to_pp2", "pp2_to_ep2", "ep2_to_dp2"]
 NGPT = [case.name for case in ONE_PROCESS + TWO_PROCESSES + FOUR_PROCESSES
         if case.model != "hybrid_control" and not case.name.startswith(("seed", "resume"))]  # fmt: skip
 # Mamba and attention 2 each, routers aside 4 experts and a shared one of 2 each in 2 layers, embedding and head; the gated model's routers.
@@ -133,20 +134,20 @@ def test_every_matrix_is_marked_once(results, model):
 
 def test_a_run_resumed_over_expert_parallel_ranks_ends_with_the_same_bits(results):
     keys = ("train_loss", "grad_norm", "learning_rate", "aux_loss")
-    assert results.figures("resume_ep2_halves", *keys) == results.figures("resume_ep2_whole", *keys)
-    for halves, whole in zip(results.results("resume_ep2_halves"), results.results("resume_ep2_whole"), strict=True):
+    assert results.figures("resume_ep2_halves", *keys) == results.figures("ep2_hybrid_bf16", *keys)
+    for halves, whole in zip(results.results("resume_ep2_halves"), results.results("ep2_hybrid_bf16"), strict=True):
         assert halves["weights"] and halves["weights"] == whole["weights"]
 
 
 def test_every_rank_resumes_with_its_own_random_numbers(results):
     first, second = results.results("resume_ep2_halves")
-    assert [first["rng"], second["rng"]] == [result["rng"] for result in results.results("resume_ep2_whole")]
+    assert [first["rng"], second["rng"]] == [result["rng"] for result in results.results("ep2_hybrid_bf16")]
     assert first["rng"]["expert-parallel-rng"] != second["rng"]["expert-parallel-rng"]
 
 
 @pytest.mark.parametrize("change", RESHARDED)
 def test_resharded_resume_continues_the_same_run(results, change):
-    rows, wanted = results.rows(f"reshard_hybrid_{change}"), results.rows("reshard_whole_one_hybrid")[2:]
+    rows, wanted = results.rows(f"reshard_hybrid_{change}"), results.rows("one_hybrid_gated")[2:]
     assert [row["step"] for row in rows] == [3, 4]
     for row, other in zip(rows, wanted, strict=True):
         assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-6)

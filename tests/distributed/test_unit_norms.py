@@ -21,7 +21,7 @@ def test_masters_and_model_weights_have_unit_norm(results, name):
         assert result["model_norms"] and max(result["model_norms"].values()) < bound  # after the last step's gather
 
 
-@pytest.mark.parametrize("name", ["seed_plain", "seed_gated", "resume_bf16_whole", "tp2_plain", "vpp2_gated", "dp2_bf16"])
+@pytest.mark.parametrize("name", ["seed_plain", "seed_gated", "one_bf16", "tp2_plain", "vpp2_gated", "dp2_bf16"])
 def test_model_is_built_with_unit_norms(results, name):
     bound = BF16_ROUNDING if "bf16" in name else FP32
     for result in results.results(name):

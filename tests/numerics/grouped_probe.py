@@ -22,7 +22,9 @@ def main(out: str) -> None:
     install_compat()
     import torch
     from model_probe import deviation
+    from repeats import keep_what_repeats
 
+    keep_what_repeats()
     results = {}
     for name, overrides in SPECS.items():
         sequential, params, first = run(name, overrides, Path(out).parent)

@@ -64,11 +64,13 @@ def main(out: str) -> None:
     import torch
     from grouped_stand_in import use_grouped_experts
     from megatron.training.training import destroy_global_state
+    from repeats import keep_what_repeats
 
     from megatron_ext.training.sample import load_model
     from ngpt.config import compose
     from ngpt.estimate.counts import count_parameters
 
+    keep_what_repeats()
     results = {}
     for name, overrides in SPECS.items():
         cfg = compose([*(HYBRID if "hybrid" in name else COMMON), *overrides, f"run.root={Path(out).parent}", f"run.name={name}"])
@@ -215,7 +217,10 @@ def spec_of(m):
 
 
 def compare(model, cfg) -> dict:
-    """Relative deviations of logits, loss, gradients, projection inputs and outputs; causality and the token-0 test."""
+    """Relative deviations of logits, loss, gradients, projection inputs and outputs; causality and the token-0 test.
+
+    Those two are changes of logits that must not be there, relative to the largest logit.
+    """
     import torch
     from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
     from reference_model import auxiliary_loss, reference_logits, reference_loss, reference_prediction_loss
@@ -264,7 +269,8 @@ def compare(model, cfg) -> dict:
         after = model(changed, positions, None)
         # Depth d (from 1) of position s reads the tokens up to s + d.
         changes = [(after - logits, 9), *((x - y, 9 - d) for d, (x, y) in enumerate(zip(head_outputs, depth_logits, strict=False), 1))]
-        result["causality"] = max(change[:, :first].abs().max().item() for change, first in changes)
+        largest = max(x[..., : m.vocab_size].abs().max() for x in head_outputs)
+        result["causality"] = max((change[:, :first].abs().max() / largest).item() for change, first in changes)
         result["change_is_seen"] = min(change[:, first:].abs().amax((0, 2)).min().item() for change, first in changes)
         if "M" not in m.layer_pattern:
             result["confined_document"] = deviation(
@@ -365,9 +371,10 @@ def padding_probability(logits, model) -> float:
 
 
 def token_0_leak(model, cfg, tokens, positions, head_outputs: list) -> float:
-    """Largest change of later logits when token 0 changes and neither attention nor Mamba moves anything from token to token.
+    """Largest change of later logits, relative to the largest of all, when token 0 changes and nothing moves from token to token.
 
-    All value projections are zero, the B of every scan is, so that its state stays empty, and its convolution sees one token.
+    Attention and Mamba are cut off: all value projections are zero, the B of every scan is, so that its state stays empty, and its
+    convolution sees one token.
     """
     heads, groups, inner = cfg.model.num_attention_heads, cfg.model.num_query_groups, cfg.model.mamba_num_heads * cfg.model.mamba_head_dim
     for name, param in model.named_parameters():
@@ -383,7 +390,8 @@ def token_0_leak(model, cfg, tokens, positions, head_outputs: list) -> float:
     model(changed, positions, None)
     after = list(head_outputs)
     model(tokens, positions, None)
-    return max((x[:, 1:] - y[:, 1:]).abs().max().item() for x, y in zip(after, head_outputs, strict=True))
+    changes = [(x[:, 1:] - y[:, 1:]).abs().max() for x, y in zip(after, head_outputs, strict=True)]
+    return (max(changes) / max(x[..., : cfg.model.vocab_size].abs().max() for x in head_outputs)).item()
 
 
 def groups_of_state(cfg) -> int:

@@ -18,11 +18,14 @@ def main(out: str) -> None:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training.initialize import initialize_megatron
     from megatron.training.training import destroy_global_state
+    from repeats import keep_what_repeats
     from torch.overrides import TorchFunctionMode
 
     from megatron_ext.training.bridge import setup_megatron
     from ngpt.config import compose, config_dir
     from ngpt.estimate.counts import count_parameters
+
+    keep_what_repeats()
 
     class OnMeta(TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):

@@ -9,6 +9,11 @@ from torchrun import launch
 
 FP32 = 5e-6  # relative norm of the difference; an fp32 forward and backward pass over 4 sub-blocks
 HYBRID = [name for name in SPECS if "hybrid" in name]
+# A head's dt_bias and A_log have gradients that sum over 34 tokens, 4 features and 5 states, of both signs: one rounding a term.
+SCAN_RATES, SCAN = ("dt_bias", "A_log"), 34 * 4 * 5 * 2**-24
+# A changed token may send others to other experts. A matrix product with another number of rows adds its 48 terms in another order,
+# which differs by a rounding a term, relative to the largest logit. Without experts the same products are computed: nothing moves.
+UNMOVED = {spec: 48 * 2**-24 if spec in HYBRID else 0.0 for spec in SPECS}
 # Attention, MLP and Mamba layers: 4 in the dense models, 3 in the hybrid ones.
 PROJECTIONS = dict.fromkeys(SPECS, 4) | dict.fromkeys(HYBRID, 3) | {"hybrid_top1": 2, "hybrid_top1_softmax": 1}
 PREDICTION = {"mtp": 2, "mtp_gated_tied": 1, "mtp_hybrid": 2, "control_mtp": 2, "control_mtp_hybrid": 1}  # depths
@@ -39,7 +44,8 @@ def test_logits_and_losses_of_prediction_depths(deviations, spec):
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_gradient(deviations, spec):
     gradients = {name: value for name, value in deviations[spec].items() if name.startswith("grad/")}
-    assert len(gradients) > 10 and max(gradients.values()) < FP32, gradients
+    beyond = {name: value for name, value in gradients.items() if value > (SCAN if name.endswith(SCAN_RATES) else FP32)}
+    assert len(gradients) > 10 and not beyond
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -51,13 +57,13 @@ def test_what_reaches_and_leaves_the_output_projections(deviations, spec):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_changing_a_token_changes_no_earlier_logit(deviations, spec):
-    assert deviations[spec]["causality"] == 0.0
+    assert deviations[spec]["causality"] <= UNMOVED[spec]
     assert deviations[spec]["change_is_seen"] > 1e-3
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_token_0_reaches_later_tokens_only_through_attention(deviations, spec):
-    assert deviations[spec]["token_0_without_attention"] == 0.0
+    assert deviations[spec]["token_0_without_attention"] <= UNMOVED[spec]
 
 
 @pytest.mark.parametrize("spec", SPECS)

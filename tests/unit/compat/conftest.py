@@ -36,7 +36,8 @@ def run_script(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     def run(text: str, returncode: int = 0) -> str:
         folder = tmp_path_factory.mktemp("script")
         (folder / "script.py").write_text(textwrap.dedent(text))
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        variables = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(REPOSITORY)}
+        environment = os.environ | variables
         # Files, not pipes: a process that the script leaves behind would keep a pipe open.
         with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
             command = [sys.executable, "script.py"]

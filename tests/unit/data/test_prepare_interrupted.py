@@ -38,16 +38,19 @@ def dying(*arguments):
 os.replace = dying
 prepare([source], out, TokenizerConfig(name="bpe", kind="bpe", vocab_size=270), workers=1, chunk_bytes=6000)
 """
-SLOW_TWO_WORKERS = """
+# The fourth shard waits for a file, so that this preparation never ends by itself before it is killed.
+HELD_TWO_WORKERS = """
 import sys, time
+from pathlib import Path
 from ngpt.config.schema import TokenizerConfig
 from ngpt.data import encode
 from ngpt.data.prepare import prepare
 save = encode.save_shard
-def slow(*arguments):
-    time.sleep(0.1)
-    save(*arguments)
-encode.save_shard = slow
+def held(path, shard):
+    while len(list(path.parent.glob("*.npz"))) >= 3 and not Path(sys.argv[3]).exists():
+        time.sleep(0.01)
+    save(path, shard)
+encode.save_shard = held
 if __name__ == "__main__":
     prepare([sys.argv[1]], sys.argv[2], TokenizerConfig(name="bytes", kind="bytes"), workers=2, chunk_bytes=2000)
 """
@@ -92,10 +95,10 @@ def test_killed_at_every_file_and_resumed(source, tmp_path, monkeypatch):
 
 def test_sigkill_with_workers_loses_no_finished_shard_and_leaves_no_process(source, tmp_path):
     prepare([source], tmp_path / "whole", TokenizerConfig(name="bytes", kind="bytes"), workers=1)
-    script = tmp_path / "slow.py"
-    script.write_text(SLOW_TWO_WORKERS)
-    out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, str(script), str(source), str(out)], env=environment(), stderr=subprocess.DEVNULL)
+    script, out, released = tmp_path / "held.py", tmp_path / "out", tmp_path / "released"
+    script.write_text(HELD_TWO_WORKERS)
+    command = [sys.executable, str(script), str(source), str(out), str(released)]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
     wait_for(lambda: len(list(out.glob(".prepare/*.npz"))) >= 3)
     children = children_of(process.pid)
     assert len(children) >= 2
@@ -108,7 +111,8 @@ def test_sigkill_with_workers_loses_no_finished_shard_and_leaves_no_process(sour
     with pytest.raises(ConfigError, match=r"unfinished preparation: options.text_key: 'text' -> 'body'"):
         prepare([source], out, TokenizerConfig(name="bytes", kind="bytes"), Options(text_key="body"), workers=1, chunk_bytes=2000)
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
-    resumed = subprocess.run([sys.executable, str(script), str(source), str(out)], env=environment(), capture_output=True, check=False)
+    released.touch()
+    resumed = subprocess.run(command, env=environment(), capture_output=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert files(out) == files(tmp_path / "whole")
 

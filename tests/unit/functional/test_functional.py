@@ -6,7 +6,6 @@ largest fp64 entry. Rows of very different sizes are tested apart, so that a lar
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch import Tensor
 
 from ngpt.functional import l2_normalize, lerp_retract
@@ -174,23 +173,3 @@ def test_no_rows_give_no_rows():
     assert l2_normalize(x).shape == (0, 8)
     lerp_retract(x, b, alpha).sum().backward()
     assert alpha.grad.eq(0).all()
-
-
-def check_one_shard(rank: int, init_file: str) -> None:
-    """Each of two ranks holds some of the features; widths differ, one row is zero on one rank and one on both."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
-    group = torch.distributed.group.WORLD
-    generator = torch.Generator().manual_seed(3)
-    x, grad_output = (torch.randn(5, 3, 11, generator=generator) for _ in range(2))
-    x[0, 0, :4], x[1, 1] = 0, 0
-    mine = slice(0, 4) if rank == 0 else slice(4, 11)
-    truth = value_and_gradients(definition_l2_normalize, [x.double()], grad_output.double())
-    actual = value_and_gradients(lambda shard: l2_normalize(shard, group=group), [x[..., mine]], grad_output[..., mine])
-    for a, t in zip(actual, truth, strict=True):
-        torch.testing.assert_close(a.double(), t[..., mine], rtol=1e-5, atol=1e-5)
-    torch.distributed.destroy_process_group()
-
-
-def test_l2_normalize_over_features_split_between_two_ranks_equals_one_rank(tmp_path):
-    torch.multiprocessing.spawn(check_one_shard, args=(str(tmp_path / "rendezvous"),), nprocs=2)

@@ -1,4 +1,4 @@
-"""Compile the quantiser kernels with every option on for a GPU that need not be there: `python compile_nvfp4.py CAPABILITY`."""
+"""Compile the quantiser kernels with every option on for GPUs that need not be there: `python compile_nvfp4.py CAPABILITY...`."""
 
 import sys
 
@@ -27,8 +27,8 @@ def compile_for(capability: int, kernel: triton.JITFunction, switches: dict) -> 
 
 
 if __name__ == "__main__":
-    target = int(sys.argv[1])
-    print("amax", compile_for(target, kernels.amax_kernel, TILE | {"RHT": 1}))
     counts = {"FOLD": True, "COUNT_ROW": True, "COUNT_COLUMN": True}
-    print("dequantized", compile_for(target, kernels.dequantized_kernel, TILE | DIRECTIONS | counts))
-    print("packed", compile_for(target, kernels.packed_kernel, TILE | DIRECTIONS))
+    for target in map(int, sys.argv[1:]):
+        print(target, "amax", compile_for(target, kernels.amax_kernel, TILE | {"RHT": 1}))
+        print(target, "dequantized", compile_for(target, kernels.dequantized_kernel, TILE | DIRECTIONS | counts))
+        print(target, "packed", compile_for(target, kernels.packed_kernel, TILE | DIRECTIONS))

@@ -1,4 +1,4 @@
-"""Compile the row-wise kernels with every option on for a GPU that need not be there: `python compile_rows.py CAPABILITY`."""
+"""Compile the row-wise kernels with every option on for GPUs that need not be there: `python compile_rows.py CAPABILITY...`."""
 
 import sys
 
@@ -62,5 +62,6 @@ def compiled(capability: int, kernel: triton.JITFunction, tiling, width: int, sw
 
 
 if __name__ == "__main__":
-    for case, arguments in CASES.items():
-        print(case, len(compiled(int(sys.argv[1]), *arguments).asm["cubin"]))
+    for capability in map(int, sys.argv[1:]):
+        for case, arguments in CASES.items():
+            print(capability, case, len(compiled(capability, *arguments).asm["cubin"]))

@@ -96,13 +96,13 @@ def test_steps_of_any_size(rate, generator):
 @pytest.mark.parametrize("width", [8, 24])
 def test_any_number_of_heads(heads, width, generator):
     """Tiles of 256 elements hold several tokens, one, or some heads of one."""
-    inputs = make_inputs("scaled_l2_normalize", (3, 7, heads, width), BF16, generator)
-    assert not check("scaled_l2_normalize", inputs, torch.randn(3, 7, heads, width, generator=generator))
+    inputs = make_inputs("scaled_l2_normalize", (2, 3, heads, width), BF16, generator)
+    assert not check("scaled_l2_normalize", inputs, torch.randn(2, 3, heads, width, generator=generator))
     inputs[1] = inputs[1][0]
-    assert not check("scaled_l2_normalize", inputs, torch.randn(3, 7, heads, width, generator=generator)), "one scale for all heads"
+    assert not check("scaled_l2_normalize", inputs, torch.randn(2, 3, heads, width, generator=generator)), "one scale for all heads"
 
 
-@pytest.mark.parametrize("width", [7, 200])
+@pytest.mark.parametrize("width", [7, 40])
 @pytest.mark.parametrize("sizes", [SIZES, [0, 0, 71], [1], [130, 1, 0]], ids=str)
 def test_groups_of_any_size(sizes, width, generator):
     inputs = make_inputs("scale_groups", (sum(sizes), width), BF16, generator, len(sizes))

@@ -80,5 +80,5 @@ def test_an_expert_without_tokens_has_zero_gradients():
 def test_high_precision_is_not_padded():
     linear = with_mixin(experts.PadsTokens, Linear)(recipe("paper"))
     linear.executor = None
-    x = torch.randn(5, IN)
+    x = torch.randn(5, IN, generator=torch.Generator().manual_seed(2))
     assert torch.equal(linear(x)[0], x @ linear.weight.t())
