@@ -12,7 +12,8 @@ from ngpt.checkpoints.hashing import FileRecord
 
 NAME = "manifest.json"
 CONFIG_FILE = "config.yaml"  # the resolved config of the run that saved
-METADATA_FILE, BACKEND_FILE = ".metadata", "metadata.json"  # torch's index of the shards; Megatron's word for the format, written last by it
+METADATA_FILE = ".metadata"  # torch's index of the shards
+BACKEND_FILE = "metadata.json"  # Megatron's word for the format; the last file that it writes
 FORMAT = 1
 MARKS: dict[str, Any] = {}  # what new checkpoints say about themselves beyond the below; goes into `extra`
 _SHARD_NAME = re.compile(rb"__\d+_\d+\.distcp")
@@ -79,7 +80,8 @@ def read(folder: Path) -> Manifest | Damage | None:
     if not isinstance(content, dict) or content.get("checksum") != _checksum(content):
         return Damage(path, "changed since it was written: its checksum differs")
     if content.get("format") != FORMAT or content.get("hash") != hashing.NAME:
-        return Damage(path, f"format {content.get('format')} with {content.get('hash')}, and this version reads {FORMAT} with {hashing.NAME}")
+        what = f"format {content.get('format')} with {content.get('hash')}, and this version reads {FORMAT} with {hashing.NAME}"
+        return Damage(path, what)
     try:
         files = {name: FileRecord(int(record["size"]), str(record["digest"])) for name, record in content["files"].items()}
         return Manifest(int(content["step"]), files, content["versions"], content["data"], content["extra"])

@@ -10,6 +10,7 @@ Killed anywhere before the last line, the tracker names the previous checkpoint,
 """
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ngpt.config.errors import ConfigError
 
 SAVING = ".saving"  # the folder beside the iteration folders in which a save is written
 REPLACED = ".replaced"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK = errno.ENOSPC
 
 
 class CheckpointNotWritten(ConfigError):
@@ -41,16 +42,19 @@ class CheckpointNotWritten(ConfigError):
 
     def __str__(self) -> str:
         if self.is_full:
-            told = f" ({self.got})" if self.got else ""
+            told = "" if self.got == os.strerror(FULL_DISK) else f" ({self.got})"
             problem = f"No space left on {self.path}{told}"
         else:
             problem = f"{self.path} cannot be written: {self.got}"
-        kept = "no checkpoint was published before" if self.previous is None else f"the previous checkpoint of step {self.previous} is intact"
+        kept = "no checkpoint was published before"
+        if self.previous is not None:
+            kept = f"the previous checkpoint of step {self.previous} is intact"
         return f"{problem}; {kept}; the same command continues"
 
 
-def is_full(error: OSError) -> bool:
-    return error.errno in _FULL
+def is_full(number: int) -> bool:
+    """Whether an errno speaks of lacking space, or of a quota."""
+    return number in (errno.ENOSPC, errno.EDQUOT)
 
 
 def staging_folder(folder: Path | str, step: int) -> Path:

@@ -1,10 +1,15 @@
-"""Which checkpoint a config starts from, judged by names and sizes."""
+"""Which checkpoint a config starts from, judged by names and sizes, and whether it is of the same model."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ngpt.checkpoints.choice import Choice, choose_by_sizes, is_empty, listing
+from ngpt.checkpoints.manifest import CONFIG_FILE
 from ngpt.checkpoints.tracker import TRACKER_FILE
+from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
+from ngpt.config.identity import diff, model_defining
 from ngpt.config.schema import Config
 
 
@@ -44,3 +49,37 @@ def newest_step(config: Config) -> int | None:
     """The step of the checkpoint that the run would continue from; None where there is none."""
     own = own_checkpoint(config)
     return None if own is None else own.step
+
+
+def check_same_model(config: Config, choice: Choice) -> None:
+    """Refuses a checkpoint of another model by the config that it carries, wherever its folder is now.
+
+    One from before checkpoints carried a config is judged by the run folder that it lies in, where it does.
+
+    Raises:
+        ConfigError: with every model-defining key that differs, old and new.
+    """
+    folder, own = choice.folder.parent, is_own(config, choice)
+    source = choice.folder / CONFIG_FILE
+    if not source.exists():
+        source = folder.parent / CONFIG_FILE
+        if own or not source.exists():  # a run folder's own config is compared in any case
+            return
+    changes = diff(model_defining(load(source)), model_defining(config))
+    if own and changes:
+        got, way_out = f"{choice.folder} holds another model", "Restore the keys, or give the new run a name of its own, run.name=..."
+        raise ConfigError("checkpoint.dir", f"{got} ({listed(changes)})", "a run goes on with its own model", way_out)
+    changes = {key: change for key, change in changes.items() if key.startswith("model.")}  # weights may learn another length
+    if changes:
+        got, way_out = f"{folder} holds another model", f"Set the keys as in {source}, or load another checkpoint"
+        raise ConfigError("checkpoint.load", f"{got} ({listed(changes)})", "a run starts from weights of its own model", way_out)
+
+
+def is_own(config: Config, choice: Choice) -> bool:
+    """Whether the checkpoint is of the run itself, and not of `checkpoint.load`."""
+    return choice.folder.parent == Path(config.checkpoint.dir)
+
+
+def listed(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """Changed keys in words."""
+    return "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in changes.items())
