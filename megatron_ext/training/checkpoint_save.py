@@ -62,6 +62,7 @@ class CheckpointSaver:
         self.cfg, self.say, self.folder = cfg, say, Path(cfg.checkpoint.dir)
         self.published: int | None = None
         self.skipped: CheckpointNotWritten | None = None
+        self.has_begun = False
         self.removals: list[threading.Thread] = []
 
     @contextmanager
@@ -106,6 +107,9 @@ class CheckpointSaver:
 
     def _begin(self, save: _Save) -> Problem | None:
         try:
+            if not self.has_begun:
+                publish.clear(self.folder)
+            self.has_begun = True
             publish.make_staging(self.folder, save.step)
         except OSError as error:
             return Problem.of(error, str(save.staging))

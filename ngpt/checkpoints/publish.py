@@ -71,6 +71,13 @@ def make_staging(folder: Path | str, step: int) -> Path:
     return staging
 
 
+def clear(folder: Path | str) -> None:
+    """Removes what interrupted saves of earlier processes have left. Only while no save is under way."""
+    for path in [Path(folder) / SAVING, *Path(folder).glob(f"iter_*{REPLACED}")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+
+
 def discard(staging: Path) -> None:
     """Removes what a failed save has written."""
     shutil.rmtree(staging, ignore_errors=True)

@@ -69,6 +69,15 @@ def test_leftovers_of_an_interrupted_save_of_another_layout_do_not_stay(folder, 
     assert "__7_0.distcp" not in manifest.read(save(4)).files
 
 
+def test_what_interrupted_saves_left_is_cleared_and_nothing_else(folder, save):
+    save(4)
+    publish.make_staging(folder, 8)
+    (folder / "iter_0000008.replaced").mkdir()
+    (folder / "iter_0000008.bak").mkdir()
+    publish.clear(folder)
+    assert sorted(os.listdir(folder)) == ["iter_0000004", "iter_0000008.bak", tracker.TRACKER_FILE]
+
+
 STEPS = {
     "config": (publish, "write_synced"),
     "index": (publish, "sync"),
