@@ -236,7 +236,7 @@ def test_a_full_disk_names_itself_before_it_is_written_to(tmp_path, small_disk):
     assert choose_by_sizes(small_disk / "ck").step == 4
 
 
-def test_asynchronous_saves_are_published_whole(copied, trained, tmp_path):
+def test_asynchronous_saves_are_published_whole(trained, tmp_path):
     asynchronous = ("checkpoint.async_save=true", "checkpoint.keep_last=2")
     code, output = ngpt(tmp_path / "async", *asynchronous)
     assert code == 0, output
