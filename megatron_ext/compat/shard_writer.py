@@ -175,6 +175,7 @@ def _with_rules(upstream: Callable) -> Callable:
 
 def _write_by_rules(given: TensorRules, write: Callable, rank: int, buckets: list, queue: Any) -> None:
     global rules, _sample_limit
+    install()  # in a process of its own nobody else may have
     rules, _sample_limit = given, max(READ_BACK_BLOCKS // len(buckets), 1)
     write(rank, buckets, queue)
 
