@@ -38,6 +38,7 @@ setup(
         "tiktoken>=0.14,<1",
         "tokenizers>=0.23,<1",
         "tqdm>=4.70,<5",
+        "xxhash>=3.5,<5",  # hashes of checkpoint files: finds damage at tens of GB/s, where SHA-256 would take longer than the save
         "zstandard>=0.25,<1",
     ],
     extras_require={

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from launch.outcome import forget_outcome, read_outcome
 from launch.provenance import describe_launch
-from ngpt.config.checkpoints import TRACKER_FILE, has_checkpoint, newest_step
+from ngpt.config.checkpoints import check_same_model, listed, newest_step, start_checkpoint
 from ngpt.config.compose import dump, load
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import diff, flatten, model_defining
@@ -31,8 +31,6 @@ _LOST_PEER = re.compile(
     r"Connection (reset|closed|refused)|Broken pipe|[Tt]imed out|remote process exited|Socket Timeout|peer|NCCL .*(abort|unhandled system)"
 )
 
-Changes = dict[str, tuple[Any, Any]]  # key -> (old, new)
-
 
 def check_resumable(config: Config) -> None:
     """Refuses a run folder, or weights to start from, of another model: checkpoints and metrics would not fit.
@@ -44,7 +42,7 @@ def check_resumable(config: Config) -> None:
     if own.exists() and (changes := diff(model_defining(load(own)), model_defining(config))):
         raise ConfigError(
             "run.dir",
-            f"{config.run.dir} holds a run of another model ({_listed(changes)})",
+            f"{config.run.dir} holds a run of another model ({listed(changes)})",
             "a run keeps its model when it resumes",
             "Give the new run a name of its own, run.name=..., or remove the folder",
         )
@@ -53,27 +51,14 @@ def check_resumable(config: Config) -> None:
         if changes:
             raise ConfigError(
                 "run.dir",
-                f"{config.run.dir} holds a checkpoint of another schedule ({_listed(changes)})",
+                f"{config.run.dir} holds a checkpoint of another schedule ({listed(changes)})",
                 "a resumed run keeps its schedule and batch",
                 "Restore the values; or start a new run.name from its weights, checkpoint.load=...; or replace the schedule at the "
                 "checkpoint's step with megatron.override_opt_param_scheduler=true",
             )
-    if config.checkpoint.load is None:
-        return
-    if not has_checkpoint(config.checkpoint.load):
-        inside = Path(config.checkpoint.load) / "checkpoints"
-        way_out = f"Set checkpoint.load={inside}" if has_checkpoint(inside) else "Name the checkpoints folder of a run that saved one"
-        raise ConfigError(
-            "checkpoint.load", config.checkpoint.load, f"it holds no finished checkpoint ({TRACKER_FILE} is missing)", way_out
-        )
-    source = Path(config.checkpoint.load).parent / CONFIG_FILE
-    if source.exists() and (changes := _of_model(diff(model_defining(load(source)), model_defining(config)))):
-        raise ConfigError(
-            "checkpoint.load",
-            f"{config.checkpoint.load} holds another model ({_listed(changes)})",
-            "a run starts from weights of its own model",
-            f"Set the keys as in {source}, or load another checkpoint",
-        )
+    start = start_checkpoint(config)
+    if start is not None:
+        check_same_model(config, start)
 
 
 def nothing_left(config: Config) -> str | None:
@@ -101,15 +86,7 @@ def changed_data(config: Config) -> str | None:
     changes = {
         key: change for key, change in changes.items() if key == "train.seed" or (key.startswith("data.") and key != "data.num_workers")
     }
-    return f"note: the run goes on with {_listed(changes)}" if changes else None
-
-
-def _listed(changes: Changes) -> str:
-    return "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in changes.items())
-
-
-def _of_model(changes: Changes) -> Changes:
-    return {key: change for key, change in changes.items() if key.startswith("model.")}
+    return f"note: the run goes on with {listed(changes)}" if changes else None
 
 
 _held: list[IO[str]] = []  # locks that end with this process

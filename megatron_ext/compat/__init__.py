@@ -16,6 +16,7 @@ from megatron_ext.compat import (
     mamba_on_cpu,
     prediction_loss,
     results_queue,
+    shard_writer,
 )
 from ngpt.config.errors import ConfigError
 
@@ -31,6 +32,7 @@ _EVERYWHERE: dict[str, Callable[[], bool]] = {
     "expert_rng": expert_rng.install,
     "prediction_loss": prediction_loss.install,
     "results_queue": results_queue.install,
+    "shard_writer": shard_writer.install,
 }
 
 

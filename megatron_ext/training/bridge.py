@@ -20,7 +20,7 @@ from megatron_ext.device import on_gpu
 from megatron_ext.models.builder import PluginModelConfig
 from megatron_ext.precision.policy import choose_executor
 from ngpt.config import Config, ConfigError
-from ngpt.config.checkpoints import TRACKER_FILE, has_checkpoint
+from ngpt.config.checkpoints import is_own, start_checkpoint
 from ngpt.config.pattern import cut_pattern, parse
 from ngpt.config.precision import takes_grouped_experts
 from ngpt.config.sizes import padded_vocab_size, pipeline_stages
@@ -199,16 +199,10 @@ def _files(cfg: Config) -> dict[str, Any]:
     """Logging and checkpoints. Only Megatron's fully reshardable distributed format is ever written (README "Checkpoints")."""
     checkpoint, run_dir = cfg.checkpoint, Path(cfg.run.dir)
     saves = checkpoint.save_at_end or checkpoint.interval is not None
-    resuming = checkpoint.resume and has_checkpoint(checkpoint.dir)
-    source = checkpoint.dir if resuming else checkpoint.load
-    if source is not None and not has_checkpoint(source):  # Megatron would start from random weights
-        raise ConfigError(
-            "checkpoint.load",
-            source,
-            f"it holds no finished checkpoint ({TRACKER_FILE} is missing)",
-            "Name the checkpoints folder of a run that saved one",
-        )
-    fresh_start = not resuming and checkpoint.load is not None and not checkpoint.load_optimizer
+    start = start_checkpoint(cfg)
+    source = None if start is None else str(start.folder.parent)
+    resuming = start is not None and is_own(cfg, start)
+    fresh_start = source is not None and not resuming and not checkpoint.load_optimizer
     return dict(
         log_interval=cfg.logging.interval,
         tensorboard_dir=str(run_dir / "tensorboard"),

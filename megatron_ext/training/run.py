@@ -18,12 +18,15 @@ from megatron_ext.optim.retraction import RetractionHook
 from megatron_ext.precision.policy import apply_recipe, choose_executor
 from megatron_ext.precision.state import PrecisionState
 from megatron_ext.training.bridge import setup_megatron
+from megatron_ext.training.checkpoint_load import checked_loading
+from megatron_ext.training.checkpoint_save import CheckpointSaver
 from megatron_ext.training.data import make_iterators_provider
 from megatron_ext.training.health import HiddenNormProbe, check_scale_names, health_figures
 from megatron_ext.training.metrics import MetricsRecorder
 from megatron_ext.training.step import forward_step
 from megatron_ext.training.stop import Stopper
 from megatron_ext.training.summary import run_header, write_summary
+from ngpt.checkpoints.choice import leftovers, listing
 from ngpt.config import Config
 from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
@@ -179,10 +182,12 @@ def train(
         if is_last:
             for line in run_header(cfg, backend, executor, args):
                 say(line)
+            if cfg.checkpoint.resume and (note := leftovers(listing(cfg.checkpoint.dir))) is not None:
+                say(note)
         status = "failed"
         try:
             provider = session.provide_data(make_iterators_provider(cfg, backend))
-            with session.stopper.installed():
+            with session.stopper.installed(), checked_loading(cfg, say), CheckpointSaver(cfg, say).installed():
                 pretrain(container, provider, ModelType.encoder_or_decoder, session.forward_step)
             status = "finished"
         except SystemExit as leaving:  # Megatron leaves this way after stop_after or a signal, checkpoint saved

@@ -15,9 +15,10 @@ from megatron.training.training import setup_model_and_optimizer
 
 from megatron_ext.layers.backend import choose_backend
 from megatron_ext.training.bridge import setup_megatron
+from megatron_ext.training.checkpoint_load import checked_loading
 from megatron_ext.training.run import megatron_log
 from ngpt.config import Config, ConfigError, load
-from ngpt.config.checkpoints import has_checkpoint
+from ngpt.config.checkpoints import own_checkpoint
 from ngpt.config.pattern import without_cuts
 from ngpt.data.manifest import split_of
 from ngpt.data.tokenizers import Tokenizer, from_config, from_manifest
@@ -42,11 +43,12 @@ def main(run_dir: Path, prompt: str, tokens: int) -> None:
     if not inside.startswith(".."):  # the run's own folder, wherever it is now
         cfg.checkpoint.dir = str(Path(run_dir) / inside)
     cfg.run.dir = str(run_dir)
-    if not has_checkpoint(cfg.checkpoint.dir):
+    if own_checkpoint(cfg) is None:
         raise ConfigError(str(cfg.checkpoint.dir), "no finished checkpoint", "sampling needs one", "Train with checkpoint.save_at_end=true")
     tokenizer = from_config(cfg.tokenizer) if cfg.data.mock else from_manifest(split_of(cfg.data.train[0].path)[0])
     with megatron_log(Path(run_dir) / "logs" / "megatron-sample.log") as say:
-        model = load_model(cfg)
+        with checked_loading(cfg, say):
+            model = load_model(cfg)
         text = generate(model, tokenizer, prompt, tokens, cfg.train.seq_length, cfg.model.vocab_size)
         say(text)
     (Path(run_dir) / "sample.txt").write_text(text, encoding="utf-8")

@@ -14,7 +14,7 @@ import torch
 from megatron_ext.device import on_gpu
 from megatron_ext.training.bridge import has_grouped_experts
 from ngpt.config import Config
-from ngpt.config.checkpoints import TRACKER_FILE
+from ngpt.config.checkpoints import start_checkpoint
 from ngpt.config.linears import block_linears, quantized_linears
 from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, tokens_per_step
 from ngpt.data.entropy import ngram_bits_per_byte
@@ -44,7 +44,7 @@ def run_header(cfg: Config, backend: str, executor: str, args: argparse.Namespac
         f"data {data_parallel_size(cfg)} ({optimizer}), recompute {parallel.recompute}",
         f"  {cfg.train.steps} steps of {cfg.train.global_batch_size} sequences x {cfg.train.seq_length} tokens = "
         f"{cfg.train.steps * tokens_per_step(cfg):,} tokens, {micro_batches_per_step(cfg)} micro-batches a step",
-        f"  continues from {args.load}, step {(Path(args.load) / TRACKER_FILE).read_text().strip()}"
+        f"  continues from {args.load}, step {start_checkpoint(cfg).step}"
         if args.load
         else "  starts from random weights",
     ]

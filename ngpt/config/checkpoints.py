@@ -1,32 +1,85 @@
-"""What a checkpoint folder holds, read from its files without torch."""
+"""Which checkpoint a config starts from, judged by names and sizes, and whether it is of the same model."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from ngpt.checkpoints.choice import Choice, choose_by_sizes, is_empty, listing
+from ngpt.checkpoints.manifest import CONFIG_FILE
+from ngpt.checkpoints.tracker import TRACKER_FILE
+from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
+from ngpt.config.identity import diff, model_defining
 from ngpt.config.schema import Config
-
-TRACKER_FILE = "latest_checkpointed_iteration.txt"  # Megatron's: the newest finished checkpoint
 
 
 def has_checkpoint(folder: str | Path) -> bool:
-    """Whether Megatron finished at least one checkpoint in `folder`."""
-    return (Path(folder) / TRACKER_FILE).is_file()
+    """Whether a checkpoint was ever published in `folder`, whatever happened to it since."""
+    return not is_empty(listing(folder))
+
+
+def own_checkpoint(config: Config) -> Choice | None:
+    """The checkpoint of its own that the run continues from; None where it starts anew.
+
+    Raises:
+        ConfigError: no published checkpoint is intact.
+    """
+    checkpoint = config.checkpoint
+    return choose_by_sizes(checkpoint.dir, checkpoint.fallback, checkpoint.verify) if checkpoint.resume else None
+
+
+def start_checkpoint(config: Config) -> Choice | None:
+    """The checkpoint that the run loads: its own, else the one of `checkpoint.load`; None where it starts from random weights.
+
+    Raises:
+        ConfigError: no published checkpoint is intact, or checkpoint.load holds none.
+    """
+    own, checkpoint = own_checkpoint(config), config.checkpoint
+    if own is not None or checkpoint.load is None:
+        return own
+    found = choose_by_sizes(checkpoint.load, checkpoint.fallback, checkpoint.verify)
+    if found is None:
+        inside = Path(checkpoint.load) / "checkpoints"
+        way_out = f"Set checkpoint.load={inside}" if has_checkpoint(inside) else "Name the checkpoints folder of a run that saved one"
+        raise ConfigError("checkpoint.load", checkpoint.load, f"it holds no finished checkpoint ({TRACKER_FILE} is missing)", way_out)
+    return found
 
 
 def newest_step(config: Config) -> int | None:
-    """The step of the newest finished checkpoint that the run would continue from; None where there is none."""
-    folder = Path(config.checkpoint.dir)
-    tracker, saved = folder / TRACKER_FILE, sorted(path.name for path in folder.glob("iter_*"))
-    if not config.checkpoint.resume:
-        return None
-    if not tracker.exists():
-        if saved:
-            rule = f"it names the checkpoint to continue from, and {folder} holds {', '.join(saved)}"
-            way_out = f"Write the step of an intact one into it, for instance {int(saved[-1][5:])}; or remove the folder to start again"
-            raise ConfigError(str(tracker), "missing", rule, way_out)
-        return None
-    text = tracker.read_text().strip()
-    if not text.isdigit() or f"iter_{int(text):07d}" not in saved:
-        rule = f"it must name one of the checkpoints beside it: {', '.join(saved) or 'there is none'}"
-        raise ConfigError(str(tracker), text, rule, "Write the step of an intact one into it, or remove the folder to start again")
-    return int(text)
+    """The step of the checkpoint that the run would continue from; None where there is none."""
+    own = own_checkpoint(config)
+    return None if own is None else own.step
+
+
+def check_same_model(config: Config, choice: Choice) -> None:
+    """Refuses a checkpoint of another model by the config that it carries, wherever its folder is now.
+
+    One from before checkpoints carried a config is judged by the run folder that it lies in, where it does.
+
+    Raises:
+        ConfigError: with every model-defining key that differs, old and new.
+    """
+    folder, own = choice.folder.parent, is_own(config, choice)
+    source = choice.folder / CONFIG_FILE
+    if not source.exists():
+        source = folder.parent / CONFIG_FILE
+        if own or not source.exists():  # a run folder's own config is compared in any case
+            return
+    changes = diff(model_defining(load(source)), model_defining(config))
+    if own and changes:
+        got, way_out = f"{choice.folder} holds another model", "Restore the keys, or give the new run a name of its own, run.name=..."
+        raise ConfigError("checkpoint.dir", f"{got} ({listed(changes)})", "a run goes on with its own model", way_out)
+    changes = {key: change for key, change in changes.items() if key.startswith("model.")}  # weights may learn another length
+    if changes:
+        got, way_out = f"{folder} holds another model", f"Set the keys as in {source}, or load another checkpoint"
+        raise ConfigError("checkpoint.load", f"{got} ({listed(changes)})", "a run starts from weights of its own model", way_out)
+
+
+def is_own(config: Config, choice: Choice) -> bool:
+    """Whether the checkpoint is of the run itself, and not of `checkpoint.load`."""
+    return choice.folder.parent == Path(config.checkpoint.dir)
+
+
+def listed(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """Changed keys in words."""
+    return "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in changes.items())

@@ -232,6 +232,9 @@ def check_checkpoint(cfg: Config) -> Iterator[ConfigError]:
         yield ConfigError("checkpoint.save_at_end", False, rule, "Set checkpoint.save_at_end=true, or checkpoint.interval=null")
     if checkpoint.async_save and not saves:
         yield ConfigError("checkpoint.async_save", True, "Nothing is saved", "Set checkpoint.interval or checkpoint.save_at_end=true")
+    if checkpoint.keep_every is not None and checkpoint.keep_last is None:
+        rule = "Spares checkpoints from checkpoint.keep_last, which is null: all stay"
+        yield ConfigError("checkpoint.keep_every", checkpoint.keep_every, rule, "Set checkpoint.keep_last=N, or leave it null")
     if checkpoint.load_optimizer and checkpoint.load is None:
         rule = "Says what to take from checkpoint.load, which is null"
         yield ConfigError("checkpoint.load_optimizer", True, rule, "Set checkpoint.load, or this to false; resuming a run needs neither")

@@ -130,6 +130,9 @@ OWNED = {
 # Megatron's argparse name -> why this project refuses it.
 _MASTERS = "the retraction does not reach fp32 masters kept there yet"
 REFUSED = {
+    "ckpt_step": "the tracker file of the checkpoints folder names the step to load, write it there",
+    "save_retain_interval": "checkpoint.keep_last and checkpoint.keep_every say which checkpoints stay",
+    "verify_integrity": "checkpoint.verify says how a checkpoint is verified, without a second pass over its files at a save",
     "use_precision_aware_optimizer": _MASTERS,
     "optimizer_cpu_offload": _MASTERS,
     "optimizer_cuda_graph": "the captured step would skip the retraction",

@@ -181,6 +181,11 @@ class CheckpointConfig:
     load: str | None = None  # start from the weights of another run's checkpoint folder
     load_optimizer: bool = False  # with load: also optimizer state, schedule position and RNG
     async_save: bool = False
+    verify: str = "full"  # full | sizes | none: how a checkpoint is compared with its manifest before it is loaded; full reads it through
+    fallback: bool = True  # where the published checkpoint is damaged, take the newest intact one before it
+    keep_last: int | None = None  # newest checkpoints that stay; null: all
+    keep_every: int | None = None  # steps; with keep_last: multiples of it stay, too
+    on_full_disk: str = "stop"  # stop | continue: without the checkpoint that found no space
 
 
 @dataclass

@@ -17,7 +17,8 @@ _POSITIVE = """
     optim.lr optim.eps tokenizer.vocab_size
     parallel.tensor parallel.pipeline parallel.virtual_pipeline parallel.expert parallel.expert_tensor parallel.context
     parallel.recompute_num_layers cluster.nodes cluster.gpus_per_node logging.interval logging.health_interval
-    checkpoint.interval train.micro_batch_size train.global_batch_size train.steps train.seq_length
+    checkpoint.interval checkpoint.keep_last checkpoint.keep_every
+    train.micro_batch_size train.global_batch_size train.steps train.seq_length
     train.eval_interval train.stop_after debug.norm_tolerance debug.profile_start
 """.split()
 _NOT_NEGATIVE = """
@@ -60,6 +61,8 @@ _CHOICES = {
     "parallel.recompute": ("none", "selective", "full"),
     "parallel.recompute_method": ("uniform", "block"),
     "cluster.gpu": (None, *GPUS),
+    "checkpoint.verify": ("full", "sizes", "none"),
+    "checkpoint.on_full_disk": ("stop", "continue"),
 }
 _UNTESTED = "the retraction of the weights after its step is not built and tested yet"
 _REFUSED = {  # values that exist elsewhere, with the reason why not here

@@ -30,7 +30,7 @@ MOMENTS = {
     ),
     "save": (
         {"kind": "slow_save", "seconds": 1},
-        lambda training: training.wait_for(lambda t: list(t.folder.glob("checkpoints/iter_*/*.distcp"))),
+        lambda training: training.wait_for(lambda t: list(t.folder.glob("checkpoints/.saving/iter_*/*.distcp"))),
     ),
 }
 

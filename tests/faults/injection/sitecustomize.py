@@ -72,7 +72,7 @@ def _slow_fsync(seconds: float) -> None:
     fsync = os.fsync
 
     def slow(file) -> None:
-        if "checkpoints/iter_" in os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}"):
+        if "/iter_" in os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}"):
             time.sleep(seconds)
         fsync(file)
 

@@ -19,8 +19,10 @@ from launch.run_folder import (
     record_failure,
     record_launch,
 )
+from ngpt.checkpoints.hashing import hash_file
+from ngpt.checkpoints.manifest import Manifest
 from ngpt.config.checkpoints import newest_step
-from ngpt.config.compose import compose, load
+from ngpt.config.compose import compose, dump, load
 from ngpt.config.errors import ConfigError
 
 COMMAND = ["ngpt", "train", "experiment=ngpt_tiny", "run.name=a b"]
@@ -68,7 +70,10 @@ def test_installed_code_has_no_git_state(tmp_path):
 
 def with_checkpoint(config, step: int):
     folder = Path(config.checkpoint.dir)
-    (folder / f"iter_{step:07d}").mkdir(parents=True)
+    own = folder / f"iter_{step:07d}"
+    own.mkdir(parents=True)
+    for name, content in ((".metadata", "__0_0.distcp"), ("__0_0.distcp", "shard"), ("metadata.json", "{}")):
+        (own / name).write_text(content)
     (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
 
 
@@ -133,21 +138,45 @@ def test_the_first_failure_is_the_cause_and_a_new_launch_forgets_it(make_config)
     assert first_failure(folder) is None
 
 
-@pytest.mark.parametrize("text", ["abc", "7", ""])
-def test_a_tracker_that_names_no_checkpoint_is_refused(make_config, text):
+def test_the_launcher_takes_the_checkpoint_that_the_workers_take(make_config):
+    """Which one it is for every state of a folder: tests/unit/checkpoints/test_choice.py."""
     config = make_config()
     with_checkpoint(config, 2)
-    (Path(config.checkpoint.dir) / "latest_checkpointed_iteration.txt").write_text(text)
-    with pytest.raises(ConfigError, match="iter_0000002"):
-        newest_step(config)
+    with_checkpoint(config, config.train.steps)
+    assert nothing_left(config) is not None
+    (Path(config.checkpoint.dir) / f"iter_{config.train.steps:07d}" / "__0_0.distcp").unlink()
+    assert newest_step(config) == 2 and nothing_left(config) is None
+    with pytest.raises(ConfigError, match="__0_0.distcp: missing.*step 2"):
+        newest_step(make_config("checkpoint.fallback=false"))
+    assert newest_step(make_config("checkpoint.resume=false")) is None
 
 
-def test_checkpoints_without_a_tracker_are_not_overwritten(make_config):
+def carrying(config, step: int, saved):
+    """A checkpoint of `config` that says it was saved by `saved`, as far as a look at its config goes."""
+    with_checkpoint(config, step)
+    own = Path(config.checkpoint.dir) / f"iter_{step:07d}"
+    dump(saved, own / "config.yaml")
+    Manifest(step, {path.name: hash_file(path) for path in own.iterdir()}).save(own)
+
+
+def test_a_moved_checkpoint_of_another_model_is_refused_by_its_own_config(make_config, tmp_path):
     config = make_config()
-    with_checkpoint(config, 2)
-    (Path(config.checkpoint.dir) / "latest_checkpointed_iteration.txt").unlink()
-    with pytest.raises(ConfigError, match="missing.*iter_0000002.*for instance 2"):
-        newest_step(config)
+    carrying(config, 2, make_config("model.ffn_hidden_size=192", f"run.dir={tmp_path / 'elsewhere'}"))
+    with pytest.raises(ConfigError, match="checkpoint.dir: .*iter_0000002 holds another model .model.ffn_hidden_size: 192 -> 160"):
+        check_resumable(config)
+
+
+def test_weights_of_another_model_are_refused_wherever_they_lie(make_config, tmp_path):
+    source = make_config(f"run.dir={tmp_path / 'source'}")
+    carrying(source, 2, make_config("model.ffn_hidden_size=192"))
+    with pytest.raises(ConfigError, match="checkpoint.load: .*another model .model.ffn_hidden_size: 192 -> 160"):
+        check_resumable(make_config(f"checkpoint.load={source.checkpoint.dir}"))
+
+
+def test_weights_may_learn_another_length(make_config, tmp_path):
+    source = make_config(f"run.dir={tmp_path / 'source'}")
+    carrying(source, 2, source)
+    check_resumable(make_config(f"checkpoint.load={source.checkpoint.dir}", "train.seq_length=16"))
 
 
 def test_the_run_folder_in_place_of_its_checkpoints_gets_a_hint(make_config, tmp_path):

@@ -1,0 +1,55 @@
+"""Which checkpoints of a folder are kept, and their removal."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from ngpt.checkpoints import manifest
+from ngpt.checkpoints.choice import folder_of, listing
+from ngpt.checkpoints.manifest import Manifest
+
+DELETING = ".deleting"
+
+
+def superseded(steps: Iterable[int], newest: int, keep_last: int | None, keep_every: int | None) -> list[int]:
+    """The steps that may go once `newest` is published, oldest first.
+
+    Args:
+        steps: Of the checkpoints that are there.
+        newest: The published one; it stays, and so do later ones, which belong to a future that was given up by hand.
+        keep_last: How many of the newest stay; None: all.
+        keep_every: Multiples of it stay always; None: none for that reason.
+    """
+    if keep_last is None:
+        return []
+    past = sorted(step for step in set(steps) | {newest} if step <= newest)
+    old = past[:-keep_last]
+    return [step for step in old if keep_every is None or step % keep_every]
+
+
+def set_aside(folder: Path, newest: int, keep_last: int | None, keep_every: int | None) -> list[Path]:
+    """Renames what `superseded` lets go to `iter_*.deleting`: a removal that is cut short leaves no half checkpoint under its name.
+
+    Only folders that a manifest proves to be a checkpoint of that very step are touched, and links never.
+
+    Returns:
+        The renamed folders, to be given to `remove`; those that an earlier process did not finish are among them.
+    """
+    own = []
+    for step in listing(folder).steps:
+        path = folder_of(folder, step)
+        found = manifest.read(path)
+        if isinstance(found, Manifest) and found.step == step and not path.is_symlink():
+            own.append(step)
+    if keep_last is None or newest not in own:  # never the last intact one, whatever was asked for
+        return []
+    for step in superseded(own, newest, keep_last, keep_every):
+        path = folder_of(folder, step)
+        path.rename(path.with_name(path.name + DELETING))
+    return sorted(path for path in folder.glob(f"iter_*{DELETING}") if not path.is_symlink())
+
+
+def remove(folders: Iterable[Path]) -> None:
+    """Removes folders; what cannot be removed is left for the next time."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
