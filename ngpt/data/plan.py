@@ -14,9 +14,10 @@ from typing import Any
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
 from ngpt.data.files import atomic_write
-from ngpt.data.manifest import CHECKED, NAME, SPLITS, Manifest, SourceInfo, verify
+from ngpt.data.manifest import NAME, SPLITS, Manifest, SourceInfo
 from ngpt.data.readers import DOCUMENTS
 from ngpt.data.tokenizers import BPE_DEFAULT_VOCAB, from_config
+from ngpt.data.verify import CHECKED, verify
 
 WORK = ".prepare"
 PLAN = "plan.json"

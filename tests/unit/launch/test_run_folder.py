@@ -11,13 +11,13 @@ import pytest
 from launch.provenance import git_state
 from launch.run_folder import (
     LOCK_FILE,
-    changed_data,
     check_resumable,
     first_failure,
     locked,
     nothing_left,
     record_failure,
     record_launch,
+    resume_notes,
 )
 from ngpt.config.checkpoints import newest_step
 from ngpt.config.compose import compose, load
@@ -100,8 +100,8 @@ def test_a_finished_run_has_nothing_left(make_config):
 def test_changed_data_on_resume_is_noted(make_config):
     record_launch(make_config(), COMMAND, {})
     with_checkpoint(make_config(), 2)
-    assert changed_data(make_config()) is None
-    assert "train.seed: 1234 -> 5" in changed_data(make_config("train.seed=5"))
+    assert resume_notes(make_config()) == []
+    assert "train.seed: 1234 -> 5" in resume_notes(make_config("train.seed=5"))[0]
 
 
 def test_another_model_is_refused_with_both_values(make_config):
