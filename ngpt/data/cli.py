@@ -1,6 +1,7 @@
 """`ngpt data fetch | prepare | inspect`."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +23,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a data command.
 
     Returns:
-        0; 2 for a user's error, which is printed on stderr; 130 after Ctrl-C.
+        0; 2 for a user's error or a full disk, which is printed on stderr; 130 after Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except ConfigError as error:
         print(error, file=sys.stderr)
+        return USAGE_ERROR
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        room = "Make room there: finished work is kept, and the same command continues"
+        print(f"{error.filename}: {error.strerror}. {room}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("\nInterrupted. Finished work is kept: the same command continues.", file=sys.stderr)

@@ -62,6 +62,31 @@ def test_code_state_is_that_of_git(tmp_path):
     assert "-a = 1\n+a = 2\n" in diff
 
 
+def test_the_difference_restores_untracked_sources_and_is_bounded(tmp_path, monkeypatch):
+    repository, copy = tmp_path / "a", tmp_path / "b"
+    repository.mkdir()
+    git(repository, "init", "--initial-branch", "topic")
+    (repository / "code.py").write_text("a = 1\n")
+    git(repository, "add", "code.py")
+    git(repository, "commit", "--message", "first")
+    git(tmp_path, "clone", str(repository), str(copy))
+    (repository / "code.py").write_text("a = 2\n")
+    (repository / "more").mkdir()
+    texts = {"more/new.py": "b = 1\n\nc = 2", "empty.py": "", "line.yaml": "x: 1\n"}
+    for name, text in texts.items():
+        (repository / name).write_text(text)
+    (repository / "weights.bin").write_bytes(b"x" * 100)
+    (repository / "large.py").write_text("#" * 300_000)
+    (repository / "odd.py").write_bytes(b"\xff\xfe")
+    difference = git_state(repository)[1]
+    assert "large.py, 300000 bytes, left out" in difference and "odd.py, no readable text" in difference and "weights" not in difference
+    (tmp_path / "code.diff").write_text("".join(line for line in difference.splitlines(True) if not line.startswith("# untracked")))
+    git(copy, "apply", str(tmp_path / "code.diff"))
+    assert {name: (copy / name).read_text() for name in texts} == texts and (copy / "code.py").read_text() == "a = 2\n"
+    monkeypatch.setattr("launch.provenance.MAX_DIFF_BYTES", 50)
+    assert "cut off here" in git_state(repository)[1] and len(git_state(repository)[1]) < 150
+
+
 def test_installed_code_has_no_git_state(tmp_path):
     assert git_state(tmp_path) == (None, "")
 
