@@ -1,5 +1,6 @@
 """What a checkpoint folder holds, read from its files without torch."""
 
+import re
 from pathlib import Path
 
 from ngpt.config.errors import ConfigError
@@ -16,7 +17,7 @@ def has_checkpoint(folder: str | Path) -> bool:
 def newest_step(config: Config) -> int | None:
     """The step of the newest finished checkpoint that the run would continue from; None where there is none."""
     folder = Path(config.checkpoint.dir)
-    tracker, saved = folder / TRACKER_FILE, sorted(path.name for path in folder.glob("iter_*"))
+    tracker, saved = folder / TRACKER_FILE, sorted(path.name for path in folder.glob("iter_*") if re.fullmatch(r"iter_\d{7,18}", path.name))
     if not config.checkpoint.resume:
         return None
     if not tracker.exists():
@@ -25,8 +26,8 @@ def newest_step(config: Config) -> int | None:
             way_out = f"Write the step of an intact one into it, for instance {int(saved[-1][5:])}; or remove the folder to start again"
             raise ConfigError(str(tracker), "missing", rule, way_out)
         return None
-    text = tracker.read_text().strip()
-    if not text.isdigit() or f"iter_{int(text):07d}" not in saved:
+    text = tracker.read_bytes()[:100].decode(errors="replace").strip()
+    if not re.fullmatch(r"[0-9]{1,18}", text) or f"iter_{int(text):07d}" not in saved:
         rule = f"it must name one of the checkpoints beside it: {', '.join(saved) or 'there is none'}"
         raise ConfigError(str(tracker), text, rule, "Write the step of an intact one into it, or remove the folder to start again")
     return int(text)

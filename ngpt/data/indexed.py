@@ -113,6 +113,7 @@ class IndexedReader(Sequence[np.ndarray]):
             raise ConfigError(
                 str(index_path), f"version {version}, type {code}, {len(content)} bytes", "The index is damaged", "Prepare it again"
             )
+        self._path = index_path
         self.dtype = np.dtype(names[code]).newbyteorder("<")
         self.lengths = np.frombuffer(content, "<i4", count, HEADER.size)
         self._pointers = np.frombuffer(content, "<i8", count, HEADER.size + 4 * count)
@@ -131,8 +132,12 @@ class IndexedReader(Sequence[np.ndarray]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         first, last = (int(mark) for mark in self._marks[index % len(self) :][:2])
-        start = int(self._pointers[first]) // self.dtype.itemsize
-        return self.tokens[start : start + int(self.lengths[first:last].sum(dtype=np.int64))]
+        if not 0 <= first < last <= len(self.lengths):
+            raise ConfigError(str(self._path), f"document {index}: sequences {first} to {last}", "The index is damaged", "Prepare it again")
+        start, count = int(self._pointers[first]) // self.dtype.itemsize, int(self.lengths[first:last].sum(dtype=np.int64))
+        if not 0 <= start <= start + count <= len(self.tokens):
+            raise ConfigError(str(self._path), f"document {index} at token {start}", "The index is damaged", "Prepare it again")
+        return self.tokens[start : start + count]
 
 
 def bin_path(prefix: Path | str) -> Path:

@@ -43,7 +43,6 @@ def run_target(name: str, numbers: range, seed: int, folder: Path) -> Counter[st
     """Feed one target; returns how often it ended how, and prints each new kind of failure once."""
     target = TARGETS[name][0]
     fixtures = Fixtures(folder)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     signal.signal(signal.SIGALRM, _alarm)
     ends: Counter[str] = Counter()
     for number in numbers:
@@ -136,6 +135,7 @@ def main() -> int:
     folder = options.keep or Path(tempfile.mkdtemp(prefix="fuzz-"))
     if options.child or options.only is not None:
         numbers = range(options.count) if options.only is None else range(options.only, options.only + 1)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         ends = run_target(options.target[0], numbers, options.seed, folder)
         print(f"{options.target[0]}: {sum(ends[end] for end in ('accepted', 'refused', 'failed'))} inputs, {_counts(ends)}", flush=True)
         return int(ends["failed"] > 0)
