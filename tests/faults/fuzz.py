@@ -132,7 +132,11 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder whose work/ keeps the last input")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    folder = options.keep or Path(tempfile.mkdtemp(prefix="fuzz-"))
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        return _run(options, options.keep or Path(folder))
+
+
+def _run(options: argparse.Namespace, folder: Path) -> int:
     if options.child or options.only is not None:
         numbers = range(options.count) if options.only is None else range(options.only, options.only + 1)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
