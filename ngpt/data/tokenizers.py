@@ -208,6 +208,14 @@ def describe(tokenizer: Tokenizer, path: str | None) -> TokenizerInfo:
     return TokenizerInfo(tokenizer.kind, tokenizer.name, tokenizer.vocab_size, tokenizer.eod_id, tokenizer.identity, path)
 
 
+def check_bpe_size(vocab_size: int) -> None:
+    """Raise a ConfigError for a vocabulary that no text can give, or that the library would abort over."""
+    if vocab_size <= 257:
+        raise ConfigError("tokenizer.vocab_size", vocab_size, "257 entries are the bytes and the end of document", "Set more, or use bytes")
+    if vocab_size > BPE_MAX_VOCAB:
+        raise ConfigError("tokenizer.vocab_size", vocab_size, f"At most {BPE_MAX_VOCAB} entries are trained", "Set fewer")
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
     """Train a byte-level BPE and return its tokenizer.json; the same texts give the same tokenizer.
 
@@ -221,10 +229,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    if vocab_size <= 257:
-        raise ConfigError("tokenizer.vocab_size", vocab_size, "257 entries are the bytes and the end of document", "Set more, or use bytes")
-    if vocab_size > BPE_MAX_VOCAB:
-        raise ConfigError("tokenizer.vocab_size", vocab_size, f"At most {BPE_MAX_VOCAB} entries are trained", "Set fewer")
+    check_bpe_size(vocab_size)
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

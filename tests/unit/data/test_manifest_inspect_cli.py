@@ -239,6 +239,8 @@ def test_commands_end_to_end(tmp_path, monkeypatch, capsys):
         (["prepare", "enwik8"], "Run `ngpt data fetch enwik8`"),
         (["prepare", "x.txt", "--tokenizer", "words"], "Files of conf/tokenizer: bpe, bytes"),
         (["prepare", "x.txt", "--tokenizer", "huggingface"], "tokenizer.path: null"),
+        (["prepare", "x.txt", "--tokenizer", "bpe", "--vocab-size", "99999999999"], "tokenizer.vocab_size: 99999999999"),
+        (["prepare", "x.txt", "--tokenizer", "bpe", "--vocab-size", "0"], "tokenizer.vocab_size: 0"),
         (["prepare", "x.txt", "y.txt"], "--out: not given"),
         (["prepare", "nowhere.txt"], "no such file or folder"),
         (["inspect", "nowhere"], "nowhere: not prepared data"),
@@ -253,6 +255,7 @@ def test_user_errors_are_told_without_a_traceback(arguments, message, tmp_path, 
     assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
     assert message in err and "Traceback" not in err and not out
+    assert not (tmp_path / "data").exists()  # a mistake leaves no beginning that a corrected command stumbles over
 
 
 def test_formats_by_extension(tmp_path):
