@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ PACKAGES = (
     "hydra-core",
     "omegaconf",
 )
+MAX_DIFF_BYTES = 4 << 20  # a launch keeps no more of how its code differs from the commit
+MAX_FILE_BYTES = 1 << 18  # of an untracked file
+SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".yml", ".toml", ".cfg", ".sh", ".sbatch", ".md", ".cpp", ".cu", ".h", ".j2", ".txt"})
 SOURCE = Path(__file__).resolve().parent.parent
 
 
@@ -60,23 +63,63 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state(source: Path) -> tuple[dict[str, Any] | None, str]:
-    """Commit, branch, whether the tree differs, and the difference itself. (None, "") where `source` is not a checkout."""
+    """Commit, branch, whether the tree differs, and the difference itself. (None, "") where `source` is not a checkout.
+
+    The difference ends with the texts of untracked source files, as a patch that adds them; at most `MAX_DIFF_BYTES` are kept of all.
+    """
     if not (source / ".git").exists():
         return None, ""
     status = _git(source, "status", "--porcelain").splitlines()
+    untracked = _git(source, "ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
     state = {
         "commit": _git(source, "rev-parse", "--verify", "--quiet", "HEAD").strip() or None,
         "branch": _git(source, "branch", "--show-current").strip() or None,
         "dirty": bool(status),
         "untracked": [line[3:] for line in status if line.startswith("??")],
     }
-    return state, _git(source, "diff", "HEAD")
+    # Options of the user's git config would make it another format, or run a program of theirs.
+    difference = _git(source, "diff", "--no-ext-diff", "--no-color", "--no-textconv", "HEAD", limit=MAX_DIFF_BYTES)
+    return state, "".join(_bounded([difference, *(_as_patch(source, name) for name in untracked)]))
 
 
-def _git(source: Path, *arguments: str) -> str:
-    """Output of a git command; empty where git is not installed or refuses (a checkout without a commit)."""
+def _as_patch(source: Path, name: str) -> str:
+    """An untracked source file as a patch that adds it; a line in its place if it is no text or too large, "" for other files."""
+    path = source / name
+    if path.suffix not in SOURCE_SUFFIXES or path.is_symlink() or not path.is_file():
+        return ""
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        return f"# untracked: {name}, {size} bytes, left out\n"
     try:
-        done = subprocess.run(["git", *arguments], cwd=source, capture_output=True, text=True, check=False)
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return f"# untracked: {name}, no readable text, left out\n"
+    end = "" if not lines[-1] else "\n\\ No newline at end of file"
+    lines = lines if lines[-1] else lines[:-1]
+    header = f"diff --git a/{name} b/{name}\nnew file mode 100644\n"
+    if not lines:
+        return header
+    return header + f"--- /dev/null\n+++ b/{name}\n@@ -0,0 +1,{len(lines)} @@\n" + "\n".join(f"+{line}" for line in lines) + end + "\n"
+
+
+def _bounded(parts: Iterable[str]) -> Iterator[str]:
+    room = MAX_DIFF_BYTES
+    for part in parts:
+        if len(part) > room:
+            yield part[:room] + f"\n# cut off here: more than {MAX_DIFF_BYTES} characters\n"
+            return
+        room -= len(part)
+        yield part
+
+
+def _git(source: Path, *arguments: str, limit: int = -1) -> str:
+    """Output of a git command, its beginning with a `limit` in bytes; empty where git is missing or refuses (no commit yet)."""
+    try:
+        with subprocess.Popen(["git", *arguments], cwd=source, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            output = process.stdout.read(limit + 1 if limit >= 0 else -1)
+            cut = 0 <= limit < len(output)
+            if cut:
+                process.kill()
     except OSError:
         return ""
-    return done.stdout if done.returncode == 0 else ""
+    return output.decode("utf-8", errors="replace") if cut or process.returncode == 0 else ""

@@ -14,10 +14,11 @@ from typing import IO, Any
 
 from launch.outcome import forget_outcome, read_outcome
 from launch.provenance import describe_launch
-from ngpt.config.checkpoints import check_same_model, listed, newest_step, start_checkpoint
+from launch.resume_checks import SOURCES_FILE, check_kept_keys, notes, record_sources
+from ngpt.config.checkpoints import check_same_model, newest_step, start_checkpoint
 from ngpt.config.compose import dump, load
 from ngpt.config.errors import ConfigError
-from ngpt.config.identity import diff, flatten, model_defining
+from ngpt.config.identity import diff, listed, model_defining
 from ngpt.config.schema import Config
 
 CONFIG_FILE = "config.yaml"
@@ -46,16 +47,8 @@ def check_resumable(config: Config) -> None:
             "a run keeps its model when it resumes",
             "Give the new run a name of its own, run.name=..., or remove the folder",
         )
-    if own.exists() and newest_step(config) is not None and not config.megatron.get("override_opt_param_scheduler"):
-        changes = diff(_schedule(load(own)), _schedule(config))
-        if changes:
-            raise ConfigError(
-                "run.dir",
-                f"{config.run.dir} holds a checkpoint of another schedule ({listed(changes)})",
-                "a resumed run keeps its schedule and batch",
-                "Restore the values; or start a new run.name from its weights, checkpoint.load=...; or replace the schedule at the "
-                "checkpoint's step with megatron.override_opt_param_scheduler=true",
-            )
+    if own.exists() and newest_step(config) is not None:
+        check_kept_keys(load(own), config)
     start = start_checkpoint(config)
     if start is not None:
         check_same_model(config, start)
@@ -70,23 +63,14 @@ def nothing_left(config: Config) -> str | None:
     return f"{config.run.dir} has reached step {step}; {limit} is {end}: nothing to train"
 
 
-def _schedule(config: Config) -> dict[str, Any]:
-    """What Megatron's restored scheduler and sample count hold a run to."""
-    flat = flatten(config)
-    kept = {"optim.lr", "optim.min_lr", "train.steps", "train.global_batch_size"}
-    return {key: value for key, value in flat.items() if key in kept or (key.startswith("schedule.") and key != "schedule.name")}
+def resume_notes(config: Config) -> list[str]:
+    """What a run that resumes should know of its data.
 
-
-def changed_data(config: Config) -> str | None:
-    """A note for a resumed run that goes on with other data or another seed than the folder's last launch; None where it does not."""
+    Raises:
+        ConfigError: its training data was prepared again since the folder's last launch.
+    """
     own = Path(config.run.dir) / CONFIG_FILE
-    if not own.exists() or newest_step(config) is None:
-        return None
-    changes = diff(flatten(load(own)), flatten(config))
-    changes = {
-        key: change for key, change in changes.items() if key == "train.seed" or (key.startswith("data.") and key != "data.num_workers")
-    }
-    return f"note: the run goes on with {listed(changes)}" if changes else None
+    return list(notes(config, own)) if own.exists() and newest_step(config) is not None else []
 
 
 _held: list[IO[str]] = []  # locks that end with this process
@@ -147,6 +131,7 @@ def record_launch(config: Config, command: Sequence[str], variables: dict[str, s
     if code_diff:
         (folder / DIFF_FILE).write_text(code_diff, encoding="utf-8")
     (folder / ENVIRONMENT_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    record_sources(config)
     unfinished = folder / (CONFIG_FILE + ".partial")
     dump(config, unfinished)
     unfinished.replace(folder / CONFIG_FILE)  # other ranks see the old file or the whole new one
@@ -199,7 +184,7 @@ def _signal_name(number: int) -> str:
 
 
 def _keep_earlier_launch(folder: Path) -> None:
-    earlier = [folder / name for name in (CONFIG_FILE, ENVIRONMENT_FILE, DIFF_FILE)]
+    earlier = [folder / name for name in (CONFIG_FILE, ENVIRONMENT_FILE, SOURCES_FILE, DIFF_FILE)]
     if not earlier[0].exists():
         return
     kept = folder / "launches"

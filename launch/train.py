@@ -14,7 +14,6 @@ from launch.processes import INTERRUPTED, run_and_tee, worker_command
 from launch.run_folder import (
     CONFIG_FILE,
     CONSOLE_FILE,
-    changed_data,
     check_resumable,
     first_failure,
     locked,
@@ -22,11 +21,13 @@ from launch.run_folder import (
     nothing_left,
     record_death,
     record_launch,
+    resume_notes,
 )
 from ngpt.config.compose import compose, dump
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
-from ngpt.data.manifest import check_against_model, verify
+from ngpt.data.manifest import check_against_model
+from ngpt.data.verify import verify
 
 FAILURE = 1
 OTHERS_SECONDS = 3.0  # how long a rank that lost another one waits for that one's own word
@@ -55,7 +56,7 @@ def train(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequen
     if (done := nothing_left(config)) is not None:
         print(done)
         return 0
-    if (note := changed_data(config)) is not None:
+    for note in resume_notes(config):
         print(note, file=sys.stderr)
     cuda = bool(gpu_names())
     if world is not None:
@@ -84,14 +85,14 @@ def _check_world(config: Config, world: World | None) -> None:
 
 
 def _check_data(config: Config, world: World | None) -> None:
-    """The token files must be those that were prepared, by the tokenizer configured here. Only the first rank reads them through."""
+    """The token files must be those that were prepared, by the tokenizer configured here. Only the first rank looks into them."""
     if config.data.mock:
         return
     sources = [*config.data.train, *config.data.valid]
     check_against_model(sources, config.tokenizer, config.model.vocab_size)
     if world is None or world.rank == 0:
         for source in sources:
-            verify(source.path)
+            verify(source.path, record_folder=Path(config.data.cache_dir))
 
 
 def _run_all_ranks(config: Config, processes: int, environment: dict[str, str], command: Sequence[str]) -> int:

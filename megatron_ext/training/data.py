@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from megatron.training import get_args
 from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 from torch.utils.data import DataLoader, Dataset
 
 from megatron_ext.device import on_gpu
+from megatron_ext.training.sample_index import ContentKeyedDataset, DatasetBuilder
 from ngpt.config import Config, ConfigError
 from ngpt.config.schema import DataSource
 from ngpt.data.manifest import split_of
@@ -89,7 +89,7 @@ def build_datasets(cfg: Config, sizes: tuple[int, int], backend: str) -> tuple[D
         create_attention_mask=as_mask,
         inter_document_masking=cfg.data.confine_attention and not as_mask,
     )
-    train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, [*sizes, 0], lambda: True, config).build()
+    train, valid, _ = DatasetBuilder(ContentKeyedDataset, [*sizes, 0], lambda: True, config).build()
     return train, valid
 
 

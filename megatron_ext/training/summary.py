@@ -23,6 +23,8 @@ from ngpt.data.manifest import split_of
 from ngpt.estimate.counts import count_parameters, training_flops_per_token
 from ngpt.precision.recipe import recipe_of
 
+MAX_COUNTED_TOKENS = 1 << 28  # of a validation split, for its entropies
+
 
 def run_header(cfg: Config, backend: str, executor: str, args: argparse.Namespace) -> list[str]:
     """What this run is and which implementation was chosen for each operation, a line each."""
@@ -85,17 +87,30 @@ def hybrid_lines(cfg: Config, backend: str) -> list[str]:
 def byte_level_figures(cfg: Config, val_loss: float | None) -> dict[str, float]:
     """Validation loss in bits per byte, beside the unigram and bigram entropies of the same split; {} unless tokens are bytes.
 
-    The entropies are those of the split's own counts, so they are what an n-gram model fitted on the split itself would reach.
+    The entropies are those of the split's own counts, so they are what an n-gram model fitted on the split itself would reach. They are
+    left out for splits of more than `MAX_COUNTED_TOKENS`, which take 8 bytes a token to count.
     """
     if cfg.tokenizer.kind != "bytes" or cfg.data.mock or len(cfg.data.valid) != 1:
         return {}
     prefix = cfg.data.valid[0].path
     manifest, name = split_of(prefix)
-    split, tokens = manifest.splits[name], IndexedReader(prefix).tokens
-    figures = {f"{label}_bits_per_byte": ngram_bits_per_byte(tokens, order) for label, order in (("unigram", 1), ("bigram", 2))}
+    split, figures = manifest.splits[name], {}
+    if split.tokens <= MAX_COUNTED_TOKENS:
+        tokens = IndexedReader(prefix).tokens
+        figures = {f"{label}_bits_per_byte": ngram_bits_per_byte(tokens, order) for label, order in (("unigram", 1), ("bigram", 2))}
     if val_loss is not None:
         figures["val_bits_per_byte"] = val_loss / math.log(2) * split.tokens / split.bytes_of_text
     return figures
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """The summary of the run's earlier part; {} where there is none, or a damaged one: a run that has finished must not fail over it."""
+    try:
+        earlier = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    usable = isinstance(earlier, dict) and isinstance(earlier.get("wall_time_s"), int | float | None)
+    return earlier if usable else {}
 
 
 def write_summary(cfg: Config, backend: str, executor: str, last: dict[str, Any], status: str, wall_time_s: float, start_step: int) -> None:
@@ -110,9 +125,8 @@ def write_summary(cfg: Config, backend: str, executor: str, last: dict[str, Any]
     """
     path = Path(cfg.run.dir) / "summary.json"
     step = int(last.get("step", start_step))
-    if start_step and path.exists():
-        earlier = json.loads(path.read_text())
-        wall_time_s += earlier["wall_time_s"]
+    if start_step and (earlier := _earlier(path)):
+        wall_time_s += earlier.get("wall_time_s") or 0.0
         last = {name: earlier.get(name) for name in ("train_loss", "val_loss", "tokens_per_second", "worst_norm_deviation")} | last
     tokens = step * tokens_per_step(cfg)
     summary = {

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ngpt.analysis import formats, metrics
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import flatten
+from ngpt.config.yaml_limits import check_yaml
 
 # Keys that name the run itself: they differ between any two runs and say nothing.
 _IDENTITY_KEYS = frozenset({"run.name", "run.dir"})
@@ -99,7 +100,8 @@ class Run:
         reached, planned = self.metrics[-1]["step"], self.flat_config.get("train.steps")
         progress = f"step {reached:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
         # a summary older than the metrics belongs to the run before it was resumed
-        if self.summary is None or self.summary.get("steps", reached) < reached:
+        covered = reached if self.summary is None else self.summary.get("steps", reached)
+        if self.summary is None or not isinstance(covered, int) or covered < reached:
             return Status("unfinished", f"No summary yet: still running, or ended without one. Last logged {progress}.")
         kind = str(self.summary.get("status", "unknown"))
         if kind == "finished":
@@ -176,7 +178,8 @@ def _loss(value: float) -> str:
 
 
 def _parallel(run: Run) -> str | None:
-    sizes = run.config.get("parallel", {})
+    sizes = run.config.get("parallel")
+    sizes = sizes if isinstance(sizes, dict) else {}
     names = ("tensor", "pipeline", "virtual_pipeline", "context", "expert")
     split = [f"{name.replace('_', ' ')} {sizes[name]}" for name in names if isinstance(sizes.get(name), int) and sizes[name] > 1]
     return ", ".join(split) or None
@@ -211,7 +214,10 @@ _FINAL: list[tuple[str, Callable[[Run], Any], Callable[[Any], str]]] = [
 
 def _cell(run: Run, value: Callable[[Run], Any], form: Callable[[Any], str]) -> str:
     found = value(run)
-    return formats.MISSING if found is None else form(found)
+    try:
+        return formats.MISSING if found is None else form(found)
+    except (TypeError, ValueError, OverflowError):  # a summary of another version, or changed by hand
+        return formats.plain(found)
 
 
 def _measured(record: dict[str, Any], key: str) -> bool:
@@ -220,7 +226,10 @@ def _measured(record: dict[str, Any], key: str) -> bool:
 
 def _number(record: dict[str, Any], key: str) -> float:
     value = record.get(key)
-    return float(value) if isinstance(value, int | float) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _inside(value: Any, run: Run) -> Any:
@@ -233,8 +242,9 @@ def _inside(value: Any, run: Run) -> Any:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
+        check_yaml(path)
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(str(path), error, "must be the YAML written by `ngpt train`", "Restore the file") from None
     if not isinstance(config, dict):
         raise ConfigError(str(path), f"a {type(config).__name__}", "must be a mapping, as `ngpt train` writes it", "Restore the file")
@@ -246,7 +256,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(str(path), error, "must be the JSON written by `ngpt train`", "Delete the file to report without it") from None
     if not isinstance(content, dict):
         raise ConfigError(str(path), f"a {type(content).__name__}", "must be a JSON object", "Delete the file to report without it")

@@ -105,8 +105,8 @@ def _parse(path: Path, data: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     for number, line in enumerate(_complete(data).split(b"\n")[:-1], start=1):
         try:
             record = json.loads(line)
-            valid = isinstance(record, dict) and isinstance(record.get("step"), int)
-        except ValueError:
+            valid = _is_record(record)
+        except (ValueError, RecursionError):
             valid = False
         if not valid:
             got = line[:60].decode(errors="replace")
@@ -115,3 +115,11 @@ def _parse(path: Path, data: bytes) -> list[tuple[bytes, dict[str, Any]]]:
             )
         parsed.append((line, record))
     return parsed
+
+
+def _is_record(record: Any) -> bool:
+    """A whole number of a step, and a list of names under `nonfinite`."""
+    if not isinstance(record, dict) or not isinstance(record.get("nonfinite", []), list):
+        return False
+    step = record.get("step")
+    return isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 1 << 63

@@ -1,15 +1,13 @@
 """Which checkpoint a config starts from, judged by names and sizes, and whether it is of the same model."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ngpt.checkpoints.choice import Choice, choose_by_sizes, is_empty, listing
 from ngpt.checkpoints.manifest import CONFIG_FILE
 from ngpt.checkpoints.tracker import TRACKER_FILE
 from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
-from ngpt.config.identity import diff, model_defining
+from ngpt.config.identity import diff, listed, model_defining
 from ngpt.config.schema import Config
 
 
@@ -78,8 +76,3 @@ def check_same_model(config: Config, choice: Choice) -> None:
 def is_own(config: Config, choice: Choice) -> bool:
     """Whether the checkpoint is of the run itself, and not of `checkpoint.load`."""
     return choice.folder.parent == Path(config.checkpoint.dir)
-
-
-def listed(changes: Mapping[str, tuple[Any, Any]]) -> str:
-    """Changed keys in words."""
-    return "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in changes.items())

@@ -1,5 +1,6 @@
 """From `conf/`, user folders and command-line overrides to a checked `Config`."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -19,6 +20,7 @@ from ngpt.config.errors import ConfigError, ConfigErrors
 from ngpt.config.resolve import resolve
 from ngpt.config.schema import Config
 from ngpt.config.translate import translate
+from ngpt.config.yaml_limits import check_yaml
 
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("largest_divisor", lambda number, limit: largest_divisor(number, limit), replace=True)
@@ -26,8 +28,15 @@ OmegaConf.register_new_resolver("fraction", lambda number, part: int(number * pa
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` up to `limit`: `${largest_divisor:${train.global_batch_size},3}` in a config file."""
-    return next((size for size in range(limit, 1, -1) if number % size == 0), 1)
+    """The largest divisor of `number` up to `limit`: `${largest_divisor:${train.global_batch_size},3}` in a config file.
+
+    Raises:
+        ValueError: A number of more than 40 bits, whose divisors would take long to find.
+    """
+    if not 0 < number < 1 << 40:
+        raise ValueError(f"largest_divisor of {number}: it must be positive and below 2**40")
+    halves = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return max((size for half in halves for size in (half, number // half) if size <= limit), default=1)
 
 
 def config_dir() -> Path:
@@ -57,8 +66,8 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
             composed = hydra_compose("config", overrides=arguments, return_hydra_config=True)
         experiment = composed.hydra.runtime.choices.get("experiment")
         sections = {key: value for key, value in OmegaConf.to_container(composed).items() if key != "hydra"}
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AssertionError) as error:
-        # OmegaConf answers some malformed keys with plain exceptions.
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AssertionError, RecursionError) as error:
+        # OmegaConf answers some malformed keys with plain exceptions, and a value that names itself with a RecursionError.
         raise translate(error) from error
     if experiment and OmegaConf.is_missing(composed.run, "name"):
         sections["run"]["name"] = PurePath(experiment).name
@@ -73,14 +82,21 @@ def load(path: Path) -> Config:
     """
     path = Path(path)
     try:
+        check_yaml(path)
         loaded = OmegaConf.load(path)
     except FileNotFoundError:
         raise ConfigError(str(path), "No such file", "A run folder holds its config", "Give the config.yaml of a run") from None
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(str(path), error, "Must be a readable YAML file", "Restore it or start a new run") from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(str(path), "Not a mapping", "Must hold the sections of a config", "Restore it or start a new run")
-    return _finish(OmegaConf.to_container(loaded), config_dir())
+    try:
+        return _finish(OmegaConf.to_container(loaded), config_dir())
+    except ConfigError as error:
+        # The file is at fault, not a command line: cut off in its middle, changed by hand, or of another version.
+        found = error.errors if isinstance(error, ConfigErrors) else [error]
+        way_out = "Restore the file or start a new run"
+        raise ConfigErrors([ConfigError(str(path), f"{one.path}: {one.got}", one.rule, way_out) for one in found]) from error
 
 
 def to_yaml(cfg: Config) -> str:
@@ -101,7 +117,7 @@ def _finish(sections: Mapping[str, Any], shipped: Path) -> Config:
         if missing:
             raise ConfigErrors([_missing(key, shipped) for key in missing])
         cfg = OmegaConf.to_object(typed)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise translate(error) from error
     resolve(cfg)
     validate(cfg)
@@ -124,6 +140,14 @@ def _accepted_override(override: str) -> str:
     return f"++{key}" if key.startswith(("megatron.", "megatron=")) and not override.startswith("~") else override
 
 
+def _check_file(path: Path) -> None:
+    """Any file of a --config-dir may be read by Hydra."""
+    try:
+        check_yaml(path)
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), error, "Must be a readable YAML file", "Correct or remove it") from error
+
+
 def _search_path(shipped: Path, config_dirs: Sequence[Path]) -> str:
     folders = [Path(folder).absolute() for folder in config_dirs]
     taken = {path.relative_to(shipped): path for path in shipped.rglob("*.yaml")}
@@ -136,5 +160,6 @@ def _search_path(shipped: Path, config_dirs: Sequence[Path]) -> str:
                 rule = f"{taken[name]} has the same name, and only one would be read"
                 raise ConfigError("--config-dir", path, rule, "Rename the file")
             taken[name] = path
+            _check_file(path)
     quoted = ",".join("'file://" + str(folder).replace("'", "\\'") + "'" for folder in folders)
     return f"hydra.searchpath=[{quoted}]"

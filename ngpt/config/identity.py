@@ -12,6 +12,8 @@ DEFINING_KEYS = ("train.seq_length", "tokenizer.kind", "tokenizer.vocab_size")
 _OF_LAYERS = {"E": "model.moe_", "M": "model.mamba_", "/": "model.mtp_"}  # symbol of the layer pattern: keys that mean nothing without it
 NOT_SET = "(not set)"
 
+Changes = dict[str, tuple[Any, Any]]  # dotted key: (old, new)
+
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """A config, section or nested mapping as {dotted key: value}. Lists stay whole."""
@@ -35,8 +37,13 @@ def model_defining(cfg: Config) -> dict[str, Any]:
     return defining | {key: flat[key] for key in DEFINING_KEYS}
 
 
-def diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> Changes:
     """The keys whose values differ: {dotted key: (value in a, value in b)}; a key that one lacks counts as `NOT_SET` there."""
     first, second = flatten(a), flatten(b)
     pairs = {key: (first.get(key, NOT_SET), second.get(key, NOT_SET)) for key in sorted(first.keys() | second.keys())}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def listed(changes: Changes) -> str:
+    """Changed keys in words."""
+    return "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in changes.items())

@@ -121,6 +121,7 @@ class DataConfig:
     mask_eod_loss: bool = False  # no loss on predicting what follows an end-of-document token
     num_workers: int = 2
     cache_dir: str | None = None  # sample indices; null: <run.dir>/data_cache
+    accept_changed: bool = False  # a run that resumes goes on though the tokens under a path of train are others than at its last launch
 
 
 @dataclass

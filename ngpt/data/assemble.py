@@ -50,6 +50,8 @@ def assemble(out: Path, job: Job, infos: Sequence[SourceInfo], options: dict[str
                 bin_sha256=written.bin_sha256,
                 idx_bytes=written.idx_bytes,
                 idx_sha256=written.idx_sha256,
+                bin_blocks=written.bin_blocks,
+                idx_blocks=written.idx_blocks,
             )
             bar.update(documents)
     vocabulary = None

@@ -1,6 +1,7 @@
 """`ngpt data fetch | prepare | inspect`."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from ngpt.data.fetch import DATASETS, fetch, raw_path
 from ngpt.data.manifest import Manifest
 from ngpt.data.plan import Options
 from ngpt.data.readers import DOCUMENTS
+from ngpt.data.verify import verify_deep
 
 ROOT = Path("data")
 USAGE_ERROR = 2
@@ -21,13 +23,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a data command.
 
     Returns:
-        0; 2 for a user's error, which is printed on stderr; 130 after Ctrl-C.
+        0; 2 for a user's error or a full disk, which is printed on stderr; 130 after Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except ConfigError as error:
         print(error, file=sys.stderr)
+        return USAGE_ERROR
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        room = "Make room there: finished work is kept, and the same command continues"
+        print(f"{error.filename}: {error.strerror}. {room}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("\nInterrupted. Finished work is kept: the same command continues.", file=sys.stderr)
@@ -69,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--config-dir", action="append", default=[], type=Path, metavar="DIR", help="config files of your own")
     command.add_argument("--samples", type=int, default=2, help="documents of each split to show (default: %(default)s)")
     command.add_argument("--characters", type=int, default=400, help="of each document (default: %(default)s)")
+    command.add_argument("--deep", action="store_true", help="compare every byte with the manifest's checksums, on all cores")
     command.set_defaults(run=_inspect)
     return parser
 
@@ -143,18 +152,28 @@ def _print_result(out: Path, manifest: Manifest) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from ngpt.data.inspect import blend_lines, data_lines
+    from ngpt.data.inspect import blend_lines, data_lines, prefixes_of
 
     paths = [Path(given) for given in arguments.what if "=" not in given]
     if paths and len(paths) < len(arguments.what):
         raise ConfigError("ngpt data inspect", " ".join(arguments.what), "Either paths or overrides (key=value)", "Give one sort of them")
     if paths:
+        if arguments.deep:
+            _compare_all_bytes([prefix for path in paths for prefix in prefixes_of(path)])
         for path in paths:
             for line in data_lines(path, arguments.samples, arguments.characters):
                 print(line)
         return 0
     from ngpt.config import compose  # Hydra: slow to import
 
-    for line in blend_lines(compose(arguments.what, arguments.config_dir)):
+    config = compose(arguments.what, arguments.config_dir)
+    for line in blend_lines(config):
         print(line)
+    if arguments.deep and not config.data.mock:
+        _compare_all_bytes([source.path for source in (*config.data.train, *config.data.valid)])
     return 0
+
+
+def _compare_all_bytes(prefixes: Sequence[Path | str]) -> None:
+    verify_deep(prefixes)
+    print(f"{', '.join(map(str, prefixes))}: all bytes are those that were prepared")

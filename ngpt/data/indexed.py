@@ -16,6 +16,7 @@ import numpy as np
 
 from ngpt.config.errors import ConfigError
 from ngpt.data.files import atomic_write
+from ngpt.data.fingerprint import WHOLE_BYTES, BlockSampler
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -32,12 +33,14 @@ def dtype_for(vocab_size: int) -> np.dtype:
 
 @dataclass(frozen=True)
 class WrittenFiles:
-    """What was written: sizes in bytes and SHA-256 checksums."""
+    """What was written: sizes in bytes, SHA-256 checksums, and the hashes of some blocks (of small files none)."""
 
     bin_bytes: int
     bin_sha256: str
     idx_bytes: int
     idx_sha256: str
+    bin_blocks: str
+    idx_blocks: str
 
 
 def write_indexed(prefix: Path, parts: Iterable[tuple[np.ndarray, np.ndarray]], dtype: np.dtype) -> WrittenFiles:
@@ -49,19 +52,29 @@ def write_indexed(prefix: Path, parts: Iterable[tuple[np.ndarray, np.ndarray]], 
         dtype: Token type, see `dtype_for`.
     """
     lengths: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
-    digest = hashlib.sha256()
+    digest, blocks = hashlib.sha256(), BlockSampler()
     with atomic_write(bin_path(prefix)) as stream:
         for tokens, part_lengths in parts:
             block = np.ascontiguousarray(tokens, dtype=dtype).tobytes()
             stream.write(block)
             digest.update(block)
+            blocks.update(block)
             lengths.append(part_lengths)
     all_lengths = np.concatenate(lengths)
     index = index_bytes(all_lengths, dtype)
     with atomic_write(idx_path(prefix)) as stream:
         stream.write(index)
     bin_bytes = int(all_lengths.sum()) * dtype.itemsize
-    return WrittenFiles(bin_bytes, digest.hexdigest(), len(index), hashlib.sha256(index).hexdigest())
+    index_blocks = BlockSampler()
+    index_blocks.update(index)
+    return WrittenFiles(
+        bin_bytes=bin_bytes,
+        bin_sha256=digest.hexdigest(),
+        idx_bytes=len(index),
+        idx_sha256=hashlib.sha256(index).hexdigest(),
+        bin_blocks=blocks.record() if bin_bytes > WHOLE_BYTES else "",
+        idx_blocks=index_blocks.record() if len(index) > WHOLE_BYTES else "",
+    )
 
 
 def index_bytes(lengths: np.ndarray, dtype: np.dtype) -> bytes:
@@ -89,16 +102,18 @@ class IndexedReader(Sequence[np.ndarray]):
                 raise ConfigError(
                     str(path), "no such file", "A data source is a prefix of a .bin and an .idx file", "Run `ngpt data prepare`"
                 )
-        content = index_path.read_bytes()
-        if len(content) < HEADER.size or not content.startswith(MAGIC):
+        # Mapped: the index of a large corpus has gigabytes, of which a reader of some documents needs little.
+        content = np.memmap(index_path, np.uint8, mode="r") if index_path.stat().st_size else np.zeros(0, np.uint8)
+        if len(content) < HEADER.size or content[: len(MAGIC)].tobytes() != MAGIC:
             raise ConfigError(str(index_path), "not an indexed dataset", "The file must start with its magic bytes", "Prepare it again")
         _, version, code, count, marks = HEADER.unpack_from(content)
         names = {number: name for name, number in TYPE_CODES.items()}
         expected = HEADER.size + 12 * count + 8 * marks
-        if version != VERSION or code not in names or len(content) < expected:
+        if version != VERSION or code not in names or marks < 1 or len(content) < expected:
             raise ConfigError(
                 str(index_path), f"version {version}, type {code}, {len(content)} bytes", "The index is damaged", "Prepare it again"
             )
+        self._path = index_path
         self.dtype = np.dtype(names[code]).newbyteorder("<")
         self.lengths = np.frombuffer(content, "<i4", count, HEADER.size)
         self._pointers = np.frombuffer(content, "<i8", count, HEADER.size + 4 * count)
@@ -117,8 +132,12 @@ class IndexedReader(Sequence[np.ndarray]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         first, last = (int(mark) for mark in self._marks[index % len(self) :][:2])
-        start = int(self._pointers[first]) // self.dtype.itemsize
-        return self.tokens[start : start + int(self.lengths[first:last].sum(dtype=np.int64))]
+        if not 0 <= first < last <= len(self.lengths):
+            raise ConfigError(str(self._path), f"document {index}: sequences {first} to {last}", "The index is damaged", "Prepare it again")
+        start, count = int(self._pointers[first]) // self.dtype.itemsize, int(self.lengths[first:last].sum(dtype=np.int64))
+        if not 0 <= start <= start + count <= len(self.tokens):
+            raise ConfigError(str(self._path), f"document {index} at token {start}", "The index is damaged", "Prepare it again")
+        return self.tokens[start : start + count]
 
 
 def bin_path(prefix: Path | str) -> Path:

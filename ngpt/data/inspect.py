@@ -57,6 +57,14 @@ def blend_lines(config: Config) -> Iterator[str]:
         yield f"{row.path:40} {row.share:7.2%} {counts} {row.epochs:8.2f}"
 
 
+def prefixes_of(path: Path) -> list[Path]:
+    """The splits of a folder of prepared data, or the one that a prefix names."""
+    if (path / NAME).is_file():
+        return [path / name for name in Manifest.load(path).splits]
+    split_of(path)
+    return [path]
+
+
 def data_lines(path: Path, samples: int, characters: int) -> Iterator[str]:
     """A readable summary of prepared data: counts, skips, and the beginnings of some documents, decoded.
 

@@ -1,21 +1,22 @@
 """manifest.json: what a folder of prepared data was made from, with which tokenizer, and what it must still contain."""
 
+import hashlib
 import json
-import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_origin, get_type_hints
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import DataSource, TokenizerConfig
-from ngpt.data.files import atomic_write, sha256_of
-from ngpt.data.indexed import bin_path, idx_path
+from ngpt.data.files import atomic_write
+from ngpt.data.fingerprint import is_record
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
 SPLITS = ("train", "valid", "test")
-CHECKED = ".checked.json"  # size and mtime of the files whose checksum was last found right
 
 
 @dataclass
@@ -52,6 +53,8 @@ class SplitInfo:
     bin_sha256: str
     idx_bytes: int
     idx_sha256: str
+    bin_blocks: str = ""  # see ngpt.data.fingerprint; empty for a small file, and in manifests of earlier versions
+    idx_blocks: str = ""
 
 
 @dataclass
@@ -89,16 +92,40 @@ class Manifest:
             if content["format_version"] != FORMAT_VERSION:
                 got = f"format version {content['format_version']}"
                 raise ConfigError(str(path), got, f"This version reads {FORMAT_VERSION}", "Prepare the data again")
-            tokenizer = TokenizerInfo(**content.pop("tokenizer"))
-            sources = [SourceInfo(**source) for source in content.pop("sources")]
-            splits = {name: SplitInfo(**split) for name, split in content.pop("splits").items()}
-            return cls(tokenizer=tokenizer, sources=sources, splits=splits, folder=Path(folder), **content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            tokenizer = _typed(TokenizerInfo, content.pop("tokenizer"))
+            sources = [_typed(SourceInfo, source) for source in content.pop("sources")]
+            splits = {name: _typed(SplitInfo, split) for name, split in content.pop("splits").items()}
+            return _typed(cls, content | {"tokenizer": tokenizer, "sources": sources, "splits": splits, "folder": Path(folder)})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(
                 str(path), f"unreadable: {error!r}", "A manifest is written by `ngpt data prepare`", "Prepare the data again"
             ) from error
+
+
+def _typed[T](cls: type[T], values: dict[str, Any]) -> T:
+    """An instance whose fields have the types that the class declares: what a manifest says is computed with.
+
+    Raises:
+        TypeError: One has another type, or is missing or unknown.
+        ValueError: A negative count, no tokens, a record of blocks that is none, or a split that names no file.
+    """
+    kinds = get_type_hints(cls)
+    instance = cls(**values)
+    for name, value in vars(instance).items():
+        kind = kinds[name] if isinstance(kinds[name], UnionType) else get_origin(kinds[name]) or kinds[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"{name}: {value!r:.60}")
+        if isinstance(value, int) and value < (1 if name in ("tokens", "vocab_size") else 0):
+            raise ValueError(f"{name}: {value}")
+        if name.endswith("_blocks") and value and not is_record(value):
+            raise ValueError(f"{name}: {value:.60}")
+        if name == "skipped" and not all(isinstance(count, int) for count in value.values()):
+            raise TypeError(f"{name}: {value!r:.60}")
+        if name == "splits" and not (value and all(re.fullmatch(r"\w+", split) for split in value)):
+            raise ValueError(f"{name}: {list(value)!r:.60}")
+    return instance
 
 
 def split_of(prefix: Path | str) -> tuple[Manifest, str]:
@@ -120,47 +147,17 @@ def split_of(prefix: Path | str) -> tuple[Manifest, str]:
     return manifest, prefix.name
 
 
-def verify(prefix: Path | str, deep: bool = False) -> Manifest:
-    """Check that a split still is what was prepared.
-
-    Sizes are compared always. Checksums are computed when `deep`, or when a file's size and modification time are not those of the
-    last successful check (the first use, a copied or a touched file); the result is remembered beside the data where that is writable.
-
-    Args:
-        prefix: Split prefix, FOLDER/train.
-        deep: Compute the checksums whatever the times say.
-
-    Raises:
-        ConfigError: A file is missing or changed since the preparation.
-    """
+def content_of(prefix: Path | str) -> str:
+    """What a split holds, as a digest of its manifest's checksums: the same wherever it lies, another once it is prepared otherwise."""
     manifest, name = split_of(prefix)
-    split, folder = manifest.splits[name], Path(prefix).parent
-    checked = _load_checked(folder)
-    for path, size, sha256 in (
-        (bin_path(prefix), split.bin_bytes, split.bin_sha256),
-        (idx_path(prefix), split.idx_bytes, split.idx_sha256),
-    ):
-        if not path.is_file():
-            raise ConfigError(str(path), "no such file", f"{NAME} names it", "Prepare the data again")
-        stat = path.stat()
-        if stat.st_size != size:
-            raise ConfigError(
-                str(path), f"{stat.st_size} bytes", f"{NAME} says {size}: it changed since its preparation", "Prepare it again"
-            )
-        stamp = [stat.st_size, stat.st_mtime_ns, sha256]
-        if not deep and checked.get(path.name) == stamp:
-            continue
-        if sha256_of(path) != sha256:
-            raise ConfigError(str(path), "another checksum", f"{NAME} says {sha256}: it changed since its preparation", "Prepare it again")
-        checked[path.name] = stamp
-    _save_checked(folder, checked)
-    return manifest
+    split = manifest.splits[name]
+    return hashlib.sha256(f"{split.bin_sha256} {split.idx_sha256}".encode()).hexdigest()[:32]
 
 
 def check_against_model(sources: Sequence[DataSource], tokenizer: TokenizerConfig, vocab_size: int) -> list[Manifest]:
     """Check that all sources were made with the configured tokenizer and that the model's vocabulary holds it.
 
-    Reads manifests only (see `verify` for the data). A `bpe` tokenizer without a path stands for the sources' own.
+    Reads manifests only (see `ngpt.data.verify` for the data). A `bpe` tokenizer without a path stands for the sources' own.
 
     Args:
         sources: `data.train` or `data.valid`.
@@ -198,17 +195,3 @@ def check_against_model(sources: Sequence[DataSource], tokenizer: TokenizerConfi
             rule = f"The tokenizer of {source.path} has {have.vocab_size} entries, the model must have at least as many"
             raise ConfigError("model.vocab_size", vocab_size, rule, f"Set model.vocab_size={have.vocab_size}")
     return manifests
-
-
-def _load_checked(folder: Path) -> dict[str, list[Any]]:
-    try:
-        return json.loads((folder / CHECKED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _save_checked(folder: Path, checked: dict[str, list[Any]]) -> None:
-    if checked == _load_checked(folder) or not os.access(folder, os.W_OK):
-        return
-    with atomic_write(folder / CHECKED) as stream:
-        stream.write(json.dumps(checked).encode())

@@ -14,9 +14,10 @@ from typing import Any
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
 from ngpt.data.files import atomic_write
-from ngpt.data.manifest import CHECKED, NAME, SPLITS, Manifest, SourceInfo, verify
+from ngpt.data.manifest import NAME, SPLITS, Manifest, SourceInfo
 from ngpt.data.readers import DOCUMENTS
-from ngpt.data.tokenizers import BPE_DEFAULT_VOCAB, from_config
+from ngpt.data.tokenizers import BPE_DEFAULT_VOCAB, check_bpe_size, from_config
+from ngpt.data.verify import CHECKED, verify
 
 WORK = ".prepare"
 PLAN = "plan.json"
@@ -69,7 +70,9 @@ def make_plan(infos: Sequence[SourceInfo], tokenizer: TokenizerConfig, options: 
     wanted: dict[str, Any]
     if is_trained(tokenizer):
         sample = min(BPE_SAMPLE_BYTES, int(sum(info.bytes for info in infos) * parse_split(options.split)[0]))
-        wanted = {"kind": "bpe", "vocab_size": tokenizer.vocab_size or BPE_DEFAULT_VOCAB, "sample_bytes": sample}
+        size = BPE_DEFAULT_VOCAB if tokenizer.vocab_size is None else tokenizer.vocab_size
+        check_bpe_size(size)  # before anything is written
+        wanted = {"kind": "bpe", "vocab_size": size, "sample_bytes": sample}
     else:
         built = from_config(tokenizer)
         wanted = {"kind": built.kind, "vocab_size": built.vocab_size, "identity": built.identity}

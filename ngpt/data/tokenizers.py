@@ -18,6 +18,8 @@ KINDS = ("bytes", "bpe", "huggingface", "tiktoken")
 EOD = "<|endoftext|>"
 EOD_NAMES = (EOD, "</s>", "<|end_of_text|>", "<eos>", "<|eod|>", "<|end|>", "<｜end▁of▁sentence｜>")
 BPE_DEFAULT_VOCAB = 4096
+BPE_MAX_VOCAB = 1 << 22  # the library takes memory for all entries at once, and aborts where there is none
+MAX_VOCAB = 1 << 31  # token ids are int32
 TIKTOKEN_DEFAULT_VOCAB = 131_072
 TIKTOKEN_SPECIAL_TOKENS = 1000  # ids before the first rank, unless the file says otherwise
 TIKTOKEN_EOD = 2  # Tekken's and Megatron's numbering: <unk>, <s>, </s>
@@ -77,16 +79,17 @@ class HuggingFaceTokenizer:
         content = path.read_bytes()
         try:
             self._backend = Backend.from_str(content.decode("utf-8"))
-        except Exception as error:  # the library raises bare Exception
-            raise ConfigError(
-                "tokenizer.path", path, f"Not a tokenizer.json: {error}", "Name a file that the tokenizers library wrote"
-            ) from error
+        except BaseException as error:  # the library raises bare Exception, and its panics are no Exception
+            raise _unreadable(error, path, "Not a tokenizer.json", "Name a file that the tokenizers library wrote") from error
         # Text that spells a special token stays text: a document cannot end itself.
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
+        self.vocab_size = max(vocabulary.values(), default=MAX_VOCAB) + 1
+        if self.vocab_size > MAX_VOCAB:
+            got = f"{path}: largest id {self.vocab_size - 1}" if vocabulary else f"{path}: no entries"
+            raise ConfigError("tokenizer.path", got, f"Its tokens have ids below {MAX_VOCAB}", "Name an undamaged file")
         self.eod_id = self._find_eod(vocabulary) if eod_id is None else eod_id
         self.identity = hashlib.sha256(content + f"\neod {self.eod_id}".encode()).hexdigest()
 
@@ -94,15 +97,18 @@ class HuggingFaceTokenizer:
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        return self._backend.decode([int(i) for i in ids if 0 <= i < self.vocab_size], skip_special_tokens=True)
 
     def _find_eod(self, vocabulary: dict[str, int]) -> int:
         names = EOD_NAMES
         beside = self.path.with_name("tokenizer_config.json")
         if beside.is_file():
-            declared = json.loads(beside.read_text(encoding="utf-8")).get("eos_token")
+            try:
+                declared = json.loads(beside.read_text(encoding="utf-8")).get("eos_token")
+            except (OSError, ValueError, AttributeError, RecursionError) as error:
+                raise ConfigError(str(beside), error, "It names the end-of-document token", "Restore or remove it") from error
             declared = declared.get("content") if isinstance(declared, dict) else declared
-            names = (declared, *names) if declared else names
+            names = (declared, *names) if isinstance(declared, str) else names
         for token in names:
             if token in vocabulary:
                 return vocabulary[token]
@@ -132,7 +138,7 @@ class TiktokenTokenizer:
             kept = entries[: max(0, self.vocab_size - self.specials)]
             ranks = {base64.b64decode(entry["token_bytes"]): rank for rank, entry in enumerate(kept)}
             ordered = all(entry["rank"] == rank for rank, entry in enumerate(kept))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             rule = 'It must be a JSON object {"config": {"pattern": ...}, "vocab": [{"rank": ..., "token_bytes": ...}, ...]}'
             raise ConfigError("tokenizer.path", f"{path}: {error!r}", rule, "Name a Tekken file") from error
         if not ordered or len(ranks) != len(kept):
@@ -142,7 +148,10 @@ class TiktokenTokenizer:
             rule = f"{path.name} allows {smallest} to {largest}, {self.specials} special tokens included"
             raise ConfigError("tokenizer.vocab_size", self.vocab_size, rule, "Set a size in this range, or null for the default")
         self.eod_id = TIKTOKEN_EOD
-        self._backend = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        try:
+            self._backend = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        except BaseException as error:
+            raise _unreadable(error, path, "Its pattern cannot be used", "Name an undamaged file") from error
         digest = hashlib.sha256(f"{self.vocab_size} {self.specials} {self.eod_id} {pattern}\n".encode())
         for token in ranks:
             digest.update(len(token).to_bytes(4, "little") + token)
@@ -152,7 +161,7 @@ class TiktokenTokenizer:
         return np.array(self._backend.encode_ordinary(text), dtype=np.int32) + np.int32(self.specials)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._backend.decode([int(i) - self.specials for i in ids if i >= self.specials])
+        return self._backend.decode([int(i) - self.specials for i in ids if self.specials <= i < self.vocab_size])
 
 
 def from_config(config: TokenizerConfig) -> Tokenizer:
@@ -199,6 +208,14 @@ def describe(tokenizer: Tokenizer, path: str | None) -> TokenizerInfo:
     return TokenizerInfo(tokenizer.kind, tokenizer.name, tokenizer.vocab_size, tokenizer.eod_id, tokenizer.identity, path)
 
 
+def check_bpe_size(vocab_size: int) -> None:
+    """Raise a ConfigError for a vocabulary that no text can give, or that the library would abort over."""
+    if vocab_size <= 257:
+        raise ConfigError("tokenizer.vocab_size", vocab_size, "257 entries are the bytes and the end of document", "Set more, or use bytes")
+    if vocab_size > BPE_MAX_VOCAB:
+        raise ConfigError("tokenizer.vocab_size", vocab_size, f"At most {BPE_MAX_VOCAB} entries are trained", "Set fewer")
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
     """Train a byte-level BPE and return its tokenizer.json; the same texts give the same tokenizer.
 
@@ -212,8 +229,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    if vocab_size <= 257:
-        raise ConfigError("tokenizer.vocab_size", vocab_size, "257 entries are the bytes and the end of document", "Set more, or use bytes")
+    check_bpe_size(vocab_size)
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -244,6 +260,13 @@ def default_tekken() -> Path:
         f"The default, {TEKKEN_FILE}, comes with mistral-common",
         "Run `pip install mistral-common`, or set a path",
     )
+
+
+def _unreadable(error: BaseException, path: Path, what: str, way_out: str) -> BaseException:
+    """The error that the user sees for one of a tokenizer library; what ends the process stays what it is."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+        return error
+    return ConfigError("tokenizer.path", path, f"{what}: {error}", way_out)
 
 
 def _existing(path: Path) -> Path:

@@ -118,3 +118,11 @@ def test_a_missing_file_is_a_config_error(tmp_path):
 def test_importing_metrics_and_the_command_imports_no_heavy_library():
     code = "import sys, ngpt.analysis.metrics, ngpt.analysis.cli; print(sorted({'torch', 'matplotlib', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("line", ['{"step": true}', '{"step": 1e3}', '{"step": -1}', '{"step": 1, "nonfinite": 5}', "[" * 100_000, "7"])
+def test_a_line_of_another_type_is_refused_by_its_number(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + line + "\n")
+    with pytest.raises(ConfigError, match="metrics.jsonl:2"):
+        metrics.read(path)

@@ -74,3 +74,16 @@ def test_reader_refuses_damaged_files(tmp_path, damage):
         tokens.write_bytes(tokens.read_bytes()[:-2])
     with pytest.raises(ConfigError, match=str(tokens if damage == "short bin" else index)):
         IndexedReader(tmp_path / "d")
+
+
+@pytest.mark.parametrize("place", ["pointer", "mark"])
+def test_a_document_behind_a_damaged_entry_is_refused_by_name(tmp_path, place):
+    lengths = np.array([3, 4])
+    write_indexed(tmp_path / "d", [(np.arange(7), lengths)], np.dtype("<u2"))
+    path = tmp_path / "d.idx"
+    content = bytearray(path.read_bytes())
+    start = 34 + 4 * 2 + (8 if place == "pointer" else 8 * 2 + 8)
+    content[start : start + 8] = (1 << 40).to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="d.idx: document 1.*damaged"):
+        IndexedReader(tmp_path / "d")[1]

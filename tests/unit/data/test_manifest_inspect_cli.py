@@ -8,11 +8,14 @@ import pytest
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import DataSource, TokenizerConfig
-from ngpt.data import cli
+from ngpt.data import cli, fingerprint, indexed
+from ngpt.data import verify as verification
+from ngpt.data.fingerprint import is_record
 from ngpt.data.inspect import blend, data_lines
-from ngpt.data.manifest import Manifest, check_against_model, verify
+from ngpt.data.manifest import Manifest, check_against_model
 from ngpt.data.prepare import prepare
 from ngpt.data.readers import format_of
+from ngpt.data.verify import CHECKED, verify, verify_deep
 
 BYTES = TokenizerConfig(name="bytes", kind="bytes")
 BPE = TokenizerConfig(name="bpe", kind="bpe", vocab_size=270)
@@ -25,7 +28,7 @@ def make(folder, name, tokenizer=BYTES, count=50):
     return folder / name
 
 
-def test_verify_sees_any_change(tmp_path):
+def test_verify_sees_any_change_of_a_small_file_also_under_an_old_time_stamp(tmp_path):
     out = make(tmp_path, "a")
     verify(out / "train")
     tokens = out / "train.bin"
@@ -36,18 +39,119 @@ def test_verify_sees_any_change(tmp_path):
     with pytest.raises(ConfigError, match=r"bytes\. manifest.json says \d+: it changed since its preparation"):
         verify(out / "train")
     tokens.write_bytes(changed)
+    os.utime(tokens, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(ConfigError, match="another checksum"):
         verify(out / "train")
-    # Same size and time as at the last check: only a deep check can see it.
-    os.utime(tokens, ns=(times.st_atime_ns, times.st_mtime_ns))
-    verify(out / "train")
-    with pytest.raises(ConfigError, match="another checksum"):
-        verify(out / "train", deep=True)
     tokens.write_bytes(content)
     verify(out / "train")
     (out / "train.idx").unlink()
     with pytest.raises(ConfigError, match=r"train.idx: no such file"):
         verify(out / "train")
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """Prepared data whose files count as large ones; its manifest has hashes of their blocks."""
+    for module in (indexed, verification):
+        monkeypatch.setattr(module, "WHOLE_BYTES", 10)
+    monkeypatch.setattr(fingerprint, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(fingerprint, "BLOCKS", 6)
+    return make(tmp_path, "large", count=200)
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def without_blocks(folder):
+    """Turn a manifest into one of earlier versions."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    for split in content["splits"].values():
+        del split["bin_blocks"], split["idx_blocks"]
+    path.write_text(json.dumps(content))
+
+
+def test_large_files_are_compared_by_blocks_and_deeply_by_all_bytes(large):
+    record = Manifest.load(large).splits["train"].bin_blocks
+    assert len(record.split()) == 6
+    verify(large / "train")
+    assert not (large / CHECKED).exists()
+    numbers = {int(entry.partition(":")[0]) for entry in record.split()}
+    unseen = next(number for number in range(1000) if number not in numbers)
+    flip(large / "train.bin", unseen * 64)
+    verify(large / "train")
+    with pytest.raises(ConfigError, match="train.bin: another checksum"):
+        verify_deep([large / "train"])
+    flip(large / "train.bin", -1)
+    with pytest.raises(ConfigError, match=r"train.bin: another content at byte \d+.*changed since its preparation.*--deep"):
+        verify(large / "train")
+
+
+def test_blocks_of_data_of_earlier_versions_are_recorded_at_its_first_use(large):
+    without_blocks(large)
+    verify(large / "train")
+    assert set(json.loads((large / CHECKED).read_text())) == {"train.bin", "train.idx"}
+    verify(large / "train")
+    flip(large / "train.bin", 0)
+    with pytest.raises(ConfigError, match="another content at byte 0.*since they were recorded"):
+        verify(large / "train")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", "7", '{"train.bin": []}', '{"train.bin": {"sha256": 5}}', "[" * 100_000])
+def test_a_damaged_record_of_blocks_is_made_again(large, content):
+    without_blocks(large)
+    (large / CHECKED).write_text(content)
+    verify(large / "train")
+    assert is_record(json.loads((large / CHECKED).read_text())["train.bin"]["blocks"])
+
+
+def test_blocks_of_a_folder_that_cannot_be_written_are_recorded_elsewhere(large, tmp_path, monkeypatch):
+    without_blocks(large)
+    monkeypatch.setattr(verification.os, "access", lambda path, mode: False)
+    verify(large / "train")
+    verify(large / "train", tmp_path / "cache")
+    assert not (large / CHECKED).exists() and len(list((tmp_path / "cache").iterdir())) == 1
+    flip(large / "train.bin", 0)
+    with pytest.raises(ConfigError, match="another content at byte 0"):
+        verify(large / "train", tmp_path / "cache")
+
+
+def test_inspect_deep_reads_every_byte(large, capsys):
+    assert cli.main(["inspect", str(large), "--deep", "--samples", "0"]) == 0
+    assert "all bytes are those that were prepared" in capsys.readouterr().out
+    for name in ("train.bin", "valid.idx"):
+        flip(large / name, 40)
+    assert cli.main(["inspect", str(large), "--deep"]) == 2
+    error = capsys.readouterr().err
+    assert "train.bin: another checksum" in error and "valid.idx: another checksum" in error
+
+
+def test_manifests_of_odd_types_are_unreadable(tmp_path):
+    out = make(tmp_path, "a")
+    path = out / "manifest.json"
+    content = json.loads(path.read_text())
+    splits, source = content["splits"], content["sources"][0]
+    for damaged in (
+        content | {"sources": [source | {"skipped": "none"}]},
+        content | {"sources": [source | {"bytes": "many"}]},
+        content | {"splits": splits | {"train": splits["train"] | {"tokens": 0}}},
+        content | {"splits": splits | {"train": splits["train"] | {"bin_bytes": -4}}},
+        content | {"splits": splits | {"train": splits["train"] | {"bin_blocks": "0:0"}}},
+        content | {"splits": splits | {"../train": splits["train"]}},
+        content | {"splits": []},
+        content | {"options": None},
+        content | {"tokenizer": content["tokenizer"] | {"vocab_size": True}},
+        content | {"more": 1},
+    ):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(ConfigError, match="unreadable.*Prepare the data again"):
+            Manifest.load(out)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="unreadable"):
+        Manifest.load(out)
 
 
 def test_manifest_errors(tmp_path):
@@ -135,6 +239,8 @@ def test_commands_end_to_end(tmp_path, monkeypatch, capsys):
         (["prepare", "enwik8"], "Run `ngpt data fetch enwik8`"),
         (["prepare", "x.txt", "--tokenizer", "words"], "Files of conf/tokenizer: bpe, bytes"),
         (["prepare", "x.txt", "--tokenizer", "huggingface"], "tokenizer.path: null"),
+        (["prepare", "x.txt", "--tokenizer", "bpe", "--vocab-size", "99999999999"], "tokenizer.vocab_size: 99999999999"),
+        (["prepare", "x.txt", "--tokenizer", "bpe", "--vocab-size", "0"], "tokenizer.vocab_size: 0"),
         (["prepare", "x.txt", "y.txt"], "--out: not given"),
         (["prepare", "nowhere.txt"], "no such file or folder"),
         (["inspect", "nowhere"], "nowhere: not prepared data"),
@@ -149,6 +255,7 @@ def test_user_errors_are_told_without_a_traceback(arguments, message, tmp_path, 
     assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
     assert message in err and "Traceback" not in err and not out
+    assert not (tmp_path / "data").exists()  # a mistake leaves no beginning that a corrected command stumbles over
 
 
 def test_formats_by_extension(tmp_path):

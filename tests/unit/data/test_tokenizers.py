@@ -143,3 +143,26 @@ def test_absent_default_vocabulary_names_the_command(monkeypatch):
 def test_bpe_size_must_suit_the_text(size):
     with pytest.raises(ConfigError, match=f"tokenizer.vocab_size: {size}"):
         train_bpe(TEXTS, size)
+
+
+@pytest.mark.parametrize("size", [2**22 + 1, 99_999_999_999])
+def test_a_vocabulary_beyond_memory_is_refused_before_the_library_aborts(size):
+    with pytest.raises(ConfigError, match="tokenizer.vocab_size"):
+        train_bpe(["text"], size)
+
+
+@pytest.mark.parametrize("content", ["", "null", "[", "{}", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "[" * 100_000])
+def test_a_damaged_tokenizer_is_refused(tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    for kind in ("huggingface", "tiktoken"):
+        with pytest.raises(ConfigError, match="tokenizer.path"):
+            from_config(TokenizerConfig(name="x", kind=kind, path=str(path)))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000])
+def test_a_damaged_tokenizer_config_is_named(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(train_bpe(["some text some text"], 260))
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(ConfigError, match="tokenizer_config.json"):
+        from_config(TokenizerConfig(name="x", kind="huggingface", path=str(tmp_path / "tokenizer.json")))

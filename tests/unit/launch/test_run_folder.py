@@ -11,13 +11,13 @@ import pytest
 from launch.provenance import git_state
 from launch.run_folder import (
     LOCK_FILE,
-    changed_data,
     check_resumable,
     first_failure,
     locked,
     nothing_left,
     record_failure,
     record_launch,
+    resume_notes,
 )
 from ngpt.checkpoints.hashing import hash_file
 from ngpt.checkpoints.manifest import Manifest
@@ -64,6 +64,31 @@ def test_code_state_is_that_of_git(tmp_path):
     assert "-a = 1\n+a = 2\n" in diff
 
 
+def test_the_difference_restores_untracked_sources_and_is_bounded(tmp_path, monkeypatch):
+    repository, copy = tmp_path / "a", tmp_path / "b"
+    repository.mkdir()
+    git(repository, "init", "--initial-branch", "topic")
+    (repository / "code.py").write_text("a = 1\n")
+    git(repository, "add", "code.py")
+    git(repository, "commit", "--message", "first")
+    git(tmp_path, "clone", str(repository), str(copy))
+    (repository / "code.py").write_text("a = 2\n")
+    (repository / "more").mkdir()
+    texts = {"more/new.py": "b = 1\n\nc = 2", "empty.py": "", "line.yaml": "x: 1\n"}
+    for name, text in texts.items():
+        (repository / name).write_text(text)
+    (repository / "weights.bin").write_bytes(b"x" * 100)
+    (repository / "large.py").write_text("#" * 300_000)
+    (repository / "odd.py").write_bytes(b"\xff\xfe")
+    difference = git_state(repository)[1]
+    assert "large.py, 300000 bytes, left out" in difference and "odd.py, no readable text" in difference and "weights" not in difference
+    (tmp_path / "code.diff").write_text("".join(line for line in difference.splitlines(True) if not line.startswith("# untracked")))
+    git(copy, "apply", str(tmp_path / "code.diff"))
+    assert {name: (copy / name).read_text() for name in texts} == texts and (copy / "code.py").read_text() == "a = 2\n"
+    monkeypatch.setattr("launch.provenance.MAX_DIFF_BYTES", 50)
+    assert "cut off here" in git_state(repository)[1] and len(git_state(repository)[1]) < 150
+
+
 def test_installed_code_has_no_git_state(tmp_path):
     assert git_state(tmp_path) == (None, "")
 
@@ -105,8 +130,8 @@ def test_a_finished_run_has_nothing_left(make_config):
 def test_changed_data_on_resume_is_noted(make_config):
     record_launch(make_config(), COMMAND, {})
     with_checkpoint(make_config(), 2)
-    assert changed_data(make_config()) is None
-    assert "train.seed: 1234 -> 5" in changed_data(make_config("train.seed=5"))
+    assert resume_notes(make_config()) == []
+    assert "train.seed: 1234 -> 5" in resume_notes(make_config("train.seed=5"))[0]
 
 
 def test_another_model_is_refused_with_both_values(make_config):
@@ -198,3 +223,13 @@ def test_a_folder_is_one_launch_s_until_it_ends(tmp_path):
         holder.kill()
     with locked(folder):
         assert f"process {os.getpid()} " in (folder / LOCK_FILE).read_text()
+
+
+@pytest.mark.parametrize("content", ["²".encode(), b"\xff\xfe", b"9" * 5000, b"-2", b"0x2"])
+def test_a_tracker_of_odd_bytes_is_refused_in_one_line(make_config, content):
+    config = make_config()
+    with_checkpoint(config, 2)
+    (Path(config.checkpoint.dir) / "iter_0000008.bak").mkdir()
+    (Path(config.checkpoint.dir) / "latest_checkpointed_iteration.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match="iter_0000002"):
+        newest_step(config)

@@ -1,0 +1,190 @@
+"""What a resumed run may change, and what changed under it.
+
+| keys | on resume from a checkpoint |
+|---|---|
+| `model.*` (but its name, transformer_impl, expert_impl, mamba_chunk_size), `train.seq_length`, tokenizer kind and size | refused |
+| `optim.optimizer`, `optim.beta1`, `optim.beta2`, `optim.eps` | refused: the checkpoint's own come back with the optimizer's state |
+| `optim.lr`, `optim.min_lr`, `optim.weight_decay`, `schedule.*`, `train.steps`, `train.global_batch_size` and Megatron's weight decay |
+  ramp | refused; with megatron.override_opt_param_scheduler=true they take effect at the checkpoint's step |
+| `train.seed`, `data.*` that say which tokens and how they are read | take effect, with a note |
+| other tokens under the same path of `data.train` | refused; with data.accept_changed=true they take effect, with a note |
+| everything else: `optim.clip_grad`, `precision.*`, `parallel.*`, `logging.*`, `checkpoint.*`, `cluster.*`, ... | takes effect |
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ngpt.config.compose import load
+from ngpt.config.errors import ConfigError
+from ngpt.config.identity import Changes, diff, flatten, listed
+from ngpt.config.schema import Config, DataSource
+from ngpt.data.files import atomic_write
+from ngpt.data.manifest import content_of, split_of
+
+SOURCES_FILE = "data_sources.json"
+OVERRIDE = "override_opt_param_scheduler"
+_OF_OPTIMIZER = frozenset({"optim.optimizer", "optim.beta1", "optim.beta2", "optim.eps"})
+_OF_SCHEDULE = frozenset(
+    {
+        *("optim.lr", "optim.min_lr", "optim.weight_decay", "train.steps", "train.global_batch_size"),
+        *("megatron.start_weight_decay", "megatron.end_weight_decay", "megatron.weight_decay_incr_style"),
+    }
+)
+_NOT_OF_THE_DATA = frozenset({"data.name", "data.num_workers", "data.cache_dir", "data.accept_changed"})
+_SURPLUS = 0.005  # Megatron draws this much more of each source of a blend
+_LAST_EPOCH_APART = 0.8  # Megatron shuffles a last epoch of which less is needed for itself
+
+
+def check_kept_keys(old: Config, new: Config) -> None:
+    """Refuses what a checkpoint of this run holds it to, since Megatron would ignore it or stop at an assertion.
+
+    Raises:
+        ConfigError: with every such key that differs, old and new.
+    """
+    changes = diff(flatten(old), flatten(new))
+    folder = new.run.dir
+    if fixed := {key: change for key, change in changes.items() if key in _OF_OPTIMIZER}:
+        raise ConfigError(
+            "run.dir",
+            f"{folder} holds a checkpoint of another optimizer ({listed(fixed)})",
+            "a checkpoint brings these values back with the optimizer's state, whatever the config says",
+            "Restore the values; or start a new run.name from its weights, checkpoint.load=...",
+        )
+    scheduled = {key: change for key, change in changes.items() if key in _OF_SCHEDULE or _names_schedule(key)}
+    if scheduled and not new.megatron.get(OVERRIDE):
+        raise ConfigError(
+            "run.dir",
+            f"{folder} holds a checkpoint of another schedule ({listed(scheduled)})",
+            "a resumed run keeps its schedule, weight decay and batch",
+            "Restore the values; or start a new run.name from its weights, checkpoint.load=...; or replace them at the "
+            f"checkpoint's step with megatron.{OVERRIDE}=true",
+        )
+
+
+def _names_schedule(key: str) -> bool:
+    return key.startswith("schedule.") and key != "schedule.name"
+
+
+def data_changes(old: Config, new: Config) -> Changes:
+    """The keys with which a resumed run goes on with other tokens, or in another order."""
+    changes = diff(flatten(old), flatten(new))
+    return {
+        key: change for key, change in changes.items() if key == "train.seed" or (key.startswith("data.") and key not in _NOT_OF_THE_DATA)
+    }
+
+
+def check_content(config: Config) -> Iterator[str]:
+    """Compares the data with that of the folder's last launch, for a run that has a checkpoint.
+
+    Yields:
+        A note for each source with other tokens that the run goes on with.
+
+    Raises:
+        ConfigError: the path of a training source holds other tokens.
+    """
+    before = _recorded(Path(config.run.dir))
+    for split, sources in _sources(config):
+        for source in sources:
+            old = before.get(split, {}).get(source.path)
+            new = _described(source)
+            if old is None or old.get("content") == new["content"]:
+                continue
+            what = f"{_counts(old)} at the last launch, {_counts(new)} now"
+            if split == "train" and not config.data.accept_changed:
+                raise ConfigError(
+                    f"data.{split}",
+                    f"{source.path} was prepared again: {what}",
+                    f"{config.run.dir} holds a checkpoint, which has seen a part of the old data; the order of samples is another one now",
+                    "Restore the data; or go on with the new with data.accept_changed=true; or choose another run.name",
+                )
+            yield f"note: {source.path} (data.{split}) was prepared again: {what}"
+
+
+def reordered_samples(old: Config, new: Config) -> str | None:
+    """A note for a run whose other length gives its samples another order; None where they keep it.
+
+    Megatron shuffles documents and samples over all epochs that the whole run will draw. Another number of them is another shuffle.
+    """
+    if new.data.mock or old.data.mock or old.train.seq_length != new.train.seq_length:
+        return None
+    rows = []
+    for source in new.data.train:
+        manifest, name = split_of(source.path)
+        before, now = (_epochs(manifest.splits[name].tokens, _drawn(config, source), config.train.seq_length) for config in (old, new))
+        if before != now:
+            rows.append(
+                f"{source.path}: {before[0]} -> {now[0]} epochs{'' if before[0] != now[0] else ', the last one shuffled otherwise'}"
+            )
+    if not rows:
+        return None
+    return f"note: the run's other length reorders its samples ({'; '.join(rows)}): some it has seen come again, others come later or never"
+
+
+def record_sources(config: Config) -> None:
+    """Keeps what the launch's data holds, for the next launch to compare with. A source that is not there is told by whoever reads it."""
+    content: dict[str, dict[str, Any]] = {}
+    for split, sources in _sources(config):
+        for source in sources:
+            with suppress(ConfigError):
+                content.setdefault(split, {})[source.path] = _described(source)
+    with atomic_write(Path(config.run.dir) / SOURCES_FILE) as stream:
+        stream.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def notes(config: Config, own: Path) -> Iterator[str]:
+    """What a resumed run should know of its data. `own` is the config of the folder's last launch.
+
+    Raises:
+        ConfigError: see `check_content`.
+    """
+    old = load(own)
+    if changes := data_changes(old, config):
+        yield f"note: the run goes on with {listed(changes)}"
+    yield from check_content(config)
+    if (note := reordered_samples(old, config)) is not None:
+        yield note
+
+
+def _sources(config: Config) -> list[tuple[str, Sequence[DataSource]]]:
+    return [] if config.data.mock else [("train", config.data.train), ("valid", config.data.valid)]
+
+
+def _described(source: DataSource) -> dict[str, Any]:
+    manifest, name = split_of(source.path)
+    split = manifest.splits[name]
+    return {"content": content_of(source.path), "documents": split.documents, "tokens": split.tokens}
+
+
+def _counts(described: dict[str, Any]) -> str:
+    return f"{described.get('documents')} documents of {described.get('tokens')} tokens ({str(described.get('content'))[:8]})"
+
+
+def _recorded(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """What `record_sources` kept; {} for a run of an earlier version, and where it cannot be read."""
+    try:
+        content = json.loads((folder / SOURCES_FILE).read_bytes())
+        return {split: {path: dict(described) for path, described in sources.items()} for split, sources in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _drawn(config: Config, source: DataSource) -> int:
+    """Samples that Megatron takes from a source for the whole run."""
+    samples = config.train.steps * config.train.global_batch_size
+    if len(config.data.train) == 1:
+        return samples
+    share = source.weight / sum(other.weight for other in config.data.train)
+    return math.ceil(math.ceil(samples * share) * (1 + _SURPLUS))
+
+
+def _epochs(tokens: int, samples: int, seq_length: int) -> tuple[int, bool]:
+    """Epochs that Megatron lays out for so many samples, and whether it shuffles the last one for itself."""
+    epochs = max(1, -(-(samples * seq_length + 1) // tokens))
+    if epochs == 1:
+        return 1, False
+    of_last = samples - ((epochs - 1) * tokens - 1) // seq_length
+    return epochs, of_last < int(_LAST_EPOCH_APART * ((tokens - 1) // seq_length))
