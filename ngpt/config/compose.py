@@ -1,8 +1,10 @@
 """From `conf/`, user folders and command-line overrides to a checked `Config`."""
 
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,8 +21,10 @@ from ngpt.config.checks import validate
 from ngpt.config.errors import ConfigError, ConfigErrors
 from ngpt.config.resolve import resolve
 from ngpt.config.schema import Config
-from ngpt.config.translate import translate
+from ngpt.config.translate import leaf_types, translate
 from ngpt.config.yaml_limits import check_yaml
+
+_PLAIN = (ValueError, TypeError, AssertionError, RecursionError, OSError)
 
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("largest_divisor", lambda number, limit: largest_divisor(number, limit), replace=True)
@@ -66,8 +70,9 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
             composed = hydra_compose("config", overrides=arguments, return_hydra_config=True)
         experiment = composed.hydra.runtime.choices.get("experiment")
         sections = {key: value for key, value in OmegaConf.to_container(composed).items() if key != "hydra"}
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AssertionError, RecursionError) as error:
-        # OmegaConf answers some malformed keys with plain exceptions, and a value that names itself with a RecursionError.
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, *_PLAIN) as error:
+        # OmegaConf answers some malformed keys with plain exceptions, a value that names itself with a RecursionError, and a group's
+        # option is a file's name, which the system may refuse.
         raise translate(error) from error
     if experiment and OmegaConf.is_missing(composed.run, "name"):
         sections["run"]["name"] = PurePath(experiment).name
@@ -119,9 +124,22 @@ def _finish(sections: Mapping[str, Any], shipped: Path) -> Config:
         cfg = OmegaConf.to_object(typed)
     except (OmegaConfBaseException, RecursionError) as error:
         raise translate(error) from error
+    if errors := list(_untyped_lists(cfg)):
+        raise ConfigErrors(errors)
     resolve(cfg)
     validate(cfg)
     return cfg
+
+
+def _untyped_lists(cfg: Config) -> Iterator[ConfigError]:
+    """Lists that are none, or hold values of another type: OmegaConf takes over what an interpolation names as it is."""
+    for key, kind in leaf_types():
+        if typing.get_origin(kind) is not list:
+            continue
+        value = functools.reduce(getattr, key.split("."), cfg)
+        of = typing.get_args(kind)[0]
+        if not isinstance(value, list) or not all(isinstance(item, of) for item in value):
+            yield ConfigError(key, repr(value), f"Must be a list of {of.__name__}", "Correct it")
 
 
 def _missing(key: str, shipped: Path) -> ConfigError:

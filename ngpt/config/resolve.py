@@ -2,7 +2,10 @@
 
 from pathlib import PurePath
 
+from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config, ModelConfig
+
+MAX_LAYERS = 10_000
 
 
 def resolve(cfg: Config) -> None:
@@ -27,4 +30,6 @@ def _resolve_model(model: ModelConfig) -> None:
     if model.moe_ffn_hidden_size is None:
         model.moe_ffn_hidden_size = model.ffn_hidden_size
     if model.layer_pattern is None:
+        if model.num_layers > MAX_LAYERS:  # the pattern would fill the memory before a check could name the number
+            raise ConfigError("model.num_layers", model.num_layers, f"At most {MAX_LAYERS}", "Set fewer layers")
         model.layer_pattern = "*-" * model.num_layers

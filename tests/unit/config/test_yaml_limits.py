@@ -43,6 +43,22 @@ def test_words_that_never_end_are_refused(word):
         compose(["experiment=ngpt_tiny", word])
 
 
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("debug.profile_ranks=${logging.name}", "debug.profile_ranks"),
+        ("precision.bf16_modules=${debug.profile_ranks}", "precision.bf16_modules"),
+        ("model.num_layers=99999999999", "model.num_layers"),
+        ("~" + "schedule" + "x" * 5000, "config"),
+        ("parallel=${precision.num_lay ers}", "parallel"),
+    ],
+)
+def test_odd_words_are_refused_in_one_line(word, key):
+    with pytest.raises(ConfigError) as refusal:
+        compose(["experiment=ngpt_tiny", word])
+    assert key in str(refusal.value)
+
+
 def test_a_cut_config_of_a_run_is_named(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("run:\n  name: x\nmodel:\n  name: y\n")
