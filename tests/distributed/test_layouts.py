@@ -2,7 +2,7 @@
 
 The seed checkpoints have randomised scales, so that a wrong shard of a scale shows. Bounds: a loss is a mean of fp32 numbers, each the
 result of sums whose order depends on layout and CPU; each of both may end two units in the last place from the true one. A gradient
-norm goes through the model twice. A wrong shard moves them by 1e-4 or more. BF16 rounds activations to 8 bits.
+norm goes through the model twice. BF16 rounds activations to 8 bits.
 """
 
 import pytest

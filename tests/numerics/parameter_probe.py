@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 1 parameter_probe.py OUT.json
 
-What Megatron or our layers make on a named device lands on torch's `meta` device, which has shapes only.
+What Megatron or our layers make on a named device lands on torch's `meta` device, which has shapes only: no values are drawn, and none
+are normalised.
 """
 
 import json
@@ -21,6 +22,7 @@ def main(out: str) -> None:
     from repeats import keep_what_repeats
     from torch.overrides import TorchFunctionMode
 
+    from megatron_ext.models import builder as our_builder
     from megatron_ext.training.bridge import setup_megatron
     from ngpt.config import compose, config_dir
     from ngpt.estimate.counts import count_parameters
@@ -30,10 +32,13 @@ def main(out: str) -> None:
     class OnMeta(TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
             kwargs = kwargs or {}
+            if func is torch.Tensor.normal_:
+                return args[0]
             if kwargs.get("device") is not None:
                 kwargs = {**kwargs, "device": "meta"}
             return func(*args, **kwargs)
 
+    our_builder.retract_weights_ = lambda parameters: None
     alone = ["parallel=dp", "cluster=local", "data=mock", "model.transformer_impl=local", f"run.root={Path(out).parent}"]
     results, built = {}, {}
     for experiment in sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml")):
