@@ -12,6 +12,7 @@ from megatron_ext.compat import (
     datasets_makefile,
     distrib_optimizer_load,
     distrib_optimizer_order,
+    distrib_optimizer_rows,
     expert_rng,
     mamba_on_cpu,
     prediction_loss,
@@ -27,6 +28,7 @@ _EVERYWHERE: dict[str, Callable[[], bool]] = {
     "datasets_makefile": datasets_makefile.install,
     "distrib_optimizer_load": distrib_optimizer_load.install,
     "distrib_optimizer_order": distrib_optimizer_order.install,
+    "distrib_optimizer_rows": distrib_optimizer_rows.install,
     "expert_rng": expert_rng.install,
     "prediction_loss": prediction_loss.install,
 }

@@ -1,6 +1,24 @@
 """The training cases of models with Mamba and mixture-of-experts layers, added to those of `cases.py`."""
 
-from cases import BF16, CP2, DP2, HYBRID_MODELS, NEAREST, NVFP4, NVIDIA, OVERLAP, PP2, SAVE, STATIC, TP2, Case, _like, _seed, _stopped
+from cases import (
+    BF16,
+    BUCKETS,
+    CP2,
+    DP2,
+    HYBRID_MODELS,
+    NEAREST,
+    NVFP4,
+    NVIDIA,
+    OVERLAP,
+    PP2,
+    SAVE,
+    STATIC,
+    TP2,
+    Case,
+    _like,
+    _seed,
+    _stopped,
+)
 
 EP2 = ["parallel.expert=2", "cluster.gpus_per_node=2"]
 # Pipeline stages of a hybrid are cut by hand.
@@ -72,7 +90,7 @@ TWO_PROCESSES = [
     _like("cp2_hybrid_nvfp4", "hybrid", CP2, NVFP4, NEAREST, FIRST),
     _like("cp2_hybrid", "hybrid", CP2),
     _like("cp2_hybrid_gated", "hybrid_gated", CP2),
-    *_stopped("resume_ep2", BF16, EP2, OVERLAP, model="hybrid"),
+    *_stopped("resume_ep2", BF16, EP2, BUCKETS, model="hybrid"),
     _resharded("one", "tp2", TP2),
     _resharded("one", "pp2", PP2, CUT),
     _resharded("one", "ep2", EP2, OVERLAP),

@@ -28,6 +28,11 @@ def test_the_second_half_really_continued(results, run):
     assert results.summary(f"{run}_halves")["status"] == "finished"
 
 
+@pytest.mark.parametrize("run", ["resume_dp2_halves", "resume_ep2_halves", "reshard_source_dp2"])
+def test_runs_of_several_buckets_have_padding_between_them(results, run):
+    assert all(result["padded_buckets"] > 0 for result in results.results(run))
+
+
 @pytest.mark.parametrize(("run", "whole"), RESHARDED.items())
 def test_resharded_resume_continues_the_same_run(results, run, whole):
     rows, wanted = results.rows(run), results.rows(whole)[2:]
