@@ -6,7 +6,7 @@ takes the state behind the first padded bucket from the wrong place.
 
 import pytest
 from cases import BF16, BUCKETS, DP2, OVERLAP, SAVE, TP2, Case, _seed, _stopped
-from hybrid_cases import EP2
+from hybrid_cases import EP2, UNEVEN
 from results import Results
 
 DP3 = ["cluster.gpus_per_node=3", "train.global_batch_size=6"]
@@ -17,7 +17,7 @@ RESUMED = {
         "dense": ("plain", [DP2, BUCKETS, BF16, ["model.ffn_hidden_size=161"]]),
         "dense_control": ("control", [DP2, BUCKETS]),
         "dense_gather_at_once": ("plain", [DP2, BUCKETS, ["parallel.overlap_param_gather=false"]]),
-        "hybrid": ("hybrid_gated", [DP2, BUCKETS, BF16]),
+        "hybrid": ("hybrid_gated", [DP2, BUCKETS, BF16, UNEVEN]),
         "hybrid_control": ("hybrid_control", [DP2, BUCKETS]),
         "hybrid_experts": ("hybrid_gated", [EP2, BUCKETS]),
     },
