@@ -2,17 +2,19 @@
 
 Importing Megatron costs more than a tiny run, so all cases of a world size share one launch. A case is
     {"name": ..., "overrides": [...], "randomize_scales": bool, "starve_experts": bool, "probe_layers": bool,
-     "probe_padding": bool}
+     "probe_padding": bool, "upstream_state": bool}
 and leaves, beside the run's own files, `result-rank<N>.json`: weight fingerprints and the norms seen when the model was built. A
 probe also leaves what layer_probe.py measures once the model is trained.
 """
 
+import contextlib
 import gc
 import hashlib
 import json
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -77,7 +79,9 @@ def run_case(case: dict, rank: int) -> None:
         result["built"] = model_norms(chunks)
 
     try:
-        session = train(cfg, rank, [look])
+        with upstream_state() if case.get("upstream_state") else contextlib.nullcontext():
+            session = train(cfg, rank, [look])
+        result["padded_buckets"] = padded_buckets(session.chunks)
         result["weights"] = fingerprints(session.hook.parameters)
         result["model_norms"] = model_norms(session.chunks)
         result["rng"] = rng_fingerprints()
@@ -92,6 +96,28 @@ def run_case(case: dict, rank: int) -> None:
         result["traceback"] = traceback.format_exc()
     result["seconds"] = time.time() - began
     (run_dir / f"result-rank{rank}.json").write_text(json.dumps(result))
+
+
+@contextlib.contextmanager
+def upstream_state() -> Iterator[None]:
+    """Save and load the optimizer state by Megatron's own code."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    names = ("sharded_param_state_fully_reshardable", "load_parameter_state_from_fully_reshardable")
+    ours = {name: getattr(DistributedOptimizer, name) for name in names}
+    try:
+        for name in names:
+            setattr(DistributedOptimizer, name, ours[name].__wrapped__)
+        yield
+    finally:
+        for name in names:
+            setattr(DistributedOptimizer, name, ours[name])
+
+
+def padded_buckets(chunks: list) -> int:
+    """Gradient buckets that end in padding and have another one behind them."""
+    buffers = [buffer for chunk in chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers]
+    return sum(bucket.numel_unpadded < bucket.grad_data.numel() for buffer in buffers for bucket in buffer.buckets[:-1])
 
 
 def randomize_scales(chunks: list) -> None:

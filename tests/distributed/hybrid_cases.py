@@ -2,6 +2,7 @@
 
 from cases import (
     BF16,
+    BUCKETS,
     CP2,
     DP2,
     FIRST,
@@ -88,7 +89,7 @@ TWO_PROCESSES = [
     _like("cp2_hybrid_nvfp4", "hybrid", CP2, NVFP4, NEAREST, FIRST),
     _like("cp2_hybrid", "hybrid", CP2),
     _like("cp2_hybrid_gated", "hybrid_gated", CP2),
-    *_stopped("resume_ep2", BF16, EP2, OVERLAP, model="hybrid"),
+    *_stopped("resume_ep2", BF16, EP2, BUCKETS, model="hybrid"),
     _resharded("one", "tp2", TP2),
     _source("ep2", EP2),
     _resharded("ep2", "dp2", DP2),  # every rank holds all experts again
@@ -96,7 +97,7 @@ TWO_PROCESSES = [
     _resharded("tp2", "pp2", PP2, CUT),
     _source("pp2", PP2, CUT),
     _resharded("pp2", "ep2", EP2, OVERLAP),
-    _like("ep2_hybrid_bf16", "hybrid", EP2, BF16, OVERLAP),
+    _like("ep2_hybrid_bf16", "hybrid", EP2, BF16, BUCKETS),
     _deep("vpp2_deep", PP2, DEEP_CHUNKS, probe_layers=True),
     _deep("tp2_deep_nvfp4", TP2, NVFP4, NEAREST, FIRST, probe_padding=True),
     _deep("cp2_ep2_deep", CP2, EP2, probe_layers=True),

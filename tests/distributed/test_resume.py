@@ -31,6 +31,11 @@ def test_the_second_half_really_continued(results, run):
     assert results.summary(f"{run}_halves")["status"] == "finished"
 
 
+@pytest.mark.parametrize("run", ["resume_dp2_halves", "dp2_overlap"])
+def test_runs_of_several_buckets_have_padding_between_them(results, run):
+    assert all(result["padded_buckets"] > 0 for result in results.results(run))
+
+
 @pytest.mark.parametrize("run", RESHARDED)
 def test_resharded_resume_continues_the_same_run(results, run):
     rows, wanted = results.rows(run), results.rows("one_plain")[2:]
