@@ -160,7 +160,7 @@ class ClusterConfig:
     nodes: int = 1
     gpus_per_node: int = 1
     gpu: str | None = None  # a name in ngpt/estimate/hardware.py: peak rates for MFU and estimates; null: detected, none on a CPU
-    rendezvous_port: int = 29500
+    rendezvous_port: int | None = None  # null: 29500; under srun one that follows from the job
 
 
 @dataclass

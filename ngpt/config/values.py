@@ -32,7 +32,7 @@ _FRACTIONS = {  # key: (does the range hold this value, the range in words)
     "schedule.decay_fraction": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "precision.bf16_tail": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "train.seed": (lambda value: 0 < value < 2**31, "from 1 to 2147483647"),  # Megatron adds ranks to it
-    "cluster.rendezvous_port": (lambda value: 0 < value < 65536, "a port, 1 to 65535"),
+    "cluster.rendezvous_port": (lambda value: value is None or 0 < value < 65536, "a port, 1 to 65535"),
 }
 _AMAX = ("dynamic", "dynamic_pow2", "static")
 _CHOICES = {
