@@ -8,16 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from launch.environment import (
-    STEP_PORTS,
-    check_port_free,
-    current_world,
-    first_host,
-    recorded_variables,
-    single_world,
-    worker_environment,
-    worker_variables,
-)
+from launch.environment import current_world, recorded_variables, worker_environment, worker_variables
+from launch.world import STEP_PORTS, check_port_free, first_host, single_world
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
 
