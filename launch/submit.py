@@ -63,19 +63,28 @@ def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
         print(done)
         return 0
     refuse_second_job(run_dir)
-    environment = submission_environment()
     with locked(run_dir):
-        record_launch(config, command, recorded_variables(environment), variable_origins(config, config.cluster.environment))
-        (run_dir / SCRIPT_FILE).write_text(script, encoding="utf-8")
-        for file in (STOP_FILE, RESTARTS_FILE):
-            (run_dir / file).unlink(missing_ok=True)
-        job = scheduler.submit(run_dir / SCRIPT_FILE, environment)
-        record = {"job": job, "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(command)}
-        (run_dir / JOB_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        record_launch(config, command, recorded_variables(submission_environment()), variable_origins(config, config.cluster.environment))
+        job = submit(run_dir, script, command)
     output = run_dir / OUTPUT_FILE.format(job=job)
     folder = shlex.quote(config.run.dir)
     print(f"job {job}, run folder {run_dir}\nwatch: ngpt status {folder}; tail -F {shlex.quote(str(output))}\nstop:  ngpt stop {folder}")
     return 0
+
+
+def submit(run_dir: Path, script: str, command: Sequence[str]) -> str:
+    """Writes the job's script into the run folder and submits it. What earlier jobs of the run left there no longer counts.
+
+    Returns:
+        The job's id.
+    """
+    (run_dir / SCRIPT_FILE).write_text(script, encoding="utf-8")
+    for file in (STOP_FILE, RESTARTS_FILE):
+        (run_dir / file).unlink(missing_ok=True)
+    job = scheduler.submit(run_dir / SCRIPT_FILE, submission_environment())
+    record = {"job": job, "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(command)}
+    (run_dir / JOB_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return job
 
 
 def last_job(run_dir: Path) -> str | None:

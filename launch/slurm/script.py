@@ -32,6 +32,9 @@ def render(config: Config, run_dir: Path, work_dir: Path, rank_command: list[str
         if not str(path).isprintable() or "\\" in str(path):
             raise ConfigError("run.dir", repr(str(path)), "SLURM takes no backslash and no control characters", "Choose another folder")
     contained = config.cluster.container_image is not None
+    if contained and set(",:") & set(str(work_dir)):
+        rule = f"The container mounts {work_dir}, and a mount's name holds no comma and no colon"
+        raise ConfigError("cluster.container_image", config.cluster.container_image, rule, "Call ngpt launch in another folder")
     python = "python3" if contained else sys.executable
     rank_command = rank_command or [python, "-m", "launch.cli", "train", "--config", str(run_dir / CONFIG_FILE)]
     values = {
