@@ -23,7 +23,7 @@ def main(config_path: str) -> int:
     rank, asked = int(os.environ["SLURM_PROCID"]), []
     for number in SIGNALS:
         signal.signal(number, lambda number, _frame: asked.append(signal.Signals(number).name))
-    behaviour = {"steps": 10**9, "save_s": 0.0, "save_every": None, "fail_at": None, "failure": "RuntimeError"} | _read(
+    behaviour = {"steps": 10**9, "save_s": 0.0, "save_every": None, "fail_after": None, "failure": "RuntimeError"} | _read(
         run_dir / "behaviour.json"
     )
     tracker = checkpoint_dir / "latest_checkpointed_iteration.txt"
@@ -33,17 +33,14 @@ def main(config_path: str) -> int:
         start = {"step": step, "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")), "task": os.environ.get("SLURM_ARRAY_TASK_ID")}
         with (run_dir / "starts.jsonl").open("a") as file:
             file.write(json.dumps(start) + "\n")
+    fails_at = behaviour["fail_after"] and step + behaviour["fail_after"]
     while step < behaviour["steps"] and not asked:
         time.sleep(STEP_SECONDS)
         step += 1
-        if step == behaviour["fail_at"] and rank == 1:
-            failure = {"rank": 1, "time": time.time(), "error": behaviour["failure"], "message": "as asked"}
-            (run_dir / "failure_rank1.json").write_text(json.dumps(failure))
-            return 2 if behaviour["failure"] == "ConfigError" else 1
+        if step == fails_at:
+            return _fail(run_dir, rank, behaviour["failure"])
         if rank == 0 and behaviour["save_every"] and step % behaviour["save_every"] == 0:
             tracker.write_text(str(step))
-    if behaviour["fail_at"]:
-        time.sleep(3600)  # a rank that waits for the one that has failed
     if rank == 0:
         end = time.monotonic() + behaviour["save_s"]
         while time.monotonic() < end:
@@ -52,6 +49,20 @@ def main(config_path: str) -> int:
         outcome = {"status": "signalled" if asked else "finished", "step": step, "signal": asked[0] if asked else None, "saved": True}
         (run_dir / "outcome.json").write_text(json.dumps(outcome))
     return 0
+
+
+def _fail(run_dir: Path, rank: int, error: str) -> int:
+    """Rank 1 fails in this step, once the others have come as far; they then wait for it, whatever signals come."""
+    reached = run_dir / f"reached{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    if rank != 1:
+        reached.touch()
+        while True:
+            time.sleep(STEP_SECONDS)
+    while not reached.exists():
+        time.sleep(STEP_SECONDS)
+    failure = {"rank": 1, "time": time.time(), "error": error, "message": "as asked"}
+    (run_dir / "failure_rank1.json").write_text(json.dumps(failure))
+    return 2 if error == "ConfigError" else 1
 
 
 def _read(path: Path) -> dict:

@@ -1,6 +1,5 @@
 """What a job does when SLURM or a person ends it: the script and the decisions are those of `ngpt launch`, the ranks are stand-ins."""
 
-import json
 import subprocess
 
 import pytest
@@ -100,7 +99,7 @@ def test_a_lost_node_costs_a_restart_that_slurm_makes(submit_stand_in):
 
 
 def test_a_job_that_crashes_without_progress_stops_after_the_limit(submit_stand_in):
-    run = submit_stand_in("cluster.max_restarts=1", fail_at=2)
+    run = submit_stand_in("cluster.max_restarts=1", fail_after=2)
     run.ended()
     assert [start["restarts"] for start in run.starts()] == [0, 1]
     assert "rank 1: RuntimeError: as asked; not started again: 1 restarts in a row without a newer checkpoint" in run.log()
@@ -109,17 +108,15 @@ def test_a_job_that_crashes_without_progress_stops_after_the_limit(submit_stand_
 
 
 def test_progress_between_crashes_allows_further_restarts(submit_stand_in):
-    run = submit_stand_in("cluster.max_restarts=1", fail_at=4, save_every=3)
-    run.until(lambda: "PENDING" in run.waiting_or_running(), "the wait for the next start")
-    (run.folder / "behaviour.json").write_text(json.dumps({"fail_at": 8, "save_every": 3}))
+    run = submit_stand_in("cluster.max_restarts=1", fail_after=4, save_every=3)
     run.started(3)
-    assert run.starts()[2]["step"] == 6
+    assert [start["step"] for start in run.starts()[:3]] == [0, 3, 6]
     scheduler.cancel(run.job)
     run.ended()
 
 
 def test_a_mistake_of_the_users_is_not_repeated(submit_stand_in):
-    run = submit_stand_in(fail_at=1, failure="ConfigError")
+    run = submit_stand_in(fail_after=1, failure="ConfigError")
     run.ended()
     assert len(run.starts()) == 1 and run.exit_code() == 2 and "a restart would repeat it" in run.log()
 
