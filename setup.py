@@ -49,6 +49,8 @@ setup(
             "mamba-ssm==2.3.2.post1",
             "causal-conv1d==1.7.0",
         ],
+        # What Transformer Engine declares and an installation without dependencies (docker/Dockerfile) leaves out.
+        "image": ["nvdlfw-inspect==0.2.2", "nvidia-cudnn-frontend>=1.29,<2", "onnxscript>=0.7,<0.8"],
         "tekken": ["mistral-common>=1.13,<2"],  # ships the 131,072-entry vocabulary of tokenizer=tekken
         "dev": ["hypothesis>=6.170,<7", "pytest>=9.2,<10", "ruff>=0.17,<0.18"],
     },

@@ -1,8 +1,12 @@
-"""Imports everything a GPU run needs and compares the versions with the pins. Run when the image is built, so without a GPU."""
+"""Imports everything a GPU run needs and compares the versions with setup.py. Run when the image is built, so without a GPU."""
 
 import importlib
 import importlib.metadata
 import sys
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from requirements import requirements
 
 MODULES = (
     "torch",
@@ -17,24 +21,16 @@ MODULES = (
     "megatron_ext",
     "launch.cli",
 )
-VERSIONS = {
-    "torch": "2.11.",
-    "transformer-engine": "2.20.2",
-    "mamba-ssm": "2.3.2.post1",
-    "causal-conv1d": "1.7.0",
-    "megatron-core": "0.19.2",
-    "hydra-core": "1.3.8",
-}
 
 
 def main() -> int:
     """Prints one line a finding; 1 when anything is missing or of another version."""
     problems = []
-    for name, wanted in VERSIONS.items():
-        found = importlib.metadata.version(name)
-        print(f"{name} {found}")
-        if not found.startswith(wanted):
-            problems.append(f"{name}: {found}, not {wanted}")
+    for requirement in map(Requirement, requirements(Path(__file__).with_name("setup.py"), ["base", "gpu", "tekken"])):
+        found = importlib.metadata.version(requirement.name)
+        print(f"{requirement.name} {found}")
+        if not requirement.specifier.contains(found, prereleases=True):
+            problems.append(f"{requirement.name}: {found}, not {requirement.specifier}")
     for name in MODULES:
         try:
             importlib.import_module(name)

@@ -16,13 +16,16 @@ usage: ngpt COMMAND ...
   ngpt config experiment=NAME key=value ...   the resolved config with its parameter, token and FLOP counts
   ngpt estimate experiment=NAME key=value ... memory, step time and cost; --fit GPUS proposes parallel layouts
   ngpt train  experiment=NAME key=value ...   train; the same command again resumes the run
+  ngpt launch experiment=NAME cluster=NAME ... submit it as a job of a cluster (SLURM); --dry-run prints the job's script
+  ngpt status RUN [--json]                    what a run does: its job, steps, checkpoints, last failure
+  ngpt stop   RUN                             have a run save and leave, and not come back
   ngpt data   fetch | prepare | inspect ...   get text and turn it into token files
   ngpt report RUN [RUN ...] [--out DIR]       losses, scales and differences of runs as HTML and PNG
   ngpt sample RUN [--prompt TEXT] [--tokens N]
   ngpt doctor [--json]                        what works on this machine, proved by numbers
   ngpt version
 
-config, estimate and train take --config-dir DIR for config files of your own, laid out like conf/. --help explains each command.
+config, estimate, train and launch take --config-dir DIR for config files of your own, laid out like conf/. --help explains each command.
 """
 
 
@@ -70,13 +73,37 @@ def _estimate(arguments: Sequence[str]) -> int:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    from launch.train import train
+    from launch.train import train, train_config
+    from ngpt.config.compose import load
 
     parser = argparse.ArgumentParser(prog="ngpt train", description="Train a run, or continue it where it stopped.")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, GROUP=NAME or key=value")
     parser.add_argument("--config-dir", type=Path, action="append", default=[], metavar="DIR", help="your own folder, laid out like conf/")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a resolved config (config.yaml of a run) instead of all of these")
     options = parser.parse_intermixed_args(arguments)
+    if options.config is not None:
+        if options.overrides or options.config_dir:
+            raise ConfigError("--config", options.config, "Is the whole config", "Leave out overrides and --config-dir")
+        return train_config(load(options.config), ["ngpt", "train", *arguments])
     return train(options.overrides, options.config_dir, ["ngpt", "train", *arguments])
+
+
+def _launch(arguments: Sequence[str]) -> int:
+    from launch.submit import main as launch_main
+
+    return launch_main(arguments)
+
+
+def _status(arguments: Sequence[str]) -> int:
+    from launch.status import main as status_main
+
+    return status_main(arguments)
+
+
+def _stop(arguments: Sequence[str]) -> int:
+    from launch.stop import main as stop_main
+
+    return stop_main(arguments)
 
 
 def _data(arguments: Sequence[str]) -> int:
@@ -118,6 +145,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "config": _config,
     "estimate": _estimate,
     "train": _train,
+    "launch": _launch,
+    "status": _status,
+    "stop": _stop,
     "data": _data,
     "report": _report,
     "sample": _sample,

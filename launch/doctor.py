@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.devices import driver_version, gpu_names
-from launch.environment import single_world, worker_environment, worker_variables
+from launch.environment import worker_environment, worker_variables
 from launch.provenance import versions
+from launch.world import single_world
 from ngpt.config.compose import compose
 from ngpt.findings import ABSENT, FAILED, OK, UNAVAILABLE, Finding
 

@@ -6,9 +6,9 @@ that offer no other handle.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from ngpt.config.errors import ConfigError
+from launch import world as worlds
+from launch.world import Job, World
 from ngpt.config.megatron_keys import captures
 from ngpt.config.schema import Config
 
@@ -16,83 +16,27 @@ from ngpt.config.schema import Config
 REMOVED = ("NVTE_USE_FAST_MATH",)
 # Names of one setting: where the user has set the second, the first is left alone.
 OTHER_NAMES = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF"}
+PLACE_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Prefixes recorded with a run: they change speed or numerics, and name neither a host nor a user.
 RECORDED_PREFIXES = ("CUDA_", "CUBLAS_", "GLOO_", "NCCL_", "NVTE_", "OMP_", "PYTORCH_", "TORCH", "TRITON_")
 
 
-@dataclass(frozen=True)
-class World:
-    """Where this process stands among the processes of one run."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int  # processes on this machine
-    master_addr: str
-    master_port: int
-    started_by: str  # torchrun | srun | ngpt
+def current_world(environ: Mapping[str, str] = os.environ, default_port: int | None = None) -> World | None:
+    """The world that this process is part of (launch/world.py), or None for a process started by hand."""
+    return worlds.world_of(environ, default_port)
 
 
-def current_world(environ: Mapping[str, str] = os.environ, default_port: int = 29500) -> World | None:
-    """The world that torchrun or srun has put this process in, or None for a process started by hand.
-
-    Raises:
-        ConfigError: a world was announced but its description is incomplete.
-    """
-    if "RANK" in environ and "WORLD_SIZE" in environ:
-        return _torchrun_world(environ, default_port)
-    # Inside an sbatch script SLURM_NTASKS is set too, but only srun makes a step: the script itself is no rank.
-    if "SLURM_STEP_ID" in environ and int(environ.get("SLURM_NTASKS", "1")) > 1:
-        return _srun_world(environ, default_port)
-    return None
+def current_job(environ: Mapping[str, str] = os.environ) -> Job | None:
+    """The SLURM job that this process is part of, or None."""
+    return worlds.job_of(environ)
 
 
-def _torchrun_world(environ: Mapping[str, str], default_port: int) -> World:
-    size = int(environ["WORLD_SIZE"])
-    if size > 1 and "MASTER_ADDR" not in environ:
-        raise ConfigError("MASTER_ADDR", "Not set", f"{size} ranks need an address to meet at", "Start the ranks with torchrun")
-    return World(
-        rank=int(environ["RANK"]),
-        size=size,
-        local_rank=int(environ.get("LOCAL_RANK", "0")),
-        local_size=int(environ.get("LOCAL_WORLD_SIZE", "1")),
-        master_addr=environ.get("MASTER_ADDR", "127.0.0.1"),
-        master_port=int(environ.get("MASTER_PORT", default_port)),
-        started_by="torchrun",
-    )
-
-
-def _srun_world(environ: Mapping[str, str], default_port: int) -> World:
-    size = int(environ["SLURM_NTASKS"])
-    nodes = int(environ.get("SLURM_STEP_NUM_NODES", environ.get("SLURM_NNODES", "1")))
-    if size % nodes != 0:
-        raise ConfigError("srun", f"{size} tasks on {nodes} nodes", "every node must run as many ranks", "Use --ntasks-per-node")
-    node_list = environ.get("SLURM_STEP_NODELIST", environ.get("SLURM_JOB_NODELIST", "127.0.0.1"))
-    return World(
-        rank=int(environ["SLURM_PROCID"]),
-        size=size,
-        local_rank=int(environ["SLURM_LOCALID"]),
-        local_size=size // nodes,
-        master_addr=environ.get("MASTER_ADDR") or first_host(node_list),
-        master_port=int(environ.get("MASTER_PORT", default_port)),
-        started_by="srun",
-    )
-
-
-def first_host(node_list: str) -> str:
-    """The first name of a SLURM node list: `gpu[007-009,12],login1` gives `gpu007`."""
-    head, bracket, rest = node_list.partition("[")
-    if "," in head or not bracket:
-        return head.split(",")[0]
-    ranges, _, tail = rest.partition("]")
-    first = ranges.split(",")[0].split("-")[0]
-    suffix = tail.split(",")[0]
-    return head + first + (first_host(suffix) if suffix else "")
-
-
-def single_world() -> World:
-    """A world of one process, which meets itself at whatever port is free when it binds one."""
-    return World(rank=0, size=1, local_rank=0, local_size=1, master_addr="127.0.0.1", master_port=0, started_by="ngpt")
+def submission_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What a job is submitted with, and its ranks inherit: this process's environment without the place of this process in other worlds."""
+    place = set(PLACE_VARIABLES)
+    return {
+        name: value for name, value in environ.items() if name not in place and (name == "SLURM_CONF" or not name.startswith("SLURM_"))
+    }
 
 
 def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[str, str]:
@@ -112,7 +56,7 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
     if config.parallel.tensor > 1 or config.parallel.context > 1:
         # One hardware queue: collectives start in the order they were issued, and overlap. Megatron insists on it, on a CPU too.
         variables["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
-    return variables | (_gpu_variables(config) if cuda else _cpu_variables(config))
+    return variables | (_gpu_variables(config) if cuda else _cpu_variables(config)) | config.cluster.environment
 
 
 def _gpu_variables(config: Config) -> dict[str, str]:
@@ -160,6 +104,26 @@ def worker_environment(variables: Mapping[str, str], world: World | None) -> dic
     inherited = {name: value for name, value in os.environ.items() if name not in REMOVED}
     unset = {name: value for name, value in variables.items() if OTHER_NAMES.get(name) not in inherited}
     return {**unset, **inherited, **(world_variables(world) if world else {})}
+
+
+def variable_origins(config: Config, variables: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Where the value of each of `variables` in a worker comes from: exported (by the user), cluster.environment, or ngpt."""
+
+    def origin(name: str) -> str:
+        if name in environ or OTHER_NAMES.get(name, name) in environ:
+            return "exported"
+        return "cluster.environment" if name in config.cluster.environment else "ngpt"
+
+    return {name: origin(name) for name in variables}
+
+
+def overruled(config: Config, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """A line for each variable of cluster.environment to which the user has exported another value, which is the one that counts."""
+    return [
+        f"note: {name}={environ[name]} as exported, not {value} as in cluster.environment"
+        for name, value in config.cluster.environment.items()
+        if environ.get(name, value) != value
+    ]
 
 
 def recorded_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

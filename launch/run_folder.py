@@ -115,8 +115,12 @@ def join_lock(folder: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
-def record_launch(config: Config, command: Sequence[str], variables: dict[str, str]) -> Path:
+def record_launch(config: Config, command: Sequence[str], variables: dict[str, str], origins: dict[str, str] | None = None) -> Path:
     """Writes config, code state and environment of this launch into the run folder; those of earlier launches move to `launches/`.
+
+    Args:
+        variables: Environment variables worth recording.
+        origins: Where the values of those that the launcher cares for come from (`variable_origins`).
 
     Returns:
         The path of the config that workers read.
@@ -128,6 +132,7 @@ def record_launch(config: Config, command: Sequence[str], variables: dict[str, s
         failure.unlink()
     forget_outcome(folder)
     description, code_diff = describe_launch(command, variables)
+    description |= {"environment_from": origins} if origins else {}
     if code_diff:
         (folder / DIFF_FILE).write_text(code_diff, encoding="utf-8")
     (folder / ENVIRONMENT_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -4,9 +4,10 @@ import subprocess
 from pathlib import Path
 
 from launch.devices import gpu_names
-from launch.environment import single_world, worker_environment, worker_variables
+from launch.environment import worker_environment, worker_variables
 from launch.processes import worker_command
 from launch.run_folder import CONFIG_FILE
+from launch.world import single_world
 from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 

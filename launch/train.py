@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from launch.devices import gpu_names
-from launch.environment import World, current_world, recorded_variables, single_world, worker_environment, worker_variables
+from launch.environment import current_world, overruled, recorded_variables, variable_origins, worker_environment, worker_variables
 from launch.outcome import read_outcome
 from launch.processes import INTERRUPTED, run_and_tee, worker_command
 from launch.run_folder import (
@@ -20,9 +20,11 @@ from launch.run_folder import (
     lost_a_peer,
     nothing_left,
     record_death,
+    record_failure,
     record_launch,
     resume_notes,
 )
+from launch.world import World, check_port_free, single_world
 from ngpt.config.compose import compose, dump
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
@@ -34,11 +36,15 @@ OTHERS_SECONDS = 3.0  # how long a rank that lost another one waits for that one
 
 
 def train(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequence[str]) -> int:
-    """Trains one run to its end.
+    """Composes a config from Hydra overrides and config folders of the user, and trains it (`train_config`)."""
+    return train_config(compose(overrides, config_dirs), command)
+
+
+def train_config(config: Config, command: Sequence[str]) -> int:
+    """Trains one run to its end, or as one rank of the world that torchrun or srun has started.
 
     Args:
-        overrides: Hydra overrides.
-        config_dirs: Config folders of the user.
+        config: The resolved config.
         command: The command line, recorded with the run.
 
     Returns:
@@ -48,23 +54,27 @@ def train(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequen
     Raises:
         ConfigError: anything that can be known to be wrong before processes start.
     """
-    config = compose(overrides, config_dirs)
     world = current_world(default_port=config.cluster.rendezvous_port)
-    _check_world(config, world)
-    check_resumable(config)
-    _check_data(config, world)
+    try:
+        _check_world(config, world)
+        check_resumable(config)
+        _check_data(config, world)
+        notes = [*resume_notes(config), *overruled(config)] if world is None or world.rank == 0 else []
+    except ConfigError as error:
+        if world is not None and world.started_by == "srun":  # the job's script asks whether a restart would repeat it
+            record_failure(Path(config.run.dir), world.rank, error, time.time())
+        raise
     if (done := nothing_left(config)) is not None:
         print(done)
         return 0
-    for note in resume_notes(config):
+    for note in notes:
         print(note, file=sys.stderr)
     cuda = bool(gpu_names())
+    processes = config.cluster.gpus_per_node if world is None else world.local_size
+    variables = worker_variables(config, processes, cuda)
     if world is not None:
-        environment = worker_environment(worker_variables(config, world.local_size, cuda), world)
-        return _run_one_rank(config, world, environment, command)
-    processes = config.cluster.gpus_per_node
-    environment = worker_environment(worker_variables(config, processes, cuda), single_world() if processes == 1 else None)
-    return _run_all_ranks(config, processes, environment, command)
+        return _run_one_rank(config, world, variables, command)
+    return _run_all_ranks(config, processes, variables, command)
 
 
 def _check_world(config: Config, world: World | None) -> None:
@@ -72,7 +82,7 @@ def _check_world(config: Config, world: World | None) -> None:
     nodes, per_node = config.cluster.nodes, config.cluster.gpus_per_node
     if world is None:
         if nodes > 1:
-            way_out = "Start it on every node with launch/torchrun.sh, or submit launch/slurm/train.sbatch"
+            way_out = "Start it on every node with launch/torchrun.sh, or submit it: ngpt launch cluster=slurm_..."
             raise ConfigError("cluster.nodes", nodes, "ngpt train starts processes on this machine only", way_out)
         available = len(gpu_names())
         if 0 < available < per_node:
@@ -86,20 +96,24 @@ def _check_world(config: Config, world: World | None) -> None:
 
 def _check_data(config: Config, world: World | None) -> None:
     """The token files must be those that were prepared, by the tokenizer configured here. Only the first rank looks into them."""
-    if config.data.mock:
-        return
-    sources = [*config.data.train, *config.data.valid]
-    check_against_model(sources, config.tokenizer, config.model.vocab_size)
-    if world is None or world.rank == 0:
-        for source in sources:
+    check_prepared(config)
+    if not config.data.mock and (world is None or world.rank == 0):
+        for source in [*config.data.train, *config.data.valid]:
             verify(source.path, record_folder=Path(config.data.cache_dir))
 
 
-def _run_all_ranks(config: Config, processes: int, environment: dict[str, str], command: Sequence[str]) -> int:
+def check_prepared(config: Config) -> None:
+    """The part of `_check_data` that reads manifests only."""
+    if not config.data.mock:
+        check_against_model([*config.data.train, *config.data.valid], config.tokenizer, config.model.vocab_size)
+
+
+def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], command: Sequence[str]) -> int:
     """Runs every rank on this machine, keeps what they print and says in one line how they ended."""
     run_dir = Path(config.run.dir)
+    environment = worker_environment(variables, single_world() if processes == 1 else None)
     with locked(run_dir):
-        config_path = record_launch(config, command, recorded_variables(environment))
+        config_path = record_launch(config, command, recorded_variables(environment), variable_origins(config, variables))
         console = run_dir / CONSOLE_FILE
         workers = worker_command(["train", str(config_path)], processes, run_dir)
         code = run_and_tee(workers, environment, console, reporting_rank=processes - 1)
@@ -108,7 +122,7 @@ def _run_all_ranks(config: Config, processes: int, environment: dict[str, str], 
     return _ended(run_dir, code, f"\nWhole output: {console}")
 
 
-def _run_one_rank(config: Config, world: World, environment: dict[str, str], command: Sequence[str]) -> int:
+def _run_one_rank(config: Config, world: World, variables: dict[str, str], command: Sequence[str]) -> int:
     """Runs this process's rank of a given world. Rank 0 records the launch; the last rank, which prints the progress, keeps the output.
 
     Returns:
@@ -116,10 +130,17 @@ def _run_one_rank(config: Config, world: World, environment: dict[str, str], com
         Who started the world reads the outcome in the run folder.
     """
     run_dir = Path(config.run.dir)
+    environment = worker_environment(variables, world)
     console = run_dir / CONSOLE_FILE if world.rank == world.size - 1 else None
+    if world.rank == 0 and world.started_by == "srun":  # torchrun itself listens there
+        try:
+            check_port_free(world)
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return FAILURE  # not the code of a mistake, which ends a job for good: its next start takes another port
     with locked(run_dir) if world.rank == 0 else nullcontext(), tempfile.TemporaryDirectory() as folder:
         if world.rank == 0:
-            record_launch(config, command, recorded_variables(environment))
+            record_launch(config, command, recorded_variables(environment), variable_origins(config, variables))
         # A config file of its own: at this moment the run folder's may be that of an earlier launch.
         config_path = Path(folder) / CONFIG_FILE
         dump(config, config_path)

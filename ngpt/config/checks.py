@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ngpt.config import hybrid, precision, values
+from ngpt.config import cluster, hybrid, precision, values
 from ngpt.config.errors import ConfigError, ConfigErrors
 from ngpt.config.megatron_keys import OWNED, REFUSED, captures
 from ngpt.config.pattern import parse
@@ -24,7 +24,7 @@ _SYMBOLS = "Use M for Mamba-2, E for experts, * for attention, - for an MLP, | f
 def validate(cfg: Config) -> None:
     """Raises a `ConfigError` with every rule that a resolved config breaks."""
     # The rules between keys divide by values, and those of a precision read the layers and shards that these have checked.
-    for group in (values.CHECKS, (*CHECKS, *hybrid.CHECKS), precision.CHECKS):
+    for group in (values.CHECKS, (*CHECKS, *hybrid.CHECKS, *cluster.CHECKS), precision.CHECKS):
         errors = [error for check in group for error in check(cfg)]
         if errors:
             raise errors[0] if len(errors) == 1 else ConfigErrors(errors)

@@ -150,12 +150,13 @@ def _missing(key: str, shipped: Path) -> ConfigError:
 
 
 def _accepted_override(override: str) -> str:
-    """Lets `megatron.NAME=VALUE` add a key (that group is open) and refuses settings of Hydra itself, which have no effect here."""
+    """Lets `megatron.NAME=VALUE` add a key (that group is open, as is cluster.environment) and refuses settings of Hydra
+    itself, which have no effect here."""
     key = override.lstrip("+~")
     if re.match(r"hydra\b", key):
         way_out = "Leave it out; run.dir names the run folder"
         raise ConfigError(override.split("=")[0], override, "Hydra only composes the config here", way_out)
-    return f"++{key}" if key.startswith(("megatron.", "megatron=")) and not override.startswith("~") else override
+    return f"++{key}" if key.startswith(("megatron.", "megatron=", "cluster.environment.")) and not override.startswith("~") else override
 
 
 def _check_file(path: Path) -> None:

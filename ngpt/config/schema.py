@@ -161,7 +161,20 @@ class ClusterConfig:
     nodes: int = 1
     gpus_per_node: int = 1
     gpu: str | None = None  # a name in ngpt/estimate/hardware.py: peak rates for MFU and estimates; null: detected, none on a CPU
-    rendezvous_port: int = 29500
+    rendezvous_port: int | None = None  # null: 29500; under srun one that follows from the job
+    environment: dict[str, str] = field(default_factory=dict)  # variables of the workers; a value that the user has exported wins
+    scheduler: str = "none"  # none | slurm: `ngpt launch` submits a job, one task for each process
+    account: str | None = None  # null, here and below: the site's default
+    partition: str | None = None
+    qos: str | None = None
+    time_limit: str | None = None  # as sbatch takes it: "90" (minutes), "04:00:00", "2-12:00:00"
+    cpus_per_task: int | None = None
+    sbatch: list[str] = field(default_factory=list)  # further options: --exclusive, --mem=0, --array=1-10%1
+    container_image: str | None = None  # of enroot and pyxis: a file or a registry's name; null: the ranks run on the host
+    container_mounts: list[str] = field(default_factory=list)  # HOST:CONTAINER[:ro], beside the folder ngpt launch is called in
+    save_time_s: int = 60  # what a checkpoint takes at most: the job is warned this long, and the margin, before its time is over
+    save_margin_s: int = 30
+    max_restarts: int = 3  # of a job that crashes or runs out of time, in a row without a newer checkpoint
 
 
 @dataclass

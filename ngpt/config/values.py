@@ -16,14 +16,15 @@ _POSITIVE = """
     model.rope_base model.vocab_size model.vocab_padding_multiple model.init_std model.norm_epsilon model.alpha_init
     optim.lr optim.eps tokenizer.vocab_size
     parallel.tensor parallel.pipeline parallel.virtual_pipeline parallel.expert parallel.expert_tensor parallel.context
-    parallel.recompute_num_layers cluster.nodes cluster.gpus_per_node logging.interval logging.health_interval
-    checkpoint.interval checkpoint.keep_last checkpoint.keep_every
+    parallel.recompute_num_layers cluster.nodes cluster.gpus_per_node cluster.cpus_per_task cluster.save_time_s
+    logging.interval logging.health_interval checkpoint.interval checkpoint.keep_last checkpoint.keep_every
     train.micro_batch_size train.global_batch_size train.steps train.seq_length
     train.eval_interval train.stop_after debug.norm_tolerance debug.profile_start
 """.split()
 _NOT_NEGATIVE = """
     optim.min_lr optim.weight_decay optim.clip_grad schedule.warmup_steps data.num_workers train.eval_steps
     precision.num_layers_at_start_in_bf16 precision.num_layers_at_end_in_bf16
+    cluster.save_margin_s cluster.max_restarts
     model.num_experts model.moe_shared_ffn_hidden_size model.moe_expert_bias_rate model.moe_aux_loss_coeff model.mamba_num_heads
 """.split()
 _FRACTIONS = {  # key: (does the range hold this value, the range in words)
@@ -32,7 +33,7 @@ _FRACTIONS = {  # key: (does the range hold this value, the range in words)
     "schedule.decay_fraction": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "precision.bf16_tail": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "train.seed": (lambda value: 0 < value < 2**31, "from 1 to 2147483647"),  # Megatron adds ranks to it
-    "cluster.rendezvous_port": (lambda value: 0 < value < 65536, "a port, 1 to 65535"),
+    "cluster.rendezvous_port": (lambda value: value is None or 0 < value < 65536, "a port, 1 to 65535"),
 }
 _AMAX = ("dynamic", "dynamic_pow2", "static")
 _CHOICES = {
@@ -63,6 +64,7 @@ _CHOICES = {
     "cluster.gpu": (None, *GPUS),
     "checkpoint.verify": ("full", "sizes", "none"),
     "checkpoint.on_full_disk": ("stop", "continue"),
+    "cluster.scheduler": ("none", "slurm"),
 }
 _UNTESTED = "the retraction of the weights after its step is not built and tested yet"
 _REFUSED = {  # values that exist elsewhere, with the reason why not here

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli, train
-from launch.environment import World
+from launch.world import World
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
 

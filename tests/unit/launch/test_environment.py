@@ -1,8 +1,15 @@
 """Rank detection and worker variables, from environments as torchrun and SLURM make them."""
 
+import os
+import pty
+import signal
+import socket
+from dataclasses import replace
+
 import pytest
 
-from launch.environment import current_world, first_host, recorded_variables, single_world, worker_environment, worker_variables
+from launch.environment import current_world, recorded_variables, worker_environment, worker_variables
+from launch.world import STEP_PORTS, check_port_free, first_host, single_world
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
 
@@ -51,6 +58,110 @@ def test_an_sbatch_script_itself_is_no_rank():
 
 def test_a_single_srun_task_is_no_world():
     assert current_world({**SRUN, "SLURM_NTASKS": "1"}) is None
+
+
+ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NNODES": "1"}
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        {"SLURM_STEP_ID": "4294967290"},  # salloc's shell, where it is a step
+        {"SLURM_STEP_ID": "4294967290", "SLURM_PTY_PORT": "40001", "SLURM_STEP_NUM_TASKS": "1"},
+        {"SLURM_STEP_ID": "4294967291"},  # the batch script
+        {},  # salloc's shell on the machine it was called on
+        {"SLURM_STEP_ID": "0", "SLURM_PTY_PORT": "40001", "SLURM_STEP_NUM_TASKS": "2"},  # srun --pty bash
+        {"SLURM_STEP_ID": "0", "SLURM_PTY_WIN_COL": "80", "SLURM_STEP_NUM_TASKS": "2"},
+        {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"},  # one task of an allocation of two
+    ],
+)
+def test_a_shell_of_an_allocation_is_no_rank(shell):
+    assert current_world({**ALLOCATION, **shell}) is None
+
+
+def test_ranks_of_a_step_are_counted_by_the_step():
+    world = current_world({**ALLOCATION, "SLURM_NTASKS": "8", "SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": "2"})
+    assert (world.size, world.local_size) == (2, 2)
+
+
+def test_a_step_started_from_a_terminal_has_ranks_though_it_inherits_the_terminals_variables():
+    inherited = {**ALLOCATION, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PTY_PORT": "40001"}
+    in_terminal, without = _child(pty.fork), _child(os.fork)
+    try:
+        assert current_world({**inherited, "SLURM_TASK_PID": str(in_terminal)}) is None
+        assert current_world({**inherited, "SLURM_TASK_PID": str(without)}).size == 2
+    finally:
+        for pid in (in_terminal, without):
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+
+
+def _child(fork) -> int:
+    """A process that waits: under `pty.fork` at a terminal of its own, under `os.fork` in a session without one."""
+    ready, write = os.pipe()
+    pid = fork()
+    pid = pid[0] if isinstance(pid, tuple) else pid
+    if pid == 0:
+        if fork is os.fork:
+            os.setsid()
+        os.write(write, b"1")
+        signal.pause()
+    os.read(ready, 1)
+    return pid
+
+
+def test_a_variable_set_to_nothing_is_not_set():
+    assert current_world({"RANK": "", "WORLD_SIZE": "", "MASTER_PORT": "", "SLURM_STEP_ID": ""}) is None
+    assert current_world({**TORCHRUN, "MASTER_PORT": ""}).master_port == 29500
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({**TORCHRUN, "WORLD_SIZE": "many"}, "WORLD_SIZE"),
+        ({**TORCHRUN, "RANK": "-1"}, "RANK"),
+        ({**TORCHRUN, "RANK": "8"}, "RANK"),
+        ({**TORCHRUN, "LOCAL_RANK": "1.5"}, "LOCAL_RANK"),
+        ({**TORCHRUN, "MASTER_PORT": "http"}, "MASTER_PORT"),
+        ({**SRUN, "SLURM_STEP_ID": "batch"}, "SLURM_STEP_ID"),
+        ({**SRUN, "SLURM_NTASKS": "2(x4)"}, "SLURM_NTASKS"),
+        ({**SRUN, "SLURM_PROCID": "\u0665"}, "SLURM_PROCID"),
+        ({**SRUN, "SLURM_LOCALID": ""}, "SLURM_LOCALID"),
+    ],
+)
+def test_a_value_that_is_no_number_is_told_in_one_line_that_names_it(variables, name):
+    with pytest.raises(ConfigError) as caught:
+        current_world(variables)
+    assert str(caught.value).startswith(f"{name}: ") and "\n" not in str(caught.value)
+
+
+def test_a_name_that_does_not_resolve_gives_way_to_the_address_of_the_node_that_runs_the_script(monkeypatch):
+    def resolve(host, _port):
+        if host != "known":
+            raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    variables = {**SRUN, "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}
+    assert current_world(variables).master_addr == "10.0.0.7"
+    assert current_world({**variables, "SLURM_STEP_NODELIST": "known"}).master_addr == "known"
+    assert current_world({**variables, "MASTER_ADDR": "10.0.0.8"}).master_addr == "10.0.0.8"
+
+
+def test_steps_that_share_a_node_meet_at_ports_of_their_own():
+    steps = [{"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)} for job in range(1000, 1020) for step in range(3)]
+    ports = [current_world({**SRUN, **step}).master_port for step in steps]
+    assert len(set(ports)) == len(ports) and all(port in STEP_PORTS for port in ports)
+    restarted = current_world({**SRUN, **steps[0], "SLURM_RESTART_COUNT": "1"}).master_port
+    assert restarted not in ports and restarted in STEP_PORTS
+    assert current_world({**SRUN, **steps[0], "MASTER_PORT": "999"}).master_port == 999
+
+
+def test_a_taken_port_is_told_in_one_line():
+    with socket.create_server(("", 0)) as taken:
+        world = replace(current_world(SRUN), master_port=taken.getsockname()[1])
+        with pytest.raises(ConfigError, match=f"MASTER_PORT: {world.master_port}"):
+            check_port_free(world)
+    check_port_free(world)
 
 
 def test_uneven_srun_is_refused():

@@ -1,0 +1,158 @@
+"""Decides, at the end of a job's srun, whether the job comes back: `python -m launch.slurm.after RUN --code N | --out-of-time`.
+
+What happened is read from three places: a `stop` file that `ngpt stop` leaves, what SLURM says of the job, and the run's own outcome.json.
+Called by the batch script (job.sbatch), with SIGTERM ignored. Needs no torch, and of the config only two values.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.environment import Job, current_job
+from launch.outcome import SIGNALLED_CODE, Outcome, read_outcome
+from launch.run_folder import CONFIG_FILE, first_failure
+from launch.slurm import scheduler
+from launch.slurm.scheduler import JobState
+from ngpt.config.checkpoints import TRACKER_FILE
+
+STOP_FILE = "stop"
+LOG_FILE = "slurm.log"  # a line for each end of the job
+RESTARTS_FILE = "restarts.json"
+FAILURE, USER_ERROR, TERMINATED = 1, 2, 143
+DEFAULT_MAX_RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows.
+
+    Attributes:
+        line: why, for people.
+        code: of the batch script.
+        requeue: whether to ask SLURM for another start.
+        counts: whether that start is one of cluster.max_restarts, unless a newer checkpoint was made.
+    """
+
+    line: str
+    code: int
+    requeue: bool = False
+    counts: bool = True
+
+
+def decide(code: int, state: JobState | None, job: Job, outcome: Outcome | None, failure: Mapping[str, Any] | None, stop: bool) -> Decision:
+    """What follows from how a job's ranks ended.
+
+    Args:
+        code: srun's exit code, the largest of its tasks.
+        state: What SLURM says of the job; None: nothing.
+        job: This job, and how often it had been restarted when it started.
+        outcome: The run's own word.
+        failure: Of the rank that failed first.
+        stop: Whether `ngpt stop` has asked for this end.
+    """
+    if outcome is not None and outcome.exit_code == 0:
+        return Decision(outcome.status, 0)
+    # A rank that fails during start-up has the others told to leave, and they call that a signal.
+    signalled = outcome is not None and (failure is None or outcome.step is not None)
+    ended = SIGNALLED_CODE if signalled else code or TERMINATED
+    if state is not None and state.restarts > job.restarts:
+        return Decision("SLURM starts the job again", ended)
+    if stop:
+        return Decision("stopped as `ngpt stop` asked", ended)
+    if state is not None and state.state == "COMPLETING":  # SLURM ends the job
+        if state.preempted:
+            return Decision("preempted", ended, requeue=True, counts=False)
+        if state.reason == "TimeLimit":
+            return Decision("the time was over before the run had left", ended, requeue=True)
+        return Decision("cancelled", ended)
+    if signalled:
+        return Decision(outcome.line, SIGNALLED_CODE, requeue=True, counts=state is None or not state.preempted)
+    if code == 0 and failure is None:
+        return Decision("nothing was left to train", 0)
+    cause = f"rank {failure['rank']}: {failure['error']}: {failure['message']}" if failure else f"srun ended with exit code {code}"
+    if code == USER_ERROR or failure is not None and failure["error"] == "ConfigError":
+        return Decision(f"{cause}; a restart would repeat it", USER_ERROR)
+    return Decision(cause, code or FAILURE, requeue=True)
+
+
+def limit_restarts(decision: Decision, run_dir: Path, step: int | None, limit: int) -> Decision:
+    """Refuses the restart that would be one too many in a row without a newer checkpoint. The count is kept in the run folder."""
+    if not decision.requeue or not decision.counts:
+        return decision
+    path = run_dir / RESTARTS_FILE
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        known, restarts = before["step"], before["restarts"]
+    except (OSError, ValueError, TypeError, KeyError):
+        known, restarts = None, 0
+    if step is not None and (known is None or step > known):
+        restarts = 0
+    if restarts >= limit:
+        line = f"{decision.line}; not started again: {restarts} restarts in a row without a newer checkpoint (cluster.max_restarts)"
+        return Decision(line, decision.code)
+    restarts += 1
+    path.write_text(json.dumps({"step": step, "restarts": restarts}) + "\n", encoding="utf-8")
+    in_a_row = f" ({restarts} of at most {limit} times without a newer checkpoint)" if restarts > 1 else ""
+    return replace(decision, line=f"{decision.line}; starts again{in_a_row}")
+
+
+def newest_step(checkpoint_dir: Path) -> int | None:
+    """Of the newest finished checkpoint."""
+    try:
+        return int((checkpoint_dir / TRACKER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _settings(run_dir: Path) -> tuple[Path, int]:
+    """Where the run keeps its checkpoints, and how many restarts it may have."""
+    try:
+        config = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+        return Path(config["checkpoint"]["dir"]), int(config["cluster"]["max_restarts"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return run_dir / "checkpoints", DEFAULT_MAX_RESTARTS
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Decides, says and logs it, and asks for the restart. Returns the exit code of the batch script."""
+    parser = argparse.ArgumentParser(prog="python -m launch.slurm.after")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--code", type=int, default=TERMINATED, help="of srun")
+    parser.add_argument("--out-of-time", action="store_true", help="the ranks go on: act only where the job's time is over")
+    options = parser.parse_args(arguments)
+    job, run_dir = current_job(), options.run
+    if job is None:
+        print("launch.slurm.after is part of a job's script, and this is no job", file=sys.stderr)
+        return options.code
+    state = scheduler.job_state(job.id)
+    out_of_time = state is not None and state.state == "COMPLETING" and (state.reason == "TimeLimit" or state.preempted)
+    if options.out_of_time and not out_of_time:
+        return 0
+    checkpoint_dir, limit = _settings(run_dir)
+    step, stop = newest_step(checkpoint_dir), (run_dir / STOP_FILE).exists()
+    decision = decide(options.code, state, job, read_outcome(run_dir), first_failure(run_dir), stop)
+    decision = limit_restarts(decision, run_dir, step, limit)
+    _log(run_dir, f"job {job.id} (restart {job.restarts}), newest checkpoint {'none' if step is None else step}: {decision.line}")
+    if decision.requeue and (complaint := scheduler.requeue(job.id)) is not None:
+        _log(run_dir, f"job {job.id} could not be requeued: {complaint}; ngpt launch continues the run")
+    return decision.code
+
+
+def _log(run_dir: Path, line: str) -> None:
+    print(f"ngpt: {line}", flush=True)
+    try:
+        with (run_dir / LOG_FILE).open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}\n")
+    except OSError as error:
+        print(f"ngpt: {run_dir / LOG_FILE}: {error.strerror}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""SLURM's commands: submit, look, requeue, signal, cancel."""
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ngpt.config.errors import ConfigError
+
+SECONDS = 60  # that a busy controller may take to answer
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What `scontrol show job` tells of one job, or one task of an array."""
+
+    state: str  # PENDING | RUNNING | COMPLETING | ...
+    reason: str
+    restarts: int
+    preempted: bool
+
+
+def submit(script: Path, environment: Mapping[str, str]) -> str:
+    """Submits a script; the job's id.
+
+    Raises:
+        ConfigError: SLURM refuses it, or is not there.
+    """
+    done = _run(["sbatch", "--parsable", str(script)], environment)
+    if done.returncode != 0:
+        raise ConfigError("sbatch", done.stderr.strip() or "no answer", "SLURM refuses the job", f"Correct cluster.*; script: {script}")
+    return done.stdout.strip().partition(";")[0]  # ";cluster" follows where there are several
+
+
+def job_state(job: str) -> JobState | None:
+    """None where SLURM does not know the job, or does not answer."""
+    done = _run(["scontrol", "--oneliner", "show", "job", job])
+    if done.returncode != 0 or not done.stdout.strip():
+        return None
+    fields = dict(word.split("=", 1) for word in done.stdout.splitlines()[0].split() if "=" in word)
+    restarts = fields.get("Restarts", "0")
+    return JobState(
+        state=fields.get("JobState", ""),
+        reason=fields.get("Reason", "None"),
+        restarts=int(restarts) if restarts.isdigit() else 0,
+        preempted=fields.get("PreemptTime", "None") not in ("None", "N/A", "Unknown"),
+    )
+
+
+def queue(job: str) -> list[dict[str, str]]:
+    """The tasks of a job that wait or run, one dict each; empty where there are none, or SLURM does not answer."""
+    names = {"job": "%i", "state": "%T", "reason": "%r", "elapsed": "%M", "left": "%L", "nodes": "%N", "start": "%S"}
+    done = _run(["squeue", "--noheader", "--jobs", job, "--format", "|".join(names.values())])
+    if done.returncode != 0:
+        return []
+    return [dict(zip(names, line.split("|"), strict=False)) for line in done.stdout.splitlines() if line.strip()]
+
+
+def requeue(job: str) -> str | None:
+    """Has a running job end and wait to start again. None, or why SLURM refuses. This ends the caller where it is part of the job."""
+    return _complaint(_run(["scontrol", "requeue", job]))
+
+
+def signal_tasks(job: str) -> str | None:
+    """SIGTERM to the tasks of a job's steps, not to its script. None, or why SLURM refuses."""
+    return _complaint(_run(["scancel", "--signal=TERM", job]))
+
+
+def cancel(job: str) -> str | None:
+    """Takes a waiting job out of the queue. None, or why SLURM refuses."""
+    return _complaint(_run(["scancel", job]))
+
+
+def _complaint(done: subprocess.CompletedProcess) -> str | None:
+    return None if done.returncode == 0 else " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+
+
+def _run(command: list[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS, env=environment)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed here")
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"{command[0]} does not answer")

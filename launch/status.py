@@ -1,0 +1,189 @@
+"""`ngpt status RUN`: what a run does, read from its folder and, where it is a job, asked of the scheduler."""
+
+import argparse
+import fcntl
+import json
+import re
+import shlex
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from launch.outcome import read_outcome
+from launch.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, LOCK_FILE, first_failure
+from launch.slurm import scheduler
+from launch.slurm.after import LOG_FILE, STOP_FILE, newest_step
+from launch.submit import JOB_FILE
+from ngpt.config.checkpoints import TRACKER_FILE
+from ngpt.config.compose import load
+from ngpt.config.schema import Config
+
+METRICS_FILE = "metrics.jsonl"
+HEARTBEATS = "heartbeat/rank*.json"  # of each rank: step, operation, time, pid, host
+TAIL_BYTES = 1 << 16
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `ngpt status`. Returns 0 whatever the run's state: it is an answer."""
+    parser = argparse.ArgumentParser(prog="ngpt status", description="What a run does: its job, steps, checkpoints and last failure.")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    found = status(options.run)
+    print(json.dumps(found, indent=1) if options.json else "\n".join(_lines(found)))
+    return 0
+
+
+def status(run_dir: Path) -> dict[str, Any]:
+    """All that is known of a run.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    config = load(run_dir / CONFIG_FILE)
+    checkpoint_dir = _beside(run_dir, config)
+    job = _job(run_dir)
+    heartbeats = [beat for path in sorted(run_dir.glob(HEARTBEATS)) if (beat := _json(path)) is not None]
+    steps = [step for step in (_last_metric(run_dir), *(beat.get("step") for beat in heartbeats)) if isinstance(step, int)]
+    saved = newest_step(checkpoint_dir)
+    outcome, failure = read_outcome(run_dir), first_failure(run_dir)
+    return {
+        "run": str(run_dir),
+        "state": _state(run_dir, job, outcome and outcome.status, failure, saved, config),
+        "step": max([*steps, saved or 0]),
+        "last_step": config.train.stop_after or config.train.steps,
+        "checkpoint": {"step": saved, "age_s": _age(checkpoint_dir / TRACKER_FILE)},
+        "job": job,
+        "launcher": holder(run_dir),
+        "stop_requested": (run_dir / STOP_FILE).exists(),
+        "heartbeats": _oldest_heartbeat(heartbeats),
+        "outcome": outcome and (outcome.line or outcome.status),
+        "failure": failure and f"rank {failure['rank']}: {failure['error']}: {failure['message']}",
+        "job_log": _last_line(run_dir / LOG_FILE),
+        "command": (_json(run_dir / JOB_FILE) or _json(run_dir / ENVIRONMENT_FILE) or {}).get("command"),
+    }
+
+
+def holder(run_dir: Path) -> dict[str, Any] | None:
+    """The launcher that trains in the folder now: {"pid", "host"}; None where nobody does."""
+    with suppress(OSError), (run_dir / LOCK_FILE).open("r", encoding="utf-8") as file:
+        match = re.search(r"process (\d+) on (\S+)", file.read())
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return {"pid": int(match[1]), "host": match[2]} if match else {"pid": None, "host": None}
+    return None
+
+
+def _state(run_dir: Path, job: dict | None, outcome: str | None, failure: dict | None, saved: int | None, config: Config) -> str:
+    """running | pending | finished | stopped | signalled | failed | not running."""
+    tasks = job["tasks"] if job else []
+    if holder(run_dir) is not None or any(task["state"] in ("RUNNING", "COMPLETING") for task in tasks):
+        return "running"
+    if tasks:
+        return "pending"
+    if outcome is not None and not (outcome == "signalled" and failure):
+        return outcome
+    if failure is not None:
+        return "failed"
+    return "finished" if saved is not None and saved >= config.train.steps else "not running"
+
+
+def _beside(run_dir: Path, config: Config) -> Path:
+    """The folder of checkpoints; a run folder that was moved took its own with it."""
+    own = run_dir / "checkpoints"
+    return own if own.is_dir() else Path(config.checkpoint.dir)
+
+
+def _job(run_dir: Path) -> dict[str, Any] | None:
+    record = _json(run_dir / JOB_FILE)
+    return {"id": record["job"], "tasks": scheduler.queue(record["job"])} if record and record.get("job") else None
+
+
+def _oldest_heartbeat(heartbeats: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The rank that was heard of longest ago: where a run hangs, it says where."""
+    timed = [beat for beat in heartbeats if isinstance(beat.get("time"), int | float)]
+    if not timed:
+        return None
+    oldest = min(timed, key=lambda beat: beat["time"])
+    return {"ranks": len(timed), "oldest": oldest, "oldest_age_s": round(max(0.0, time.time() - oldest["time"]), 1)}
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else None
+    return None
+
+
+def _last_line(path: Path) -> str | None:
+    """Of a text file, without reading all of it."""
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+        return lines[-1] if lines else None
+    return None
+
+
+def _last_metric(run_dir: Path) -> int | None:
+    with suppress(ValueError, TypeError, KeyError):
+        return json.loads(_last_line(run_dir / METRICS_FILE) or "null")["step"]
+    return None
+
+
+def _age(path: Path) -> int | None:
+    with suppress(OSError):
+        return round(max(0.0, time.time() - path.stat().st_mtime))
+    return None
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    yield f"{found['run']}: {found['state']}, step {found['step']} of {found['last_step']}"
+    saved = found["checkpoint"]
+    if saved["step"] is None:
+        yield "checkpoint  none"
+    else:
+        yield f"checkpoint  step {saved['step']}" + (f", {duration(saved['age_s'])} old" if saved["age_s"] is not None else "")
+    if found["job"]:
+        yield from _job_lines(found["job"])
+    if launcher := found["launcher"]:
+        here = " (this machine)" if launcher["host"] == socket.gethostname() else ""
+        yield f"launcher    process {launcher['pid']} on {launcher['host']}{here}"
+    if beats := found["heartbeats"]:
+        oldest = beats["oldest"]
+        where = f"rank {oldest.get('rank', '?')} in {oldest.get('operation', '?')} at step {oldest.get('step', '?')}"
+        yield f"heartbeats  {beats['ranks']} ranks; the oldest {duration(beats['oldest_age_s'])} ago: {where}"
+    for name, key in (("outcome", "outcome"), ("failure", "failure"), ("job's log", "job_log")):
+        if found[key]:
+            yield f"{name:<11} {found[key]}"
+    if found["stop_requested"]:
+        yield "stop        was asked for; the job does not come back"
+    yield f"next        {_next(found)}"
+
+
+def _job_lines(job: dict[str, Any]) -> Iterator[str]:
+    if not job["tasks"]:
+        yield f"job         {job['id']}, no longer in the queue"
+    for task in job["tasks"]:
+        more = f"{task['elapsed']} so far, {task['left']} left, on {task['nodes']}" if task["nodes"] else f"waits: {task['reason']}"
+        yield f"job         {task['job']} {task['state']}, {more}"
+
+
+def _next(found: dict[str, Any]) -> str:
+    run = shlex.quote(found["run"])
+    if found["state"] in ("running", "pending"):
+        return f"ngpt stop {run}"
+    if found["state"] == "finished":
+        return f"ngpt report {run}"
+    return found["command"] or "the command that started the run continues it"
+
+
+def duration(seconds: float) -> str:
+    """42 s, 7 min, 3.5 h or 2.1 days."""
+    for unit, size in (("days", 86400), ("h", 3600)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -1,0 +1,62 @@
+"""`ngpt stop RUN`: has a run save and leave, and not come back."""
+
+import argparse
+import os
+import shlex
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.run_folder import CONFIG_FILE
+from launch.slurm import scheduler
+from launch.slurm.after import STOP_FILE
+from launch.status import holder
+from launch.submit import last_job
+from ngpt.config.compose import load
+from ngpt.config.errors import ConfigError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `ngpt stop`. Returns 0 where the run was asked, or does not run."""
+    parser = argparse.ArgumentParser(prog="ngpt stop", description="Have a run save its newest step and leave. Its command continues it.")
+    parser.add_argument("run", type=Path, help="run folder")
+    run_dir = parser.parse_args(arguments).run
+    load(run_dir / CONFIG_FILE)  # or this is no run
+    print(stop(run_dir))
+    return 0
+
+
+def stop(run_dir: Path) -> str:
+    """Asks whoever trains in the folder to save and leave; what was done.
+
+    Raises:
+        ConfigError: it runs where it cannot be reached from here.
+    """
+    job = last_job(run_dir)
+    tasks = scheduler.queue(job) if job is not None else []
+    if tasks:
+        return _stop_job(run_dir, job, [task["state"] for task in tasks])
+    launcher = holder(run_dir)
+    if launcher is None:
+        return f"{run_dir} does not run"
+    if launcher["host"] != socket.gethostname() or launcher["pid"] is None:
+        way_out = f"Call ngpt stop {shlex.quote(str(run_dir))} there"
+        raise ConfigError("run.dir", str(run_dir), f"Is being trained by process {launcher['pid']} on {launcher['host']}", way_out)
+    try:
+        os.kill(launcher["pid"], signal.SIGTERM)
+    except ProcessLookupError:
+        return f"{run_dir} is leaving already: its launcher has gone"
+    return f"asked process {launcher['pid']} to save and leave; ngpt status {shlex.quote(str(run_dir))} says when it has"
+
+
+def _stop_job(run_dir: Path, job: str, states: Sequence[str]) -> str:
+    """The file comes first: the job's script reads it once the tasks have left."""
+    (run_dir / STOP_FILE).touch()
+    # A waiting job, or a task of an array that waits, has nothing to save.
+    complaint = scheduler.signal_tasks(job) if "RUNNING" in states else scheduler.cancel(job)
+    if complaint is not None:
+        raise ConfigError("run.dir", str(run_dir), f"SLURM does not pass it on to job {job}: {complaint}", f"scancel {job} ends it at once")
+    if "RUNNING" not in states:
+        return f"job {job} was waiting and is cancelled"
+    return f"asked job {job} to save and leave, not to come back; ngpt status {shlex.quote(str(run_dir))} says when it has"

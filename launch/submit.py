@@ -1,0 +1,119 @@
+"""`ngpt launch`: a run as a job of the cluster's scheduler; where the cluster has none, as `ngpt train` on this machine."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from launch.environment import overruled, recorded_variables, submission_environment, variable_origins
+from launch.run_folder import changed_data, check_resumable, locked, nothing_left, record_launch
+from launch.slurm import scheduler
+from launch.slurm.after import RESTARTS_FILE, STOP_FILE
+from launch.slurm.script import OUTPUT_FILE, SCRIPT_FILE, render
+from ngpt.config.compose import compose
+from ngpt.config.errors import ConfigError
+from ngpt.config.schema import Config
+
+JOB_FILE = "job.json"  # the run's newest job
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `ngpt launch`. Returns the exit code: 0 once the job is submitted, or that of `ngpt train`."""
+    parser = argparse.ArgumentParser(
+        prog="ngpt launch", description="Submit a run to the cluster's scheduler. Without one (cluster.scheduler=none) train it here."
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, cluster=NAME, GROUP=NAME or key=value")
+    parser.add_argument("--config-dir", type=Path, action="append", default=[], metavar="DIR", help="your own folder, laid out like conf/")
+    parser.add_argument("--dry-run", action="store_true", help="print the job's script and stop; nothing is written")
+    options = parser.parse_intermixed_args(arguments)
+    config = compose(options.overrides, options.config_dir)
+    command = ["ngpt", "launch", *arguments]
+    if config.cluster.scheduler == "none":
+        return _launch_here(config, command, options.dry_run)
+    return _launch_job(config, command, options.dry_run)
+
+
+def _launch_here(config: Config, command: Sequence[str], dry_run: bool) -> int:
+    from launch.train import train_config
+
+    if dry_run:
+        words = [word for word in command[2:] if word != "--dry-run"]
+        print(f"# cluster={config.cluster.name} has no scheduler; the same on this machine:\n{shlex.join(['ngpt', 'train', *words])}")
+        return 0
+    return train_config(config, command)
+
+
+def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
+    from launch.train import check_prepared
+
+    run_dir, work_dir = Path(config.run.dir).absolute(), Path.cwd()
+    check_resumable(config)
+    check_prepared(config)
+    script = render(config, run_dir, work_dir)
+    for note in (*_estimated(config), *overruled(config), changed_data(config)):
+        if note is not None:
+            print(note, file=sys.stderr)
+    if dry_run:
+        print(script, end="")
+        return 0
+    if (done := nothing_left(config)) is not None:
+        print(done)
+        return 0
+    refuse_second_job(run_dir)
+    with locked(run_dir):
+        record_launch(config, command, recorded_variables(submission_environment()), variable_origins(config, config.cluster.environment))
+        job = submit(run_dir, script, command)
+    output = run_dir / OUTPUT_FILE.format(job=job)
+    folder = shlex.quote(config.run.dir)
+    print(f"job {job}, run folder {run_dir}\nwatch: ngpt status {folder}; tail -F {shlex.quote(str(output))}\nstop:  ngpt stop {folder}")
+    return 0
+
+
+def submit(run_dir: Path, script: str, command: Sequence[str]) -> str:
+    """Writes the job's script into the run folder and submits it. What earlier jobs of the run left there no longer counts.
+
+    Returns:
+        The job's id.
+    """
+    (run_dir / SCRIPT_FILE).write_text(script, encoding="utf-8")
+    for file in (STOP_FILE, RESTARTS_FILE):
+        (run_dir / file).unlink(missing_ok=True)
+    job = scheduler.submit(run_dir / SCRIPT_FILE, submission_environment())
+    record = {"job": job, "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(command)}
+    (run_dir / JOB_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return job
+
+
+def last_job(run_dir: Path) -> str | None:
+    """The id of the job that `ngpt launch` has submitted last for a run folder; None where there is none."""
+    try:
+        return json.loads((run_dir / JOB_FILE).read_text(encoding="utf-8"))["job"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def refuse_second_job(run_dir: Path) -> None:
+    """Raises a `ConfigError` where a job of this run folder waits or runs: two would train in one folder."""
+    job = last_job(run_dir)
+    tasks = scheduler.queue(job) if job is not None else []
+    if tasks:
+        way_out = f"Wait for it, or stop it (ngpt stop {shlex.quote(str(run_dir))}); a run.name of its own makes another run"
+        raise ConfigError("run.dir", str(run_dir), f"Its job {job} is {tasks[0]['state']}", way_out)
+
+
+def _estimated(config: Config) -> list[str]:
+    """The lines of the estimate that say whether the run fits, and how long it takes; a warning where it does not fit."""
+    from ngpt.estimate.layouts import check_for_gpus
+    from ngpt.estimate.report import as_table, estimate
+
+    if config.cluster.gpu is None:
+        return []
+    check_for_gpus(config)
+    values = estimate(config)
+    shown = [line for line in as_table(config, values).splitlines() if line.startswith(("run ", "memory a rank", "step ", "cost "))]
+    if not values["memory"]["fits"]:
+        shown.append("warning: by the estimate this does not fit; ngpt estimate --fit proposes layouts that do")
+    return shown

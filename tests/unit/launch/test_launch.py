@@ -1,0 +1,208 @@
+"""`ngpt launch`: the script it writes, what it refuses, and that nothing a user gives reaches a shell unquoted."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+from launch import cli, submit
+from launch.slurm import scheduler
+from launch.slurm.script import TEMPLATE, render
+from launch.status import duration, holder
+from launch.stop import stop
+from ngpt.config.compose import compose, load
+from ngpt.config.errors import ConfigError
+
+JOB = ["experiment=ngpt_tiny", "cluster.scheduler=slurm", "cluster.nodes=2"]
+IMAGE = "docker://x#$(>hacked)';y"
+HOSTILE = "it's $(touch hacked) `touch hacked` \"100%\"; #@RUN@ @SRUN@"
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    folder = tmp_path / HOSTILE
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    """What stands in for SLURM: the scripts that were submitted, and the tasks that it says are there."""
+    submitted, tasks = [], []
+    monkeypatch.setattr(scheduler, "submit", lambda script, environment: submitted.append((script.read_text(), environment)) or "42")
+    monkeypatch.setattr(scheduler, "queue", lambda job: tasks)
+    return submitted, tasks
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck on this machine")
+def test_the_template_and_the_script_are_clean(tmp_path):
+    (tmp_path / "job").write_text(render(compose([*JOB, "cluster.container_image=i.sqsh"]), tmp_path / "runs/a", tmp_path))
+    subprocess.run(["shellcheck", TEMPLATE, tmp_path / "job"], check=True)
+
+
+def test_hostile_names_reach_programs_as_they_are_and_no_shell(workplace):
+    config = compose([*JOB, "run.name=a", "cluster.cpus_per_task=3", f'cluster.container_image="{IMAGE}"'])
+    script = render(config, workplace / "runs/a", workplace)
+    (workplace / "job").write_text(script)
+    # Run with every program replaced by one that prints its arguments: each value arrives as it was given, and no other command runs.
+    echo = workplace / "srun"
+    echo.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    echo.chmod(0o755)
+    environment = {"PATH": f"{workplace}:{os.environ['PATH']}", "SLURM_JOB_ID": ""}
+    (workplace / "runs/a").mkdir(parents=True)
+    done = subprocess.run(["bash", "job"], env=environment, capture_output=True, text=True, check=False)
+    arguments = done.stdout.splitlines()
+    assert f"--container-mounts={workplace}:{workplace}" in arguments
+    assert f"--container-image={IMAGE}" in arguments
+    assert arguments[-2:] == ["--config", str(workplace / "runs/a/config.yaml")]
+    assert "no job" in done.stderr
+    assert not list(workplace.rglob("hacked"))
+
+
+def test_the_job_asks_for_one_task_a_process_and_for_time_to_save(workplace):
+    words = ["cluster.gpus_per_node=4", "cluster.gpu=h100", "cluster.save_time_s=100", "cluster.save_margin_s=20"]
+    words += ["cluster.account=lab", "train.micro_batch_size=1"]
+    script = render(compose([*JOB, *words, 'cluster.sbatch=["--mem=0"]']), workplace / "runs/a", workplace)
+    options = [shlex.split(line)[1] for line in script.splitlines() if line.startswith("#SBATCH")]
+    assert {"--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--signal=TERM@150", "--requeue", "--open-mode=append"} <= set(options)
+    assert {"--account=lab", "--mem=0"} <= set(options) and not any(option.startswith("--time") for option in options)
+    assert f"--output={workplace}/runs/a/slurm-%j.out".replace("100%", "100%%") in options
+
+
+@pytest.mark.parametrize("name", ["new\nline", "back\\slash"])
+def test_a_folder_that_slurm_cannot_take_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="run.dir"):
+        render(compose(JOB), tmp_path / name, tmp_path)
+
+
+def test_a_folder_that_no_mount_can_name_is_refused(tmp_path):
+    contained = compose([*JOB, "cluster.container_image=image.sqsh"])
+    with pytest.raises(ConfigError, match="cluster.container_image"):
+        render(contained, tmp_path / "run", tmp_path / "a,b")
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ("cluster.account='a b'", "cluster.account"),
+        ("cluster.partition='$(x)'", "cluster.partition"),
+        ("cluster.qos='a;b'", "cluster.qos"),
+        ("cluster.time_limit=soon", "cluster.time_limit"),
+        ("cluster.time_limit=86400", "cluster.time_limit"),  # what YAML makes of an unquoted 24:00:00
+        ("cluster.time_limit='00:02:00'", "cluster.time_limit"),  # no longer than a save
+        ("cluster.save_time_s=70000", "cluster.save_time_s"),
+        ("cluster.sbatch=['--mem 0']", "cluster.sbatch"),
+        ("cluster.sbatch=['--wrap=x']", "cluster.sbatch"),
+        ("cluster.sbatch=['--comment=$(x)']", "cluster.sbatch"),
+        ("cluster.sbatch=['--time=5']", "cluster.sbatch"),
+        ("cluster.container_image='a b'", "cluster.container_image"),
+        ("cluster.container_mounts=['/a:/b']", "cluster.container_mounts"),
+        ("cluster.environment.RANK='3'", "cluster.environment.RANK"),
+        ("cluster.scheduler=pbs", "cluster.scheduler"),
+        ("cluster.max_restarts=-1", "cluster.max_restarts"),
+    ],
+)
+def test_what_reaches_the_scheduler_has_a_known_form(override, path):
+    with pytest.raises(ConfigError) as caught:
+        compose([*JOB, override])
+    assert caught.value.path == path
+
+
+@pytest.mark.parametrize("name", ["slurm_h100", "slurm_b200", "slurm_gb200"])
+def test_shipped_clusters_submit(name, workplace, queue, capsys):
+    assert cli.main(["launch", "experiment=ngpt_1p2b_dense_bf16", "data=mock", f"cluster={name}", "train.micro_batch_size=1"]) == 0
+    script, _ = queue[0][0]
+    assert f"--ntasks-per-node={4 if name == 'slurm_gb200' else 8}" in script and "--signal=TERM@300" in script
+    assert "memory a rank" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_script_and_writes_nothing(workplace, capsys):
+    assert cli.main(["launch", *JOB, "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("#!/usr/bin/env bash\n#SBATCH --job-name=ngpt_tiny\n")
+    assert not list(workplace.iterdir())
+
+
+def test_without_a_scheduler_a_dry_run_names_the_command(capsys):
+    assert cli.main(["launch", "experiment=ngpt_tiny", "--dry-run"]) == 0
+    assert capsys.readouterr().out.endswith("\nngpt train experiment=ngpt_tiny\n")
+
+
+def test_a_launch_leaves_everything_in_the_run_folder(workplace, queue, monkeypatch, capsys):
+    monkeypatch.setenv("NCCL_DEBUG", "WARN")
+    monkeypatch.setenv("SLURM_NTASKS", "3")
+    monkeypatch.setenv("RANK", "0")
+    words = ["cluster.environment.NCCL_DEBUG=INFO", "cluster.environment.NCCL_IB_HCA=mlx5"]
+    assert cli.main(["launch", *JOB, *words]) == 0
+    script, environment = queue[0][0]
+    assert not {"SLURM_NTASKS", "RANK"} & environment.keys() and environment["NCCL_DEBUG"] == "WARN"
+    run = workplace / "runs/ngpt_tiny"
+    assert (run / "job.sbatch").read_text() == script
+    assert load(run / "config.yaml").cluster.nodes == 2
+    recorded = json.loads((run / "environment.json").read_text())
+    assert recorded["environment_from"] == {"NCCL_DEBUG": "exported", "NCCL_IB_HCA": "cluster.environment"}
+    shown = capsys.readouterr()
+    assert "NCCL_DEBUG=WARN as exported, not INFO" in shown.err
+    assert shown.out.startswith("job 42, run folder ") and "ngpt status" in shown.out and "ngpt stop" in shown.out
+
+
+def test_a_run_folder_has_one_job_at_a_time(workplace, queue, capsys):
+    submitted, tasks = queue
+    assert cli.main(["launch", *JOB]) == 0
+    tasks.append({"job": "42", "state": "PENDING"})
+    assert cli.main(["launch", *JOB]) == 2
+    assert len(submitted) == 1 and "Its job 42 is PENDING" in capsys.readouterr().err
+
+
+def test_stopping_a_job_leaves_word_for_its_script_first(workplace, queue, monkeypatch):
+    assert cli.main(["launch", *JOB]) == 0
+    run, asked = workplace / "runs/ngpt_tiny", []
+    monkeypatch.setattr(scheduler, "signal_tasks", lambda job: asked.append((job, (run / "stop").exists())))
+    queue[1].append({"job": "42", "state": "RUNNING"})
+    assert "not to come back" in stop(run)
+    assert asked == [("42", True)]
+    queue[1].clear()
+    assert cli.main(["launch", *JOB]) == 0 and not (run / "stop").exists()
+
+
+def test_status_of_a_run_that_is_over(workplace, queue, capsys):
+    assert cli.main(["launch", *JOB]) == 0
+    run = workplace / "runs/ngpt_tiny"
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/latest_checkpointed_iteration.txt").write_text("3")
+    (run / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3}\n')
+    (run / "heartbeat").mkdir()
+    (run / "heartbeat/rank1.json").write_text('{"rank": 1, "step": 3, "operation": "all_reduce", "time": 1.0}')
+    (run / "failure_rank1.json").write_text('{"rank": 1, "time": 1, "error": "RuntimeError", "message": "NaN"}')
+    capsys.readouterr()
+    assert cli.main(["status", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["step"], found["last_step"], found["checkpoint"]["step"]) == ("failed", 3, 4, 3)
+    assert found["failure"] == "rank 1: RuntimeError: NaN" and found["job"] == {"id": "42", "tasks": []}
+    assert cli.main(["status", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "rank 1 in all_reduce at step 3" in shown and "next        ngpt launch experiment=ngpt_tiny" in shown
+
+
+def test_a_folder_without_a_run_has_no_status(tmp_path, capsys):
+    for command in ("status", "stop"):
+        assert cli.main([command, str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_the_launcher_of_a_local_run_is_asked(workplace, queue, monkeypatch):
+    run, killed = workplace / "runs/ngpt_tiny", []
+    assert cli.main(["launch", *JOB]) == 0
+    assert stop(run).endswith("does not run")
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid))
+    with submit.locked(run):
+        assert holder(run)["pid"] == os.getpid()
+        stop(run)
+    assert killed == [os.getpid()]
+
+
+def test_durations_are_short():
+    assert [duration(seconds) for seconds in (5, 600, 7200, 864000)] == ["5 s", "10 min", "2.0 h", "10.0 days"]
