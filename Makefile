@@ -1,5 +1,6 @@
 # make quickstart   install, fetch real text, pretrain a small nGPT on this machine, show the result. FRESH=1 trains again.
-# make test         install, lint, run the tests
+# make test         install, lint, run the tests; of the fault tests those that are quick
+# make test-faults  inject every fault: signals, killed processes, damaged files, full disks, hangs, NaNs, fuzzed inputs (within an hour)
 # make test-slurm   run the tests that start a SLURM of their own (Debian: slurm-wlm, munge); skipped where there is none
 # make lint | clean
 # PYTHON=/path/to/python picks the interpreter (3.12 or newer); the environment is made once, in .venv.
@@ -10,13 +11,16 @@ IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 12))'
 PYTHON ?= $(shell for name in python3.12 python3.13 python3; do "$$name" $(IS_NEW_ENOUGH) 2>/dev/null && echo "$$name" && break; done)
 QUICKSTART_OPTIONS := $(if $(FRESH),--fresh) $(if $(PRECISION),--precision $(PRECISION))
 
-.PHONY: quickstart test test-slurm lint clean
+.PHONY: quickstart test test-faults test-slurm lint clean
 
 quickstart: $(STAMP)
 	$(VENV)/bin/python -m launch.quickstart $(QUICKSTART_OPTIONS)
 
 test: lint
-	$(VENV)/bin/python -m pytest --ignore=tests/slurm
+	$(VENV)/bin/python -m pytest --ignore=tests/slurm -m "not faults or quick"
+
+test-faults: $(STAMP)
+	$(VENV)/bin/python -m pytest tests/faults
 
 test-slurm: $(STAMP)
 	$(VENV)/bin/python -m pytest tests/slurm

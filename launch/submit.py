@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launch.environment import overruled, recorded_variables, submission_environment, variable_origins
-from launch.run_folder import changed_data, check_resumable, locked, nothing_left, record_launch
+from launch.run_folder import check_resumable, locked, nothing_left, record_launch, resume_notes
 from launch.slurm import scheduler
 from launch.slurm.after import RESTARTS_FILE, STOP_FILE
 from launch.slurm.script import OUTPUT_FILE, SCRIPT_FILE, render
@@ -53,9 +53,8 @@ def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
     check_resumable(config)
     check_prepared(config)
     script = render(config, run_dir, work_dir)
-    for note in (*_estimated(config), *overruled(config), changed_data(config)):
-        if note is not None:
-            print(note, file=sys.stderr)
+    for note in (*_estimated(config), *overruled(config), *resume_notes(config)):
+        print(note, file=sys.stderr)
     if dry_run:
         print(script, end="")
         return 0

@@ -35,7 +35,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", ["step", "evaluation", pytest.param("save", marks=pytest.mark.quick)])
 def test_sigterm_to_every_process_saves_and_the_run_goes_on_to_the_same_bits(tmp_path, twin, moment):
     fault, reach = MOMENTS[moment]
     training = start(tmp_path / "run", *TWO_RANKS, fault=fault)
@@ -96,7 +96,7 @@ def test_ranks_end_with_what_started_them_and_the_next_launch_goes_on(tmp_path, 
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("kill", "rank 1: died: ended by SIGKILL"),
+        pytest.param("kill", "rank 1: died: ended by SIGKILL", marks=pytest.mark.quick),
         ("exit", "rank 1: died: ended with exit code 137: killed from outside"),
         ("memory", "rank 1: MemoryError: injected"),
         ("error", "rank 1: RuntimeError: injected"),
