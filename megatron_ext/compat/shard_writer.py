@@ -8,6 +8,7 @@ saves in the trainer and asynchronous ones in a process of their own:
 Here the writer's `open` gives a file that is hashed by a thread beside it, a second thread checks the tensors meanwhile, some blocks are
 read back once they are flushed, and the outcome travels as one more write result to rank 0 (`FileSystemWriterAsync.finish`), which keeps
 it for whoever publishes the checkpoint (`take_outcome`). Failures are outcomes, too: all ranks come to the end of the save.
+Reason: a checkpoint proves what it is for a few percent of the time of its save, and a refused write is told by its cause.
 Goes when: upstream hashes in flight and reports errors by rank.
 """
 
@@ -149,7 +150,7 @@ def _checked(upstream: Callable) -> Callable:
 def _shard_result(path: str, results: list | Exception, fault: Callable[[], str | None]) -> ShardResult:
     file, record, problem = _open.pop(path, None), None, None
     if isinstance(results, Exception):
-        problem = Problem.of(results, path)
+        problem = Problem.of(file.error if file is not None and file.error is not None else results, path)
     else:
         try:
             record, what = file.record, fault()

@@ -94,12 +94,19 @@ class HashingFile:
         self.path = Path(path)
         self.samples = Samples(sample_limit)
         self.record: FileRecord | None = None  # once it is closed
+        self.error: OSError | None = None  # of the first refused write: torch's zip writer loses it on its way
         self._hasher, self._size = xxhash.xxh3_128(), 0
         self._file = open(path, "wb")  # noqa: SIM115
         self._beside = ThreadPoolExecutor(1)
 
     def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
+        try:
+            return self._write(memoryview(data).cast("B"))
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def _write(self, view: memoryview) -> int:
         if len(view) < INLINE_BYTES:
             self._take(view, self._size)
             self._file.write(view)

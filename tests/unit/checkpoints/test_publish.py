@@ -200,3 +200,4 @@ def test_a_full_disk_is_an_error_of_the_writer(tmp_path):
         pytest.skip("there is no /dev/full")
     with pytest.raises(OSError, match="No space left"), hashing.HashingFile("/dev/full") as stream:
         stream.write(bytes(1 << 20))
+    assert stream.error.errno == errno.ENOSPC

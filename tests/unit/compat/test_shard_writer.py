@@ -42,17 +42,17 @@ _SAVES = """
     found["norm"] = save("norm", master=unit * 1.01)
     found["split"] = save("split", **{"split.x": unit * 0.5})
     found["nan"] = save("nan", moment=torch.tensor([1.0, float("nan")]))
-    write, difference, free = hashing.HashingFile.write, hashing.Samples.first_difference, shard_writer._free_bytes
+    write, difference, free = hashing.HashingFile._write, hashing.Samples.first_difference, shard_writer._free_bytes
 
     def full(self, data):
         if self.tell() > 100_000:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, data)
 
-    hashing.HashingFile.write = full
+    hashing.HashingFile._write = full
     found["full"] = save("full")
     found["nobody asks"] = save("nobody", expect=False)
-    hashing.HashingFile.write = write
+    hashing.HashingFile._write = write
     hashing.Samples.first_difference = lambda self, path: 77
     found["read back"] = save("back")
     hashing.Samples.first_difference = difference
