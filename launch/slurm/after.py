@@ -98,7 +98,10 @@ def limit_restarts(decision: Decision, run_dir: Path, step: int | None, limit: i
         line = f"{decision.line}; not started again: {restarts} restarts in a row without a newer checkpoint (cluster.max_restarts)"
         return Decision(line, decision.code)
     restarts += 1
-    path.write_text(json.dumps({"step": step, "restarts": restarts}) + "\n", encoding="utf-8")
+    try:
+        path.write_text(json.dumps({"step": step, "restarts": restarts}) + "\n", encoding="utf-8")
+    except OSError as error:  # uncounted, restarts could go on for ever
+        return Decision(f"{decision.line}; not started again: {path}: {error.strerror}", decision.code)
     in_a_row = f" ({restarts} of at most {limit} times without a newer checkpoint)" if restarts > 1 else ""
     return replace(decision, line=f"{decision.line}; starts again{in_a_row}")
 
