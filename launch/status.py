@@ -15,9 +15,9 @@ from typing import Any
 from launch.outcome import read_outcome
 from launch.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, LOCK_FILE, first_failure
 from launch.slurm import scheduler
-from launch.slurm.after import LOG_FILE, STOP_FILE, newest_step
+from launch.slurm.after import LOG_FILE, STOP_FILE
 from launch.submit import JOB_FILE
-from ngpt.config.checkpoints import TRACKER_FILE
+from ngpt.checkpoints import tracker
 from ngpt.config.compose import load
 from ngpt.config.schema import Config
 
@@ -48,14 +48,14 @@ def status(run_dir: Path) -> dict[str, Any]:
     job = _job(run_dir)
     heartbeats = [beat for path in sorted(run_dir.glob(HEARTBEATS)) if (beat := _json(path)) is not None]
     steps = [step for step in (_last_metric(run_dir), *(beat.get("step") for beat in heartbeats)) if isinstance(step, int)]
-    saved = newest_step(checkpoint_dir)
+    saved = tracker.read(checkpoint_dir).step
     outcome, failure = read_outcome(run_dir), first_failure(run_dir)
     return {
         "run": str(run_dir),
         "state": _state(run_dir, job, outcome and outcome.status, failure, saved, config),
         "step": max([*steps, saved or 0]),
         "last_step": config.train.stop_after or config.train.steps,
-        "checkpoint": {"step": saved, "age_s": _age(checkpoint_dir / TRACKER_FILE)},
+        "checkpoint": {"step": saved, "age_s": _age(checkpoint_dir / tracker.TRACKER_FILE)},
         "job": job,
         "launcher": holder(run_dir),
         "stop_requested": (run_dir / STOP_FILE).exists(),

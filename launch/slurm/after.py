@@ -20,7 +20,7 @@ from launch.outcome import SIGNALLED_CODE, Outcome, read_outcome
 from launch.run_folder import CONFIG_FILE, first_failure
 from launch.slurm import scheduler
 from launch.slurm.scheduler import JobState
-from ngpt.config.checkpoints import TRACKER_FILE
+from ngpt.checkpoints import tracker
 
 STOP_FILE = "stop"
 LOG_FILE = "slurm.log"  # a line for each end of the job
@@ -98,17 +98,12 @@ def limit_restarts(decision: Decision, run_dir: Path, step: int | None, limit: i
         line = f"{decision.line}; not started again: {restarts} restarts in a row without a newer checkpoint (cluster.max_restarts)"
         return Decision(line, decision.code)
     restarts += 1
-    path.write_text(json.dumps({"step": step, "restarts": restarts}) + "\n", encoding="utf-8")
+    try:
+        path.write_text(json.dumps({"step": step, "restarts": restarts}) + "\n", encoding="utf-8")
+    except OSError as error:  # uncounted, restarts could go on for ever
+        return Decision(f"{decision.line}; not started again: {path}: {error.strerror}", decision.code)
     in_a_row = f" ({restarts} of at most {limit} times without a newer checkpoint)" if restarts > 1 else ""
     return replace(decision, line=f"{decision.line}; starts again{in_a_row}")
-
-
-def newest_step(checkpoint_dir: Path) -> int | None:
-    """Of the newest finished checkpoint."""
-    try:
-        return int((checkpoint_dir / TRACKER_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _settings(run_dir: Path) -> tuple[Path, int]:
@@ -136,7 +131,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.out_of_time and not out_of_time:
         return 0
     checkpoint_dir, limit = _settings(run_dir)
-    step, stop = newest_step(checkpoint_dir), (run_dir / STOP_FILE).exists()
+    step, stop = tracker.read(checkpoint_dir).step, (run_dir / STOP_FILE).exists()
     decision = decide(options.code, state, job, read_outcome(run_dir), first_failure(run_dir), stop)
     decision = limit_restarts(decision, run_dir, step, limit)
     _log(run_dir, f"job {job.id} (restart {job.restarts}), newest checkpoint {'none' if step is None else step}: {decision.line}")

@@ -43,7 +43,7 @@ def free_ports() -> int:
             try:
                 probe.bind(("127.0.0.1", first))
                 return first
-            except OSError:
+            except OSError:  # taken
                 continue
     raise RuntimeError("no free ports")
 

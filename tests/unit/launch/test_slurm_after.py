@@ -71,6 +71,11 @@ def test_restarts_in_a_row_are_limited_and_a_newer_checkpoint_begins_a_new_row(t
     assert not limit_restarts(crash, tmp_path / "new", 8, limit=0).requeue
 
 
+def test_a_restart_that_cannot_be_counted_is_not_made(tmp_path):
+    decision = limit_restarts(Decision("NaN", 1, requeue=True), tmp_path / "absent", None, limit=3)
+    assert not decision.requeue and "No such file or directory" in decision.line
+
+
 def test_a_damaged_count_of_restarts_begins_again(tmp_path):
     (tmp_path / after.RESTARTS_FILE).write_text("[]")
     assert limit_restarts(Decision("NaN", 1, requeue=True), tmp_path, None, limit=1).requeue
