@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launch.devices import gpu_names
 from launch.environment import World, current_world, recorded_variables, single_world, worker_environment, worker_variables
+from launch.failures import cause
 from launch.outcome import read_outcome
 from launch.processes import INTERRUPTED, run_and_tee, worker_command
 from launch.run_folder import (
@@ -158,4 +159,4 @@ def _cause(run_dir: Path, code: int) -> str:
         if time.monotonic() > deadline:  # other machines' ranks are told of by their own launchers
             break
         time.sleep(0.1)
-    return f"rank {failure['rank']}: {failure['error']}: {failure['message']}" if failure else f"workers ended with exit code {code}"
+    return cause(run_dir, failure) if failure else f"workers ended with exit code {code}"

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron.core.enums import ModelType
 from megatron.training import get_args, get_tensorboard_writer, pretrain
 
+from megatron_ext.compat.loop_marks import loop_marks
 from megatron_ext.layers.backend import check_backend, choose_backend
 from megatron_ext.optim.norm_check import worst_norm_deviation
 from megatron_ext.optim.retraction import RetractionHook
@@ -19,9 +20,9 @@ from megatron_ext.precision.policy import apply_recipe, choose_executor
 from megatron_ext.precision.state import PrecisionState
 from megatron_ext.training.bridge import setup_megatron
 from megatron_ext.training.data import make_iterators_provider
+from megatron_ext.training.guard import StepGuard
 from megatron_ext.training.health import HiddenNormProbe, check_scale_names, health_figures
 from megatron_ext.training.metrics import MetricsRecorder
-from megatron_ext.training.step import forward_step
 from megatron_ext.training.stop import Stopper
 from megatron_ext.training.summary import run_header, write_summary
 from ngpt.config import Config
@@ -36,9 +37,16 @@ class Session:
     """What our side adds to Megatron's loop on one rank: retraction, the self-check of norms, health, metrics."""
 
     def __init__(
-        self, cfg: Config, backend: str, executor: str, rank: int, say: Callable[[str], None], stop_request: StopRequest | None = None
+        self,
+        cfg: Config,
+        backend: str,
+        executor: str,
+        guard: StepGuard,
+        rank: int,
+        say: Callable[[str], None],
+        stop_request: StopRequest | None = None,
     ):
-        self.cfg, self.executor = cfg, executor
+        self.cfg, self.executor, self.guard = cfg, executor, guard
         self.status = "failed"  # finished | stopped (train.stop_after) | signalled | failed
         self.stopper = Stopper(stop_request)
         recipe = recipe_of(cfg.precision)
@@ -61,6 +69,7 @@ class Session:
         if self.executor != "none":
             apply_recipe(chunks, self.cfg, self.executor, self.precision)
         self.probe = HiddenNormProbe(chunks)
+        self.guard.attach(chunks)
         self.hook = RetractionHook(chunks, self.after_step)
         check_scale_names(chunks)
 
@@ -70,10 +79,11 @@ class Session:
             self.stopper.request.training_starts()
         step = get_args().curr_iteration + 1
         self.precision.begin_step(step, watched=self.cfg.precision.diagnostics and self._health_due(step))
-        return forward_step(batches, model)
+        return self.guard.forward_step(batches, model)
 
     def close(self) -> None:
         """Stop listening to optimizers (their hook is process-wide) and finish the metrics files."""
+        self.guard.close()
         if self.hook is not None:
             self.hook.remove()
         self.recorder.close()
@@ -108,6 +118,7 @@ class Session:
             return
         step = get_args().curr_iteration + 1
         self.step = step
+        self.guard.progress.end_step()
         figures = {}
         due = self._health_due(step)
         if self.cfg.model.architecture == "ngpt" and (due or not self.checked):
@@ -172,9 +183,11 @@ def train(
     check_backend(cfg, backend)
     executor = choose_executor(cfg, backend)
     with megatron_log(Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log") as say:
+        guard = StepGuard(cfg, rank, world_size(cfg))
+        guard.start()
         args, container = setup_megatron(cfg, backend)
         is_last = args.rank == args.world_size - 1
-        session = Session(cfg, backend, executor, args.rank, say, stop_request)
+        session = Session(cfg, backend, executor, guard, args.rank, say, stop_request)
         container.model.on_built += [*on_built, session.attach]
         if is_last:
             for line in run_header(cfg, backend, executor, args):
@@ -182,7 +195,7 @@ def train(
         status = "failed"
         try:
             provider = session.provide_data(make_iterators_provider(cfg, backend))
-            with session.stopper.installed():
+            with loop_marks(guard.progress, guard.attach_optimizer), session.stopper.installed():
                 pretrain(container, provider, ModelType.encoder_or_decoder, session.forward_step)
             status = "finished"
         except SystemExit as leaving:  # Megatron leaves this way after stop_after or a signal, checkpoint saved

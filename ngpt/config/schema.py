@@ -161,6 +161,9 @@ class ClusterConfig:
     gpus_per_node: int = 1
     gpu: str | None = None  # a name in ngpt/estimate/hardware.py: peak rates for MFU and estimates; null: detected, none on a CPU
     rendezvous_port: int = 29500
+    # A rank without progress for so long ends the run, and the rank that is behind is named; start-up, loads, saves and the first step may
+    # take 6 times as long. null: only the heartbeat is written, and collectives have Megatron's own timeout.
+    hang_timeout_s: float | None = 600.0
 
 
 @dataclass

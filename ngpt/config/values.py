@@ -16,7 +16,7 @@ _POSITIVE = """
     model.rope_base model.vocab_size model.vocab_padding_multiple model.init_std model.norm_epsilon model.alpha_init
     optim.lr optim.eps tokenizer.vocab_size
     parallel.tensor parallel.pipeline parallel.virtual_pipeline parallel.expert parallel.expert_tensor parallel.context
-    parallel.recompute_num_layers cluster.nodes cluster.gpus_per_node logging.interval logging.health_interval
+    parallel.recompute_num_layers cluster.nodes cluster.gpus_per_node cluster.hang_timeout_s logging.interval logging.health_interval
     checkpoint.interval train.micro_batch_size train.global_batch_size train.steps train.seq_length
     train.eval_interval train.stop_after debug.norm_tolerance debug.profile_start
 """.split()
