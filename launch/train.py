@@ -28,6 +28,7 @@ from ngpt.config.compose import compose, dump
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.data.manifest import check_against_model, verify
+from ngpt.rollbacks import read_rollbacks
 
 FAILURE = 1
 OTHERS_SECONDS = 3.0  # how long a rank that lost another one waits for that one's own word
@@ -98,6 +99,7 @@ def _check_data(config: Config, world: World | None) -> None:
 def _run_all_ranks(config: Config, processes: int, environment: dict[str, str], command: Sequence[str]) -> int:
     """Runs every rank on this machine, keeps what they print and says in one line how they ended."""
     run_dir = Path(config.run.dir)
+    rollbacks = len(read_rollbacks(run_dir))
     with locked(run_dir):
         config_path = record_launch(config, command, recorded_variables(environment))
         console = run_dir / CONSOLE_FILE
@@ -105,6 +107,9 @@ def _run_all_ranks(config: Config, processes: int, environment: dict[str, str], 
         code = run_and_tee(workers, environment, console, reporting_rank=processes - 1)
         if code != 0 and processes == 1:  # of several the agent knows
             record_death(run_dir, 0, code, time.time())
+    if code != 0 and len(made := read_rollbacks(run_dir)) > rollbacks:  # as often as train.max_rollbacks allows
+        print(f"ngpt train goes back to step {made[-1]['to']}: {made[-1]['why']}", file=sys.stderr)
+        return _run_all_ranks(config, processes, environment, command)
     return _ended(run_dir, code, f"\nWhole output: {console}")
 
 

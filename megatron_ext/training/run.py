@@ -23,13 +23,16 @@ from megatron_ext.training.data import make_iterators_provider
 from megatron_ext.training.guard import StepGuard
 from megatron_ext.training.health import HiddenNormProbe, check_scale_names, health_figures
 from megatron_ext.training.metrics import MetricsRecorder
+from megatron_ext.training.step_policy import StepPolicy
 from megatron_ext.training.stop import Stopper
 from megatron_ext.training.summary import run_header, write_summary
+from ngpt.analysis.metrics import truncate_after
 from ngpt.config import Config
 from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import gpu_of_device, peak_flops
 from ngpt.precision.recipe import recipe_of
+from ngpt.rollbacks import read_rollbacks, resume_step
 from ngpt.stopping import StopRequest
 
 
@@ -46,7 +49,7 @@ class Session:
         say: Callable[[str], None],
         stop_request: StopRequest | None = None,
     ):
-        self.cfg, self.executor, self.guard = cfg, executor, guard
+        self.cfg, self.executor, self.guard, self.rank, self.say = cfg, executor, guard, rank, say
         self.status = "failed"  # finished | stopped (train.stop_after) | signalled | failed
         self.stopper = Stopper(stop_request)
         recipe = recipe_of(cfg.precision)
@@ -69,7 +72,8 @@ class Session:
         if self.executor != "none":
             apply_recipe(chunks, self.cfg, self.executor, self.precision)
         self.probe = HiddenNormProbe(chunks)
-        self.guard.attach(chunks)
+        self.policy = StepPolicy(self.cfg, self.rank, self.say, self.after_skipped_step)
+        self.guard.attach(chunks, self.policy)
         self.hook = RetractionHook(chunks, self.after_step)
         check_scale_names(chunks)
 
@@ -92,6 +96,7 @@ class Session:
         """Wrap the dataset provider: Megatron calls it after loading a checkpoint and before the first step."""
 
         def wrapped(num_samples: tuple[int, int, int], vp_stage: int | None = None):
+            self._go_on_behind_rollbacks()
             writer = get_tensorboard_writer()
             if writer is not None and self.recorder.writer is None:
                 self.recorder.open(get_args().iteration)
@@ -101,6 +106,16 @@ class Session:
 
         wrapped.is_distributed = True
         return wrapped
+
+    def _go_on_behind_rollbacks(self) -> None:
+        """Steps and samples behind the loaded checkpoint that the run went back from are left out."""
+        args = get_args()
+        loaded, args.iteration = args.iteration, resume_step(read_rollbacks(Path(self.cfg.run.dir)), args.iteration)
+        if args.iteration > loaded:
+            args.consumed_train_samples += (args.iteration - loaded) * args.global_batch_size
+            self.say(f"rolled back to step {loaded}; goes on behind the batch of step {args.iteration}")
+            if get_tensorboard_writer() is not None:
+                truncate_after(self.recorder.path, loaded)
 
     def _check_start(self) -> None:
         """Unit norms of the masters before the first step, fresh or loaded."""
@@ -121,14 +136,26 @@ class Session:
         self.guard.progress.end_step()
         figures = {}
         due = self._health_due(step)
+        if step % self.cfg.logging.interval == 0:
+            for line in self.guard.stragglers.report():
+                self.say(line)
         if self.cfg.model.architecture == "ngpt" and (due or not self.checked):
             figures["worst_norm_deviation"] = self._check_norms()
             self.checked = True
         if due:
             figures |= health_figures(self.chunks, self.hook.parameters, self.probe.drain()) | self.precision.figures()
+            figures |= self.guard.stragglers.watch.figures()
         if figures:
             self.recorder.add_health(step, figures)
         self.probe.active = self._health_due(step + 1)
+
+    def after_skipped_step(self) -> None:
+        """In place of `after_step` where a step is left out: there is no step of the optimizer to look at."""
+        self.step = get_args().curr_iteration + 1
+        self.guard.progress.end_step()
+        self.recorder.skipped_steps += 1
+        self.probe.drain()
+        self.probe.active = self._health_due(self.step + 1)
 
     def _health_due(self, step: int) -> bool:
         return step % self.cfg.logging.health_interval == 0
@@ -187,7 +214,7 @@ def train(
         guard.start()
         args, container = setup_megatron(cfg, backend)
         is_last = args.rank == args.world_size - 1
-        session = Session(cfg, backend, executor, guard, args.rank, say, stop_request)
+        session = Session(cfg, backend, executor, guard, args.rank, say if is_last else print, stop_request)
         container.model.on_built += [*on_built, session.attach]
         if is_last:
             for line in run_header(cfg, backend, executor, args):
@@ -195,7 +222,7 @@ def train(
         status = "failed"
         try:
             provider = session.provide_data(make_iterators_provider(cfg, backend))
-            with loop_marks(guard.progress, guard.attach_optimizer), session.stopper.installed():
+            with loop_marks(guard.progress, lambda optimizer: session.policy.attach_optimizer(optimizer)), session.stopper.installed():
                 pretrain(container, provider, ModelType.encoder_or_decoder, session.forward_step)
             status = "finished"
         except SystemExit as leaving:  # Megatron leaves this way after stop_after or a signal, checkpoint saved

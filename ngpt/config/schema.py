@@ -171,6 +171,7 @@ class LoggingConfig:
     name: str = MISSING
     interval: int = 10  # steps
     tensorboard: bool = True
+    straggler_ratio: float | None = 1.25  # a rank this much slower than its peers for 5 intervals is named; null: none
     health_interval: int = 100  # steps between health panels (scales, norms); a multiple of interval
 
 
@@ -195,6 +196,10 @@ class TrainConfig:
     seed: int = 1234
     eval_interval: int = 100  # steps
     eval_steps: int = 10  # global batches per evaluation; 0: no evaluation
+    on_nonfinite: str = "stop"  # stop | skip | rollback: a step whose loss or gradients are not finite, before the optimizer moves
+    spike_threshold: float | None = None  # standard deviations above the mean loss of the last 100 steps; null: no loss is a spike
+    on_spike: str = "note"  # note | skip | rollback
+    max_rollbacks: int = 3  # to one and the same checkpoint
     stop_after: int | None = None  # save and leave after this step of a longer schedule; a run beyond it has nothing to do
 
 
