@@ -15,7 +15,7 @@ from ngpt.config.schema import Config
 # Would change what the precision recipe computes: approximate reciprocals and an unrounded Hadamard transform in Transformer Engine.
 REMOVED = ("NVTE_USE_FAST_MATH",)
 # Names of one setting: where the user has set the second, the first is left alone.
-OTHER_NAMES = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF"}
+OTHER_NAMES = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF", "TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE"}
 PLACE_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Prefixes recorded with a run: they change speed or numerics, and name neither a host nor a user.
 RECORDED_PREFIXES = ("CUDA_", "CUBLAS_", "GLOO_", "NCCL_", "NVTE_", "OMP_", "PYTORCH_", "TORCH", "TRITON_")
@@ -61,7 +61,11 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
 
 def _gpu_variables(config: Config) -> dict[str, str]:
     # Autotuning results stay on disk: a second start of the same shapes tunes nothing.
-    variables = {"TRITON_CACHE_AUTOTUNING": "1"}
+    variables = {
+        "TRITON_CACHE_AUTOTUNING": "1",
+        # torch keeps this many of NCCL's last collectives; the watchdog writes them down when a rank hangs.
+        "TORCH_FR_BUFFER_SIZE": "2000",
+    }
     if not captures(config.megatron):
         # Otherwise blocks of several GiB (logits) find no room between smaller ones: dense nGPT 1.2B at micro-batch 2 ran out of 80 GB with
         # 63 GiB in use, and trains in 71 GiB with it. CUDA graphs of collectives and such segments do not go together everywhere.

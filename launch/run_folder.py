@@ -20,6 +20,7 @@ from ngpt.config.compose import dump, load
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import diff, listed, model_defining
 from ngpt.config.schema import Config
+from ngpt.progress import HEARTBEATS
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
@@ -128,8 +129,8 @@ def record_launch(config: Config, command: Sequence[str], variables: dict[str, s
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     _keep_earlier_launch(folder)
-    for failure in folder.glob(FAILURE_PATTERN):
-        failure.unlink()
+    for left in [*folder.glob(FAILURE_PATTERN), *folder.glob(f"{HEARTBEATS}/rank*.json")]:
+        left.unlink()
     forget_outcome(folder)
     description, code_diff = describe_launch(command, variables)
     description |= {"environment_from": origins} if origins else {}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launch.devices import gpu_names
 from launch.environment import current_world, overruled, recorded_variables, variable_origins, worker_environment, worker_variables
+from launch.failures import cause
 from launch.outcome import read_outcome
 from launch.processes import INTERRUPTED, run_and_tee, worker_command
 from launch.run_folder import (
@@ -30,6 +31,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.data.manifest import check_against_model
 from ngpt.data.verify import verify
+from ngpt.rollbacks import read_rollbacks
 
 FAILURE = 1
 OTHERS_SECONDS = 3.0  # how long a rank that lost another one waits for that one's own word
@@ -112,6 +114,7 @@ def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], co
     """Runs every rank on this machine, keeps what they print and says in one line how they ended."""
     run_dir = Path(config.run.dir)
     environment = worker_environment(variables, single_world() if processes == 1 else None)
+    rollbacks = len(read_rollbacks(run_dir))
     with locked(run_dir):
         config_path = record_launch(config, command, recorded_variables(environment), variable_origins(config, variables))
         console = run_dir / CONSOLE_FILE
@@ -119,6 +122,9 @@ def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], co
         code = run_and_tee(workers, environment, console, reporting_rank=processes - 1)
         if code != 0 and processes == 1:  # of several the agent knows
             record_death(run_dir, 0, code, time.time())
+    if code != 0 and len(made := read_rollbacks(run_dir)) > rollbacks:  # as often as train.max_rollbacks allows
+        print(f"ngpt train goes back to step {made[-1]['to']}: {made[-1]['why']}", file=sys.stderr)
+        return _run_all_ranks(config, processes, environment, command)
     return _ended(run_dir, code, f"\nWhole output: {console}")
 
 
@@ -180,4 +186,4 @@ def _cause(run_dir: Path, code: int) -> str:
         if time.monotonic() > deadline:  # other machines' ranks are told of by their own launchers
             break
         time.sleep(0.1)
-    return f"rank {failure['rank']}: {failure['error']}: {failure['message']}" if failure else f"workers ended with exit code {code}"
+    return cause(run_dir, failure) if failure else f"workers ended with exit code {code}"

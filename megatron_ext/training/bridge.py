@@ -6,6 +6,7 @@ validation, from the resolved `Config`; nothing reads sys.argv.
 
 import argparse
 import dataclasses
+import math
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from megatron.training.global_vars import set_global_variables
 from megatron_ext.device import on_gpu
 from megatron_ext.models.builder import PluginModelConfig
 from megatron_ext.precision.policy import choose_executor
+from megatron_ext.training.watchdog import SLOW_FACTOR
 from ngpt.config import Config, ConfigError
 from ngpt.config.checkpoints import is_own, start_checkpoint
 from ngpt.config.pattern import cut_pattern, parse
@@ -32,6 +34,7 @@ _SWITCHES = {
     "gradient_accumulation_fusion",
     "cross_entropy_loss_fusion",
     "attention_softmax_in_fp32",
+    "distributed_timeout_minutes",
 }
 
 
@@ -192,7 +195,16 @@ def _parallel(cfg: Config) -> dict[str, Any]:
         recompute_method=parallel.recompute_method if parallel.recompute == "full" else None,
         recompute_num_layers=parallel.recompute_num_layers if parallel.recompute == "full" else None,
         distributed_backend="nccl" if on_gpu() else "gloo",
+        **_collective_timeout(cfg),
     )
+
+
+def _collective_timeout(cfg: Config) -> dict[str, Any]:
+    """Collectives wait longer than the watchdog: it can say which rank they wait for."""
+    if cfg.cluster.hang_timeout_s is None:
+        return {}
+    longest = SLOW_FACTOR * cfg.cluster.hang_timeout_s
+    return dict(distributed_timeout_minutes=math.ceil(longest / 60) + 5)
 
 
 def _files(cfg: Config) -> dict[str, Any]:

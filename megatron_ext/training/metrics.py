@@ -56,7 +56,7 @@ class MetricsRecorder:
         self.record: dict[str, float] = {}
         self.extra: dict[int, dict[str, float]] = {}
         self.last: dict[str, float] = {}
-        self.start_step = 0
+        self.start_step = self.skipped_steps = 0  # of this launch
         self.rates: list[float] = []
         self.writer: MetricsWriter | None = None
         self.events: SummaryWriter | None = None
@@ -105,6 +105,8 @@ class MetricsRecorder:
             figures["mfu"] = achieved / self.peak if self.peak else None
         if "train_loss" in figures:
             figures["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if self.skipped_steps:
+            figures["skipped_steps"] = self.skipped_steps
         for earlier in [s for s in self.extra if s <= step]:
             health = self.extra.pop(earlier)
             if earlier == step:
@@ -117,7 +119,7 @@ class MetricsRecorder:
                     self.events.add_scalar(name, value, step)
             self.events.flush()
         worst = max(figures.get("worst_norm_deviation", 0.0), self.last.get("worst_norm_deviation", 0.0))
-        self.last |= {name: value for name, value in figures.items() if value is not None}
+        self.last |= {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
         if worst:
             self.last["worst_norm_deviation"] = worst
         if "tokens_per_second" in figures:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron.core.enums import ModelType
 from megatron.training import get_args, get_tensorboard_writer, pretrain
 
+from megatron_ext.compat.loop_marks import loop_marks
 from megatron_ext.layers.backend import check_backend, choose_backend
 from megatron_ext.optim.norm_check import worst_norm_deviation
 from megatron_ext.optim.retraction import RetractionHook
@@ -21,17 +22,20 @@ from megatron_ext.training.bridge import setup_megatron
 from megatron_ext.training.checkpoint_load import checked_loading
 from megatron_ext.training.checkpoint_save import CheckpointSaver
 from megatron_ext.training.data import make_iterators_provider
+from megatron_ext.training.guard import StepGuard
 from megatron_ext.training.health import HiddenNormProbe, check_scale_names, health_figures
 from megatron_ext.training.metrics import MetricsRecorder
-from megatron_ext.training.step import forward_step
+from megatron_ext.training.step_policy import StepPolicy
 from megatron_ext.training.stop import Stopper
 from megatron_ext.training.summary import run_header, write_summary
+from ngpt.analysis.metrics import truncate_after
 from ngpt.checkpoints.choice import leftovers, listing
 from ngpt.config import Config
 from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import gpu_of_device, peak_flops
 from ngpt.precision.recipe import recipe_of
+from ngpt.rollbacks import read_rollbacks, resume_step
 from ngpt.stopping import StopRequest
 
 
@@ -39,9 +43,16 @@ class Session:
     """What our side adds to Megatron's loop on one rank: retraction, the self-check of norms, health, metrics."""
 
     def __init__(
-        self, cfg: Config, backend: str, executor: str, rank: int, say: Callable[[str], None], stop_request: StopRequest | None = None
+        self,
+        cfg: Config,
+        backend: str,
+        executor: str,
+        guard: StepGuard,
+        rank: int,
+        say: Callable[[str], None],
+        stop_request: StopRequest | None = None,
     ):
-        self.cfg, self.executor = cfg, executor
+        self.cfg, self.executor, self.guard, self.rank, self.say = cfg, executor, guard, rank, say
         self.status = "failed"  # finished | stopped (train.stop_after) | signalled | failed
         self.stopper = Stopper(stop_request)
         recipe = recipe_of(cfg.precision)
@@ -64,6 +75,8 @@ class Session:
         if self.executor != "none":
             apply_recipe(chunks, self.cfg, self.executor, self.precision)
         self.probe = HiddenNormProbe(chunks)
+        self.policy = StepPolicy(self.cfg, self.rank, self.say, self.after_skipped_step)
+        self.guard.attach(chunks, self.policy)
         self.hook = RetractionHook(chunks, self.after_step)
         check_scale_names(chunks)
 
@@ -73,10 +86,11 @@ class Session:
             self.stopper.request.training_starts()
         step = get_args().curr_iteration + 1
         self.precision.begin_step(step, watched=self.cfg.precision.diagnostics and self._health_due(step))
-        return forward_step(batches, model)
+        return self.guard.forward_step(batches, model)
 
     def close(self) -> None:
         """Stop listening to optimizers (their hook is process-wide) and finish the metrics files."""
+        self.guard.close()
         if self.hook is not None:
             self.hook.remove()
         self.recorder.close()
@@ -85,6 +99,7 @@ class Session:
         """Wrap the dataset provider: Megatron calls it after loading a checkpoint and before the first step."""
 
         def wrapped(num_samples: tuple[int, int, int], vp_stage: int | None = None):
+            self._go_on_behind_rollbacks()
             writer = get_tensorboard_writer()
             if writer is not None and self.recorder.writer is None:
                 self.recorder.open(get_args().iteration)
@@ -94,6 +109,16 @@ class Session:
 
         wrapped.is_distributed = True
         return wrapped
+
+    def _go_on_behind_rollbacks(self) -> None:
+        """Steps and samples behind the loaded checkpoint that the run went back from are left out."""
+        args = get_args()
+        loaded, args.iteration = args.iteration, resume_step(read_rollbacks(Path(self.cfg.run.dir)), args.iteration)
+        if args.iteration > loaded:
+            args.consumed_train_samples += (args.iteration - loaded) * args.global_batch_size
+            self.say(f"rolled back to step {loaded}; goes on behind the batch of step {args.iteration}")
+            if get_tensorboard_writer() is not None:
+                truncate_after(self.recorder.path, loaded)
 
     def _check_start(self) -> None:
         """Unit norms of the masters before the first step, fresh or loaded."""
@@ -111,16 +136,29 @@ class Session:
             return
         step = get_args().curr_iteration + 1
         self.step = step
+        self.guard.progress.end_step()
         figures = {}
         due = self._health_due(step)
+        if step % self.cfg.logging.interval == 0:
+            for line in self.guard.stragglers.report():
+                self.say(line)
         if self.cfg.model.architecture == "ngpt" and (due or not self.checked):
             figures["worst_norm_deviation"] = self._check_norms()
             self.checked = True
         if due:
             figures |= health_figures(self.chunks, self.hook.parameters, self.probe.drain()) | self.precision.figures()
+            figures |= self.guard.stragglers.watch.figures()
         if figures:
             self.recorder.add_health(step, figures)
         self.probe.active = self._health_due(step + 1)
+
+    def after_skipped_step(self) -> None:
+        """In place of `after_step` where a step is left out: there is no step of the optimizer to look at."""
+        self.step = get_args().curr_iteration + 1
+        self.guard.progress.end_step()
+        self.recorder.skipped_steps += 1
+        self.probe.drain()
+        self.probe.active = self._health_due(self.step + 1)
 
     def _health_due(self, step: int) -> bool:
         return step % self.cfg.logging.health_interval == 0
@@ -175,9 +213,11 @@ def train(
     check_backend(cfg, backend)
     executor = choose_executor(cfg, backend)
     with megatron_log(Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log") as say:
+        guard = StepGuard(cfg, rank, world_size(cfg))
+        guard.start()
         args, container = setup_megatron(cfg, backend)
         is_last = args.rank == args.world_size - 1
-        session = Session(cfg, backend, executor, args.rank, say, stop_request)
+        session = Session(cfg, backend, executor, guard, args.rank, say if is_last else print, stop_request)
         container.model.on_built += [*on_built, session.attach]
         if is_last:
             for line in run_header(cfg, backend, executor, args):
@@ -187,7 +227,8 @@ def train(
         status = "failed"
         try:
             provider = session.provide_data(make_iterators_provider(cfg, backend))
-            with session.stopper.installed(), checked_loading(cfg, say), CheckpointSaver(cfg, say).installed():
+            marks = loop_marks(guard.progress, lambda optimizer: session.policy.attach_optimizer(optimizer))
+            with marks, session.stopper.installed(), checked_loading(cfg, say), CheckpointSaver(cfg, say).installed():
                 pretrain(container, provider, ModelType.encoder_or_decoder, session.forward_step)
             status = "finished"
         except SystemExit as leaving:  # Megatron leaves this way after stop_after or a signal, checkpoint saved

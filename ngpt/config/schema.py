@@ -162,6 +162,9 @@ class ClusterConfig:
     gpus_per_node: int = 1
     gpu: str | None = None  # a name in ngpt/estimate/hardware.py: peak rates for MFU and estimates; null: detected, none on a CPU
     rendezvous_port: int | None = None  # null: 29500; under srun one that follows from the job
+    # A rank without progress for so long ends the run, and the rank that is behind is named; start-up, loads, saves and the first step may
+    # take 6 times as long. null: only the heartbeat is written, and collectives have Megatron's own timeout.
+    hang_timeout_s: float | None = 600.0
     environment: dict[str, str] = field(default_factory=dict)  # variables of the workers; a value that the user has exported wins
     scheduler: str = "none"  # none | slurm: `ngpt launch` submits a job, one task for each process
     account: str | None = None  # null, here and below: the site's default
@@ -182,6 +185,7 @@ class LoggingConfig:
     name: str = MISSING
     interval: int = 10  # steps
     tensorboard: bool = True
+    straggler_ratio: float | None = 1.25  # a rank this much slower than its peers for 5 intervals is named; null: none
     health_interval: int = 100  # steps between health panels (scales, norms); a multiple of interval
 
 
@@ -211,6 +215,10 @@ class TrainConfig:
     seed: int = 1234
     eval_interval: int = 100  # steps
     eval_steps: int = 10  # global batches per evaluation; 0: no evaluation
+    on_nonfinite: str = "stop"  # stop | skip | rollback: a step whose loss or gradients are not finite, before the optimizer moves
+    spike_threshold: float | None = None  # standard deviations above the mean loss of the last 100 steps; null: no loss is a spike
+    on_spike: str = "note"  # note | skip | rollback
+    max_rollbacks: int = 3  # to one and the same checkpoint
     stop_after: int | None = None  # save and leave after this step of a longer schedule; a run beyond it has nothing to do
 
 

@@ -16,10 +16,10 @@ _POSITIVE = """
     model.rope_base model.vocab_size model.vocab_padding_multiple model.init_std model.norm_epsilon model.alpha_init
     optim.lr optim.eps tokenizer.vocab_size
     parallel.tensor parallel.pipeline parallel.virtual_pipeline parallel.expert parallel.expert_tensor parallel.context
-    parallel.recompute_num_layers cluster.nodes cluster.gpus_per_node cluster.cpus_per_task cluster.save_time_s
+    parallel.recompute_num_layers cluster.nodes cluster.gpus_per_node cluster.cpus_per_task cluster.save_time_s cluster.hang_timeout_s
     logging.interval logging.health_interval checkpoint.interval checkpoint.keep_last checkpoint.keep_every
     train.micro_batch_size train.global_batch_size train.steps train.seq_length
-    train.eval_interval train.stop_after debug.norm_tolerance debug.profile_start
+    train.eval_interval train.spike_threshold train.max_rollbacks train.stop_after debug.norm_tolerance debug.profile_start
 """.split()
 _NOT_NEGATIVE = """
     optim.min_lr optim.weight_decay optim.clip_grad schedule.warmup_steps data.num_workers train.eval_steps
@@ -32,6 +32,7 @@ _FRACTIONS = {  # key: (does the range hold this value, the range in words)
     "optim.beta2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "schedule.decay_fraction": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "precision.bf16_tail": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "logging.straggler_ratio": (lambda value: value is None or value > 1, "above 1"),
     "train.seed": (lambda value: 0 < value < 2**31, "from 1 to 2147483647"),  # Megatron adds ranks to it
     "cluster.rendezvous_port": (lambda value: value is None or 0 < value < 65536, "a port, 1 to 65535"),
 }
@@ -57,6 +58,8 @@ _CHOICES = {
     "optim.optimizer": ("adam",),
     "schedule.decay": ("constant", "linear", "cosine", "wsd"),
     "schedule.wsd_decay": ("minus_sqrt", "linear", "cosine", "exponential"),
+    "train.on_nonfinite": ("stop", "skip", "rollback"),
+    "train.on_spike": ("note", "skip", "rollback"),
     "tokenizer.kind": ("bytes", "bpe", "huggingface", "tiktoken"),
     "parallel.token_dispatcher": ("alltoall", "allgather"),
     "parallel.recompute": ("none", "selective", "full"),

@@ -1,0 +1,140 @@
+"""What happens to a step that must not be trained on: `train.on_nonfinite` and `train.on_spike`, the same on every rank.
+
+Megatron's optimizers ask `prepare_grads` whether to leave a step out; that is where a step is judged, after its gradients are reduced and
+before anything is clipped or moved.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from megatron.core.rerun_state_machine import get_rerun_state_machine
+from megatron.training import get_args
+
+from megatron_ext.training.nonfinite import NonFiniteMonitor, describe_findings, in_samples
+from ngpt.config import Config
+from ngpt.config.checkpoints import newest_step
+from ngpt.rollbacks import RolledBack, read_rollbacks, record_rollback, refusal
+from ngpt.spikes import SpikeDetector
+
+MOST_SKIPPED_IN_A_ROW = 10  # then it is not the batch
+
+
+class RefusedStep(RuntimeError):
+    """The run stops before a step that must not be trained on."""
+
+
+class StepPolicy:
+    """Judges this rank's steps together with the other ranks.
+
+    Args:
+        say: Prints a line for a person.
+        on_skipped: Called on every rank for a step that is left out, in place of what follows an optimizer's step.
+    """
+
+    def __init__(self, cfg: Config, rank: int, say: Callable[[str], None], on_skipped: Callable[[], None]):
+        self.cfg, self.say, self.on_skipped = cfg, say, on_skipped
+        self.monitor = NonFiniteMonitor(rank)
+        self.spikes = SpikeDetector(cfg.train.spike_threshold)
+        self.skipped_in_a_row = 0
+        self.biases: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def attach(self, chunks: list) -> None:
+        """Called with the wrapped model chunks, once Megatron is initialized."""
+        self.chunks = chunks
+        skips = "skip" in (self.cfg.train.on_nonfinite, self.cfg.train.on_spike)
+        modules = (module for chunk in chunks for module in chunk.modules()) if skips else ()
+        self.routers = [module for module in modules if getattr(module, "expert_bias", None) is not None]
+        # Megatron takes the norm of every bucket before it is reduced, and hands it to its rerun machine, which waits for the device and
+        # raises on the one rank that sees something. We take the norm and let all ranks decide together.
+        machine = get_rerun_state_machine()
+        machine.validate_result = functools.partial(self._validate, machine.validate_result)
+
+    def attach_optimizer(self, optimizer: Any) -> None:
+        """Called with Megatron's optimizer."""
+        upstream = optimizer.prepare_grads
+
+        def prepare_grads() -> bool:
+            found = upstream()
+            return self._refuses_step() or found
+
+        optimizer.prepare_grads = prepare_grads
+
+    def _validate(self, upstream: Callable, result: torch.Tensor, rejection_func: Callable, *args: Any, **kwargs: Any) -> None:
+        if rejection_func is torch.isnan:
+            self.monitor.add_gradient_norm(result)
+        elif rejection_func is not torch.isinf:  # the same norm once more
+            upstream(result, rejection_func, *args, **kwargs)
+
+    def before_reduction(self) -> None:
+        """The routers' biases move with the reduction: a step that is left out moves them back."""
+        self.biases = [(router.expert_bias, router.expert_bias.clone()) for router in self.routers]
+
+    def _refuses_step(self) -> bool:
+        if not get_args().check_for_nan_in_loss_and_grad:  # switched off for captured steps, which cannot ask
+            for buffer in (buffer for chunk in self.chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers):
+                self.monitor.add_gradient_norm(buffer.grad_data.norm())
+        health = self.monitor.judge(_samples_of_rank())
+        spike = self.spikes.judge(health.loss) if health.loss is not None else None
+        if health.findings:
+            return self._refuse(self.cfg.train.on_nonfinite, "train.on_nonfinite", describe_findings(health.findings))
+        if spike is not None and self.cfg.train.on_spike != "note":
+            return self._refuse(self.cfg.train.on_spike, "train.on_spike", str(spike))
+        if spike is not None:
+            self.say(f"note: {_step_and_samples()}: {spike}")
+        if health.loss is not None:
+            self.spikes.keep(health.loss)
+        self.skipped_in_a_row = 0
+        return False
+
+    def _refuse(self, policy: str, key: str, why: str) -> bool:
+        why = f"{_step_and_samples()}: {why}"
+        if policy == "rollback":
+            self._roll_back(why)
+        if policy == "stop":
+            raise RefusedStep(f"{why}; no weight has moved, and {key}=skip or rollback would go on")
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
+            raise RefusedStep(f"{why}; the {MOST_SKIPPED_IN_A_ROW} steps before were skipped too: it is not the batch")
+        for bias, before in self.biases:
+            bias.copy_(before)
+        self.say(f"skipped {why}")
+        self.on_skipped()
+        return True
+
+    def _roll_back(self, why: str) -> None:
+        """End the run so that the next launch goes on behind this batch. The first rank looks for the checkpoint, and all hear of it.
+
+        Raises:
+            RolledBack: it was recorded.
+            RefusedStep: the run cannot go back, or has too often.
+        """
+        run_dir, step = Path(self.cfg.run.dir), get_args().curr_iteration + 1
+        found: list[Any] = [None, None]
+        if dist.get_rank() == 0:
+            checkpoint = newest_step(self.cfg)
+            found = [refusal(read_rollbacks(run_dir), checkpoint, self.cfg.train.max_rollbacks), checkpoint]
+            if found[0] is None:
+                record_rollback(run_dir, step, checkpoint, why)
+        dist.broadcast_object_list(found, src=0)
+        problem, checkpoint = found
+        if problem is not None:
+            raise RefusedStep(f"{why}; {problem}")
+        raise RolledBack(f"{why}; back to step {checkpoint}")
+
+
+def _step_and_samples() -> str:
+    args = get_args()
+    return f"step {args.curr_iteration + 1} ({in_samples(args.consumed_train_samples, args.global_batch_size)})"
+
+
+def _samples_of_rank() -> list[tuple[int, int]]:
+    """(first, number) of each micro-batch of this rank, as MegatronPretrainingSampler deals them out."""
+    args = get_args()
+    ranks, rank, size = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank(), args.micro_batch_size
+    return [(args.consumed_train_samples + (index * ranks + rank) * size, size) for index in range(get_num_microbatches())]

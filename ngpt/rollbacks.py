@@ -1,0 +1,54 @@
+"""Rollbacks: a run goes back to its newest checkpoint and goes on behind the batches that it left.
+
+The ranks end with an error; who starts them again (the launcher, or a scheduler) finds in `<run.dir>/rollbacks.json` from which step the
+run went back. A launch that continues from a checkpoint before that step takes up the count of steps and the order of samples behind it:
+the batches between are never seen again.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ngpt.progress import write_json
+
+ROLLBACKS_FILE = "rollbacks.json"
+
+
+class RolledBack(RuntimeError):
+    """The run ends here and goes on from its newest checkpoint."""
+
+
+def read_rollbacks(run_dir: Path) -> list[dict[str, Any]]:
+    """Of the whole run, oldest first: from (step whose batch was refused), to (step of the checkpoint then), why, time."""
+    path = run_dir / ROLLBACKS_FILE
+    return json.loads(path.read_text(encoding="utf-8"))["rollbacks"] if path.exists() else []
+
+
+def record_rollback(run_dir: Path, left: int, checkpoint: int, why: str) -> None:
+    """Called on one rank."""
+    rollback = {"from": left, "to": checkpoint, "why": why, "time": time.time()}
+    write_json(run_dir / ROLLBACKS_FILE, {"rollbacks": [*read_rollbacks(run_dir), rollback]})
+
+
+def refusal(rollbacks: list[dict[str, Any]], checkpoint: int | None, limit: int) -> str | None:
+    """Why the run must not go back to a checkpoint once more; None where it may.
+
+    Args:
+        checkpoint: The newest one's step; None where there is none.
+        limit: How often a run may go back to one and the same checkpoint.
+    """
+    if checkpoint is None:
+        return "there is no checkpoint to go back to"
+    earlier = sum(rollback["to"] == checkpoint for rollback in rollbacks)
+    if earlier >= limit:
+        return f"the run has gone back to step {checkpoint} as often as train.max_rollbacks={limit} allows"
+    return None
+
+
+def resume_step(rollbacks: list[dict[str, Any]], checkpoint: int) -> int:
+    """The step behind which a launch that loads the checkpoint of a step goes on: behind every batch that was refused after it.
+
+    A checkpoint from before the one that a rollback went to is followed as it is: its own future may be another.
+    """
+    return max([rollback["from"] for rollback in rollbacks if rollback["to"] <= checkpoint < rollback["from"]], default=checkpoint)
