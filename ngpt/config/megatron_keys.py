@@ -144,6 +144,7 @@ REFUSED = {
     "fp4_param_gather": "not verified with the retraction yet",
     "ckpt_format": "only Megatron's torch_dist format resumes exactly and reshards",
     "dist_ckpt_optim_fully_reshardable": "the other optimizer formats fail or diverge silently; it is always on",
+    "ckpt_fully_parallel_load": "each rank reads the rows of the optimizer state that it holds; sharing them out is untested",
     "use_checkpoint_args": "the config decides the model; a changed one is refused with a diff",
     "add_bias_linear": "nGPT has no biases",
     "hidden_dropout": "nGPT's residual step has no dropout",
