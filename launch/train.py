@@ -124,7 +124,7 @@ def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], co
             record_death(run_dir, 0, code, time.time())
     if code != 0 and len(made := read_rollbacks(run_dir)) > rollbacks:  # as often as train.max_rollbacks allows
         print(f"ngpt train goes back to step {made[-1]['to']}: {made[-1]['why']}", file=sys.stderr)
-        return _run_all_ranks(config, processes, environment, command)
+        return _run_all_ranks(config, processes, variables, command)
     return _ended(run_dir, code, f"\nWhole output: {console}")
 
 

@@ -228,7 +228,8 @@ def train(
         try:
             provider = session.provide_data(make_iterators_provider(cfg, backend))
             marks = loop_marks(guard.progress, lambda optimizer: session.policy.attach_optimizer(optimizer))
-            with marks, session.stopper.installed(), checked_loading(cfg, say), CheckpointSaver(cfg, say).installed():
+            saving = CheckpointSaver(cfg, say).installed()
+            with session.stopper.installed(), checked_loading(cfg, say), saving, marks:  # the marks around what the others do
                 pretrain(container, provider, ModelType.encoder_or_decoder, session.forward_step)
             status = "finished"
         except SystemExit as leaving:  # Megatron leaves this way after stop_after or a signal, checkpoint saved

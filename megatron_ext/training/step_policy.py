@@ -17,7 +17,7 @@ from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.training import get_args
 
 from megatron_ext.training.nonfinite import NonFiniteMonitor, describe_findings, in_samples
-from ngpt.config import Config
+from ngpt.config import Config, ConfigError
 from ngpt.config.checkpoints import newest_step
 from ngpt.rollbacks import RolledBack, read_rollbacks, record_rollback, refusal
 from ngpt.spikes import SpikeDetector
@@ -117,15 +117,22 @@ class StepPolicy:
         run_dir, step = Path(self.cfg.run.dir), get_args().curr_iteration + 1
         found: list[Any] = [None, None]
         if dist.get_rank() == 0:
-            checkpoint = newest_step(self.cfg)
-            found = [refusal(read_rollbacks(run_dir), checkpoint, self.cfg.train.max_rollbacks), checkpoint]
+            found = list(self._checkpoint_to_go_back_to(run_dir))
             if found[0] is None:
-                record_rollback(run_dir, step, checkpoint, why)
+                record_rollback(run_dir, step, found[1], why)
         dist.broadcast_object_list(found, src=0)
         problem, checkpoint = found
         if problem is not None:
             raise RefusedStep(f"{why}; {problem}")
         raise RolledBack(f"{why}; back to step {checkpoint}")
+
+    def _checkpoint_to_go_back_to(self, run_dir: Path) -> tuple[str | None, int | None]:
+        """(why there is none, its step)."""
+        try:
+            checkpoint = newest_step(self.cfg)
+        except ConfigError as error:  # none is intact
+            return str(error), None
+        return refusal(read_rollbacks(run_dir), checkpoint, self.cfg.train.max_rollbacks), checkpoint
 
 
 def _step_and_samples() -> str:
