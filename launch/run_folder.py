@@ -179,7 +179,7 @@ def first_failure(folder: Path) -> dict[str, Any] | None:
 
 def lost_a_peer(failure: dict[str, Any]) -> bool:
     """Whether a rank failed only because another one had gone, as gloo, NCCL and the store word it."""
-    return _LOST_PEER.search(failure["message"]) is not None
+    return _LOST_PEER.search(failure.get("message", "")) is not None
 
 
 def _signal_name(number: int) -> str:
