@@ -17,8 +17,8 @@ OUT_OF_TIME = JobState("COMPLETING", "TimeLimit", restarts=2, preempted=False)
 RESTARTED = JobState("COMPLETING", "None", restarts=3, preempted=False)
 SAVED = Outcome("signalled", 5, "SIGTERM", saved=True)
 STARTING = Outcome("signalled", None, "SIGTERM")
-CRASH = {"rank": 3, "error": "RuntimeError", "message": "NaN"}
-MISTAKE = {"rank": 0, "error": "ConfigError", "message": "data.train: gone"}
+CRASH = {"rank": 3, "error": "RuntimeError", "message": "NaN", "cause": "rank 3: RuntimeError: NaN"}
+MISTAKE = {"rank": 0, "error": "ConfigError", "message": "data.train: gone", "cause": "rank 0: ConfigError: data.train: gone"}
 
 
 @pytest.mark.parametrize(
