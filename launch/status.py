@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launch.failures import cause
 from launch.outcome import read_outcome
 from launch.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, LOCK_FILE, first_failure
 from launch.slurm import scheduler
@@ -20,9 +21,9 @@ from launch.submit import JOB_FILE
 from ngpt.checkpoints import tracker
 from ngpt.config.compose import load
 from ngpt.config.schema import Config
+from ngpt.progress import describe, read_heartbeats
 
 METRICS_FILE = "metrics.jsonl"
-HEARTBEATS = "heartbeat/rank*.json"  # of each rank: step, operation, time, pid, host
 TAIL_BYTES = 1 << 16
 
 
@@ -46,7 +47,7 @@ def status(run_dir: Path) -> dict[str, Any]:
     config = load(run_dir / CONFIG_FILE)
     checkpoint_dir = _beside(run_dir, config)
     job = _job(run_dir)
-    heartbeats = [beat for path in sorted(run_dir.glob(HEARTBEATS)) if (beat := _json(path)) is not None]
+    heartbeats = read_heartbeats(run_dir)
     steps = [step for step in (_last_metric(run_dir), *(beat.get("step") for beat in heartbeats)) if isinstance(step, int)]
     saved = tracker.read(checkpoint_dir).step
     outcome, failure = read_outcome(run_dir), first_failure(run_dir)
@@ -61,7 +62,7 @@ def status(run_dir: Path) -> dict[str, Any]:
         "stop_requested": (run_dir / STOP_FILE).exists(),
         "heartbeats": _oldest_heartbeat(heartbeats),
         "outcome": outcome and (outcome.line or outcome.status),
-        "failure": failure and f"rank {failure['rank']}: {failure['error']}: {failure['message']}",
+        "failure": failure and cause(run_dir, failure),
         "job_log": _last_line(run_dir / LOG_FILE),
         "command": (_json(run_dir / JOB_FILE) or _json(run_dir / ENVIRONMENT_FILE) or {}).get("command"),
     }
@@ -109,6 +110,8 @@ def _oldest_heartbeat(heartbeats: list[dict[str, Any]]) -> dict[str, Any] | None
     if not timed:
         return None
     oldest = min(timed, key=lambda beat: beat["time"])
+    with suppress(KeyError):
+        oldest = oldest | {"where": describe(oldest["operation"], oldest["step"], oldest["microbatch"])}
     return {"ranks": len(timed), "oldest": oldest, "oldest_age_s": round(max(0.0, time.time() - oldest["time"]), 1)}
 
 
@@ -152,9 +155,9 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     if launcher := found["launcher"]:
         here = " (this machine)" if launcher["host"] == socket.gethostname() else ""
         yield f"launcher    process {launcher['pid']} on {launcher['host']}{here}"
-    if beats := found["heartbeats"]:
+    if (beats := found["heartbeats"]) and found["state"] == "running":  # else they are of a run that is over
         oldest = beats["oldest"]
-        where = f"rank {oldest.get('rank', '?')} in {oldest.get('operation', '?')} at step {oldest.get('step', '?')}"
+        where = f"rank {oldest.get('rank', '?')} in {oldest.get('where', 'an unknown place')}"
         yield f"heartbeats  {beats['ranks']} ranks; the oldest {duration(beats['oldest_age_s'])} ago: {where}"
     for name, key in (("outcome", "outcome"), ("failure", "failure"), ("job's log", "job_log")):
         if found[key]:

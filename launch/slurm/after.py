@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from launch.environment import Job, current_job
+from launch.failures import cause
 from launch.outcome import SIGNALLED_CODE, Outcome, read_outcome
 from launch.run_folder import CONFIG_FILE, first_failure
 from launch.slurm import scheduler
@@ -54,7 +55,7 @@ def decide(code: int, state: JobState | None, job: Job, outcome: Outcome | None,
         state: What SLURM says of the job; None: nothing.
         job: This job, and how often it had been restarted when it started.
         outcome: The run's own word.
-        failure: Of the rank that failed first.
+        failure: Of the rank that failed first, with its `cause` in words.
         stop: Whether `ngpt stop` has asked for this end.
     """
     if outcome is not None and outcome.exit_code == 0:
@@ -76,10 +77,10 @@ def decide(code: int, state: JobState | None, job: Job, outcome: Outcome | None,
         return Decision(outcome.line, SIGNALLED_CODE, requeue=True, counts=state is None or not state.preempted)
     if code == 0 and failure is None:
         return Decision("nothing was left to train", 0)
-    cause = f"rank {failure['rank']}: {failure['error']}: {failure['message']}" if failure else f"srun ended with exit code {code}"
+    line = failure["cause"] if failure else f"srun ended with exit code {code}"
     if code == USER_ERROR or failure is not None and failure["error"] == "ConfigError":
-        return Decision(f"{cause}; a restart would repeat it", USER_ERROR)
-    return Decision(cause, code or FAILURE, requeue=True)
+        return Decision(f"{line}; a restart would repeat it", USER_ERROR)
+    return Decision(line, code or FAILURE, requeue=True)
 
 
 def limit_restarts(decision: Decision, run_dir: Path, step: int | None, limit: int) -> Decision:
@@ -132,7 +133,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     checkpoint_dir, limit = _settings(run_dir)
     step, stop = tracker.read(checkpoint_dir).step, (run_dir / STOP_FILE).exists()
-    decision = decide(options.code, state, job, read_outcome(run_dir), first_failure(run_dir), stop)
+    failure = first_failure(run_dir)
+    failure = failure and failure | {"cause": cause(run_dir, failure)}
+    decision = decide(options.code, state, job, read_outcome(run_dir), failure, stop)
     decision = limit_restarts(decision, run_dir, step, limit)
     _log(run_dir, f"job {job.id} (restart {job.restarts}), newest checkpoint {'none' if step is None else step}: {decision.line}")
     if decision.requeue and (complaint := scheduler.requeue(job.id)) is not None:

@@ -32,6 +32,8 @@ COMPANIONS = {
     ("cluster", "gb300_64"): ["train.global_batch_size=128"],
     ("cluster", "h100_8"): ["train.global_batch_size=16"],
     ("cluster", "h200_8"): ["train.global_batch_size=16"],
+    ("cluster", "slurm_b200"): ["train.global_batch_size=16"],
+    ("cluster", "slurm_h100"): ["train.global_batch_size=16"],
 }
 
 

@@ -175,7 +175,7 @@ def test_status_of_a_run_that_is_over(workplace, queue, capsys):
     (run / "checkpoints/latest_checkpointed_iteration.txt").write_text("3")
     (run / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3}\n')
     (run / "heartbeat").mkdir()
-    (run / "heartbeat/rank1.json").write_text('{"rank": 1, "step": 3, "operation": "all_reduce", "time": 1.0}')
+    (run / "heartbeat/rank1.json").write_text('{"rank": 1, "step": 3, "operation": "forward", "microbatch": 2, "time": 1.0}')
     (run / "failure_rank1.json").write_text('{"rank": 1, "time": 1, "error": "RuntimeError", "message": "NaN"}')
     capsys.readouterr()
     assert cli.main(["status", str(run), "--json"]) == 0
@@ -184,7 +184,24 @@ def test_status_of_a_run_that_is_over(workplace, queue, capsys):
     assert found["failure"] == "rank 1: RuntimeError: NaN" and found["job"] == {"id": "42", "tasks": []}
     assert cli.main(["status", str(run)]) == 0
     shown = capsys.readouterr().out
-    assert "rank 1 in all_reduce at step 3" in shown and "next        ngpt launch experiment=ngpt_tiny" in shown
+    assert "heartbeats" not in shown and "next        ngpt launch experiment=ngpt_tiny" in shown
+
+
+def test_status_of_a_run_that_goes_on_names_the_rank_that_was_heard_of_longest_ago(workplace, queue, capsys):
+    assert cli.main(["launch", *JOB]) == 0
+    run = workplace / "runs/ngpt_tiny"
+    (run / "heartbeat").mkdir()
+    for rank, age in ((0, 2.0), (1, 1.0)):
+        beat = {"rank": rank, "step": 3, "operation": "forward", "microbatch": 2, "time": age}
+        (run / f"heartbeat/rank{rank}.json").write_text(json.dumps(beat))
+    task = {"job": "42", "state": "RUNNING", "reason": "None", "elapsed": "1:00", "left": "2:00", "nodes": "n[1-2]", "start": "now"}
+    queue[1].append(task)
+    capsys.readouterr()
+    assert cli.main(["status", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "running, step 3 of 4" in shown and "job         42 RUNNING, 1:00 so far, 2:00 left, on n[1-2]" in shown
+    assert "2 ranks; the oldest" in shown and "rank 1 in forward of step 3, micro-batch 2" in shown
+    assert "next        ngpt stop " in shown
 
 
 def test_a_folder_without_a_run_has_no_status(tmp_path, capsys):

@@ -17,8 +17,8 @@ OUT_OF_TIME = JobState("COMPLETING", "TimeLimit", restarts=2, preempted=False)
 RESTARTED = JobState("COMPLETING", "None", restarts=3, preempted=False)
 SAVED = Outcome("signalled", 5, "SIGTERM", saved=True)
 STARTING = Outcome("signalled", None, "SIGTERM")
-CRASH = {"rank": 3, "error": "RuntimeError", "message": "NaN"}
-MISTAKE = {"rank": 0, "error": "ConfigError", "message": "data.train: gone"}
+CRASH = {"rank": 3, "error": "RuntimeError", "message": "NaN", "cause": "rank 3: RuntimeError: NaN"}
+MISTAKE = {"rank": 0, "error": "ConfigError", "message": "data.train: gone", "cause": "rank 0: ConfigError: data.train: gone"}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,7 @@ MISTAKE = {"rank": 0, "error": "ConfigError", "message": "data.train: gone"}
         (143, OUT_OF_TIME, None, None, True, False, 143),
         (143, JobState("COMPLETING", "None", 2, preempted=True), None, None, False, True, 143),  # PreemptMode=CANCEL
         (0, RESTARTED, SAVED, None, False, False, 75),  # a preemption, a lost node: SLURM does it
+        (0, JobState("PENDING", "BeginTime", 3, preempted=False), SAVED, None, False, False, 75),
         (0, RESTARTED, None, None, False, False, 143),  # srun may end with 0 where a node is lost
         (137, RUNNING, None, CRASH, False, True, 137),
         (1, RUNNING, None, None, False, True, 1),  # srun itself
