@@ -72,7 +72,10 @@ def resumed(tmp_path_factory):
 
 def with_checkpoint(config, step=2):
     folder = Path(config.checkpoint.dir)
-    (folder / f"iter_{step:07d}").mkdir(parents=True)
+    own = folder / f"iter_{step:07d}"
+    own.mkdir(parents=True)
+    for name, content in ((".metadata", "__0_0.distcp"), ("__0_0.distcp", "shard"), ("metadata.json", "{}")):
+        (own / name).write_text(content)
     (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
 
 

@@ -223,13 +223,3 @@ def test_a_folder_is_one_launch_s_until_it_ends(tmp_path):
         holder.kill()
     with locked(folder):
         assert f"process {os.getpid()} " in (folder / LOCK_FILE).read_text()
-
-
-@pytest.mark.parametrize("content", ["²".encode(), b"\xff\xfe", b"9" * 5000, b"-2", b"0x2"])
-def test_a_tracker_of_odd_bytes_is_refused_in_one_line(make_config, content):
-    config = make_config()
-    with_checkpoint(config, 2)
-    (Path(config.checkpoint.dir) / "iter_0000008.bak").mkdir()
-    (Path(config.checkpoint.dir) / "latest_checkpointed_iteration.txt").write_bytes(content)
-    with pytest.raises(ConfigError, match="iter_0000002"):
-        newest_step(config)
