@@ -4,6 +4,7 @@
 |---|---|
 | `model.*` (but its name, transformer_impl, expert_impl, mamba_chunk_size), `train.seq_length`, tokenizer kind and size | refused |
 | `optim.optimizer`, `optim.beta1`, `optim.beta2`, `optim.eps` | refused: the checkpoint's own come back with the optimizer's state |
+| `parallel.distributed_optimizer` | refused: the two optimizers do not read each other's state |
 | `optim.lr`, `optim.min_lr`, `optim.weight_decay`, `schedule.*`, `train.steps`, `train.global_batch_size` and Megatron's weight decay |
   ramp | refused; with megatron.override_opt_param_scheduler=true they take effect at the checkpoint's step |
 | `train.seed`, `data.*` that say which tokens and how they are read | take effect, with a note |
@@ -27,7 +28,7 @@ from ngpt.data.manifest import content_of, split_of
 
 SOURCES_FILE = "data_sources.json"
 OVERRIDE = "override_opt_param_scheduler"
-_OF_OPTIMIZER = frozenset({"optim.optimizer", "optim.beta1", "optim.beta2", "optim.eps"})
+_OF_OPTIMIZER = frozenset({"optim.optimizer", "optim.beta1", "optim.beta2", "optim.eps", "parallel.distributed_optimizer"})
 _OF_SCHEDULE = frozenset(
     {
         *("optim.lr", "optim.min_lr", "optim.weight_decay", "train.steps", "train.global_batch_size"),
@@ -51,7 +52,7 @@ def check_kept_keys(old: Config, new: Config) -> None:
         raise ConfigError(
             "run.dir",
             f"{folder} holds a checkpoint of another optimizer ({listed(fixed)})",
-            "a checkpoint brings these values back with the optimizer's state, whatever the config says",
+            "a checkpoint brings its own back with the optimizer's state, whatever the config says",
             "Restore the values; or start a new run.name from its weights, checkpoint.load=...",
         )
     scheduled = {key: change for key, change in changes.items() if key in _OF_SCHEDULE or _names_schedule(key)}

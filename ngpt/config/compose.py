@@ -124,22 +124,23 @@ def _finish(sections: Mapping[str, Any], shipped: Path) -> Config:
         cfg = OmegaConf.to_object(typed)
     except (OmegaConfBaseException, RecursionError) as error:
         raise translate(error) from error
-    if errors := list(_untyped_lists(cfg)):
+    if errors := list(_untyped_containers(cfg)):
         raise ConfigErrors(errors)
     resolve(cfg)
     validate(cfg)
     return cfg
 
 
-def _untyped_lists(cfg: Config) -> Iterator[ConfigError]:
-    """Lists that are none, or hold values of another type: OmegaConf takes over what an interpolation names as it is."""
+def _untyped_containers(cfg: Config) -> Iterator[ConfigError]:
+    """Lists and mappings that are none, or hold values of another type: OmegaConf takes over what an interpolation names as it is."""
     for key, kind in leaf_types():
-        if typing.get_origin(kind) is not list:
+        container = typing.get_origin(kind)
+        if container not in (list, dict):
             continue
         value = functools.reduce(getattr, key.split("."), cfg)
-        of = typing.get_args(kind)[0]
-        if not isinstance(value, list) or not all(isinstance(item, of) for item in value):
-            yield ConfigError(key, repr(value), f"Must be a list of {of.__name__}", "Correct it")
+        of = typing.get_args(kind)[0]  # a mapping's keys
+        if not isinstance(value, container) or not all(isinstance(item, of) for item in value):
+            yield ConfigError(key, repr(value), f"Must be a {container.__name__} of {of.__name__}", "Correct it")
 
 
 def _missing(key: str, shipped: Path) -> ConfigError:

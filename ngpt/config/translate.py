@@ -113,4 +113,10 @@ def _describe(kind: Any) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first words that the error, or what led to it, has to say; its type where none has any."""
+    current: BaseException | None = error
+    while current is not None:
+        if lines := str(current).strip().splitlines():
+            return lines[0]
+        current = current.__cause__ or current.__context__
+    return type(error).__name__

@@ -182,7 +182,10 @@ def _use_data(work: Path) -> None:
 
 
 def _checkpoint(run: Path, content: bytes) -> None:
-    (run / "checkpoints" / "iter_0000002").mkdir(parents=True)
+    own = run / "checkpoints" / "iter_0000002"
+    own.mkdir(parents=True)
+    for name, text in ((".metadata", "__0_0.distcp"), ("__0_0.distcp", "shard"), ("metadata.json", "{}")):
+        (own / name).write_text(text)
     (run / "checkpoints" / "latest_checkpointed_iteration.txt").write_bytes(content)
 
 

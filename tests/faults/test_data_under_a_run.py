@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,8 @@ def prepared(folder, documents, word):
     assert done.returncode == 0, done.stderr
 
 
-TRAIN = ("train", "experiment=ngpt_tiny", "train.steps=8", "train.eval_steps=0", "model.vocab_size=257", "optim.lr=1e-2")
+WORDS = ("train.steps=8", "train.eval_steps=0", "optim.lr=1e-2")
+TRAIN, CONTROL = ("train", "experiment=ngpt_tiny", *WORDS), ("train", "experiment=gpt_tiny", *WORDS)
 DATA = ("data.mock=false", "data.train=[{path: d/train}]")
 
 
@@ -100,23 +102,34 @@ def stopped(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("key", ["optim.beta1=0.5", "optim.beta2=0.5", "optim.eps=1e-3", "optim.weight_decay=0.1"])
+@pytest.mark.parametrize("key", ["optim.beta1=0.5", "optim.beta2=0.5", "optim.weight_decay=0.1", "parallel.distributed_optimizer=false"])
 def test_optimizer_keys_that_the_checkpoint_brings_back_are_refused(stopped, key):
     refused = ngpt(stopped, *TRAIN, "run.name=r", key)
     assert refused.returncode == 2 and f"{key.split('=')[0]}: " in refused.stderr
     assert key not in (stopped / "runs/r/config.yaml").read_text().replace(": ", "=")
 
 
-@pytest.mark.parametrize("key", ["optim.clip_grad=1e-3", "optim.weight_decay=0.5"])
-def test_what_may_change_takes_effect(stopped, key, tmp_path):
-    """Against a copy of the run that goes on unchanged: the first resumed step's update differs, so the next loss does."""
-    import shutil
+@pytest.fixture(scope="module")
+def gpt(tmp_path_factory):
+    """A stopped run of the control, whose weights weight decay reaches, and one that went on unchanged."""
+    folder = tmp_path_factory.mktemp("gpt")
+    assert ngpt(folder, *CONTROL, "run.name=r", "train.stop_after=4").returncode == 0
+    shutil.copytree(folder / "runs/r", folder / "runs/same")
+    assert ngpt(folder, *CONTROL, "run.name=same").returncode == 0
+    return folder
 
-    name = key.partition("=")[0].rpartition(".")[2]
-    override = () if name == "clip_grad" else ("megatron.override_opt_param_scheduler=true",)
-    for run, more in (("same", ()), ("changed", (key, *override))):
-        shutil.copytree(stopped / "runs/r", tmp_path / "runs" / run)
-        done = ngpt(tmp_path, *TRAIN, f"run.name={run}", f"checkpoint.dir=runs/{run}/checkpoints", *more)
-        assert done.returncode == 0, done.stdout + done.stderr
-    same, changed = losses(tmp_path, "same"), losses(tmp_path, "changed")
-    assert same[5] == changed[5] and same[8] != changed[8]
+
+@pytest.mark.parametrize("key", ["optim.clip_grad=1e-3", "optim.weight_decay=5", "optim.lr=2e-3", "schedule=linear"])
+def test_what_may_change_takes_effect(gpt, key):
+    """Against the run that went on unchanged: the loss after the first resumed step differs, that of the step itself does not."""
+    run = "changed_" + key.partition("=")[0].replace(".", "_")
+    shutil.copytree(gpt / "runs/r", gpt / "runs" / run)
+    override = () if "clip" in key else ("megatron.override_opt_param_scheduler=true",)
+    words = [word for word in CONTROL if word.split("=")[0] != key.split("=")[0]]
+    done = ngpt(gpt, *words, f"run.name={run}", key, *override)
+    assert done.returncode == 0, done.stdout + done.stderr
+    same, changed = losses(gpt, "same"), losses(gpt, run)
+    assert same[5] == changed[5] and same[7] != changed[7]
+    if key.startswith("optim.lr"):
+        rows = [json.loads(line) for line in (gpt / "runs" / run / "metrics.jsonl").read_text().splitlines()]
+        assert {row["step"]: row["learning_rate"] for row in rows}[6] == 2e-3

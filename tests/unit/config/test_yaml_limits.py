@@ -48,9 +48,10 @@ def test_words_that_never_end_are_refused(word):
     [
         ("debug.profile_ranks=${logging.name}", "debug.profile_ranks"),
         ("precision.bf16_modules=${debug.profile_ranks}", "precision.bf16_modules"),
+        ("megatron=${data.mock}", "megatron"),
         ("model.num_layers=99999999999", "model.num_layers"),
         ("~" + "schedule" + "x" * 5000, "config"),
-        ("parallel=${precision.num_lay ers}", "parallel"),
+        ("parallel=${precision.num_lay ers}", "token recognition error"),
     ],
 )
 def test_odd_words_are_refused_in_one_line(word, key):

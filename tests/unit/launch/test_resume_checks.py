@@ -37,6 +37,7 @@ VERDICTS = {
     "schedule.name": FREE,
     "schedule.": UNLESS_OVERRIDDEN,
     **dict.fromkeys(("train.steps", "train.global_batch_size"), UNLESS_OVERRIDDEN),
+    "parallel.distributed_optimizer": REFUSED,
     "train.seed": NOTED,
     "train.": FREE,
     **dict.fromkeys(("data.name", "data.num_workers", "data.cache_dir", "data.accept_changed"), FREE),
