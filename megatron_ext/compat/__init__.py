@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from megatron_ext.compat import (
     async_worker,
+    checkpoint_pickles,
     cuda_on_cpu,
     datasets_makefile,
     distrib_optimizer_load,
@@ -28,6 +29,7 @@ MEGATRON_VERSION = "0.19.2"
 _ON_CPU: dict[str, Callable[[], bool]] = {"cuda_on_cpu": cuda_on_cpu.install, "mamba_on_cpu": mamba_on_cpu.install}
 _EVERYWHERE: dict[str, Callable[[], bool]] = {
     "async_worker": async_worker.install,
+    "checkpoint_pickles": checkpoint_pickles.install,
     "datasets_makefile": datasets_makefile.install,
     "distrib_optimizer_load": distrib_optimizer_load.install,
     "distrib_optimizer_order": distrib_optimizer_order.install,
