@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import importlib
 import math
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ def load_object(stream: Any, **options: Any) -> Any:
         try:
             return torch.load(stream, weights_only=True, **options)
         except Exception as error:
-            raise _forbidden(error) or error from None
+            raise _plain(error) from None
 
 
 @contextlib.contextmanager
@@ -97,10 +98,14 @@ def _listed_names_alone() -> Iterator[None]:
         torch.serialization.add_safe_globals(added)
 
 
-def _forbidden(error: BaseException) -> ForbiddenClass | None:
-    """torch's refusal (some forty lines) as the name alone."""
+def _plain(error: Exception) -> Exception:
+    """torch's refusal without its forty lines, which tell how to read the file all the same."""
+    if isinstance(error, ForbiddenClass) or not isinstance(error, pickle.UnpicklingError):
+        return error
     named = _NAMED.search(str(error))
-    return ForbiddenClass(named[1]) if named else None
+    if named:
+        return ForbiddenClass(named[1])
+    return pickle.UnpicklingError(str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0])
 
 
 class _DType:
@@ -169,7 +174,7 @@ def _one_file_at_a_time(upstream: Callable[..., Any]) -> Callable[..., Any]:
             except (AssertionError, OSError, MemoryError, torch.OutOfMemoryError):  # not the file's: another shape is asked for, ...
                 raise
             except Exception as error:
-                raise refusal(Path(self.path) / file, _forbidden(error) or error) from None
+                raise refusal(Path(self.path) / file, _plain(error)) from None
         return upstream(self, dataclasses.replace(plan, items=[]), planner)  # nothing: its result
 
     return read_data

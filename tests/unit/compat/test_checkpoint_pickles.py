@@ -39,11 +39,9 @@ def patched(monkeypatch):
         (checkpointing, "_get_checkpoint_format"),
         (dcp, "load"),
     ]
-    before = [getattr(owner, name) for owner, name in replaced]
-    for (owner, name), function in zip(replaced, before, strict=True):
-        monkeypatch.setattr(owner, name, function)
+    for owner, name in replaced:
+        monkeypatch.setattr(owner, name, getattr(owner, name))
     assert checkpoint_pickles.install()
-    assert all(getattr(owner, name) is not function for (owner, name), function in zip(replaced, before, strict=True))
 
 
 def settings() -> Namespace:
@@ -109,12 +107,12 @@ def test_what_was_saved_is_loaded(folder):
 
 
 def test_what_libraries_add_for_the_process_is_not_used_and_kept(folder):
-    torch.serialization.add_safe_globals([functools.partial])
-    before = set(torch.serialization.get_safe_globals())
     replace(folder, "common_state", saved(functools.partial(print, "hello")))
-    with pytest.raises(ConfigError, match="functools.partial"):
-        load(folder)
-    assert set(torch.serialization.get_safe_globals()) == before
+    with torch.serialization.safe_globals([functools.partial]):
+        before = set(torch.serialization.get_safe_globals())
+        with pytest.raises(ConfigError, match="functools.partial"):
+            load(folder)
+        assert set(torch.serialization.get_safe_globals()) == before
 
 
 class Call:
