@@ -76,9 +76,8 @@ def folder(tmp_path) -> Path:
 
 def load(folder: Path) -> dict[str, Any]:
     state = empty_state()
-    dcp.load(
-        state, storage_reader=dcp.FileSystemReader(folder), planner=dcp.DefaultLoadPlanner(flatten_state_dict=False), no_dist=True
-    )
+    planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)  # else it fills a copy
+    dcp.load(state, storage_reader=dcp.FileSystemReader(folder), planner=planner, no_dist=True)
     return state
 
 
@@ -262,7 +261,7 @@ def test_an_array_of_fitting_parts_is_read(folder):
 
 @pytest.mark.parametrize(
     "parts",
-    [Parts((1000,), "u4", b"1234"), Parts((1,), "O8", b"12345678"), Parts((-1,), "u4", b""), Parts((1,), "u4", b"1234", "x")],
+    [Parts((1000,), "u4", b"1234"), Parts((1,), "O8", b"12345678"), Parts((-1,), "u4", b"1234"), Parts((1,), "u4", b"1234", "x")],
     ids=["too_short", "pointers", "negative", "byte_order"],
 )
 def test_an_array_of_other_parts_is_refused(folder, parts):
