@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Faults on a GPU host of two GPUs without network, through the real command: tests/bench/gpu_faults.sh OUT_DIR. Needs .gpu/site.tar.xz.
-# Stops and resumes over NCCL to the same bits, a killed and a hanging rank, a damaged checkpoint, and what a save costs on this host's CPUs.
+# Faults on a GPU host without network, through the real command, over all its GPUs: tests/bench/gpu_faults.sh OUT_DIR. Needs .gpu/site.tar.xz.
+# Stops and resumes to the same bits, a killed and a hanging rank, a damaged checkpoint, and what a save costs on this host's CPUs.
 set -uo pipefail
 out=$1; mkdir -p "$out"
 [[ -d .gpu/site ]] || { mkdir -p .gpu/site && tar xJf .gpu/site.tar.xz -C .gpu/site; }
 export PYTHONPATH=$PWD/tests/faults/injection:$PWD/tests/faults:$PWD/.gpu/site:$PWD PYTHONUNBUFFERED=1 TRITON_CACHE_AUTOTUNING=1 OMP_NUM_THREADS=4
-runs=$(mktemp -d)
+runs=$(mktemp -d); gpus=$(nvidia-smi -L | wc -l); rank=$((gpus - 1)) # the one that has the faults
 words=(experiment=ngpt_tiny precision=bf16 model.hidden_size=256 model.num_attention_heads=4 train.seq_length=256 train.steps=8 train.eval_interval=4
-       train.eval_steps=2 checkpoint=periodic checkpoint.interval=3 logging.interval=1 cluster.gpus_per_node=2 run.root="$runs")
+       train.eval_steps=2 checkpoint=periodic checkpoint.interval=3 logging.interval=1 cluster.gpus_per_node="$gpus" run.root="$runs")
 nvidia-smi --query-gpu=name --format=csv,noheader
 
 train() { timeout "${SECONDS_EACH:-200}" python3 -m launch.cli train "${words[@]}" "$@"; }
@@ -24,10 +24,10 @@ until grep -q 'step 2/8' "$out/signal.log"; do sleep 0.2; kill -0 $launcher 2>/d
 pkill -TERM -f "launch.(cli|agent|worker)"; wait $launcher; echo "exit $?"; last signal
 train run.name=signal > "$out/resumed.log" 2>&1; echo "exit $?"; last resumed; same signal twin
 echo "== a rank is killed"
-NGPT_FAULT='{"kind": "kill", "step": 5, "rank": 1}' train run.name=killed > "$out/killed.log" 2>&1; echo "exit $?"; last killed 2
+NGPT_FAULT="{\"kind\": \"kill\", \"step\": 5, \"rank\": $rank}" train run.name=killed > "$out/killed.log" 2>&1; echo "exit $?"; last killed 2
 train run.name=killed > "$out/resumed2.log" 2>&1; echo "exit $?"; same killed twin
 echo "== a rank hangs"
-NGPT_FAULT='{"kind": "hang", "step": 5, "rank": 1}' train run.name=hang cluster.hang_timeout_s=20 > "$out/hang.log" 2>&1; echo "exit $?"; last hang 2
+NGPT_FAULT="{\"kind\": \"hang\", \"step\": 5, \"rank\": $rank}" train run.name=hang cluster.hang_timeout_s=20 > "$out/hang.log" 2>&1; echo "exit $?"; last hang 2
 tar cJf "$out/hang.tar.xz" -C "$runs/hang" logs heartbeat 2>/dev/null
 echo "== a flipped bit"
 python3 - "$runs/twin/checkpoints" <<'P'

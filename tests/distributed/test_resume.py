@@ -6,7 +6,7 @@ import pytest
 RUNS = {
     "resume_fp32": "one_plain",
     "resume_bf16": "one_bf16",
-    "resume_dp2": "dp2_overlap",
+    "resume_dp2": "dp2_buckets",
     "resume_tp2_bf16": "tp2_bf16",
     "resume_tp2_bf16_nvfp4": "tp2_bf16_nvfp4",
 }
@@ -31,7 +31,7 @@ def test_the_second_half_really_continued(results, run):
     assert results.summary(f"{run}_halves")["status"] == "finished"
 
 
-@pytest.mark.parametrize("run", ["resume_dp2_halves", "dp2_overlap"])
+@pytest.mark.parametrize("run", ["resume_dp2_halves", "dp2_buckets"])
 def test_runs_of_several_buckets_have_padding_between_them(results, run):
     assert all(result["padded_buckets"] > 0 for result in results.results(run))
 
