@@ -100,9 +100,12 @@ def run_case(case: dict, rank: int) -> None:
 
 @contextlib.contextmanager
 def upstream_state() -> Iterator[None]:
-    """Save and load the optimizer state by Megatron's own code."""
+    """Save and load the optimizer state by Megatron's own code, and publish it whatever the norms of the masters are by then."""
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+    from megatron_ext.training import checkpoint_save
+
+    norms_of, checkpoint_save.unit_dims_of = checkpoint_save.unit_dims_of, lambda *_, **__: {}
     names = ("sharded_param_state_fully_reshardable", "load_parameter_state_from_fully_reshardable")
     ours = {name: getattr(DistributedOptimizer, name) for name in names}
     try:
@@ -112,6 +115,7 @@ def upstream_state() -> Iterator[None]:
     finally:
         for name in names:
             setattr(DistributedOptimizer, name, ours[name])
+        checkpoint_save.unit_dims_of = norms_of
 
 
 def padded_buckets(chunks: list) -> int:
