@@ -1,6 +1,7 @@
 """The `ngpt` command. Imports what a subcommand needs only when it is called: none but the workers import torch."""
 
 import argparse
+import errno
 import importlib.metadata
 import os
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from ngpt.config.errors import ConfigError
 
-USER_ERROR = 2
+USER_ERROR, FAILURE = 2, 1
+# What a person has to put right. Others, those of network file systems say, may pass: a job may start again.
+USERS_ERRNOS = {getattr(errno, name) for name in "ENOENT EACCES EPERM EISDIR ENOTDIR EEXIST EROFS ENOSPC EDQUOT ENAMETOOLONG".split()}
 USAGE = """\
 usage: ngpt COMMAND ...
 
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return USER_ERROR
+        return USER_ERROR if error.errno in USERS_ERRNOS else FAILURE
     except KeyboardInterrupt:
         return 130
 

@@ -35,6 +35,11 @@ class Outcome:
         return SIGNALLED_CODE if self.status == SIGNALLED else 0
 
     @property
+    def left_during_start_up(self) -> bool:
+        """Whether a rank was told to leave before training started."""
+        return self.status == SIGNALLED and self.step is None
+
+    @property
     def line(self) -> str | None:
         """What a person is told where a signal ended the launch."""
         if self.status != SIGNALLED:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import psutil
 
 from launch.agent import RANK_ROLE
+from launch.outcome import SIGNALLED_CODE
 from ngpt.stopping import STOP_SIGNALS, block_stop_signals
 
 AGENT_MODULE, WORKER_MODULE = "launch.agent", "launch.worker"
@@ -48,20 +49,20 @@ def run_and_tee(command: Sequence[str], environment: Mapping[str, str], log_path
 
     Returns:
         The exit code, also where a descendant still holds the output open; -n for a process ended by signal n; 130 after a second Ctrl-C,
-        which kills the workers.
+        which kills the workers; 75 after a signal that came before there were any.
     """
     outputs = [_Output(sys.stdout.buffer, "the terminal")]
     if log_path is not None:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         outputs.append(_Output(log_path.open("ab", buffering=0), str(log_path)))
-    with _started(command, environment) as (process, interrupted):
+    with _started(command, environment) as (process, signalled):
         for text in _without_prefix(_arriving(process), b"[%s%d]:" % (RANK_ROLE.encode(), reporting_rank)):
             for output in outputs:
                 output.write(text)
         code = process.wait()
     for output in outputs[1:]:
         output.close()
-    return INTERRUPTED if interrupted() else code
+    return signalled() or code
 
 
 class _Output:
@@ -89,17 +90,24 @@ class _Output:
 
 
 @contextmanager
-def _started(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen, Callable[[], bool]]]:
-    """The running command, with stop signals forwarded to its workers. A second Ctrl-C kills it: the second value says so."""
+def _started(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen, Callable[[], int | None]]]:
+    """The running command, with stop signals forwarded to its workers.
+
+    The second value tells the code to end with where that has killed it: a second Ctrl-C, or a signal before there are workers.
+    """
     blocked = block_stop_signals()  # inherited by the command; and a signal that comes now waits for the handler below
-    interrupts = 0
+    interrupts, early = 0, []
 
     def forward(number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             number = signal.SIGKILL
-        for pid in _workers_of(process):
+        pids = _workers_of(process)
+        if not pids and process.poll() is None:  # the agent has started none yet, and there is nothing to save
+            early.append(number)
+            process.kill()
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -109,7 +117,7 @@ def _started(command: Sequence[str], environment: Mapping[str, str]) -> Iterator
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     try:
-        yield process, lambda: interrupts > 1
+        yield process, lambda: SIGNALLED_CODE if early else INTERRUPTED if interrupts > 1 else None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

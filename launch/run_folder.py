@@ -7,12 +7,13 @@ import re
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from launch.outcome import forget_outcome, read_outcome
+from launch.outcome import SIGNALLED_CODE, Outcome, forget_outcome, read_outcome
 from launch.provenance import describe_launch
 from launch.resume_checks import SOURCES_FILE, check_kept_keys, notes, record_sources
 from ngpt.config.checkpoints import check_same_model, newest_step, start_checkpoint
@@ -20,7 +21,7 @@ from ngpt.config.compose import dump, load
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import diff, listed, model_defining
 from ngpt.config.schema import Config
-from ngpt.progress import HEARTBEATS
+from ngpt.progress import FAILURE_FILE, HEARTBEATS, read_records, write_json
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
@@ -28,7 +29,7 @@ DIFF_FILE = "code.diff"
 SUMMARY_FILE = "summary.json"
 CONSOLE_FILE = "console.log"
 LOCK_FILE = ".lock"
-FAILURE_PATTERN = "failure_rank*.json"
+LOOK_SECONDS = 1.0
 _LOST_PEER = re.compile(
     r"Connection (reset|closed|refused)|Broken pipe|[Tt]imed out|remote process exited|Socket Timeout|peer|NCCL .*(abort|unhandled system)"
 )
@@ -90,7 +91,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_alone(file)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
@@ -105,6 +106,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _lock_alone(file: IO[str]) -> None:
+    """Raises BlockingIOError where others hold it. `ngpt status` looks at the lock for a moment: that is waited for."""
+    deadline = time.monotonic() + LOOK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(LOOK_SECONDS / 10)
+
+
 def join_lock(folder: Path) -> None:
     """Holds the run folder together with the launch that started this rank, to the end of the process.
 
@@ -113,15 +126,18 @@ def join_lock(folder: Path) -> None:
     with suppress(OSError):  # no locks here, or a disk that this machine does not share with rank 0
         file = (folder / LOCK_FILE).open("r", encoding="utf-8")
         _held.append(file)
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_SH)  # at once, but for the moment in which `ngpt status` looks
 
 
-def record_launch(config: Config, command: Sequence[str], variables: dict[str, str], origins: dict[str, str] | None = None) -> Path:
+def record_launch(
+    config: Config, command: Sequence[str], variables: dict[str, str], origins: dict[str, str] | None = None, forget: bool = True
+) -> Path:
     """Writes config, code state and environment of this launch into the run folder; those of earlier launches move to `launches/`.
 
     Args:
         variables: Environment variables worth recording.
         origins: Where the values of those that the launcher cares for come from (`variable_origins`).
+        forget: Remove how the launch before it ended. A job's script has done so before any rank could write down its own failure.
 
     Returns:
         The path of the config that workers read.
@@ -129,9 +145,10 @@ def record_launch(config: Config, command: Sequence[str], variables: dict[str, s
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     _keep_earlier_launch(folder)
-    for left in [*folder.glob(FAILURE_PATTERN), *folder.glob(f"{HEARTBEATS}/rank*.json")]:
-        left.unlink()
-    forget_outcome(folder)
+    if forget:
+        for left in [*folder.glob(FAILURE_FILE.format(rank="*")), *folder.glob(f"{HEARTBEATS}/rank*.json")]:
+            left.unlink(missing_ok=True)
+        forget_outcome(folder)
     description, code_diff = describe_launch(command, variables)
     description |= {"environment_from": origins} if origins else {}
     if code_diff:
@@ -144,37 +161,46 @@ def record_launch(config: Config, command: Sequence[str], variables: dict[str, s
     return folder / CONFIG_FILE
 
 
-def record_failure(folder: Path, rank: int, error: BaseException, time: float) -> None:
+def record_failure(folder: Path, rank: int, error: BaseException, when: float) -> None:
     """Called by a worker that ends in an error: one file a rank, since the first of several is the cause and the rest follow it."""
     # CUDA and NCCL append advice to their first line; the lines of a ConfigError are one mistake each.
-    message = str(error) if isinstance(error, ConfigError) else str(error).partition("\n")[0]
-    failure = {"rank": rank, "time": time, "error": type(error).__name__, "message": message}
-    folder.mkdir(parents=True, exist_ok=True)  # on a disk that this machine does not share with rank 0 it may be missing
-    (folder / f"failure_rank{rank}.json").write_text(json.dumps(failure) + "\n", encoding="utf-8")
+    mistake = isinstance(error, ConfigError)
+    message = str(error) if mistake else str(error).partition("\n")[0]
+    failure = {"rank": rank, "time": when, "error": type(error).__name__, "message": message, "mistake": mistake}
+    with suppress(OSError):  # a full disk may be what is to be told
+        write_json(folder / FAILURE_FILE.format(rank=rank), failure)
 
 
-def record_death(folder: Path, rank: int, code: int, time: float) -> None:
+def record_death(folder: Path, rank: int, code: int, when: float) -> None:
     """Called by whoever started a rank that could not say itself why it ended.
 
     Args:
         code: -n where signal n ended it, else its exit code.
     """
-    if (folder / f"failure_rank{rank}.json").exists() or read_outcome(folder) is not None:
+    path, outcome = folder / FAILURE_FILE.format(rank=rank), read_outcome(folder)
+    if path.exists() or code == SIGNALLED_CODE or (outcome is not None and not outcome.left_during_start_up):
         return
     what = f"ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         what += ": killed from outside, for instance by the kernel where memory ran out (dmesg says so)"
-    failure = {"rank": rank, "time": time, "error": "died", "message": what}
-    (folder / f"failure_rank{rank}.json").write_text(json.dumps(failure) + "\n", encoding="utf-8")
+    with suppress(OSError):
+        write_json(path, {"rank": rank, "time": when, "error": "died", "message": what})
 
 
 def first_failure(folder: Path) -> dict[str, Any] | None:
     """The cause among the failures that ranks recorded in this launch: the earliest that is not the loss of another rank."""
-    failures = []
-    for path in folder.glob(FAILURE_PATTERN):
-        with suppress(OSError, ValueError):
-            failures.append(json.loads(path.read_text(encoding="utf-8")))
-    return min(failures, key=lambda failure: (lost_a_peer(failure), failure["time"]), default=None)
+    failures = read_records(folder, FAILURE_FILE.format(rank="*"))
+    return min(failures, key=lambda failure: (lost_a_peer(failure), failure.get("time", 0.0)), default=None)
+
+
+def outcome_of(folder: Path) -> Outcome | None:
+    """What the last launch said, where that is how it ended.
+
+    A rank that fails during start-up has the others told to leave, and they call that a signal.
+    """
+    outcome, failure = read_outcome(folder), first_failure(folder)
+    failed = failure is not None and not lost_a_peer(failure)
+    return None if outcome is not None and outcome.left_during_start_up and failed else outcome
 
 
 def lost_a_peer(failure: dict[str, Any]) -> bool:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.failures import cause
-from launch.outcome import read_outcome
-from launch.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, LOCK_FILE, first_failure
+from launch.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, LOCK_FILE, first_failure, outcome_of
 from launch.slurm import scheduler
 from launch.slurm.after import LOG_FILE, STOP_FILE
 from launch.submit import JOB_FILE
 from ngpt.checkpoints import tracker
 from ngpt.config.compose import load
+from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.progress import describe, read_heartbeats
 
@@ -50,7 +50,7 @@ def status(run_dir: Path) -> dict[str, Any]:
     heartbeats = read_heartbeats(run_dir)
     steps = [step for step in (_last_metric(run_dir), *(beat.get("step") for beat in heartbeats)) if isinstance(step, int)]
     saved = tracker.read(checkpoint_dir).step
-    outcome, failure = read_outcome(run_dir), first_failure(run_dir)
+    outcome, failure = outcome_of(run_dir), first_failure(run_dir)
     return {
         "run": str(run_dir),
         "state": _state(run_dir, job, outcome and outcome.status, failure, saved, config),
@@ -70,7 +70,7 @@ def status(run_dir: Path) -> dict[str, Any]:
 
 def holder(run_dir: Path) -> dict[str, Any] | None:
     """The launcher that trains in the folder now: {"pid", "host"}; None where nobody does."""
-    with suppress(OSError), (run_dir / LOCK_FILE).open("r", encoding="utf-8") as file:
+    with suppress(OSError), (run_dir / LOCK_FILE).open("r+", encoding="utf-8") as file:
         match = re.search(r"process (\d+) on (\S+)", file.read())
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,7 +86,7 @@ def _state(run_dir: Path, job: dict | None, outcome: str | None, failure: dict |
         return "running"
     if tasks:
         return "pending"
-    if outcome is not None and not (outcome == "signalled" and failure):
+    if outcome is not None:
         return outcome
     if failure is not None:
         return "failed"
@@ -101,7 +101,12 @@ def _beside(run_dir: Path, config: Config) -> Path:
 
 def _job(run_dir: Path) -> dict[str, Any] | None:
     record = _json(run_dir / JOB_FILE)
-    return {"id": record["job"], "tasks": scheduler.queue(record["job"])} if record and record.get("job") else None
+    if not record or not record.get("job"):
+        return None
+    try:
+        return {"id": record["job"], "tasks": scheduler.queue(record["job"])}
+    except ConfigError as error:
+        return {"id": record["job"], "tasks": [], "problem": str(error)}
 
 
 def _oldest_heartbeat(heartbeats: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -169,7 +174,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
 
 def _job_lines(job: dict[str, Any]) -> Iterator[str]:
     if not job["tasks"]:
-        yield f"job         {job['id']}, no longer in the queue"
+        yield f"job         {job['id']}, {job.get('problem') or 'no longer in the queue'}"
     for task in job["tasks"]:
         more = f"{task['elapsed']} so far, {task['left']} left, on {task['nodes']}" if task["nodes"] else f"waits: {task['reason']}"
         yield f"job         {task['job']} {task['state']}, {more}"

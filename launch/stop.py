@@ -53,10 +53,10 @@ def stop(run_dir: Path) -> str:
 def _stop_job(run_dir: Path, job: str, states: Sequence[str]) -> str:
     """The file comes first: the job's script reads it once the tasks have left."""
     (run_dir / STOP_FILE).touch()
-    # A waiting job, or a task of an array that waits, has nothing to save.
-    complaint = scheduler.signal_tasks(job) if "RUNNING" in states else scheduler.cancel(job)
+    waits = set(states) == {"PENDING"}  # and has nothing to save
+    complaint = scheduler.cancel(job) if waits else scheduler.signal_tasks(job)
     if complaint is not None:
         raise ConfigError("run.dir", str(run_dir), f"SLURM does not pass it on to job {job}: {complaint}", f"scancel {job} ends it at once")
-    if "RUNNING" not in states:
+    if waits:
         return f"job {job} was waiting and is cancelled"
     return f"asked job {job} to save and leave, not to come back; ngpt status {shlex.quote(str(run_dir))} says when it has"

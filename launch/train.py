@@ -1,16 +1,18 @@
 """`ngpt train`: from a config to running processes, or to one rank of a world that torchrun or srun has started."""
 
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
 from launch.devices import gpu_names
 from launch.environment import current_world, overruled, recorded_variables, variable_origins, worker_environment, worker_variables
 from launch.failures import cause
-from launch.outcome import read_outcome
+from launch.outcome import SIGNALLED, SIGNALLED_CODE, Outcome
 from launch.processes import INTERRUPTED, run_and_tee, worker_command
 from launch.run_folder import (
     CONFIG_FILE,
@@ -20,6 +22,7 @@ from launch.run_folder import (
     locked,
     lost_a_peer,
     nothing_left,
+    outcome_of,
     record_death,
     record_failure,
     record_launch,
@@ -32,6 +35,7 @@ from ngpt.config.schema import Config
 from ngpt.data.manifest import check_against_model
 from ngpt.data.verify import verify
 from ngpt.rollbacks import read_rollbacks
+from ngpt.stopping import STOP_SIGNALS
 
 FAILURE = 1
 OTHERS_SECONDS = 3.0  # how long a rank that lost another one waits for that one's own word
@@ -56,6 +60,27 @@ def train_config(config: Config, command: Sequence[str]) -> int:
     Raises:
         ConfigError: anything that can be known to be wrong before processes start.
     """
+    with _signals_leave():
+        return _train(config, command)
+
+
+@contextmanager
+def _signals_leave() -> Iterator[None]:
+    """Before there are workers, there is nothing to save: a signal leaves."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        print(f"ngpt train {Outcome(SIGNALLED, signal=signal.Signals(number).name).line}", file=sys.stderr)
+        sys.exit(SIGNALLED_CODE)
+
+    previous = {number: signal.signal(number, leave) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _train(config: Config, command: Sequence[str]) -> int:
     world = current_world(default_port=config.cluster.rendezvous_port)
     try:
         _check_world(config, world)
@@ -144,9 +169,18 @@ def _run_one_rank(config: Config, world: World, variables: dict[str, str], comma
         except ConfigError as error:
             print(error, file=sys.stderr)
             return FAILURE  # not the code of a mistake, which ends a job for good: its next start takes another port
-    with locked(run_dir) if world.rank == 0 else nullcontext(), tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         if world.rank == 0:
-            record_launch(config, command, recorded_variables(environment), variable_origins(config, variables))
+            in_job = world.started_by == "srun"
+            try:
+                stack.enter_context(locked(run_dir))
+            except ConfigError as error:
+                if not in_job:
+                    raise
+                print(error, file=sys.stderr)  # ranks of a lost node may still be there: the job's next start finds it free
+                return FAILURE
+            variables_from = variable_origins(config, variables)
+            record_launch(config, command, recorded_variables(environment), variables_from, forget=not in_job)
         # A config file of its own: at this moment the run folder's may be that of an earlier launch.
         config_path = Path(folder) / CONFIG_FILE
         dump(config, config_path)
@@ -160,7 +194,9 @@ def _run_one_rank(config: Config, world: World, variables: dict[str, str], comma
 
 def _ended(run_dir: Path, code: int, hint: str = "") -> int:
     """Says how the workers ended where they did not simply finish, and turns that into the exit code of `ngpt train`."""
-    outcome = read_outcome(run_dir)
+    outcome = outcome_of(run_dir)
+    if outcome is None and code == SIGNALLED_CODE:
+        outcome = Outcome(SIGNALLED)
     if outcome is not None:  # a rank that leaves ends the others, whatever their codes then are
         if outcome.line is not None:
             print(f"ngpt train {outcome.line}", file=sys.stderr)

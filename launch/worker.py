@@ -11,6 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from launch.environment import current_world
@@ -50,8 +51,10 @@ def train(config_path: Path) -> int:
 
     def leave(number: signal.Signals) -> None:
         """There is nothing to save before training starts, and the main thread may be waiting for ranks that never come."""
-        record_outcome(run_dir, Outcome(SIGNALLED, signal=number.name))
-        os._exit(SIGNALLED_CODE)
+        try:
+            record_outcome(run_dir, Outcome(SIGNALLED, signal=number.name))
+        finally:
+            os._exit(SIGNALLED_CODE)
 
     request = StopRequest(leave)
     request.listen()
@@ -64,7 +67,8 @@ def train(config_path: Path) -> int:
         if rank == 0:
             saves = config.checkpoint.save_at_end or config.checkpoint.interval is not None
             name = request.signal.name if request.signal else None
-            record_outcome(run_dir, Outcome(session.status, session.step, name, saves))
+            with suppress(OSError):  # a full disk takes nothing from what is saved
+                record_outcome(run_dir, Outcome(session.status, session.step, name, saves))
         run.leave()
 
     return _report_errors(body, run_dir)

@@ -82,7 +82,7 @@ def read_metadata(path: Path | str) -> Metadata:
     path = Path(path) / METADATA_FILE if Path(path).is_dir() else Path(path)
     data = path.read_bytes()
     try:
-        return _checked(_real(_Unpickler(data).load()))
+        return _checked(_real(_Unpickler(data).load(), {}))
     except Exception as error:  # a pickle can raise anything: RecursionError, KeyError of a memo, EOFError, ...
         raise refusal(path, error) from None
 
@@ -157,16 +157,25 @@ class _Unpickler(pickle._Unpickler):
     }
 
 
-def _real(value: Any) -> Any:
-    """Plain values as they are, records as the objects they stand for."""
+def _real(value: Any, made: dict[int, Any]) -> Any:
+    """Plain values as they are, records as the objects they stand for.
+
+    Args:
+        made: What became of each value by its id: a pickle may hold one value in many places, and in them again.
+    """
     if type(value) in _PLAIN:
         return value
+    if id(value) in made:
+        return made[id(value)]
     if type(value) in (list, tuple):
-        return type(value)([_real(item) for item in value])
-    if type(value) is dict:
-        return {_real(key): _real(item) for key, item in value.items()}
-    _expect(type(value) is _Record, "it holds a class itself")
-    return _built(value.kind, _real(value.arguments), _real(value.state))
+        real = type(value)([_real(item, made) for item in value])
+    elif type(value) is dict:
+        real = {_real(key, made): _real(item, made) for key, item in value.items()}
+    else:
+        _expect(type(value) is _Record, "it holds a class itself")
+        real = _built(value.kind, _real(value.arguments, made), _real(value.state, made))
+    made[id(value)] = real
+    return real
 
 
 def _built(kind: Callable[..., Any], arguments: tuple[Any, ...], state: Any) -> Any:

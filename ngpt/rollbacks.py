@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ngpt.progress import write_json
+from ngpt.checkpoints.files import replace_synced
+from ngpt.config.errors import ConfigError
 
 ROLLBACKS_FILE = "rollbacks.json"
 
@@ -20,15 +21,28 @@ class RolledBack(RuntimeError):
 
 
 def read_rollbacks(run_dir: Path) -> list[dict[str, Any]]:
-    """Of the whole run, oldest first: from (step whose batch was refused), to (step of the checkpoint then), why, time."""
+    """Of the whole run, oldest first: from (step whose batch was refused), to (step of the checkpoint then), why, time.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
     path = run_dir / ROLLBACKS_FILE
-    return json.loads(path.read_text(encoding="utf-8"))["rollbacks"] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        rollbacks = json.loads(path.read_text(encoding="utf-8"))["rollbacks"]
+        return [rollback | {"from": int(rollback["from"]), "to": int(rollback["to"])} for rollback in rollbacks]
+    except (ValueError, KeyError, TypeError) as error:
+        rule = "it says behind which batches the run goes on"
+        way_out = "Restore it; or remove it, and the refused batches are seen again"
+        raise ConfigError(str(path), f"unreadable: {error!r}", rule, way_out) from None
 
 
 def record_rollback(run_dir: Path, left: int, checkpoint: int, why: str) -> None:
     """Called on one rank."""
     rollback = {"from": left, "to": checkpoint, "why": why, "time": time.time()}
-    write_json(run_dir / ROLLBACKS_FILE, {"rollbacks": [*read_rollbacks(run_dir), rollback]})
+    content = {"rollbacks": [*read_rollbacks(run_dir), rollback]}
+    replace_synced(run_dir / ROLLBACKS_FILE, json.dumps(content) + "\n")
 
 
 def refusal(rollbacks: list[dict[str, Any]], checkpoint: int | None, limit: int) -> str | None:

@@ -17,8 +17,8 @@ import yaml
 
 from launch.environment import Job, current_job
 from launch.failures import cause
-from launch.outcome import SIGNALLED_CODE, Outcome, read_outcome
-from launch.run_folder import CONFIG_FILE, first_failure
+from launch.outcome import SIGNALLED_CODE, Outcome
+from launch.run_folder import CONFIG_FILE, first_failure, lost_a_peer, outcome_of
 from launch.slurm import scheduler
 from launch.slurm.scheduler import JobState
 from ngpt.checkpoints import tracker
@@ -61,7 +61,7 @@ def decide(code: int, state: JobState | None, job: Job, outcome: Outcome | None,
     if outcome is not None and outcome.exit_code == 0:
         return Decision(outcome.status, 0)
     # A rank that fails during start-up has the others told to leave, and they call that a signal.
-    signalled = outcome is not None and (failure is None or outcome.step is not None)
+    signalled = outcome is not None and (failure is None or lost_a_peer(failure) or not outcome.left_during_start_up)
     ended = SIGNALLED_CODE if signalled else code or TERMINATED
     if state is not None and state.restarts > job.restarts:
         return Decision("SLURM starts the job again", ended)
@@ -78,7 +78,7 @@ def decide(code: int, state: JobState | None, job: Job, outcome: Outcome | None,
     if code == 0 and failure is None:
         return Decision("nothing was left to train", 0)
     line = failure["cause"] if failure else f"srun ended with exit code {code}"
-    if code == USER_ERROR or failure is not None and failure["error"] == "ConfigError":
+    if code == USER_ERROR or failure is not None and failure.get("mistake"):
         return Decision(f"{line}; a restart would repeat it", USER_ERROR)
     return Decision(line, code or FAILURE, requeue=True)
 
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
     step, stop = tracker.read(checkpoint_dir).step, (run_dir / STOP_FILE).exists()
     failure = first_failure(run_dir)
     failure = failure and failure | {"cause": cause(run_dir, failure)}
-    decision = decide(options.code, state, job, read_outcome(run_dir), failure, stop)
+    decision = decide(options.code, state, job, outcome_of(run_dir), failure, stop)
     decision = limit_restarts(decision, run_dir, step, limit)
     _log(run_dir, f"job {job.id} (restart {job.restarts}), newest checkpoint {'none' if step is None else step}: {decision.line}")
     if decision.requeue and (complaint := scheduler.requeue(job.id)) is not None:

@@ -48,11 +48,18 @@ def job_state(job: str) -> JobState | None:
 
 
 def queue(job: str) -> list[dict[str, str]]:
-    """The tasks of a job that wait or run, one dict each; empty where there are none, or SLURM does not answer."""
+    """The tasks of a job that wait or run, one dict each; empty where there are none.
+
+    Raises:
+        ConfigError: SLURM does not answer: nobody knows whether the job runs.
+    """
     names = {"job": "%i", "state": "%T", "reason": "%r", "elapsed": "%M", "left": "%L", "nodes": "%N", "start": "%S"}
     done = _run(["squeue", "--noheader", "--jobs", job, "--format", "|".join(names.values())])
     if done.returncode != 0:
-        return []
+        if "Invalid job id" in done.stderr:
+            return []
+        said = " ".join(done.stderr.split()) or f"squeue ended with {done.returncode}"
+        raise ConfigError("SLURM", said, f"It must say whether job {job} waits or runs", "Try again where and when SLURM answers")
     return [dict(zip(names, line.split("|"), strict=False)) for line in done.stdout.splitlines() if line.strip()]
 
 

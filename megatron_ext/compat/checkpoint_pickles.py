@@ -171,7 +171,8 @@ def _one_file_at_a_time(upstream: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 with _listed_names_alone():
                     upstream(self, dataclasses.replace(plan, items=items), planner)
-            except (AssertionError, OSError, MemoryError, torch.OutOfMemoryError):  # not the file's: another shape is asked for, ...
+            # Not the file's fault: another shape is asked for, the disk or the device fails.
+            except (AssertionError, OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
                 raise
             except Exception as error:
                 raise refusal(Path(self.path) / file, _plain(error)) from None

@@ -178,7 +178,7 @@ def _pieces(optimizer: Any, base: Any, name: str, first: int, tensor: Tensor) ->
         shape = base.data.shape
         rows = torch.arange(shape[0]).view(-1, *[1] * (len(shape) - 1)).expand(shape)
         built = base.build_fn(key, rows, replica_id, None)
-        parts = [(int(part.data.flatten()[0]), replace(part, data=None)) for part in nested_values(built)]
+        parts = [(int(part.data[(0,) * part.data.dim()]), replace(part, data=None)) for part in nested_values(built)]
     pieces = []
     for start, part in sorted(parts, key=lambda pair: pair[0]):
         low, high = max(start, first), min(start + part.local_shape[0], first + len(tensor))

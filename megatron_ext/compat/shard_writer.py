@@ -81,6 +81,7 @@ class NotEnoughSpace(Exception):
 
 
 rules = TensorRules()  # what the tensors of the coming save must obey; set in the trainer, and sent to the process that writes
+_asynchronous: set[str] = set()  # folders of saves during which training goes on
 _expected: set[str] = set()  # folders whose outcome is asked for
 _outcomes: dict[str, Outcome] = {}  # by folder, on rank 0
 _open: dict[str, HashingFile] = {}  # by path, in the process that writes
@@ -104,9 +105,15 @@ def install() -> bool:
     return True
 
 
-def expect_outcome(folder: str | Path) -> None:
-    """Says on every rank, before a save into `folder`, that `take_outcome` will be asked: its failures become outcomes."""
+def expect_outcome(folder: str | Path, asynchronous: bool = False) -> None:
+    """Says on every rank, before a save into `folder`, that `take_outcome` will be asked: its failures become outcomes.
+
+    Args:
+        asynchronous: Training goes on while it is written.
+    """
     _expected.add(str(folder))
+    if asynchronous:
+        _asynchronous.add(str(folder))
 
 
 def take_outcome(folder: str | Path) -> Outcome:
@@ -117,6 +124,7 @@ def take_outcome(folder: str | Path) -> Outcome:
 def forget_outcome(folder: str | Path) -> None:
     """Says on every rank that the save into `folder` is over."""
     _expected.discard(str(folder))
+    _asynchronous.discard(str(folder))
     _outcomes.pop(str(folder), None)
 
 
@@ -158,7 +166,7 @@ def _shard_result(path: str, results: list | Exception, fault: Callable[[], str 
             if offset is not None:
                 what = f"the disk gives back other bytes than were written, at {offset:,} of {record.size:,}"
             problem = Problem(path, what) if what else None
-        except OSError as error:
+        except Exception as error:  # nothing may leave this thread: upstream waits for its answer
             problem = Problem.of(error, path)
     return ShardResult(MetadataIndex(""), 0, None, path=path, record=record, problem=problem)
 
@@ -190,6 +198,11 @@ def _with_room(upstream: Callable) -> Callable:
     @functools.wraps(upstream)
     def prepare_write_data(self: Any, plan: Any, planner: Any) -> None:
         upstream(self, plan, planner)
+        if str(self.checkpoint_dir) in _asynchronous:  # upstream would hand the worker the memory that training goes on in
+            self.write_buckets = [
+                (path, key, (objects, [(item, tensor.clone() if tensor.is_cpu else tensor) for item, tensor in tensors]))
+                for path, key, (objects, tensors) in self.write_buckets
+            ]
         needed = 0
         for _, _, (objects, tensors) in self.write_buckets:
             needed += sum(len(data.getbuffer()) for _, data in objects) + sum(tensor.nbytes for _, tensor in tensors)

@@ -45,7 +45,7 @@ def unit_dims_of(state: dict[str, Any], masters_are_weights: bool) -> dict[str, 
 def first_fault(tensors: Iterable[tuple[WriteItem, Tensor]], rules: TensorRules) -> str | None:
     """What is wrong with the first faulty tensor; None where all are right. Tensors on the CPU."""
     for item, tensor in tensors:
-        if not tensor.is_floating_point() or not tensor.numel():
+        if not tensor.is_floating_point() or not tensor.numel() or tensor.element_size() == 1:  # torch has no arithmetic of float8
             continue
         fault = _norm_fault(item, tensor, rules)
         if fault is None and not _is_finite(tensor):
@@ -63,7 +63,7 @@ def _norm_fault(item: WriteItem, tensor: Tensor, rules: TensorRules) -> str | No
     dim -= 2  # of the last two; experts and layers stand before them
     if chunk[dim] != whole[dim]:  # a part of each vector
         return None
-    norms = torch.linalg.vector_norm(tensor, dim=dim, dtype=torch.float32)
+    norms = torch.linalg.vector_norm(tensor, dim=dim, dtype=torch.promote_types(tensor.dtype, torch.float32))
     deviation = (norms - 1).abs().max().item()
     if deviation <= rules.tolerance:
         return None
@@ -80,4 +80,5 @@ def unit_dim_of(name: str, rules: TensorRules) -> int | None:
 
 def _is_finite(tensor: Tensor) -> bool:
     """One pass without a copy; the sum of squares may overflow where all numbers are finite, so a doubt is looked into."""
-    return bool(torch.isfinite(torch.linalg.vector_norm(tensor, dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return bool(torch.isfinite(torch.linalg.vector_norm(tensor, dtype=wide))) or bool(torch.isfinite(tensor).all())

@@ -94,7 +94,7 @@ class CheckpointSaver:
             upstream(step, *args, non_persistent_ckpt=True, **kwargs)
             return
         save = _Save(step, publish.staging_folder(self.folder, step), get_args().consumed_train_samples)
-        shard_writer.expect_outcome(save.staging)
+        shard_writer.expect_outcome(save.staging, asynchronous=get_args().async_save)
         problem = from_rank_0(lambda: self._begin(save))
         if problem is None:
             try:

@@ -111,7 +111,10 @@ class MetricsRecorder:
             health = self.extra.pop(earlier)
             if earlier == step:
                 figures |= health
-        self.writer.write(figures)
+        try:
+            self.writer.write(figures)
+        except OSError as error:  # a full disk: the run is worth more than its curves
+            self.say(f"note: {self.path} lacks step {step} ({error}); the run goes on")
         self.written = step
         if self.events is not None:
             for name, value in figures.items():

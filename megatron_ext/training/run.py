@@ -37,6 +37,7 @@ from ngpt.estimate.hardware import gpu_of_device, peak_flops
 from ngpt.precision.recipe import recipe_of
 from ngpt.rollbacks import read_rollbacks, resume_step
 from ngpt.stopping import StopRequest
+from ngpt.streams import GivenUp
 
 
 class Session:
@@ -99,7 +100,8 @@ class Session:
         """Wrap the dataset provider: Megatron calls it after loading a checkpoint and before the first step."""
 
         def wrapped(num_samples: tuple[int, int, int], vp_stage: int | None = None):
-            self._go_on_behind_rollbacks()
+            if self.start_deviation is None:  # asked once for each virtual pipeline stage
+                self._go_on_behind_rollbacks()
             writer = get_tensorboard_writer()
             if writer is not None and self.recorder.writer is None:
                 self.recorder.open(get_args().iteration)
@@ -180,13 +182,13 @@ class Session:
 @contextlib.contextmanager
 def megatron_log(path: Path) -> Iterator[Callable[[str], None]]:
     """Send what Megatron prints and logs to a file of its own, and give a `say` that still reaches the terminal."""
-    terminal = sys.stdout
+    terminal = GivenUp(sys.stdout, "the launcher")
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def say(line: str) -> None:
         print(line, file=terminal, flush=True)
 
-    with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log):
+    with path.open("a", buffering=1) as file, contextlib.redirect_stdout(GivenUp(file, str(path))) as log:
         logging.basicConfig(stream=log, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
         try:
             yield say

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.training import get_args
 
+from megatron_ext.training.collective import from_rank_0
 from megatron_ext.training.nonfinite import NonFiniteMonitor, describe_findings, in_samples
 from ngpt.config import Config, ConfigError
 from ngpt.config.checkpoints import newest_step
@@ -115,13 +115,14 @@ class StepPolicy:
             RefusedStep: the run cannot go back, or has too often.
         """
         run_dir, step = Path(self.cfg.run.dir), get_args().curr_iteration + 1
-        found: list[Any] = [None, None]
-        if dist.get_rank() == 0:
-            found = list(self._checkpoint_to_go_back_to(run_dir))
-            if found[0] is None:
-                record_rollback(run_dir, step, found[1], why)
-        dist.broadcast_object_list(found, src=0)
-        problem, checkpoint = found
+
+        def decide() -> tuple[str | None, int | None]:
+            problem, checkpoint = self._checkpoint_to_go_back_to(run_dir)
+            if problem is None:
+                record_rollback(run_dir, step, checkpoint, why)
+            return problem, checkpoint
+
+        problem, checkpoint = from_rank_0(decide)
         if problem is not None:
             raise RefusedStep(f"{why}; {problem}")
         raise RolledBack(f"{why}; back to step {checkpoint}")

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from megatron.training import get_args, get_timers, training
 
+from megatron_ext.device import capturing
 from ngpt.lifetime import outlive_parent
 from ngpt.stopping import StopRequest
 
@@ -84,7 +85,7 @@ class Stopper:
 
             @functools.wraps(schedule)
             def asking(*args: Any, forward_only: bool = False, **kwargs: Any) -> Any:
-                if forward_only and self.agree():
+                if forward_only and not capturing() and self.agree():
                     raise EvaluationInterrupted
                 return schedule(*args, forward_only=forward_only, **kwargs)
 

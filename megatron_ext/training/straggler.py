@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_ext.device import on_gpu
+from megatron_ext.device import capturing, on_gpu
 from ngpt.straggler import StragglerWatch
 
 
@@ -28,10 +28,10 @@ class StepTimer:
         self.spans: list[tuple] = []
 
     def start(self) -> None:
-        self.started = self._now()
+        self.started = None if capturing() else self._now()
 
     def stop(self) -> None:
-        if self.started is not None:
+        if self.started is not None and not capturing():
             self.spans.append((self.started, self._now()))
         self.started = None
 

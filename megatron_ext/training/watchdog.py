@@ -73,7 +73,7 @@ class Watchdog:
         while not self.stopped.wait(POLL_SECONDS):
             try:
                 self.poll()
-            except OSError as error:  # a full disk: the run itself decides whether it goes on
+            except Exception as error:  # a full disk, say: the run itself decides whether it goes on
                 print(f"watchdog of rank {self.rank}: {error}", file=sys.stderr)
 
     def poll(self) -> None:
@@ -128,6 +128,18 @@ class Watchdog:
 
     def end_rank(self) -> None:
         """Record where the rank is stuck, give the others time to do the same, and end it: nothing else can."""
+        try:
+            self._leave_record()
+            waited = 0.0
+            while waited < GRACE_SECONDS and len(self._hangs()) < self.world_size:
+                time.sleep(POLL_SECONDS / 2)
+                waited += POLL_SECONDS / 2
+        except Exception as error:  # the disk may be what hangs or is full
+            print(f"rank {self.rank}: no progress for {self.idle_s:.0f} s; not recorded: {error}", file=sys.stderr, flush=True)
+        finally:
+            self.end(EXIT_CODE)
+
+    def _leave_record(self) -> None:
         state = self._state()
         line, waits = stuck_at(sys._current_frames().get(self.main_thread))
         where = describe(state["operation"], state["step"], state["microbatch"])
@@ -142,11 +154,6 @@ class Watchdog:
         record = {"error": "Hang", "message": message, "kind": HANG, "line": line, "waits": waits, "collective": collective}
         write_json(self.run_dir / FAILURE_FILE.format(rank=self.rank), state | record)
         print(f"rank {self.rank}: {message}; stacks in {logs}/hang_rank{self.rank}.txt", file=sys.stderr, flush=True)
-        waited = 0.0
-        while waited < GRACE_SECONDS and len(self._hangs()) < self.world_size:
-            time.sleep(POLL_SECONDS / 2)
-            waited += POLL_SECONDS / 2
-        self.end(EXIT_CODE)
 
 
 def stuck_at(frame: FrameType | None) -> tuple[str, bool]:

@@ -122,10 +122,12 @@ def _refusal(
     found: Listing, passed: Sequence[Damage], steps: Sequence[int], fallback: bool, inspect: Callable[[Path], Damage | None]
 ) -> ConfigError:
     first, *others = passed
-    older = [step for step in steps if inspect(folder_of(found.folder, step)) is None] if not fallback else []
+    seen = {path for damage in passed for path in (damage.path, damage.path.parent)}
+    rest = (step for step in steps if folder_of(found.folder, step) not in seen) if not fallback else iter(())
+    older = next((step for step in rest if inspect(folder_of(found.folder, step)) is None), None)
     got = first.what if not others else f"{first.what} (and no older one is intact: {'; '.join(map(str, others))})"
-    if older:
-        way_out = f"Set checkpoint.fallback=true to go on from the newest intact one, step {older[0]}"
+    if older is not None:
+        way_out = f"Set checkpoint.fallback=true to go on from the newest intact one, step {older}"
     else:
         way_out = f"Restore it from a copy; or remove {found.folder} to start again"
     return ConfigError(str(first.path), got, RULE, way_out)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ngpt.checkpoints import hashing, manifest, tracker
 from ngpt.checkpoints.choice import folder_of
-from ngpt.checkpoints.files import sync, write_synced
+from ngpt.checkpoints.files import exchange, sync, write_synced
 from ngpt.checkpoints.hashing import FileRecord
 from ngpt.checkpoints.manifest import Manifest
 from ngpt.config.errors import ConfigError
@@ -73,8 +73,13 @@ def make_staging(folder: Path | str, step: int) -> Path:
 
 def clear(folder: Path | str) -> None:
     """Removes what interrupted saves of earlier processes have left. Only while no save is under way."""
-    for path in [Path(folder) / SAVING, *Path(folder).glob(f"iter_*{REPLACED}")]:
-        if path.is_dir() and not path.is_symlink():
+    for path in [*Path(folder).glob(f"iter_*{REPLACED}"), Path(folder) / SAVING]:
+        final = path.with_name(path.name.removesuffix(REPLACED))
+        if not path.is_dir() or path.is_symlink():
+            continue
+        if path.name.endswith(REPLACED) and not final.exists():  # killed between two renames: the old one is all there is
+            path.rename(final)
+        else:
             shutil.rmtree(path)
 
 
@@ -132,10 +137,12 @@ def publish(folder: Path, content: Manifest, config: str, written: dict[str, Fil
     Manifest(content.step, files, content.versions, content.data, content.extra).save(staging)
     staged_tracker = tracker.stage(folder, content.step)
     replaced = final.with_name(final.name + REPLACED)
-    if final.exists():  # damaged and passed over, or of a future that was given up
+    if not final.exists():
+        staging.rename(final)
+    elif not exchange(staging, final):  # the old one is damaged and passed over, of a future that was given up, or saved once more
         shutil.rmtree(replaced, ignore_errors=True)
         final.rename(replaced)
-    staging.rename(final)
+        staging.rename(final)
     sync(folder)
     tracker.replace(folder, staged_tracker)
     shutil.rmtree(replaced, ignore_errors=True)

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 import ngpt
 from ngpt.config.checks import validate
 from ngpt.config.errors import ConfigError, ConfigErrors
+from ngpt.config.megatron_keys import REFUSED_LATER
 from ngpt.config.resolve import resolve
 from ngpt.config.schema import Config
 from ngpt.config.translate import leaf_types, translate
@@ -96,7 +97,10 @@ def load(path: Path) -> Config:
     if not isinstance(loaded, DictConfig):
         raise ConfigError(str(path), "Not a mapping", "Must hold the sections of a config", "Restore it or start a new run")
     try:
-        return _finish(OmegaConf.to_container(loaded), config_dir())
+        sections = OmegaConf.to_container(loaded)
+        if isinstance(sections.get("megatron"), dict):
+            sections["megatron"] = {name: value for name, value in sections["megatron"].items() if name not in REFUSED_LATER}
+        return _finish(sections, config_dir())
     except ConfigError as error:
         # The file is at fault, not a command line: cut off in its middle, changed by hand, or of another version.
         found = error.errors if isinstance(error, ConfigErrors) else [error]

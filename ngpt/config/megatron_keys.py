@@ -171,6 +171,10 @@ REFUSED = {
     "dataloader_type": "batches come from megatron_ext/training/data.py",
     "distributed_backend": "follows from the device",
 }
+# Refused since configs of runs were first written: what such a config says of them is left out when it is read back.
+REFUSED_LATER = frozenset(
+    {"exit_signal", "exit_signal_handler", "ckpt_step", "save_retain_interval", "verify_integrity", "ckpt_fully_parallel_load"}
+)
 _CAPTURES = frozenset({"cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph"})
 
 

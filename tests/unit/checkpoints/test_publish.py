@@ -72,10 +72,26 @@ def test_leftovers_of_an_interrupted_save_of_another_layout_do_not_stay(folder, 
 def test_what_interrupted_saves_left_is_cleared_and_nothing_else(folder, save):
     save(4)
     publish.make_staging(folder, 8)
-    (folder / "iter_0000008.replaced").mkdir()
+    (folder / "iter_0000004.replaced").mkdir()
     (folder / "iter_0000008.bak").mkdir()
     publish.clear(folder)
     assert sorted(os.listdir(folder)) == ["iter_0000004", "iter_0000008.bak", tracker.TRACKER_FILE]
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_a_step_that_is_saved_once_more_is_replaced(folder, save, monkeypatch, exchanged):
+    save(4, b"first")
+    if not exchanged:  # a network file system, say
+        monkeypatch.setattr(publish, "exchange", lambda *_: False)
+    final = save(4, b"second")
+    assert (final / "__0_0.distcp").read_bytes() == b"second" and manifest.inspect(final) is None
+    assert sorted(os.listdir(folder)) == ["iter_0000004", tracker.TRACKER_FILE]
+
+
+def test_killed_between_two_renames_the_old_checkpoint_gets_its_name_back(folder, save):
+    save(4).rename(folder / "iter_0000004.replaced")
+    publish.clear(folder)
+    assert sorted(os.listdir(folder)) == ["iter_0000004", tracker.TRACKER_FILE]
 
 
 STEPS = {

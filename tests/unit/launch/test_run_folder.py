@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.outcome import Outcome, record_outcome
 from launch.provenance import git_state
 from launch.run_folder import (
     LOCK_FILE,
@@ -15,6 +16,8 @@ from launch.run_folder import (
     first_failure,
     locked,
     nothing_left,
+    outcome_of,
+    record_death,
     record_failure,
     record_launch,
     resume_notes,
@@ -154,11 +157,28 @@ def test_an_earlier_launch_is_kept(make_config):
     assert (kept / "001" / "environment.json").exists()
 
 
+@pytest.mark.parametrize("died", [True, False])
+def test_a_failure_during_start_up_is_told_though_the_others_were_told_to_leave(tmp_path, died):
+    record_outcome(tmp_path, Outcome("signalled", signal="SIGTERM"))  # by the rank that was told
+    if died:
+        record_death(tmp_path, 1, -9, when=1.0)
+    else:
+        record_failure(tmp_path, 1, ConfigError("a", "b", "c", "d"), when=1.0)
+    assert outcome_of(tmp_path) is None and first_failure(tmp_path)["rank"] == 1
+
+
+def test_ranks_that_all_left_during_start_up_did_not_fail(tmp_path):
+    record_outcome(tmp_path, Outcome("signalled", signal="SIGTERM"))
+    record_death(tmp_path, 1, 75, when=1.0)
+    record_failure(tmp_path, 2, RuntimeError("Connection closed by peer"), when=2.0)
+    assert outcome_of(tmp_path).exit_code == 75
+
+
 def test_the_first_failure_is_the_cause_and_a_new_launch_forgets_it(make_config):
     folder = record_launch(make_config(), COMMAND, {}).parent
-    record_failure(folder, 0, RuntimeError("connection reset"), time=20.0)
-    record_failure(folder, 3, ValueError("loss is NaN"), time=10.0)
-    assert first_failure(folder) == {"rank": 3, "time": 10.0, "error": "ValueError", "message": "loss is NaN"}
+    record_failure(folder, 0, RuntimeError("connection reset"), when=20.0)
+    record_failure(folder, 3, ValueError("loss is NaN"), when=10.0)
+    assert first_failure(folder) == {"rank": 3, "time": 10.0, "error": "ValueError", "message": "loss is NaN", "mistake": False}
     record_launch(make_config(), COMMAND, {})
     assert first_failure(folder) is None
 

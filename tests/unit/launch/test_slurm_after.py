@@ -18,7 +18,13 @@ RESTARTED = JobState("COMPLETING", "None", restarts=3, preempted=False)
 SAVED = Outcome("signalled", 5, "SIGTERM", saved=True)
 STARTING = Outcome("signalled", None, "SIGTERM")
 CRASH = {"rank": 3, "error": "RuntimeError", "message": "NaN", "cause": "rank 3: RuntimeError: NaN"}
-MISTAKE = {"rank": 0, "error": "ConfigError", "message": "data.train: gone", "cause": "rank 0: ConfigError: data.train: gone"}
+MISTAKE = {
+    "rank": 0,
+    "error": "ConfigError",
+    "mistake": True,
+    "message": "data.train: gone",
+    "cause": "rank 0: ConfigError: data.train: gone",
+}
 
 
 @pytest.mark.parametrize(

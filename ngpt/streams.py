@@ -1,0 +1,39 @@
+"""Text files that a run writes beside its result: where one takes no more, the run goes on without it."""
+
+import io
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
+
+
+class GivenUp(io.TextIOBase):
+    """A stream that is given up, with one note on stderr, when writing to it fails: the disk is full, its reader has gone.
+
+    Args:
+        stream: what is written to.
+        name: of it, in the note.
+    """
+
+    def __init__(self, stream: TextIO, name: str):
+        self.stream, self.name, self.failed = stream, name, False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self.failed:
+            return
+        try:
+            action()
+        except (OSError, ValueError) as error:
+            self.failed = True
+            with suppress(OSError, ValueError):
+                print(f"note: {self.name} takes no more output ({error}); the run goes on", file=sys.stderr, flush=True)
