@@ -21,7 +21,8 @@ def install() -> bool:
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.optimizer.optimizer import MegatronOptimizer
 
-    if not hasattr(DistributedOptimizer.load_state_dict, "__wrapped__"):
+    # Not load_state_dict: without Transformer Engine another patch (distrib_optimizer_load) wraps that one.
+    if not hasattr(MegatronOptimizer._filter_and_reorder_param_groups, "__wrapped__"):
         DistributedOptimizer.load_state_dict = _loads_with_own_rates(DistributedOptimizer.load_state_dict)
         pairing = _pairs_with_own_rates(MegatronOptimizer._filter_and_reorder_param_groups)
         MegatronOptimizer._filter_and_reorder_param_groups = staticmethod(pairing)

@@ -51,7 +51,7 @@ def test_data_prepared_again_is_refused_on_resume_and_trained_on_when_accepted(t
 
 def test_a_shared_cache_never_serves_the_samples_of_other_data(tmp_path):
     cache = ("data.cache_dir=cache", "checkpoint=none")
-    prepared(tmp_path, 20, "alpha")
+    prepared(tmp_path, 60, "alpha")
     assert ngpt(tmp_path, *TRAIN, *DATA, *cache, "run.name=g1").returncode == 0
     prepared(tmp_path, 300, "alpha")
     assert ngpt(tmp_path, *TRAIN, *DATA, *cache, "run.name=g2").returncode == 0
@@ -132,4 +132,4 @@ def test_what_may_change_takes_effect(gpt, key):
     assert same[5] == changed[5] and same[7] != changed[7]
     if key.startswith("optim.lr"):
         rows = [json.loads(line) for line in (gpt / "runs" / run / "metrics.jsonl").read_text().splitlines()]
-        assert {row["step"]: row["learning_rate"] for row in rows}[6] == 2e-3
+        assert {row["step"]: row["learning_rate"] for row in rows}[6] == pytest.approx(2e-3, rel=1e-6)  # fp32
