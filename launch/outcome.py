@@ -65,8 +65,3 @@ def read_outcome(folder: Path) -> Outcome | None:
         return Outcome(**json.loads((folder / OUTCOME_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def forget_outcome(folder: Path) -> None:
-    """A new launch begins."""
-    (folder / OUTCOME_FILE).unlink(missing_ok=True)

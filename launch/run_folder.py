@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from launch.outcome import SIGNALLED_CODE, Outcome, forget_outcome, read_outcome
+from launch.outcome import OUTCOME_FILE, SIGNALLED_CODE, Outcome, read_outcome
 from launch.provenance import describe_launch
 from launch.resume_checks import SOURCES_FILE, check_kept_keys, notes, record_sources
 from ngpt.config.checkpoints import check_same_model, newest_step, start_checkpoint
@@ -130,14 +131,19 @@ def join_lock(folder: Path) -> None:
 
 
 def record_launch(
-    config: Config, command: Sequence[str], variables: dict[str, str], origins: dict[str, str] | None = None, forget: bool = True
+    config: Config,
+    command: Sequence[str],
+    variables: dict[str, str],
+    origins: dict[str, str] | None = None,
+    forget_before: float = math.inf,
 ) -> Path:
     """Writes config, code state and environment of this launch into the run folder; those of earlier launches move to `launches/`.
 
     Args:
         variables: Environment variables worth recording.
         origins: Where the values of those that the launcher cares for come from (`variable_origins`).
-        forget: Remove how the launch before it ended. A job's script has done so before any rank could write down its own failure.
+        forget_before: How the launch before it ended is removed where it was written before this time (seconds since the epoch). In a world
+            that srun has started, other ranks may have written down by now that they failed.
 
     Returns:
         The path of the config that workers read.
@@ -145,10 +151,10 @@ def record_launch(
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     _keep_earlier_launch(folder)
-    if forget:
-        for left in [*folder.glob(FAILURE_FILE.format(rank="*")), *folder.glob(f"{HEARTBEATS}/rank*.json")]:
-            left.unlink(missing_ok=True)
-        forget_outcome(folder)
+    for left in [*folder.glob(FAILURE_FILE.format(rank="*")), *folder.glob(f"{HEARTBEATS}/rank*.json"), folder / OUTCOME_FILE]:
+        with suppress(FileNotFoundError):
+            if left.stat().st_mtime < forget_before:
+                left.unlink()
     description, code_diff = describe_launch(command, variables)
     description |= {"environment_from": origins} if origins else {}
     if code_diff:

@@ -1,5 +1,6 @@
 """`ngpt train`: from a config to running processes, or to one rank of a world that torchrun or srun has started."""
 
+import math
 import signal
 import sys
 import tempfile
@@ -8,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 from launch.devices import gpu_names
 from launch.environment import current_world, overruled, recorded_variables, variable_origins, worker_environment, worker_variables
@@ -38,6 +41,7 @@ from ngpt.rollbacks import read_rollbacks
 from ngpt.stopping import STOP_SIGNALS
 
 FAILURE = 1
+RANKS_APART_SECONDS = 60.0  # between the starts of a world's ranks, clocks included
 OTHERS_SECONDS = 3.0  # how long a rank that lost another one waits for that one's own word
 
 
@@ -180,7 +184,8 @@ def _run_one_rank(config: Config, world: World, variables: dict[str, str], comma
                 print(error, file=sys.stderr)  # ranks of a lost node may still be there: the job's next start finds it free
                 return FAILURE
             variables_from = variable_origins(config, variables)
-            record_launch(config, command, recorded_variables(environment), variables_from, forget=not in_job)
+            before = psutil.Process().create_time() - RANKS_APART_SECONDS if in_job else math.inf
+            record_launch(config, command, recorded_variables(environment), variables_from, before)
         # A config file of its own: at this moment the run folder's may be that of an earlier launch.
         config_path = Path(folder) / CONFIG_FILE
         dump(config, config_path)
