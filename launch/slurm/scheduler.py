@@ -1,6 +1,7 @@
 """SLURM's commands: submit, look, requeue, signal, cancel."""
 
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 from ngpt.config.errors import ConfigError
 
 SECONDS = 60  # that a busy controller may take to answer
+PAUSES = (2, 5, 10, 0)  # seconds after each time that it does not
+AWAY = ("does not answer", "Unable to contact slurm controller", "Socket timed out", "Connection refused", "Zero Bytes were transmitted")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ def submit(script: Path, environment: Mapping[str, str]) -> str:
 
 def job_state(job: str) -> JobState | None:
     """None where SLURM does not know the job, or does not answer."""
-    done = _run(["scontrol", "--oneliner", "show", "job", job])
+    done = _insist(["scontrol", "--oneliner", "show", "job", job])
     if done.returncode != 0 or not done.stdout.strip():
         return None
     fields = dict(word.split("=", 1) for word in done.stdout.splitlines()[0].split() if "=" in word)
@@ -65,7 +68,7 @@ def queue(job: str) -> list[dict[str, str]]:
 
 def requeue(job: str) -> str | None:
     """Has a running job end and wait to start again. None, or why SLURM refuses. This ends the caller where it is part of the job."""
-    return _complaint(_run(["scontrol", "requeue", job]))
+    return _complaint(_insist(["scontrol", "requeue", job]))
 
 
 def signal_tasks(job: str) -> str | None:
@@ -80,6 +83,16 @@ def cancel(job: str) -> str | None:
 
 def _complaint(done: subprocess.CompletedProcess) -> str | None:
     return None if done.returncode == 0 else " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+
+
+def _insist(command: list[str]) -> subprocess.CompletedProcess:
+    """Asks again where the controller is away for a moment: a job that is not asked to come back does not."""
+    for pause in PAUSES:
+        done = _run(command)
+        if done.returncode == 0 or not any(words in done.stderr for words in AWAY):
+            break
+        time.sleep(pause)
+    return done
 
 
 def _run(command: list[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
