@@ -111,7 +111,8 @@ def _command(rng: random.Random, fixtures: Fixtures) -> list[str]:
         from fuzz_targets import KEYS
 
         fixtures.fresh()
-        return [rng.choice(["config", "estimate"]), "experiment=ngpt_tiny", override(rng, KEYS)]
+        typed = override(rng, KEYS).encode(errors="replace").decode().replace("\0", "")  # what a command line can hold
+        return [rng.choice(["config", "estimate"]), "experiment=ngpt_tiny", typed]
     try:
         TARGETS[kind][0](rng, fixtures)
     except ConfigError:
