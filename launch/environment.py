@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from launch import world as worlds
 from launch.world import Job, World
+from ngpt.config.cluster import PLACE_VARIABLES
 from ngpt.config.megatron_keys import captures
 from ngpt.config.schema import Config
 
@@ -16,7 +17,6 @@ from ngpt.config.schema import Config
 REMOVED = ("NVTE_USE_FAST_MATH",)
 # Names of one setting: where the user has set the second, the first is left alone.
 OTHER_NAMES = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF", "TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE"}
-PLACE_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Prefixes recorded with a run: they change speed or numerics, and name neither a host nor a user.
 RECORDED_PREFIXES = ("CUDA_", "CUBLAS_", "GLOO_", "NCCL_", "NVTE_", "OMP_", "PYTORCH_", "TORCH", "TRITON_")
 

@@ -24,7 +24,7 @@ from megatron_ext.optim.saved_tensors import unit_dims_of
 from megatron_ext.training.collective import from_rank_0
 from ngpt.checkpoints import publish, retention
 from ngpt.checkpoints.choice import choose_by_sizes
-from ngpt.checkpoints.manifest import MARKS, Manifest
+from ngpt.checkpoints.manifest import Manifest
 from ngpt.checkpoints.publish import CheckpointNotWritten
 from ngpt.config import Config, ConfigError
 from ngpt.config.compose import to_yaml
@@ -196,7 +196,7 @@ class CheckpointSaver:
             except ConfigError:  # gone or replaced while the run goes on
                 sources.append({"path": source.path, "weight": source.weight, "bin_sha256": None})
         data = {"consumed_samples": save.samples, "tokens": save.samples * self.cfg.train.seq_length, "sources": sources}
-        return Manifest(save.step, {}, {name: _version(name) for name in PACKAGES}, data, dict(MARKS))
+        return Manifest(save.step, {}, {name: _version(name) for name in PACKAGES}, data)
 
     def _previous(self) -> int | None:
         try:

@@ -15,7 +15,6 @@ CONFIG_FILE = "config.yaml"  # the resolved config of the run that saved
 METADATA_FILE = ".metadata"  # torch's index of the shards
 BACKEND_FILE = "metadata.json"  # Megatron's word for the format; the last file that it writes
 FORMAT = 1
-MARKS: dict[str, Any] = {}  # what new checkpoints say about themselves beyond the below; goes into `extra`
 _SHARD_NAME = re.compile(rb"__\d+_\d+\.distcp")
 
 

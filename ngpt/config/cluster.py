@@ -22,7 +22,7 @@ _SET_BY_KEYS = {  # options of sbatch that other keys or `ngpt launch` itself se
     **dict.fromkeys(("ntasks", "ntasks-per-node", "gpus", "gpus-per-node", "gpus-per-task", "ntasks-per-gpu"), "cluster.gpus_per_node"),
     **dict.fromkeys(("signal", "requeue", "no-requeue", "open-mode", "output", "error", "chdir", "export", "wrap", "parsable"), None),
 }
-_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PLACE_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def warning_seconds(cluster: ClusterConfig) -> int:
@@ -104,7 +104,7 @@ def check_environment(cfg: Config) -> Iterator[ConfigError]:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             rule = "A variable's name is of letters, digits and _"
             yield ConfigError("cluster.environment", repr(name), rule, "Correct the name")
-        elif name in _PLACE or name.startswith("SLURM_"):
+        elif name in PLACE_VARIABLES or name.startswith("SLURM_"):
             rule = "Says where a rank stands, which whoever starts the ranks does"
             yield ConfigError(f"cluster.environment.{name}", value, rule, "Leave it out")
         elif "\0" in value:
