@@ -4,9 +4,10 @@
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from ngpt.progress import write_json
 
 OUTCOME_FILE = "outcome.json"
 SIGNALLED = "signalled"
@@ -53,10 +54,7 @@ class Outcome:
 
 def record_outcome(folder: Path, outcome: Outcome) -> None:
     """Writes it whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{OUTCOME_FILE}.{os.getpid()}"
-    partial.write_text(json.dumps(asdict(outcome)) + "\n", encoding="utf-8")
-    partial.replace(folder / OUTCOME_FILE)
+    write_json(folder / OUTCOME_FILE, asdict(outcome))
 
 
 def read_outcome(folder: Path) -> Outcome | None:

@@ -36,7 +36,13 @@ def worker_command(worker_arguments: Sequence[str], processes: int, run_dir: Pat
     return [sys.executable, "-m", AGENT_MODULE, parent, str(processes), str(run_dir), *worker_arguments]
 
 
-def run_and_tee(command: Sequence[str], environment: Mapping[str, str], log_path: Path | None, reporting_rank: int = 0) -> int:
+def run_and_tee(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log_path: Path | None,
+    reporting_rank: int = 0,
+    forwarded: list[signal.Signals] | None = None,
+) -> int:
     """Runs a command to its end and copies what it prints to stdout and, appended, to `log_path`.
 
     A reader that closes its end of stdout, or a disk without room for the log, ends the copying there, not the run.
@@ -46,6 +52,7 @@ def run_and_tee(command: Sequence[str], environment: Mapping[str, str], log_path
         environment: Its whole environment.
         log_path: None: stdout only.
         reporting_rank: The local rank that prints the progress; its lines lose the agent's prefix.
+        forwarded: Takes the signals that were passed on to the workers, in their order.
 
     Returns:
         The exit code, also where a descendant still holds the output open; -n for a process ended by signal n; 130 after a second Ctrl-C,
@@ -55,7 +62,7 @@ def run_and_tee(command: Sequence[str], environment: Mapping[str, str], log_path
     if log_path is not None:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         outputs.append(_Output(log_path.open("ab", buffering=0), str(log_path)))
-    with _started(command, environment) as (process, signalled):
+    with _started(command, environment, [] if forwarded is None else forwarded) as (process, signalled):
         for text in _without_prefix(_arriving(process), b"[%s%d]:" % (RANK_ROLE.encode(), reporting_rank)):
             for output in outputs:
                 output.write(text)
@@ -90,7 +97,9 @@ class _Output:
 
 
 @contextmanager
-def _started(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen, Callable[[], int | None]]]:
+def _started(
+    command: Sequence[str], environment: Mapping[str, str], forwarded: list[signal.Signals]
+) -> Iterator[tuple[subprocess.Popen, Callable[[], int | None]]]:
     """The running command, with stop signals forwarded to its workers.
 
     The second value tells the code to end with where that has killed it: a second Ctrl-C, or a signal before there are workers.
@@ -100,6 +109,7 @@ def _started(command: Sequence[str], environment: Mapping[str, str]) -> Iterator
 
     def forward(number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
+        forwarded.append(signal.Signals(number))
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             number = signal.SIGKILL

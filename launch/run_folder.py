@@ -17,7 +17,7 @@ from typing import IO, Any
 from launch.outcome import OUTCOME_FILE, SIGNALLED_CODE, Outcome, read_outcome
 from launch.provenance import describe_launch
 from launch.resume_checks import SOURCES_FILE, check_kept_keys, notes, record_sources
-from ngpt.config.checkpoints import check_same_model, newest_step, start_checkpoint
+from ngpt.config.checkpoints import check_same_model, newest_step, newest_verified_step, start_checkpoint
 from ngpt.config.compose import dump, load
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import diff, listed, model_defining
@@ -57,9 +57,18 @@ def check_resumable(config: Config) -> None:
         check_same_model(config, start)
 
 
-def nothing_left(config: Config) -> str | None:
-    """Why a start of this run would train no step; None where it would."""
+def nothing_left(config: Config, verify: bool = True) -> str | None:
+    """Why a start of this run would train no step; None where it would.
+
+    Args:
+        verify: Read the checkpoint that says so through, where checkpoint.verify is full: nobody else will look at it.
+
+    Raises:
+        ConfigError: no published checkpoint is intact.
+    """
     step, end = newest_step(config), config.train.stop_after or config.train.steps
+    if verify and step is not None and step >= end and config.checkpoint.verify == "full":
+        step = newest_verified_step(config)
     if step is None or step < end:
         return None
     limit = "train.stop_after" if config.train.stop_after else "train.steps"

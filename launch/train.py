@@ -15,7 +15,7 @@ import psutil
 from launch.devices import gpu_names
 from launch.environment import current_world, overruled, recorded_variables, variable_origins, worker_environment, worker_variables
 from launch.failures import cause
-from launch.outcome import SIGNALLED, SIGNALLED_CODE, Outcome
+from launch.outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
 from launch.processes import INTERRUPTED, run_and_tee, worker_command
 from launch.run_folder import (
     CONFIG_FILE,
@@ -95,7 +95,7 @@ def _train(config: Config, command: Sequence[str]) -> int:
         if world is not None and world.started_by == "srun":  # the job's script asks whether a restart would repeat it
             record_failure(Path(config.run.dir), world.rank, error, time.time())
         raise
-    if (done := nothing_left(config)) is not None:
+    if (done := nothing_left(config, verify=world is None)) is not None:
         print(done)
         return 0
     for note in notes:
@@ -148,12 +148,15 @@ def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], co
         config_path = record_launch(config, command, recorded_variables(environment), variable_origins(config, variables))
         console = run_dir / CONSOLE_FILE
         workers = worker_command(["train", str(config_path)], processes, run_dir)
-        code = run_and_tee(workers, environment, console, reporting_rank=processes - 1)
+        code = run_and_tee(workers, environment, console, reporting_rank=processes - 1, forwarded=(asked := []))
         if code != 0 and processes == 1:  # of several the agent knows
             record_death(run_dir, 0, code, time.time())
     if code != 0 and len(made := read_rollbacks(run_dir)) > rollbacks:  # as often as train.max_rollbacks allows
         print(f"ngpt train goes back to step {made[-1]['to']}: {made[-1]['why']}", file=sys.stderr)
-        return _run_all_ranks(config, processes, variables, command)
+        if not asked:
+            return _run_all_ranks(config, processes, variables, command)
+        # The ranks heard it as they left, and had no step to save.
+        record_outcome(run_dir, Outcome(SIGNALLED, made[-1]["to"], asked[0].name, saved=True))
     return _ended(run_dir, code, f"\nWhole output: {console}")
 
 

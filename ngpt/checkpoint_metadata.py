@@ -4,8 +4,10 @@ torch writes it with `pickle`, and `pickle.load` calls whatever a pickle names a
 uses becomes a record without behaviour, any other name is refused, and the real objects are built afterwards from checked values.
 """
 
+import copy
 import dataclasses
 import enum
+import functools
 import io
 import pickle
 from collections.abc import Callable
@@ -67,7 +69,7 @@ def refusal(file: Path | str, error: BaseException) -> ConfigError:
 
 
 def read_metadata(path: Path | str) -> Metadata:
-    """Reads `.metadata`. Needs no process group.
+    """Reads `.metadata`. Needs no process group. The last file read is remembered: Megatron asks for it several times in one load.
 
     Args:
         path: The file, or the folder of the checkpoint.
@@ -80,6 +82,18 @@ def read_metadata(path: Path | str) -> Metadata:
         OSError: it cannot be opened.
     """
     path = Path(path) / METADATA_FILE if Path(path).is_dir() else Path(path)
+    found = path.stat()
+    read = _read(path.absolute(), found.st_ino, found.st_size, found.st_mtime_ns)
+    return dataclasses.replace(  # callers change what they are given
+        read,
+        state_dict_metadata=dict(read.state_dict_metadata),
+        storage_data=dict(read.storage_data),
+        storage_meta=copy.copy(read.storage_meta),
+    )
+
+
+@functools.lru_cache(maxsize=1)  # of an index with 100,000 tensors, ten seconds
+def _read(path: Path, *_version: int) -> Metadata:
     data = path.read_bytes()
     try:
         return _checked(_real(_Unpickler(data).load(), {}))

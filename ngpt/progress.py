@@ -6,6 +6,7 @@ them to `<run.dir>/heartbeat/rank<N>.json` and ends a rank that makes none for t
 
 import json
 import os
+import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -101,11 +102,11 @@ class Progress:
         self.steps += 1
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Replaces a file in one move: a reader sees the old content or the new one."""
+def write_json(path: Path, values: dict[str, Any], indent: int | None = None) -> None:
+    """Replaces a file in one move: a reader sees the old content or the new one, whoever else writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values) + "\n", encoding="utf-8")
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -7,6 +7,7 @@ save, so that a signal during a save costs another step and another save. Here a
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -34,17 +35,29 @@ class Stopper:
 
     def __init__(self, request: StopRequest | None):
         self.request, self.agreed = request, False
+        self._group: dist.ProcessGroup | None = None
 
     def agree(self) -> bool:
-        """Whether any rank has been asked to stop. Parallelism: all ranks call this together; one number is all-reduced."""
+        """Whether any rank has been asked to stop.
+
+        Parallelism: all ranks call this together; the hosts all-reduce one number, and nobody waits for a device.
+        """
         if not self.agreed:
             asked = self.request is not None and self.request.signal is not None
-            flag = torch.tensor([asked], dtype=torch.int32, device=torch.cuda.current_device())
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+            flag = torch.tensor([asked], dtype=torch.int32)
+            if dist.get_world_size() > 1:
+                dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._hosts())
             self.agreed = bool(flag.item())
             if self.agreed:
                 outlive_parent()  # torchrun kills what has not left 30 s after the signal; a save takes what it takes
         return self.agreed
+
+    def _hosts(self) -> dist.ProcessGroup:
+        """All ranks, through gloo; made at the first call."""
+        if self._group is None:
+            timeout = timedelta(minutes=get_args().distributed_timeout_minutes)
+            self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+        return self._group
 
     @contextmanager
     def installed(self) -> Iterator[None]:

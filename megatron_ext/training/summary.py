@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from ngpt.data.indexed import IndexedReader
 from ngpt.data.manifest import split_of
 from ngpt.estimate.counts import count_parameters, training_flops_per_token
 from ngpt.precision.recipe import recipe_of
+from ngpt.progress import write_json
 
 MAX_COUNTED_TOKENS = 1 << 28  # of a validation split, for its entropies
 
@@ -151,6 +151,4 @@ def write_summary(cfg: Config, backend: str, executor: str, last: dict[str, Any]
     }
     if status == "finished":
         summary |= byte_level_figures(cfg, last.get("val_loss"))
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(partial, path)
+    write_json(path, summary, indent=2)

@@ -144,6 +144,13 @@ def _inspect_without_manifest(folder: Path) -> Damage | None:
     return None
 
 
+def verify(folder: Path, threads: int) -> Damage | None:
+    """`inspect`, and every byte read through where the folder has a manifest."""
+    damage = inspect(folder)
+    found = read(folder) if damage is None else None
+    return next(iter(compare(folder, found.files, threads)), None) if isinstance(found, Manifest) else damage
+
+
 def compare(folder: Path, files: dict[str, FileRecord], threads: int) -> list[Damage]:
     """Reads `files` of an iteration folder through and returns those that are not what was written."""
     wanted = {folder / name: record for name, record in files.items()}

@@ -279,6 +279,9 @@ def check_graphs(cfg: Config) -> Iterator[ConfigError]:
         if cfg.data.confine_attention:
             rule = "A graph repeats one sequence's document boundaries, and data.confine_attention is true"
             yield ConfigError(path, value, rule, "Remove it, or set data.confine_attention=false")
+        if value == "full_iteration" and cfg.train.on_spike != "note":
+            rule = f"The host sees no losses of a replayed graph, and train.on_spike={cfg.train.on_spike} judges them"
+            yield ConfigError(path, value, rule, "Remove it, or set train.on_spike=note")
         if "E" in cfg.model.layer_pattern and (value == "full_iteration" or not cfg.megatron.get("cuda_graph_modules")):
             rule = "The host reads how many tokens each expert gets, so E layers cannot be captured"
             yield ConfigError(path, value, rule, "Remove it, or capture other layers: megatron.cuda_graph_modules=[attn,mamba]")

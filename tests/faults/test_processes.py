@@ -1,5 +1,6 @@
 """Signals, killed processes and two launches at once: the run goes on as if nothing had happened, or one line says what did."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -126,6 +127,16 @@ def test_a_second_launch_is_refused_in_one_line_and_disturbs_nothing(tmp_path):
     assert second.returncode == 2 and "Is being trained by process" in second.stderr and second.stderr.count("\n") == 1
     assert first.end() == 0, first.text
     assert (tmp_path / "run" / "config.yaml").read_bytes() == recorded
+
+
+def test_a_rollback_goes_on_in_the_same_command_behind_the_batch(tmp_path):
+    rolled = start(tmp_path / "run", *TWO_RANKS, "train.on_nonfinite=rollback", fault={"kind": "nan", "step": 5, "rank": 1})
+    assert rolled.end() == 0, rolled.text
+    assert "ngpt train goes back to step 3: step 5 (samples " in rolled.text
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train_loss" in row] == [1, 2, 3, 6, 7, 8]
+    finish(tmp_path / "skipped", *TWO_RANKS, "megatron.iterations_to_skip=[4,5]")
+    assert_same_run(tmp_path / "run", tmp_path / "skipped")
 
 
 def test_a_clock_that_goes_back_changes_nothing(tmp_path, twin):

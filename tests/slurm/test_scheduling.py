@@ -34,6 +34,8 @@ def test_a_job_out_of_time_saves_before_its_end_and_continues(submit_stand_in):
 
 def test_a_job_whose_save_outlasts_its_time_comes_back(submit_stand_in):
     run = submit_stand_in('cluster.time_limit="1"', save_s=1000, save_every=1)
+    run.started(1)
+    slurm("scancel", "--batch", "--signal=TERM", run.job)  # not the end of the time, which must still be heard
     run.started(2)
     assert "the time was over before the run had left; starts again" in run.log()
     assert run.starts()[1]["step"] > 0

@@ -53,6 +53,19 @@ def test_it_is_what_pickle_reads(checkpoint):
     assert {type(key) for key in whole.storage_data} == {MetadataIndex}
 
 
+def test_what_a_reader_does_with_it_and_a_new_file_under_its_name_are_seen(checkpoint, tmp_path):
+    first = read_metadata(checkpoint)
+    wanted = len(first.state_dict_metadata)
+    first.state_dict_metadata.clear()
+    first.storage_meta.load_id = "mine"
+    again = read_metadata(checkpoint)
+    assert len(again.state_dict_metadata) == wanted and again.storage_meta.load_id != "mine"
+    file = tmp_path / ".metadata"
+    file.write_bytes((checkpoint / ".metadata").read_bytes())
+    assert read_metadata(file) == again
+    refused(tmp_path, file.read_bytes()[:-1])
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_call_is_refused_by_name_in_every_protocol(tmp_path, protocol):
     marker = tmp_path / "marker"

@@ -1,11 +1,12 @@
 """Injects a fault into the workers of a run: found on PYTHONPATH, told by NGPT_FAULT, {"kind": ..., "step": 3, "rank": 1, "seconds": 0.5}.
 
-kind: slow_start | slow_step | slow_micro_batch (in the model) | slow_evaluation | slow_save (each fsync) | kill | exit | memory | error |
-hang | clock (back an hour). All but the slow ones act once, in the forward pass of `step`. Without `rank` on every rank.
+kind: nan (the loss) | slow_start | slow_step | slow_micro_batch (in the model) | slow_evaluation | slow_save (each fsync) | kill | exit |
+memory | error | hang | clock (back an hour). All but the slow ones act once, in the forward pass of `step`. Without `rank` on every rank.
 """
 
 import importlib.util
 import json
+import math
 import os
 import signal
 import sys
@@ -40,6 +41,8 @@ def _patch(run: object, fault: dict) -> None:
         if model.training and step == fault.get("step") and not acted:
             acted.append(step)
             _act(fault)
+            if fault["kind"] == "nan":
+                hook = model.register_forward_hook(lambda _model, _arguments, losses: (hook.remove(), losses * math.nan)[1])
         if fault["kind"] == "slow_micro_batch" and model.training and not acted:
             acted.append(step)
             model.register_forward_pre_hook(lambda *_: time.sleep(fault["seconds"]))

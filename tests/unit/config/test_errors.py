@@ -250,6 +250,7 @@ TEXT = ["data.mock=false", "data.train=[{path: x}]", "data.valid=[{path: x}]"]
         ([GRAPHS, *TEXT, "data.confine_attention=true"], "document boundaries"),
         ([GRAPHS, "experiment=ngpt_hybrid_tiny"], "how many tokens each expert gets"),
         (["megatron.cuda_graph_impl=full_iteration", "megatron.cuda_graph_modules=[attn]", "experiment=ngpt_hybrid_tiny"], "expert"),
+        (["megatron.cuda_graph_impl=full_iteration", "train.on_spike=skip"], "train.on_spike=skip"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

@@ -130,6 +130,20 @@ def test_a_finished_run_has_nothing_left(make_config):
     assert "nothing to train" in nothing_left(config)
 
 
+def test_a_finished_run_whose_last_checkpoint_has_changed_goes_on_from_the_one_before(make_config):
+    config = make_config()
+    with_checkpoint(config, 2)
+    with_checkpoint(config, config.train.steps)
+    own = Path(config.checkpoint.dir) / f"iter_{config.train.steps:07d}"
+    Manifest(config.train.steps, {path.name: hash_file(path) for path in own.iterdir()}).save(own)
+    shard = own / "__0_0.distcp"
+    shard.write_bytes(bytes(byte ^ 1 for byte in shard.read_bytes()))
+    assert nothing_left(config) is None
+    assert "nothing to train" in nothing_left(make_config("checkpoint.verify=sizes"))
+    with pytest.raises(ConfigError, match="another checksum"):
+        nothing_left(make_config("checkpoint.fallback=false"))
+
+
 def test_changed_data_on_resume_is_noted(make_config):
     record_launch(make_config(), COMMAND, {})
     with_checkpoint(make_config(), 2)
