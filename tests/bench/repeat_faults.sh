@@ -24,6 +24,7 @@ done
 sleep "$seconds"
 grep -hoE '^tests/\S+ (PASSED|FAILED|ERROR)' "$out"/lane*.log | sort | uniq -c > "$out/tally.txt" # before anything is ended
 for pid in "${pids[@]}"; do kill -KILL -- "-$pid"; done
+wait 2> /dev/null
 rm -rf "$work"
 cat "$out/tally.txt"
 ! grep -q 'FAILED\|ERROR' "$out/tally.txt"
