@@ -29,7 +29,7 @@ class GivenUp(io.TextIOBase):
         self._try(self.stream.flush)
 
     def _try(self, action: Callable[[], object]) -> None:
-        if self.failed:
+        if self.failed or self.stream.closed:  # what libraries say at the exit of the process comes after the run's end
             return
         try:
             action()

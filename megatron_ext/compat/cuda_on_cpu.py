@@ -7,14 +7,16 @@ clip_grads}.py`).
 Reason: the whole loop, with tensor, pipeline, expert and data parallelism over gloo, can be tried and tested on a laptop.
 Goes when: upstream takes its device from a setting.
 
-Three parts: a `TorchFunctionMode` that rewrites arguments of torch calls, stand-ins for attributes of `torch.cuda`, and the same mode
-re-entered around the autograd engine. `torch.cuda.is_available()` then answers True to everything in the process, so only the entry point
+Four parts: packages that need a device are as if not installed, a `TorchFunctionMode` rewrites arguments of torch calls, attributes of
+`torch.cuda` have stand-ins, and the same mode is re-entered around the autograd engine.
+`torch.cuda.is_available()` then answers True to everything in the process, so only the entry point
 of a CPU run installs this, and own code must choose kernels by `tensor.is_cuda` instead.
 """
 
 import contextlib
 import logging
 import resource
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -28,6 +30,7 @@ import torch.distributed
 from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
+_NEEDING_A_DEVICE = ("transformer_engine", "apex")  # Megatron takes their optimizers and norms wherever they can be imported
 _installed = False
 
 
@@ -42,6 +45,8 @@ def install() -> bool:
         return True
     if torch.cuda.is_available():
         return False
+    for package in _NEEDING_A_DEVICE:
+        sys.modules.setdefault(package, None)  # as if it were not installed
     torch.Tensor.record_stream = lambda tensor, stream: None  # torch checks the stream's class before a mode sees the call
     _switch_off_compilation()
     for name, stand_in in _device_stand_ins().items():
@@ -211,12 +216,18 @@ def _device_stand_ins() -> dict[str, Any]:
 def _memory_stand_ins() -> dict[str, Any]:
     """Memory figures: those of the process, so that reports of memory mean something."""
 
+    highest = 0
+
     def resident(device: Any = None) -> int:
-        return psutil.Process().memory_info().rss
+        nonlocal highest
+        current = psutil.Process().memory_info().rss
+        highest = max(highest, current)
+        return current
 
     def peak_resident(device: Any = None) -> int:
-        # KiB on Linux. The kernel refreshes the peak from time to time, so the present figure can be above it.
-        return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, resident())
+        # KiB on Linux. The kernel's peak comes from counters that are rough and late, so figures that were given out can be above it.
+        resident()
+        return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, highest)
 
     def stats(device: Any = None) -> dict[str, int]:
         current, peak = resident(), peak_resident()

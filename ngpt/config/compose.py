@@ -1,5 +1,6 @@
 """From `conf/`, user folders and command-line overrides to a checked `Config`."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -22,7 +23,7 @@ from ngpt.config.errors import ConfigError, ConfigErrors
 from ngpt.config.megatron_keys import REFUSED_LATER
 from ngpt.config.resolve import resolve
 from ngpt.config.schema import Config
-from ngpt.config.translate import leaf_types, translate
+from ngpt.config.translate import leaf_types, section_error, translate
 from ngpt.config.yaml_limits import check_yaml
 
 _PLAIN = (ValueError, TypeError, AssertionError, RecursionError, OSError)
@@ -75,7 +76,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
         # OmegaConf answers some malformed keys with plain exceptions, a value that names itself with a RecursionError, and a group's
         # option is a file's name, which the system may refuse.
         raise translate(error) from error
-    if experiment and OmegaConf.is_missing(composed.run, "name"):
+    if experiment and isinstance(sections["run"], dict) and OmegaConf.is_missing(composed.run, "name"):
         sections["run"]["name"] = PurePath(experiment).name
     return _finish(sections, shipped)
 
@@ -120,6 +121,9 @@ def dump(cfg: Config, path: Path) -> None:
 
 def _finish(sections: Mapping[str, Any], shipped: Path) -> Config:
     """Merges into the typed schema (which refuses what `+key=value` may have added), resolves and checks."""
+    for key in (entry.name for entry in dataclasses.fields(Config)):
+        if not isinstance(sections.get(key, {}), Mapping):  # an interpolation, for instance
+            raise section_error(key, sections[key])
     try:
         typed = OmegaConf.merge(OmegaConf.structured(Config), sections)
         missing = sorted(OmegaConf.missing_keys(typed))

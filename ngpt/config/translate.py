@@ -65,11 +65,16 @@ def _unknown_key(cause: OmegaConfBaseException, override: str | None, source: st
     return ConfigError(path, f"Unknown key{source}", "Only keys of ngpt/config/schema.py exist", way_out)
 
 
+def section_error(key: str, value: Any, source: str = "") -> ConfigError:
+    """The line for a value where the config has a section."""
+    return ConfigError(key, f"{value!r}{source}", f"{key} is a section of the config", f"Set {key}.KEY=VALUE")
+
+
 def _wrong_type(cause: ValidationError, source: str) -> ConfigError:
     key = cause.full_key or "config"
     kind = dict(leaf_types()).get(key)
     if key in (entry.name for entry in dataclasses.fields(Config)):
-        return ConfigError(key, f"{cause.value!r}{source}", f"{key} is a section of the config", f"Set {key}.KEY=VALUE")
+        return section_error(key, cause.value, source)
     if key.startswith(("data.train", "data.valid")):
         rule, example = "Must be a list of {path, weight}", "'data.train=[{path: data/x/train, weight: 1}]'"
         return ConfigError(key, f"{cause.value!r}{source}", rule, f"For instance {example}")

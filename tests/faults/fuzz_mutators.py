@@ -179,7 +179,7 @@ def yaml_bytes(rng: random.Random, tree: Any) -> bytes:
 
 def override(rng: random.Random, keys: Sequence[str]) -> str:
     """A word of a command line: mostly key=value of a key that exists."""
-    key = rng.choice([*keys, *{key.split(".")[0] for key in keys}, "experiment", "hydra.run.dir", "x", ""])
+    key = rng.choice([*keys, *dict.fromkeys(key.split(".")[0] for key in keys), "experiment", "hydra.run.dir", "x", ""])
     value = any_value(rng)
     text = rng.choice([str(value), json.dumps(value).replace(": ", ":"), rng.choice(_TEXTS), "${" + rng.choice(keys) + "}"])
     word = f"{rng.choice(['', '', '', '+', '++', '~'])}{key}{rng.choice(['=', '=', '=', '=', ':', ''])}{text}"

@@ -87,8 +87,9 @@ def start(folder: Path, *words: str, fault: dict | None = None, **environment: s
     """Starts `ngpt train` for the run folder `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     output = folder.with_name(folder.name + ".out")
+    paths = [str(ROOT / "tests/faults/injection"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests/faults/injection"), str(ROOT)]),
+        "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": "1",
         "NGPT_FAULT": json.dumps(fault) if fault else "",
     }

@@ -20,6 +20,13 @@ def test_a_full_disk_gives_one_note_and_no_error(capsys):
     assert capsys.readouterr().err.count("note: the log takes no more output") == 1
 
 
+def test_what_comes_after_the_end_is_left_out_without_a_note(tmp_path, capsys):
+    with (tmp_path / "log").open("w") as file:
+        stream = GivenUp(file, "the log")
+    print("line", file=stream, flush=True)
+    assert capsys.readouterr().err == ""
+
+
 def test_what_can_be_written_is(tmp_path):
     with (tmp_path / "log").open("w") as file:
         print("line", file=GivenUp(file, "the log"), flush=True)

@@ -118,6 +118,23 @@ def test_torch_still_has_every_attribute_that_is_replaced(stand_ins):
     assert [name for name in stand_ins() if not hasattr(torch.cuda, name)] == []
 
 
+def test_megatron_does_not_take_transformer_engine_where_its_device_is_missing(run_script):
+    run_script("""
+        import sys
+        from pathlib import Path
+
+        Path("transformer_engine").mkdir()
+        Path("transformer_engine/__init__.py").write_text("raise RuntimeError('no CUDA-capable device is detected')")
+        sys.path.insert(0, str(Path.cwd()))
+        from megatron_ext.compat import cuda_on_cpu
+
+        cuda_on_cpu.install()
+        from megatron.core.optimizer import clip_grads, optimizer
+
+        assert clip_grads.multi_tensor_applier.__name__ == optimizer.multi_tensor_applier.__name__ == "local_multi_tensor_applier"
+    """)
+
+
 def test_nothing_changes_where_cuda_is_present(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda_on_cpu, "_installed", False)

@@ -24,6 +24,7 @@ BAD = {
     "text_for_a_switch": Bad(["model.fine_grained=maybe"], "model.fine_grained", "'maybe'", "true or false", ["model.fine_grained=true"]),
     "text_for_a_source": Bad(["data.train=[x]"], "data.train[0]", "'x'", "{path, weight}", [], "path: data"),
     "value_for_a_section": Bad(["train=3"], "train", "3", "section", []),
+    "interpolation_for_a_section": Bad(["run=${train.seed}"], "run", "${train.seed}", "section", []),
     "several_values": Bad(["train.steps=1,2"], "train.steps", "Ambiguous", "", []),
     "no_value": Bad(["train.steps"], "train.steps", "Cannot be read", "key=value", []),
     "interpolation_of_nothing": Bad(["train.seed=${nothing}"], "train.seed", "nothing", "existing key", []),
