@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs fault tests over and over, to find those that fail by chance: tests/bench/repeat_faults.sh OUT LANES SECONDS [TEST...]
-# A lane has two cores to itself and runs the tests again and again, every second one in reverse, until the time is over. $PYTHON: the
-# interpreter. Ends with how often each test passed and failed.
+# A lane has two cores (to itself where there are enough) and runs the tests again and again, every second one in reverse, until the time
+# is over. $PYTHON: the interpreter; $PYTEST_ADDOPTS: a choice among the tests. Ends with how often each test passed and failed.
 set -muo pipefail # -m: each lane is a process group of its own
 out=$1 lanes=$2 seconds=$3; shift 3
 tests=("${@:-tests/faults/test_processes.py}"); [[ $# -gt 0 ]] || tests+=(tests/faults/test_watch.py)
@@ -9,7 +9,8 @@ python=${PYTHON:-python3}; mkdir -p "$out"
 export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=''
 
 lane() {
-  local order=("${tests[@]}") pair=$((2 * $1)),$((2 * $1 + 1))
+  local order=("${tests[@]}") cores=$(nproc)
+  local pair=$((2 * $1 % cores)),$(((2 * $1 + 1) % cores))
   (($1 % 2)) && mapfile -t order < <(printf '%s\n' "${tests[@]}" | tac)
   while :; do
     taskset -c "$pair" "$python" -m pytest -v -p no:cacheprovider --basetemp "$work/$1" "${order[@]}" >> "$out/lane$1.log" 2>&1
