@@ -9,7 +9,8 @@ python=${PYTHON:-python3}; mkdir -p "$out"
 export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=''
 
 lane() {
-  local order=("${tests[@]}") cores=$(nproc)
+  local order=("${tests[@]}") cores
+  cores=$(nproc)
   local pair=$((2 * $1 % cores)),$(((2 * $1 + 1) % cores))
   (($1 % 2)) && mapfile -t order < <(printf '%s\n' "${tests[@]}" | tac)
   while :; do
