@@ -60,7 +60,7 @@ def _fail(run_dir: Path, rank: int, error: str) -> int:
             time.sleep(STEP_SECONDS)
     while not reached.exists():
         time.sleep(STEP_SECONDS)
-    failure = {"rank": 1, "time": time.time(), "error": error, "message": "as asked"}
+    failure = {"rank": 1, "time": time.time(), "error": error, "message": "as asked", "mistake": error == "ConfigError"}
     (run_dir / "failure_rank1.json").write_text(json.dumps(failure))
     return 2 if error == "ConfigError" else 1
 
