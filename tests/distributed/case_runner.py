@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def main(cases_file: str) -> None:
@@ -58,7 +59,9 @@ def destroy_subgroups() -> None:
 
 def run_case(case: dict, rank: int) -> None:
     """Train one case and leave its result file; an error of the case is part of the result."""
+    import torch
     from layer_probe import operand_norms, padding_effects, starve_experts, token_0_leaks
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     from megatron_ext.training.run import train
     from ngpt.config import compose, dump
@@ -78,6 +81,11 @@ def run_case(case: dict, rank: int) -> None:
             starve_experts(chunks)
         result["built"] = model_norms(chunks)
 
+    def keep_settings(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        kept = ("lr", "eps", "betas", "weight_decay")
+        result.setdefault("applied", []).append({name: optimizer.param_groups[0][name] for name in kept})
+
+    watching = register_optimizer_step_pre_hook(keep_settings)
     try:
         with upstream_state() if case.get("upstream_state") else contextlib.nullcontext():
             session = train(cfg, rank, [look])
@@ -94,6 +102,8 @@ def run_case(case: dict, rank: int) -> None:
     except BaseException as error:  # torch raises checkpoint errors that are no Exception
         result["error"] = f"{type(error).__name__}: {error}"
         result["traceback"] = traceback.format_exc()
+    finally:
+        watching.remove()
     result["seconds"] = time.time() - began
     (run_dir / f"result-rank{rank}.json").write_text(json.dumps(result))
 
