@@ -80,6 +80,7 @@ def run_case(case: dict, rank: int) -> None:
         if case.get("starve_experts"):
             starve_experts(chunks)
         result["built"] = model_norms(chunks)
+        result["unit_axes"] = unit_axes(chunks)
 
     def keep_settings(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         kept = ("lr", "eps", "betas", "weight_decay")
@@ -158,6 +159,12 @@ def model_norms(chunks: list) -> dict[str, float]:
                 norms = param.detach().double().norm(dim=dim)
                 found[f"{index}.{name}"] = (norms - 1).abs().max().item()
     return found
+
+
+def unit_axes(chunks: list) -> dict[str, tuple[list[int], int]]:
+    """(shape, axis of unit norm) of each marked weight."""
+    named = [(name, param) for chunk in chunks for name, param in chunk.named_parameters()]
+    return {name: (list(param.shape), param.unit_dim) for name, param in named if getattr(param, "unit_dim", None) is not None}
 
 
 def rng_fingerprints() -> dict[str, str]:
