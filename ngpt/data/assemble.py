@@ -18,8 +18,8 @@ from ngpt.data.plan import TOKENIZER, parse_split
 from ngpt.data.tokenizers import describe, from_config
 
 
-def assemble(out: Path, job: Job, infos: Sequence[SourceInfo], options: dict[str, Any], count: int) -> Manifest:
-    """Join `count` shards into the splits and write the manifest.
+def assemble(out: Path, job: Job, infos: Sequence[SourceInfo], options: dict[str, Any], count: int, notes: list[str]) -> Manifest:
+    """Join `count` shards into the splits and write the manifest, `notes` in it.
 
     Raises:
         ConfigError: No documents at all, or none for a split that has a share.
@@ -60,7 +60,7 @@ def assemble(out: Path, job: Job, infos: Sequence[SourceInfo], options: dict[str
         with atomic_write(out / TOKENIZER) as stream:
             stream.write(tokenizer.path.read_bytes())
         vocabulary = TOKENIZER
-    manifest = Manifest(describe(tokenizer, vocabulary), sources, splits, dtype.name, options)
+    manifest = Manifest(describe(tokenizer, vocabulary), sources, splits, dtype.name, options, notes)
     manifest.save(out)
     return manifest
 

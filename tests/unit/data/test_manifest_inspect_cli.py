@@ -143,6 +143,7 @@ def test_manifests_of_odd_types_are_unreadable(tmp_path):
         content | {"splits": splits | {"../train": splits["train"]}},
         content | {"splits": []},
         content | {"options": None},
+        content | {"notes": [1]},
         content | {"tokenizer": content["tokenizer"] | {"vocab_size": True}},
         content | {"more": 1},
     ):
@@ -152,6 +153,14 @@ def test_manifests_of_odd_types_are_unreadable(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(ConfigError, match="unreadable"):
         Manifest.load(out)
+
+
+def test_manifests_of_earlier_versions_have_no_notes(tmp_path):
+    path = make(tmp_path, "a") / "manifest.json"
+    content = json.loads(path.read_text())
+    assert content.pop("notes") == []
+    path.write_text(json.dumps(content))
+    assert Manifest.load(path.parent).notes == []
 
 
 def test_manifest_errors(tmp_path):

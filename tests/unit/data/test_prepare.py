@@ -14,9 +14,11 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
 from ngpt.data.assemble import split_documents
 from ngpt.data.indexed import IndexedReader
+from ngpt.data.inspect import data_lines
 from ngpt.data.manifest import NAME, Manifest
 from ngpt.data.plan import Options
 from ngpt.data.prepare import prepare
+from ngpt.data.readers import find_sources
 from ngpt.data.tokenizers import from_manifest
 
 BYTES = TokenizerConfig(name="bytes", kind="bytes")
@@ -114,6 +116,41 @@ def test_a_text_file_is_one_document_and_a_folder_its_files_in_order(tmp_path):
     manifest = run(folder, tmp_path / "out", split="1,0,0")
     assert documents(tmp_path / "out") == encoded([f"{name}\n\nsecond paragraph\n" for name in ("a.txt", "b.txt", "sub/c.txt")])
     assert [source.path for source in manifest.sources] == ["a.txt", "b.txt", "sub/c.txt"]
+
+
+def test_what_a_folder_leaves_out_is_named(tmp_path):
+    folder = tmp_path / "in"
+    for name in ("B.JSONL", "c.json", ".ipynb_checkpoints/b.jsonl", "sub/._x.jsonl", "d.jsonl.bz2", "a.JSONL.gz", "sub/E.Txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{"text": "a text"}\n')
+    (folder / "a.JSONL.gz").write_bytes(gzip.compress(b'{"text": "a text"}\n'))
+    manifest = run(folder, tmp_path / "out", split="1,0,0")
+    assert [source.path for source in manifest.sources] == ["B.JSONL", "a.JSONL.gz", "sub/E.Txt"]
+    reasons = {".ipynb_checkpoints": "hidden", "c.json": "unknown extension", "d.jsonl.bz2": "unknown extension", "sub/._x.jsonl": "hidden"}
+    note = "4 left out of the sources: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items())
+    assert manifest.notes == Manifest.load(tmp_path / "out").notes == [note]
+    assert f"note: {note}" in data_lines(tmp_path / "out", 0, 0)
+    for name in ("B.JSONL", "a.JSONL.gz", "sub/E.Txt"):
+        (folder / name).unlink()
+    with pytest.raises(ConfigError, match=r"no text file in this folder, only .*c.json \(unknown extension\)"):
+        run(folder, tmp_path / "out")
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for name in ("in/real/b.txt", "elsewhere/deep/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    for name, target in {"a": "real", "z": elsewhere, "up": "..", "self": ".", "real/up": "..", "broken": "nowhere", "me": "me"}.items():
+        (folder / name).symlink_to(target)
+    (elsewhere / "back").symlink_to(folder)
+    (tmp_path / "top").symlink_to(folder)
+    for given in (folder, tmp_path / "top"):
+        sources, left_out = find_sources([given])
+        assert [source.name for source in sources] == ["real/b.txt", "z/deep/c.txt"]
+        read = ["a", "real/up", "self", "up", "z/back"]
+        expected = [f"{name} (link to a folder that is read already)" for name in read] + ["broken (no file)", "me (no file)"]
+        assert sorted(left_out) == sorted(expected)
 
 
 BAD_LINES = {
