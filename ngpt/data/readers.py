@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from zstandard import ZstdDecompressionObj
 
 ZSTD_READ_BYTES = 1 << 17
+ZSTD_MAX_WINDOW = 1 << 31  # bytes, of `zstd --long=31`: the library's limit; a frame takes as much memory as its own window
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 PACKED = (".gz", ".zst")
 BOM = b"\xef\xbb\xbf"
@@ -145,6 +146,11 @@ def read_records(index: int, source: Source, text_key: str, documents: str) -> I
         else:
             yield from _text(index, source, documents)
     except (OSError, EOFError, zlib.error, ZstdError, ArrowException) as error:
+        if isinstance(error, ZstdError) and "memory" in str(error):  # the file is intact
+            limit = f"the limit of {ZSTD_MAX_WINDOW >> 30} GiB" if "too much" in str(error) else "the free memory"
+            way_out = "Recompress the file with a smaller window (zstd without --long), then run the same command again"
+            got = f"a frame's window is larger than {limit}"
+            raise ConfigError(str(source.path), got, "Decoding holds a window in memory", way_out) from error
         way_out = "Repair or remove the file, then run the same command again; finished work is kept"
         raise ConfigError(str(source.path), f"unreadable: {error}", "A source must be readable to its end", way_out) from error
 
@@ -192,7 +198,7 @@ class _ZstdStream(io.RawIOBase):
     def __init__(self, raw: BinaryIO) -> None:
         from zstandard import ZstdDecompressor
 
-        self._raw, self._decompressor = raw, ZstdDecompressor()
+        self._raw, self._decompressor = raw, ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW)
         self._frame: ZstdDecompressionObj | None = None
         self._packed = b""
         self._text = memoryview(b"")  # sliced without a copy

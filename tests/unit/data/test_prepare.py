@@ -107,6 +107,26 @@ def test_every_format_gives_the_same_documents(form, tmp_path):
     assert documents(tmp_path / "out") == expected
 
 
+def zst_of_window(window, text):
+    """A frame of one stored block, whose header asks for a window; 0xA8 is 2 GiB, 0xA9 an eighth more."""
+    return b"\x28\xb5\x2f\xfd\x00" + bytes([window]) + (1 | len(text) << 3).to_bytes(3, "little") + text
+
+
+def test_a_long_window_of_zstd_gives_the_same_documents(tmp_path):
+    plain = write_jsonl(tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "b.jsonl.zst").write_bytes(zst_of_window(0xA8, plain[:5000]) + zst_of_window(0x90, plain[5000:]))
+    run(tmp_path / "b.jsonl.zst", tmp_path / "out", split="1,0,0")
+    assert documents(tmp_path / "out") == encoded(TEXTS)
+
+
+def test_a_window_beyond_the_limit_is_no_damage(tmp_path):
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(zst_of_window(0xA9, b'{"text": "a"}\n'))
+    with pytest.raises(ConfigError, match=r"window is larger than the limit of 2 GiB.*Recompress") as error:
+        run(path, tmp_path / "out")
+    assert "unreadable" not in str(error.value) and "emove" not in str(error.value)
+
+
 def test_a_text_file_is_one_document_and_a_folder_its_files_in_order(tmp_path):
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
