@@ -24,7 +24,7 @@ from ngpt.data import encode
 from ngpt.data.assemble import assemble
 from ngpt.data.files import atomic_write, progress, sha256_of
 from ngpt.data.manifest import Manifest, SourceInfo
-from ngpt.data.plan import TOKENIZER, WORK, Options, clear, find_finished, is_trained, locked, make_plan, open_shards
+from ngpt.data.plan import PLAN, TOKENIZER, WORK, Options, clear, find_finished, is_trained, locked, make_plan, open_shards
 from ngpt.data.readers import Record, Source, find_sources, read_records, shortened
 from ngpt.data.tokenizers import train_bpe
 
@@ -75,7 +75,12 @@ def prepare(
                 job = replace(job, tokenizer=_trained_bpe(job, options, spec["vocab_size"], spec["sample_bytes"]))
             # A process more than there are chunks would only cost its start.
             chunks = 1 + sum(info.bytes for info in infos) // chunk_bytes
-            count = _encode_all(job, options, chunk_bytes, min(workers or len(os.sched_getaffinity(0)), chunks))
+            try:
+                count = _encode_all(job, options, chunk_bytes, min(workers or len(os.sched_getaffinity(0)), chunks))
+            except ConfigError:
+                if os.listdir(folder) == [PLAN]:  # a mistake leaves no beginning that a corrected command stumbles over
+                    shutil.rmtree(folder)
+                raise
             notes = [f"{len(left_out):,} left out of the sources: {shortened(left_out)}"] if left_out else []
             manifest = assemble(out, job, infos, plan["result"]["options"], count, notes)
         shutil.rmtree(out / WORK, ignore_errors=True)

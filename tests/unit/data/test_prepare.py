@@ -3,23 +3,27 @@
 import gzip
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import zstandard
 from pyarrow import parquet
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
 from ngpt.data.assemble import split_documents
+from ngpt.data.encode import Shard, load_header, load_shard, save_shard
 from ngpt.data.indexed import IndexedReader
 from ngpt.data.inspect import data_lines
 from ngpt.data.manifest import NAME, Manifest
 from ngpt.data.plan import Options
 from ngpt.data.prepare import prepare
 from ngpt.data.readers import find_sources
-from ngpt.data.tokenizers import from_manifest
+from ngpt.data.tokenizers import EOD, from_manifest
 
 BYTES = TokenizerConfig(name="bytes", kind="bytes")
 TEXTS = [f"Document {i}: größe {'xy ' * (i * 37 % 101)}end" for i in range(200)]
@@ -260,6 +264,41 @@ def test_a_bpe_is_trained_kept_and_decodes(tmp_path):
     (tmp_path / "moved/tokenizer.json").write_text((tmp_path / "moved/tokenizer.json").read_text() + " ")
     with pytest.raises(ConfigError, match="changed since the preparation"):
         from_manifest(Manifest.load(tmp_path / "moved"))
+
+
+def character_bpe(path, characters):
+    Backend(models.BPE({token: i for i, token in enumerate([EOD, *characters])}, [])).save(str(path))
+    return TokenizerConfig(name="h", kind="huggingface", path=str(path))
+
+
+def test_dropped_characters_are_counted_over_all_the_text(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", ["lies 7", "7 ö", "lies"] * 20)
+    tokenizer = character_bpe(tmp_path / "t.json", "lies ")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</end>"}')
+    manifest = run(source, tmp_path / "out", tokenizer=tokenizer, split="1,0,0", chunk_bytes=100)
+    declared, dropped = manifest.notes
+    assert "declares eos_token '</end>'" in declared
+    assert dropped == "the tokenizer has no token for 60 characters of the text and drops them: '7' x 40, 'ö' x 20"
+    prepare([source], tmp_path / "again", tokenizer, Options(split="1,0,0"), workers=2, chunk_bytes=300)
+    assert files(tmp_path / "again") == files(tmp_path / "out")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_text_that_the_tokenizer_cannot_encode_is_named_and_leaves_nothing(workers, tmp_path):
+    source, out, path = write_jsonl(tmp_path / "a.jsonl"), tmp_path / "out", tmp_path / "t.json"
+    Backend(models.WordLevel({EOD: 0, "hello": 1})).save(str(path))
+    with pytest.raises(ConfigError) as error:
+        prepare([source], out, TokenizerConfig(name="h", kind="huggingface", path=str(path)), workers=workers)
+    assert str(error.value).startswith(f"{path}: {source}:1: ") and "no unknown token" in str(error.value)
+    run(source, out)
+
+
+def test_shards_of_earlier_versions_count_no_dropped_characters(tmp_path):
+    save_shard(tmp_path / "new.npz", Shard(np.ones(1, np.uint16), np.ones(1, int), np.ones(1, int), {0: (1, {})}, Counter("a")))
+    assert load_shard(tmp_path / "new.npz").dropped == Counter("a")
+    with np.load(tmp_path / "new.npz") as arrays:
+        np.savez(tmp_path / "old.npz", **{name: arrays[name] for name in arrays if name != "dropped"})
+    assert load_header(tmp_path / "old.npz")[1:] == ({0: (1, {})}, Counter())
 
 
 def test_large_vocabularies_are_stored_in_32_bits(tmp_path, monkeypatch):
