@@ -76,7 +76,8 @@ class Manifest:
         content = asdict(self)
         del content["folder"]
         with atomic_write(folder / NAME) as stream:
-            stream.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+            # A byte of a file name that is no UTF-8 is half a surrogate pair: escaped, it comes back.
+            stream.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
     @classmethod
     def load(cls, folder: Path | str) -> "Manifest":

@@ -5,6 +5,7 @@ A record is what may become one document, not yet decoded: decoding and its fail
 
 import gzip
 import io
+import os
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -225,9 +226,10 @@ class _ZstdStream(io.RawIOBase):
 
 
 def _parquet(index: int, source: Source, text_key: str) -> Iterator[Record]:
-    from pyarrow import parquet
+    from pyarrow import OSFile, parquet
 
-    with parquet.ParquetFile(source.path) as table:
+    # Opened by its bytes: the library takes no other name than UTF-8.
+    with OSFile(os.fsencode(source.path)) as file, parquet.ParquetFile(file) as table:
         columns = table.schema_arrow.names
         if text_key not in columns:
             raise ConfigError(
