@@ -95,6 +95,9 @@ def load(path: Path) -> Config:
         raise ConfigError(str(path), "No such file", "A run folder holds its config", "Give the config.yaml of a run") from None
     except (yaml.YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(str(path), error, "Must be a readable YAML file", "Restore it or start a new run") from error
+    if not loaded:
+        way_out = "Restore it: checkpoints/iter_*/config.yaml and launches/ of a run folder hold copies; or start a new run"
+        raise ConfigError(str(path), "Empty", "Must hold the sections of a config", way_out)
     if not isinstance(loaded, DictConfig):
         raise ConfigError(str(path), "Not a mapping", "Must hold the sections of a config", "Restore it or start a new run")
     try:
