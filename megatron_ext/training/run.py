@@ -260,7 +260,8 @@ def train(
                 raise RuntimeError(words) from leaving
             status = "stopped"
             if is_last:
-                say(f"stopped after step {session.step}; the same command continues from the newest checkpoint")
+                asked = "as train.stop_after asks; a later one, or none, continues" if not session.stopper.agreed else "as a signal asks"
+                say(f"stopped after step {session.step} {asked}")
         finally:
             session.close()
             session.status = "signalled" if session.stopper.agreed and status == "stopped" else status
