@@ -4,6 +4,8 @@ import argparse
 import errno
 import io
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -155,11 +157,25 @@ def _print_result(out: Path, manifest: Manifest) -> None:
 
     for line in data_lines(out, samples=0, characters=0):
         print(line)
-    sources = " ".join(f"'data.{name}=[{{path: {out / name}}}]'" for name in manifest.splits if name != "test")
     tokenizer = manifest.tokenizer
-    size = f" tokenizer.vocab_size={tokenizer.vocab_size}" if tokenizer.kind == "bpe" else ""
+    words = [f"data.{name}=[{{path: {_in_override(str(out / name))}}}]" for name in manifest.splits if name != "test"]
+    words.append(f"tokenizer={tokenizer.name}")
+    words += [f"tokenizer.vocab_size={tokenizer.vocab_size}"] if tokenizer.kind == "bpe" else []
+    words += [f"tokenizer.path={_uninterpolated(str(out / 'tokenizer.json'))}"] if tokenizer.kind == "huggingface" else []
     print(f"{out / 'manifest.json'} is written. To train on it, in a model whose vocabulary holds {tokenizer.vocab_size:,} entries:")
-    print(f"  ngpt train ... data.mock=false {sources} tokenizer={tokenizer.name}{size}")
+    print(f"  ngpt train ... data.mock=false {shlex.join(words)}")
+
+
+def _in_override(path: str) -> str:
+    """A path inside a list on the command line, in quotes where Hydra's grammar needs them."""
+    from ngpt.config.overrides import quoted  # Hydra: slow to import
+
+    return path if re.fullmatch(r"[\w./+-]*[A-Za-z_/][\w./+-]*", path, re.ASCII) else quoted(_uninterpolated(path))
+
+
+def _uninterpolated(text: str) -> str:
+    """`${...}` in a name is no interpolation."""
+    return text.replace("${", "\\${")
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

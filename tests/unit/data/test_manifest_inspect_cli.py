@@ -1,13 +1,16 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import DataSource, TokenizerConfig
 from ngpt.data import cli, fingerprint, indexed
@@ -259,6 +262,12 @@ def test_any_name_of_files_and_folders_works(name, tmp_path, monkeypatch, capsys
         assert cli.main(prepare_it) == 0, again
     shown = name.encode(errors="backslashreplace").decode()
     prepared = f"data/{name}_huggingface"
+    if shown == name:  # the printed command can be pasted
+        words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+        assert words[:3] == ["ngpt", "train", "..."]
+        config = compose(["experiment=ngpt_tiny", "model.vocab_size=512", *words[3:]])
+        assert [source.path for source in (*config.data.train, *config.data.valid)] == [f"{prepared}/train", f"{prepared}/valid"]
+        assert config.tokenizer.path == f"{prepared}/tokenizer.json" and Path(config.tokenizer.path).exists()
     for what in ([prepared], [f"{prepared}/train", str(tmp_path / prepared)]):
         assert cli.main(["inspect", *what, "--deep"]) == 0
         out = capsys.readouterr().out
