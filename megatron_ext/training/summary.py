@@ -22,6 +22,7 @@ from ngpt.data.indexed import IndexedReader
 from ngpt.data.manifest import split_of
 from ngpt.data.validation import evaluation_sequences, repeats
 from ngpt.estimate.counts import count_parameters, training_flops_per_token
+from ngpt.kernels.rows import MAX_WIDTH
 from ngpt.precision.recipe import recipe_of
 from ngpt.progress import write_json
 
@@ -75,7 +76,11 @@ def row_operations(cfg: Config, backend: str) -> str:
     """What runs the operations on rows of activations, those of `ngpt.functional` or the control's norm."""
     if cfg.model.architecture == "gpt":
         return f"RMSNorm {'Transformer Engine' if backend == 'transformer_engine' else 'eager torch'}"
-    return f"normalisation, residual step and scales {'Triton kernels' if on_gpu() else 'eager torch'}"
+    if not on_gpu():
+        return "normalisation, residual step and scales eager torch"
+    widths = {cfg.model.hidden_size, *(width for linear in block_linears(cfg) for width in (linear.in_features, linear.out_features))}
+    wide = ", ".join(f"{width:,}" for width in sorted(widths) if width > MAX_WIDTH)
+    return "normalisation, residual step and scales Triton kernels" + (f", but eager torch for rows of {wide} features" if wide else "")
 
 
 def precision_lines(cfg: Config, backend: str, executor: str) -> list[str]:
