@@ -155,7 +155,7 @@ ONE_PROCESS += [
     _like("valid_small", "plain", _STILL, ["train.seed=5", "train.global_batch_size=4", "train.micro_batch_size=2"]),
     _like("valid_large", "plain", _STILL, ["train.seed=6", "train.global_batch_size=8", "train.micro_batch_size=8"]),
     _like("valid_other", "plain", _STILL, ["train.eval_seed=5"]),
-    *(Case(f"fresh_micro_{size}", "hybrid", [*FIRST, f"train.micro_batch_size={size}"]) for size in (1, 2)),
+    *(Case(f"fresh_micro{size}", "hybrid", [*FIRST, f"train.micro_batch_size={size}"]) for size in (1, 2)),
 ]
 TWO_PROCESSES = [
     *(_like(f"tp2_{model}", model, TP2) for model in MODELS),

@@ -41,6 +41,6 @@ def test_another_evaluation_seed_is_other_text(results):
 
 
 def test_fresh_weights_do_not_depend_on_the_micro_batch(results):
-    one, two = (results.rows(f"fresh_micro_{size}")[0] for size in (1, 2))
+    one, two = (results.rows(f"fresh_micro{size}")[0] for size in (1, 2))
     for key in ("train_loss", "grad_norm"):
         assert one[key] == pytest.approx(two[key], rel=1e-5)
