@@ -40,7 +40,7 @@ def _parsed(override: str) -> Any:
     """The value of an override, None where Hydra cannot read it: that is told later."""
     try:
         return OverridesParser.create().parse_override(override).value()
-    except HydraException:
+    except (HydraException, RecursionError):
         return None
 
 
