@@ -16,7 +16,7 @@ from ngpt.checkpoints.choice import Choice
 from ngpt.config import Config
 from ngpt.config.checkpoints import start_checkpoint
 from ngpt.config.linears import block_linears, quantized_linears
-from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, tokens_per_step
+from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, tokens_per_step, wsd_decay_steps
 from ngpt.data.entropy import ngram_bits_per_byte
 from ngpt.data.indexed import IndexedReader
 from ngpt.data.manifest import split_of
@@ -49,9 +49,19 @@ def run_header(cfg: Config, backend: str, executor: str, args: argparse.Namespac
         f"data {data_parallel_size(cfg)} ({optimizer}), recompute {parallel.recompute}",
         f"  {cfg.train.steps} steps of {cfg.train.global_batch_size} sequences x {cfg.train.seq_length} tokens = "
         f"{cfg.train.steps * tokens_per_step(cfg):,} tokens, {micro_batches_per_step(cfg)} micro-batches a step",
+        *schedule_lines(cfg),
         *evaluation_lines(cfg),
         start_line(args, start_checkpoint(cfg)),
     ]
+
+
+def schedule_lines(cfg: Config) -> list[str]:
+    """A note where the run is too short for its schedule to decay: the first step of wsd's decay still has the whole rate."""
+    decay = wsd_decay_steps(cfg)
+    if cfg.schedule.decay != "wsd" or decay > 1:
+        return []
+    left = f"schedule.decay_fraction={cfg.schedule.decay_fraction:g} leaves {decay} of {cfg.train.steps} steps to the decay"
+    return [f"note: {left}: the rate does not fall"]
 
 
 def evaluation_lines(cfg: Config) -> list[str]:

@@ -183,10 +183,6 @@ def check_schedule(cfg: Config) -> Iterator[ConfigError]:
     """Everything counted in steps fits into the run."""
     train, schedule, debug = cfg.train, cfg.schedule, cfg.debug
     decay = wsd_decay_steps(cfg)
-    if schedule.decay == "wsd" and decay < 2:
-        rule = f"Leaves {decay} of train.steps {train.steps} to the decay, whose first step has the whole rate: nothing would decay"
-        way_out = f"Set it to {min(1, 2 / train.steps):.4g} or more, or choose schedule=constant"
-        yield ConfigError("schedule.decay_fraction", schedule.decay_fraction, rule, way_out)
     if schedule.warmup_steps + decay >= train.steps + (decay > 0):
         rule = f"Warm-up {schedule.warmup_steps} and decay {decay} must fit into train.steps {train.steps}"
         yield ConfigError("schedule.warmup_steps", schedule.warmup_steps, rule, "Shorten the warm-up or raise train.steps")

@@ -25,10 +25,6 @@ BAD = {
     "text_for_a_source": Bad(["data.train=[x]"], "data.train[0]", "'x'", "{path, weight}", [], "path: data"),
     "value_for_a_section": Bad(["train=3"], "train", "3", "section", []),
     "interpolation_for_a_section": Bad(["run=${train.seed}"], "run", "${train.seed}", "section", []),
-    "wsd_without_a_decay": Bad(
-        ["schedule=wsd", "schedule.warmup_steps=0", "train.steps=8", "schedule.decay_fraction=0.15"],
-        "schedule.decay_fraction", "0.15", "nothing would decay", ["schedule.decay_fraction=0.25"], "0.25",
-    ),
     "several_values": Bad(["train.steps=1,2"], "train.steps", "Ambiguous", "", []),
     "no_value": Bad(["train.steps"], "train.steps", "Cannot be read", "key=value", []),
     "interpolation_of_nothing": Bad(["train.seed=${nothing}"], "train.seed", "nothing", "existing key", []),

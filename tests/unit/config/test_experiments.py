@@ -15,7 +15,6 @@ EIGHT_EXPERTS = ["cluster.gpus_per_node=8", "model=ngpt_hybrid_tiny", "model.num
 COMPANIONS = {
     ("data", "enwik8_tekken"): ["model=ngpt_1p2b"],
     ("debug", "profile"): ["train.steps=12"],
-    ("schedule", "wsd"): ["train.steps=20"],
     ("model", "ngpt_1p2b"): ["train.micro_batch_size=1"],
     ("parallel", "ep2"): ["cluster.gpus_per_node=2", "model=ngpt_hybrid_tiny"],
     ("parallel", "ep8"): EIGHT_EXPERTS,
