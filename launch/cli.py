@@ -76,6 +76,13 @@ def _estimate(arguments: Sequence[str]) -> int:
 
 
 def _train(arguments: Sequence[str]) -> int:
+    from launch.leaving import signals_leave
+
+    with signals_leave():  # from here on, while the rest is imported
+        return _train_within(arguments)
+
+
+def _train_within(arguments: Sequence[str]) -> int:
     from launch.train import train, train_config
     from ngpt.config.compose import load
 

@@ -27,47 +27,9 @@ from ngpt.data.files import atomic_write
 from ngpt.data.manifest import content_of, split_of
 
 SOURCES_FILE = "data_sources.json"
-OVERRIDE = "override_opt_param_scheduler"
-_OF_OPTIMIZER = frozenset({"optim.optimizer", "optim.beta1", "optim.beta2", "optim.eps", "parallel.distributed_optimizer"})
-_OF_SCHEDULE = frozenset(
-    {
-        *("optim.lr", "optim.min_lr", "optim.weight_decay", "train.steps", "train.global_batch_size"),
-        *("megatron.start_weight_decay", "megatron.end_weight_decay", "megatron.weight_decay_incr_style"),
-    }
-)
 _NOT_OF_THE_DATA = frozenset({"data.name", "data.num_workers", "data.cache_dir", "data.accept_changed"})
 _SURPLUS = 0.005  # Megatron draws this much more of each source of a blend
 _LAST_EPOCH_APART = 0.8  # Megatron shuffles a last epoch of which less is needed for itself
-
-
-def check_kept_keys(old: Config, new: Config) -> None:
-    """Refuses what a checkpoint of this run holds it to, since Megatron would ignore it or stop at an assertion.
-
-    Raises:
-        ConfigError: with every such key that differs, old and new.
-    """
-    changes = diff(flatten(old), flatten(new))
-    folder = new.run.dir
-    if fixed := {key: change for key, change in changes.items() if key in _OF_OPTIMIZER}:
-        raise ConfigError(
-            "run.dir",
-            f"{folder} holds a checkpoint of another optimizer ({listed(fixed)})",
-            "a checkpoint brings its own back with the optimizer's state, whatever the config says",
-            "Restore the values; or start a new run.name from its weights, checkpoint.load=...",
-        )
-    scheduled = {key: change for key, change in changes.items() if key in _OF_SCHEDULE or _names_schedule(key)}
-    if scheduled and not new.megatron.get(OVERRIDE):
-        raise ConfigError(
-            "run.dir",
-            f"{folder} holds a checkpoint of another schedule ({listed(scheduled)})",
-            "a resumed run keeps its schedule, weight decay and batch",
-            "Restore the values; or start a new run.name from its weights, checkpoint.load=...; or replace them at the "
-            f"checkpoint's step with megatron.{OVERRIDE}=true",
-        )
-
-
-def _names_schedule(key: str) -> bool:
-    return key.startswith("schedule.") and key != "schedule.name"
 
 
 def data_changes(old: Config, new: Config) -> Changes:

@@ -10,17 +10,26 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from launch.outcome import OUTCOME_FILE, SIGNALLED_CODE, Outcome, read_outcome
 from launch.provenance import describe_launch
-from launch.resume_checks import SOURCES_FILE, check_kept_keys, notes, record_sources
-from ngpt.config.checkpoints import check_same_model, newest_step, newest_verified_step, start_checkpoint
+from launch.resume_checks import SOURCES_FILE, notes, record_sources
+from ngpt.config.checkpoints import (
+    check_same_model,
+    check_unmixed,
+    config_of,
+    is_own,
+    newest_step,
+    newest_verified_step,
+    start_checkpoint,
+)
 from ngpt.config.compose import dump, load
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import diff, listed, model_defining
+from ngpt.config.kept_keys import check_kept_keys
 from ngpt.config.schema import Config
 from ngpt.progress import FAILURE_FILE, HEARTBEATS, read_records, write_json
 
@@ -50,11 +59,15 @@ def check_resumable(config: Config) -> None:
             "a run keeps its model when it resumes",
             "Give the new run a name of its own, run.name=..., or remove the folder",
         )
-    if own.exists() and newest_step(config) is not None:
-        check_kept_keys(load(own), config)
+    check_unmixed(config)
     start = start_checkpoint(config)
-    if start is not None:
-        check_same_model(config, start)
+    if start is None:
+        return
+    check_same_model(config, start)
+    if is_own(config, start):
+        saved = config_of(start) or (load(own) if own.exists() else None)
+        if saved is not None:
+            check_kept_keys(saved, config, start.folder)
 
 
 def nothing_left(config: Config, verify: bool = True) -> str | None:
@@ -88,12 +101,32 @@ def resume_notes(config: Config) -> list[str]:
 _held: list[IO[str]] = []  # locks that end with this process
 
 
+def lock_folders(config: Config) -> dict[str, Path]:
+    """Key -> folder that one launch at a time may write: the run's, and that of its checkpoints where it lies elsewhere."""
+    run_dir, checkpoint_dir = Path(config.run.dir), Path(config.checkpoint.dir)
+    saves = config.checkpoint.save_at_end or config.checkpoint.interval is not None
+    return {"run.dir": run_dir} | ({"checkpoint.dir": checkpoint_dir} if saves and checkpoint_dir.parent != run_dir else {})
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked_run(config: Config) -> Iterator[None]:
+    """Holds every folder of `lock_folders`.
+
+    Raises:
+        ConfigError: another launch, or a rank of one, holds one of them.
+    """
+    with ExitStack() as stack:
+        for key, folder in lock_folders(config).items():
+            stack.enter_context(locked(folder, key))
+        yield
+
+
+@contextmanager
+def locked(folder: Path, key: str = "run.dir") -> Iterator[None]:
     """Holds the run folder for this launch: two in one folder would overwrite each other's checkpoints and metrics.
 
-    A launch needs the lock for itself and then shares it with its ranks (`join_lock`), so that it lives as long as any of them, however the
-    launcher ends. File systems without locks get none.
+    A launch needs the lock for itself and then shares it with its ranks (`join_locks`), so that it lives as long as any of them, however
+    the launcher ends. File systems without locks get none.
 
     Raises:
         ConfigError: another launch, or a rank of one, holds it.
@@ -110,7 +143,7 @@ def locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             way_out = "Wait for it, stop it, or choose another run.name"
-            raise ConfigError("run.dir", str(folder), f"Is being trained by {holder}, or its ranks are still leaving", way_out) from None
+            raise ConfigError(key, str(folder), f"Is being trained by {holder}, or its ranks are still leaving", way_out) from None
         except OSError:  # no locks here
             pass
         yield
@@ -128,15 +161,16 @@ def _lock_alone(file: IO[str]) -> None:
             time.sleep(LOOK_SECONDS / 10)
 
 
-def join_lock(folder: Path) -> None:
-    """Holds the run folder together with the launch that started this rank, to the end of the process.
+def join_locks(config: Config) -> None:
+    """Holds the run's folders together with the launch that started this rank, to the end of the process.
 
-    To be called once the ranks have met: then the launch holds the lock.
+    To be called once the ranks have met: then the launch holds the locks.
     """
-    with suppress(OSError):  # no locks here, or a disk that this machine does not share with rank 0
-        file = (folder / LOCK_FILE).open("r", encoding="utf-8")
-        _held.append(file)
-        fcntl.flock(file, fcntl.LOCK_SH)  # at once, but for the moment in which `ngpt status` looks
+    for folder in lock_folders(config).values():
+        with suppress(OSError):  # no locks here, or a disk that this machine does not share with rank 0
+            file = (folder / LOCK_FILE).open("r", encoding="utf-8")
+            _held.append(file)
+            fcntl.flock(file, fcntl.LOCK_SH)  # at once, but for the moment in which `ngpt status` looks
 
 
 def record_launch(
@@ -195,11 +229,25 @@ def record_death(folder: Path, rank: int, code: int, when: float) -> None:
     path, outcome = folder / FAILURE_FILE.format(rank=rank), read_outcome(folder)
     if path.exists() or code == SIGNALLED_CODE or (outcome is not None and not outcome.left_during_start_up):
         return
+    with suppress(OSError):
+        write_json(path, {"rank": rank, "time": when, "error": "died", "message": describe_death(code)})
+
+
+def describe_death(code: int) -> str:
+    """How a process ended that could not say so itself, by its exit code (-n: signal n)."""
     what = f"ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         what += ": killed from outside, for instance by the kernel where memory ran out (dmesg says so)"
+    return what
+
+
+def record_interrupt(folder: Path) -> None:
+    """Called where a second Ctrl-C has killed the ranks: what is recorded of their deaths was the person's wish."""
+    for path in folder.glob(FAILURE_FILE.format(rank="*")):
+        path.unlink(missing_ok=True)
+    failure = {"rank": 0, "time": time.time(), "error": "interrupted", "message": "a second Ctrl-C killed the workers"}
     with suppress(OSError):
-        write_json(path, {"rank": rank, "time": when, "error": "died", "message": what})
+        write_json(folder / FAILURE_FILE.format(rank=0), failure)
 
 
 def first_failure(folder: Path) -> dict[str, Any] | None:

@@ -17,7 +17,8 @@ from launch.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, LOCK_FILE, first_fa
 from launch.slurm import scheduler
 from launch.slurm.after import LOG_FILE, STOP_FILE
 from launch.submit import JOB_FILE
-from ngpt.checkpoints import tracker
+from ngpt.checkpoints.choice import choose_by_sizes
+from ngpt.checkpoints.manifest import BACKEND_FILE
 from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
@@ -44,19 +45,23 @@ def status(run_dir: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the folder holds no run.
     """
-    config = load(run_dir / CONFIG_FILE)
-    checkpoint_dir = _beside(run_dir, config)
+    config, problem = config_of_run(run_dir)
+    checkpoint = _checkpoint(_beside(run_dir, config))
     job = _job(run_dir)
     heartbeats = read_heartbeats(run_dir)
     steps = [step for step in (_last_metric(run_dir), *(beat.get("step") for beat in heartbeats)) if isinstance(step, int)]
-    saved = tracker.read(checkpoint_dir).step
+    saved = checkpoint["step"]
     outcome, failure = outcome_of(run_dir), first_failure(run_dir)
+    state = _state(run_dir, job, outcome and outcome.status, failure, saved, config)
+    if state == "not running" and heartbeats:
+        failure = {"rank": 0, "error": "ended without a word", "message": "its launcher was killed, or the machine went down"}
     return {
         "run": str(run_dir),
-        "state": _state(run_dir, job, outcome and outcome.status, failure, saved, config),
+        "config_problem": problem,
+        "state": state,
         "step": max([*steps, saved or 0]),
-        "last_step": config.train.stop_after or config.train.steps,
-        "checkpoint": {"step": saved, "age_s": _age(checkpoint_dir / tracker.TRACKER_FILE)},
+        "last_step": config and (config.train.stop_after or config.train.steps),
+        "checkpoint": checkpoint,
         "job": job,
         "launcher": holder(run_dir),
         "stop_requested": (run_dir / STOP_FILE).exists(),
@@ -66,6 +71,21 @@ def status(run_dir: Path) -> dict[str, Any]:
         "job_log": _last_line(run_dir / LOG_FILE),
         "command": (_json(run_dir / JOB_FILE) or _json(run_dir / ENVIRONMENT_FILE) or {}).get("command"),
     }
+
+
+def config_of_run(run_dir: Path) -> tuple[Config | None, str | None]:
+    """The config of a run, or what is wrong with it: a run that goes on can be watched and stopped without.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    try:
+        return load(run_dir / CONFIG_FILE), None
+    except ConfigError as error:
+        if not (run_dir / LOCK_FILE).exists():
+            rule = f"A run folder holds {CONFIG_FILE}"
+            raise ConfigError(str(run_dir), "Not a run", rule, "Give the folder of a run, for instance runs/NAME") from error
+        return None, str(error).splitlines()[0]
 
 
 def holder(run_dir: Path) -> dict[str, Any] | None:
@@ -79,7 +99,7 @@ def holder(run_dir: Path) -> dict[str, Any] | None:
     return None
 
 
-def _state(run_dir: Path, job: dict | None, outcome: str | None, failure: dict | None, saved: int | None, config: Config) -> str:
+def _state(run_dir: Path, job: dict | None, outcome: str | None, failure: dict | None, saved: int | None, config: Config | None) -> str:
     """running | pending | finished | stopped | signalled | failed | not running."""
     tasks = job["tasks"] if job else []
     if holder(run_dir) is not None or any(task["state"] in ("RUNNING", "COMPLETING") for task in tasks):
@@ -90,13 +110,24 @@ def _state(run_dir: Path, job: dict | None, outcome: str | None, failure: dict |
         return outcome
     if failure is not None:
         return "failed"
-    return "finished" if saved is not None and saved >= config.train.steps else "not running"
+    return "finished" if config and saved is not None and saved >= config.train.steps else "not running"
 
 
-def _beside(run_dir: Path, config: Config) -> Path:
+def _beside(run_dir: Path, config: Config | None) -> Path:
     """The folder of checkpoints; a run folder that was moved took its own with it."""
     own = run_dir / "checkpoints"
-    return own if own.is_dir() else Path(config.checkpoint.dir)
+    return own if own.is_dir() or config is None else Path(config.checkpoint.dir)
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    """The checkpoint that the next launch would take, by a look at names and sizes, and what is wrong with those before it in line."""
+    try:
+        choice = choose_by_sizes(folder)
+    except ConfigError as error:
+        return {"step": None, "age_s": None, "problem": str(error)}
+    if choice is None:
+        return {"step": None, "age_s": None, "problem": None}
+    return {"step": choice.step, "age_s": _age(choice.folder / BACKEND_FILE), "problem": choice.note()}
 
 
 def _job(run_dir: Path) -> dict[str, Any] | None:
@@ -149,12 +180,17 @@ def _age(path: Path) -> int | None:
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
-    yield f"{found['run']}: {found['state']}, step {found['step']} of {found['last_step']}"
+    end = "" if found["last_step"] is None else f" of {found['last_step']}"
+    yield f"{found['run']}: {found['state']}, step {found['step']}{end}"
+    if found["config_problem"]:
+        yield f"config      {found['config_problem']}"
     saved = found["checkpoint"]
     if saved["step"] is None:
         yield "checkpoint  none"
     else:
         yield f"checkpoint  step {saved['step']}" + (f", {duration(saved['age_s'])} old" if saved["age_s"] is not None else "")
+    if saved["problem"]:
+        yield f"            {saved['problem']}"
     if found["job"]:
         yield from _job_lines(found["job"])
     if launcher := found["launcher"]:
@@ -186,7 +222,8 @@ def _next(found: dict[str, Any]) -> str:
         return f"ngpt stop {run}"
     if found["state"] == "finished":
         return f"ngpt report {run}"
-    return found["command"] or "the command that started the run continues it"
+    command = found["command"] or "the command that started the run continues it"
+    return f"with a later train.stop_after, or none: {command}" if found["state"] == "stopped" else command
 
 
 def duration(seconds: float) -> str:

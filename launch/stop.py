@@ -8,12 +8,10 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.run_folder import CONFIG_FILE
 from launch.slurm import scheduler
 from launch.slurm.after import STOP_FILE
-from launch.status import holder
+from launch.status import config_of_run, holder
 from launch.submit import last_job
-from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 
 
@@ -22,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="ngpt stop", description="Have a run save its newest step and leave. Its command continues it.")
     parser.add_argument("run", type=Path, help="run folder")
     run_dir = parser.parse_args(arguments).run
-    load(run_dir / CONFIG_FILE)  # or this is no run
+    config_of_run(run_dir)  # or this is no run
     print(stop(run_dir))
     return 0
 

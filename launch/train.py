@@ -1,33 +1,34 @@
 """`ngpt train`: from a config to running processes, or to one rank of a world that torchrun or srun has started."""
 
 import math
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
 from launch.devices import gpu_names
 from launch.environment import current_world, overruled, recorded_variables, variable_origins, worker_environment, worker_variables
 from launch.failures import cause
+from launch.leaving import signals_leave
 from launch.outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
 from launch.processes import INTERRUPTED, run_and_tee, worker_command
 from launch.run_folder import (
     CONFIG_FILE,
     CONSOLE_FILE,
     check_resumable,
+    describe_death,
     first_failure,
-    locked,
+    locked_run,
     lost_a_peer,
     nothing_left,
     outcome_of,
     record_death,
     record_failure,
+    record_interrupt,
     record_launch,
     resume_notes,
 )
@@ -38,7 +39,6 @@ from ngpt.config.schema import Config
 from ngpt.data.manifest import check_against_model
 from ngpt.data.verify import verify
 from ngpt.rollbacks import read_rollbacks
-from ngpt.stopping import STOP_SIGNALS
 
 FAILURE = 1
 RANKS_APART_SECONDS = 60.0  # between the starts of a world's ranks, clocks included
@@ -64,24 +64,8 @@ def train_config(config: Config, command: Sequence[str]) -> int:
     Raises:
         ConfigError: anything that can be known to be wrong before processes start.
     """
-    with _signals_leave():
+    with signals_leave():
         return _train(config, command)
-
-
-@contextmanager
-def _signals_leave() -> Iterator[None]:
-    """Before there are workers, there is nothing to save: a signal leaves."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        print(f"ngpt train {Outcome(SIGNALLED, signal=signal.Signals(number).name).line}", file=sys.stderr)
-        sys.exit(SIGNALLED_CODE)
-
-    previous = {number: signal.signal(number, leave) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _train(config: Config, command: Sequence[str]) -> int:
@@ -144,9 +128,10 @@ def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], co
     run_dir = Path(config.run.dir)
     environment = worker_environment(variables, single_world() if processes == 1 else None)
     rollbacks = len(read_rollbacks(run_dir))
-    with locked(run_dir):
+    with locked_run(config):
         config_path = record_launch(config, command, recorded_variables(environment), variable_origins(config, variables))
         console = run_dir / CONSOLE_FILE
+        _begin_log(console)
         workers = worker_command(["train", str(config_path)], processes, run_dir)
         code = run_and_tee(workers, environment, console, reporting_rank=processes - 1, forwarded=(asked := []))
         if code != 0 and processes == 1:  # of several the agent knows
@@ -180,7 +165,7 @@ def _run_one_rank(config: Config, world: World, variables: dict[str, str], comma
         if world.rank == 0:
             in_job = world.started_by == "srun"
             try:
-                stack.enter_context(locked(run_dir))
+                stack.enter_context(locked_run(config))
             except ConfigError as error:
                 if not in_job:
                     raise
@@ -192,6 +177,8 @@ def _run_one_rank(config: Config, world: World, variables: dict[str, str], comma
         # A config file of its own: at this moment the run folder's may be that of an earlier launch.
         config_path = Path(folder) / CONFIG_FILE
         dump(config, config_path)
+        if console is not None:
+            _begin_log(console)
         code = run_and_tee(worker_command(["train", str(config_path)], 1, run_dir), environment, console)
         if code != 0:
             record_death(run_dir, world.rank, code, time.time())
@@ -200,20 +187,32 @@ def _run_one_rank(config: Config, world: World, variables: dict[str, str], comma
     return _ended(run_dir, code) if world.rank == 0 else exit_code(code)
 
 
+def _begin_log(console: Path) -> None:
+    _log(console, f"\n== ngpt train, {time.strftime('%Y-%m-%d %H:%M:%S %z')}")
+
+
+def _log(console: Path, line: str) -> None:
+    with suppress(OSError), console.open("a", encoding="utf-8") as stream:
+        stream.write(f"{line}\n")
+
+
 def _ended(run_dir: Path, code: int, hint: str = "") -> int:
     """Says how the workers ended where they did not simply finish, and turns that into the exit code of `ngpt train`."""
     outcome = outcome_of(run_dir)
     if outcome is None and code == SIGNALLED_CODE:
         outcome = Outcome(SIGNALLED)
+    line, console = None, run_dir / CONSOLE_FILE
     if outcome is not None:  # a rank that leaves ends the others, whatever their codes then are
-        if outcome.line is not None:
-            print(f"ngpt train {outcome.line}", file=sys.stderr)
-        return outcome.exit_code
-    if code == INTERRUPTED:
-        print("ngpt train interrupted twice: the workers were killed; the same command goes on from the newest checkpoint", file=sys.stderr)
+        line, code = outcome.line, outcome.exit_code
+    elif code == INTERRUPTED:
+        record_interrupt(run_dir)
+        line = "interrupted twice: the workers were killed; the same command goes on from the newest checkpoint, if there is one"
     else:
-        print(f"ngpt train failed: {_cause(run_dir, code)}{hint}", file=sys.stderr)
-    return exit_code(code) or FAILURE
+        line, code = f"failed: {_cause(run_dir, code)}", exit_code(code) or FAILURE
+    if line is not None:
+        _log(console, f"ngpt train {line}")
+        print(f"ngpt train {line}{hint if line.startswith('failed') else ''}", file=sys.stderr)
+    return code
 
 
 def exit_code(code: int) -> int:
@@ -230,4 +229,4 @@ def _cause(run_dir: Path, code: int) -> str:
         if time.monotonic() > deadline:  # other machines' ranks are told of by their own launchers
             break
         time.sleep(0.1)
-    return cause(run_dir, failure) if failure else f"workers ended with exit code {code}"
+    return cause(run_dir, failure) if failure else f"what started the workers {describe_death(code)}"

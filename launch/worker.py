@@ -16,10 +16,11 @@ from pathlib import Path
 
 from launch.environment import current_world
 from launch.outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
-from launch.run_folder import join_lock, record_failure
+from launch.run_folder import join_locks, record_failure
 from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.lifetime import end_with_parent
+from ngpt.rollbacks import RefusedStep, RolledBack
 from ngpt.stopping import StopRequest
 
 USER_ERROR = 2
@@ -63,7 +64,7 @@ def train(config_path: Path) -> int:
         install_compat()
         from megatron_ext.training import run
 
-        session = run.train(config, rank, on_built=[lambda chunks: join_lock(run_dir)], stop_request=request)
+        session = run.train(config, rank, on_built=[lambda chunks: join_locks(config)], stop_request=request)
         if rank == 0:
             saves = config.checkpoint.save_at_end or config.checkpoint.interval is not None
             name = request.signal.name if request.signal else None
@@ -102,7 +103,8 @@ def _report_errors(body: Callable[[], None], run_dir: Path | None) -> int:
         raise
     except BaseException as error:  # torch's checkpoint errors are no Exception
         expected = isinstance(error, ConfigError)
-        print(error if expected else traceback.format_exc(), file=sys.stderr)
+        decided = expected or isinstance(error, RolledBack | RefusedStep)
+        print(error if decided else traceback.format_exc(), file=sys.stderr)
         if run_dir is not None:
             record_failure(run_dir, current_world().rank, error, time.time())
         return USER_ERROR if expected else FAILURE

@@ -20,6 +20,10 @@ class RolledBack(RuntimeError):
     """The run ends here and goes on from its newest checkpoint."""
 
 
+class RefusedStep(RuntimeError):
+    """The run stops before a step that must not be trained on."""
+
+
 def read_rollbacks(run_dir: Path) -> list[dict[str, Any]]:
     """Of the whole run, oldest first: from (step whose batch was refused), to (step of the checkpoint then), why, time.
 

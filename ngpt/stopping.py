@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# Under nohup the end of the terminal is no reason to leave: the processes of a run inherit that it is ignored.
+_HANGUP = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+STOP_SIGNALS = (signal.SIGTERM, *_HANGUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def block_stop_signals() -> set[signal.Signals]:

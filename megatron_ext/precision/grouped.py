@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from megatron_ext.precision.linear import LinearCall, add_product, adds_in_place, multiply, operand_dtype
-from ngpt.kernels.nvfp4_quantize import Operand, emulate
+from ngpt.kernels.nvfp4_quantize import emulate
 from ngpt.precision.quantize import STATIC_AMAX, QuantizerSpec, rounded_amax
+from ngpt.precision.tensor import Operand
 
 TOKEN_MULTIPLE = 32  # the largest block along tokens of all formats: MXFP8's
 
@@ -215,7 +216,7 @@ def _watch_backward(call: LinearCall, tokens: ExpertTokens, dy_TN: Tensor, weigh
     dy, weight, dtype = tokens.split(dy_TN)[expert], weights[expert], operand_dtype(dy_TN)
     dy_row, dy_col = emulate(dy, call.recipe.grad_output, seed=seed, dtype=dtype, counters=call.counters("grad_output", dy))
     _, w_col = emulate(weight, call.recipe.weight, rowwise=False, dtype=dtype, counters=call.counters("weight", dy))
-    call.watch.backward(dy, weight, dy_row, w_col, dy_col, Operand(tokens.split(x_col_TK)[expert], None))
+    call.watch.backward(dy, weight, dy_row, w_col, dy_col, Operand(tokens.split(x_col_TK)[expert], None, call.recipe.input.e4m3_bound))
 
 
 def _watched_expert(tokens: ExpertTokens) -> int:

@@ -15,10 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ngpt.kernels.nvfp4_quantize import Operand, emulate
+from ngpt.kernels.nvfp4_quantize import emulate
 from ngpt.precision.diagnostics import GemmWatch
-from ngpt.precision.gemm import alpha_of_amax
+from ngpt.precision.gemm import alpha_of_operands
 from ngpt.precision.recipe import Recipe
+from ngpt.precision.tensor import Operand
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class _EmulatedLinear(torch.autograd.Function):
         dtype = operand_dtype(x)
         x_row, x_col = emulate(whole_MK, recipe.input, columnwise=keeps_columnwise, dtype=dtype, counters=call.counters("input", x))
         w_row, _ = emulate(weight, recipe.weight, columnwise=False, dtype=dtype, counters=call.counters("weight", x))
-        y_MN = multiply(x_row.values, w_row.values.t(), _alpha(x_row, w_row), x.dtype)
+        y_MN = multiply(x_row.values, w_row.values.t(), alpha_of_operands(x_row, w_row), x.dtype)
         if call.watch:
             call.watch.forward(whole_MK, weight, x_row, w_row)
         ctx.call, ctx.shape = call, x.shape
@@ -78,13 +79,13 @@ class _EmulatedLinear(torch.autograd.Function):
         seed, counters = call.rounding_seed(), call.counters("grad_output", grad)
         dy_row, dy_col = emulate(dy_MN, recipe.grad_output, seed=seed, dtype=dtype, counters=counters)
         _, w_col = emulate(weight, recipe.weight, rowwise=False, dtype=dtype, counters=call.counters("weight", grad))
-        dx_MK = multiply(dy_row.values, w_col.values, _alpha(dy_row, w_col), grad.dtype)
+        dx_MK = multiply(dy_row.values, w_col.values, alpha_of_operands(dy_row, w_col), grad.dtype)
         if gathered is not None:
             gathering.wait()
         reducing, dx_MK = _reduce(dx_MK, call)
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            x_col = Operand(x, x_amax)
+            x_col = Operand(x, x_amax, recipe.input.e4m3_bound)
             if gathered is not None:
                 _, x_col = emulate(gathered, recipe.input, rowwise=False, dtype=dtype, counters=call.counters("input", grad))
             grad_weight = _weight_gradient(dy_col, x_col, weight, ctx.main_grad)
@@ -120,11 +121,6 @@ def operand_dtype(x: Tensor) -> torch.dtype:
     return torch.bfloat16 if x.is_cuda else torch.float32
 
 
-def _alpha(a: Operand, b: Operand) -> Tensor | None:
-    """fp32 [1] factor of the product, None where both operands hold their global scale already."""
-    return alpha_of_amax(a.global_amax, b.global_amax)
-
-
 def multiply(a: Tensor, b: Tensor, alpha: Tensor | None, dtype: torch.dtype) -> Tensor:
     """alpha * a b with an fp32 accumulator, rounded to `dtype` once."""
     if alpha is None and a.dtype == dtype:
@@ -150,7 +146,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 def _weight_gradient(dy: Operand, x: Operand, weight: Tensor, main_grad: Tensor | None) -> Tensor:
     """dw [N, K]: added to main_grad in fp32 where Megatron keeps one, else returned."""
-    alpha = _alpha(dy, x)
+    alpha = alpha_of_operands(dy, x)
     if not adds_in_place(weight, main_grad):
         return multiply(dy.values.t(), x.values, alpha, weight.dtype)
     if alpha is not None:

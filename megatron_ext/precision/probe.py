@@ -16,12 +16,12 @@ from torch.nn.functional import normalize
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from ngpt.config import compose
 from ngpt.findings import Finding, attempt
-from ngpt.kernels.nvfp4_quantize import Operand, emulate, quantize_packed
+from ngpt.kernels.nvfp4_quantize import emulate, quantize_packed
 from ngpt.precision import QuantizedTensor, QuantizerSpec, qgemm, quantize
 from ngpt.precision.check_golden import gemm_within_bound
 from ngpt.precision.philox import random_bits
 from ngpt.precision.recipe import Recipe, recipe_of
-from ngpt.precision.tensor import BLOCK, Direction
+from ngpt.precision.tensor import BLOCK, Direction, Operand
 
 BF16, EMULATED = "bf16", "nvfp4 emulated"
 NVFP4_RECIPES = ("nvfp4_paper", "nvfp4_nvidia", "nvfp4_static")
@@ -32,7 +32,6 @@ STANDARD_ERRORS = 5.0
 NOT_CLIPPED = 0.9  # of the block's amax
 NONZERO = 0.95  # of a gradient's elements
 BF16_ROUNDING = 2.0**-8
-GLOBAL_SCALE = 6 * 448
 # Of what `known_answer` quantises, by the quantiser that reproduces the golden vectors bit for bit.
 KNOWN_DIGEST = "a14035057f30ab8d"
 
@@ -122,7 +121,7 @@ def on_cpu(quantized: QuantizedTensor) -> QuantizedTensor:
 
 def differing_values(operand: Operand, expected: QuantizedTensor) -> int:
     """How many values of an emulated operand, with the scale it leaves to the product, are not those of the reference."""
-    wanted = expected.decode().double() * expected.global_amax.double() / GLOBAL_SCALE
+    wanted = expected.decode().double() * expected.decode_factor.cpu()
     return int((decoded(operand) != (wanted if expected.direction == "rowwise" else wanted.t())).sum())
 
 
@@ -188,8 +187,9 @@ def unclipped(x: Tensor, block_amax: Tensor) -> Tensor:
 
 def decoded(operand: Operand) -> Tensor:
     """fp64 values on the CPU, the global scale applied."""
+    factor = operand.decode_factor
     values = operand.values.cpu().double()
-    return values if operand.global_amax is None else values * operand.global_amax.cpu().double() / GLOBAL_SCALE
+    return values if factor is None else values * factor.cpu()
 
 
 def live_gradients(recipe: Recipe, device: torch.device) -> tuple[bool, str]:

@@ -7,6 +7,7 @@ from collections import Counter
 import torch
 import torch.distributed as dist
 
+from ngpt.config.sizes import last_low_precision_step
 from ngpt.precision.diagnostics import GemmWatch
 from ngpt.precision.recipe import Recipe
 from ngpt.precision.recorder import Diagnostics
@@ -30,7 +31,7 @@ class PrecisionState:
 
     def __init__(self, recipe: Recipe, seed: int, rank: int, steps: int, seeds_device: bool = False):
         self.recipe, self.seed, self.rank = recipe, seed, rank
-        self.last_low_precision_step = round(steps * (1 - recipe.bf16_tail))
+        self.last_low_precision_step = last_low_precision_step(steps, recipe.bf16_tail)
         self.step, self.seeds_device = 0, seeds_device
         self.diagnostics: Diagnostics | None = None  # of the step that runs, where it is watched
         self._backward_passes: Counter[int] = Counter()

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from megatron.training import global_vars
 from megatron.training.argument_utils import hybrid_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.arguments import add_megatron_arguments, parse_args, validate_args
 from megatron.training.config import PretrainConfigContainer
@@ -25,7 +26,8 @@ from ngpt.config import Config, ConfigError
 from ngpt.config.checkpoints import is_own, start_checkpoint
 from ngpt.config.pattern import cut_pattern, parse
 from ngpt.config.precision import takes_grouped_experts
-from ngpt.config.sizes import padded_vocab_size, pipeline_stages
+from ngpt.config.sizes import padded_vocab_size, pipeline_stages, wsd_decay_steps
+from ngpt.data.validation import evaluation_batches
 
 # Arguments set here that the pass-through group may still set otherwise: they choose how, not what, is computed.
 _SWITCHES = {
@@ -144,14 +146,13 @@ def _prediction(cfg: Config) -> dict[str, Any]:
 
 def _training(cfg: Config) -> dict[str, Any]:
     train, optim, schedule = cfg.train, cfg.optim, cfg.schedule
-    decay_steps = round(schedule.decay_fraction * train.steps) if schedule.decay == "wsd" else None
     return dict(
         micro_batch_size=train.micro_batch_size,
         global_batch_size=train.global_batch_size,
         train_iters=train.steps,
         seed=train.seed,
         eval_interval=train.eval_interval,
-        eval_iters=train.eval_steps,
+        eval_iters=evaluation_batches(cfg),
         exit_interval=train.stop_after,
         optimizer=optim.optimizer,
         lr=optim.lr,
@@ -165,7 +166,7 @@ def _training(cfg: Config) -> dict[str, Any]:
         lr_decay_iters=train.steps,
         lr_warmup_iters=schedule.warmup_steps,
         lr_wsd_decay_style=schedule.wsd_decay,
-        lr_wsd_decay_iters=decay_steps,
+        lr_wsd_decay_iters=wsd_decay_steps(cfg) or None,
         accumulate_allreduce_grads_in_fp32=cfg.precision.grad_reduce_in_fp32,
         deterministic_mode=cfg.debug.deterministic,
         calculate_per_token_loss=True,  # the loss is a mean over the step's tokens, also where a mask makes micro-batches unequal
@@ -303,6 +304,28 @@ def to_argv(values: dict[str, Any]) -> list[str]:
     return argv
 
 
+class ScalarTap:
+    """Stands where Megatron's loop has a TensorBoard writer, on the last rank: its scalars go to whoever puts a function here."""
+
+    def add_scalar(self, *_: Any, **__: Any) -> None:
+        """Replaced by the metrics of a training run; sampling drops scalars."""
+
+    def add_text(self, *_: Any, **__: Any) -> None:
+        """Megatron writes each of its 821 arguments; our resolved config is written by the metrics."""
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def _set_globals(args: argparse.Namespace) -> None:
+    """Megatron's globals, with a tap for its scalars in place of a writer of its own. The folder's name stays: profiles go beside it."""
+    folder, args.tensorboard_dir = args.tensorboard_dir, None
+    set_global_variables(args)
+    args.tensorboard_dir = folder
+    if folder and args.rank == args.world_size - 1:
+        global_vars._GLOBAL_TENSORBOARD_WRITER = ScalarTap()
+
+
 def setup_megatron(cfg: Config, backend: str, **overrides: Any) -> tuple[argparse.Namespace, PretrainConfigContainer]:
     """Validated arguments in Megatron's globals, and the container for `pretrain`.
 
@@ -317,7 +340,7 @@ def setup_megatron(cfg: Config, backend: str, **overrides: Any) -> tuple[argpars
     finally:
         sys.argv = command_line
     validate_args(args, {})
-    set_global_variables(args)
+    _set_globals(args)
     model = hybrid_config_from_args(args)
     plugin = PluginModelConfig(
         **{item.name: getattr(model, item.name) for item in dataclasses.fields(model)},

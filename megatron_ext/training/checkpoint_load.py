@@ -16,7 +16,8 @@ from ngpt.checkpoints.choice import RULE, Choice, choose, listing
 from ngpt.checkpoints.hashing import FileRecord
 from ngpt.checkpoints.manifest import Damage, Manifest
 from ngpt.config import Config, ConfigError
-from ngpt.config.checkpoints import check_same_model
+from ngpt.config.checkpoints import check_same_model, config_of
+from ngpt.config.kept_keys import check_kept_keys
 
 READING_THREADS = 4  # of a rank
 
@@ -73,7 +74,7 @@ def _load_checkpoint(cfg: Config, say: Callable[[str], None], upstream: Callable
     choice = choose_on_all_ranks(folder, cfg.checkpoint.fallback, cfg.checkpoint.verify)
     if choice is None:
         raise ConfigError(str(folder), "no checkpoint", RULE, "It was there when the run started: restore it")
-    from_rank_0(lambda: check_same_model(cfg, choice))
+    from_rank_0(lambda: _check(cfg, choice))
     if choice.note() is not None:
         print(choice.note())  # into Megatron's log
         if not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1:
@@ -85,6 +86,13 @@ def _load_checkpoint(cfg: Config, say: Callable[[str], None], upstream: Callable
         cause = next((repr(failure[0]) for failure in error.failures.values()), str(error))
         way_out = f"Restore it, or write the step of an earlier one into {Path(folder) / 'latest_checkpointed_iteration.txt'}"
         raise ConfigError(str(choice.folder), f"cannot be loaded: {cause}", RULE, way_out) from error
+
+
+def _check(cfg: Config, choice: Choice) -> None:
+    """The launcher has looked at the published checkpoint; this may be an older one."""
+    check_same_model(cfg, choice)
+    if not get_args().no_load_optim and (saved := config_of(choice)) is not None:
+        check_kept_keys(saved, cfg, choice.folder)
 
 
 @contextmanager

@@ -208,6 +208,7 @@ class CheckpointSaver:
     def _retain(self, newest: int) -> None:
         keep_last, keep_every = self.cfg.checkpoint.keep_last, self.cfg.checkpoint.keep_every
         try:
+            retention.give_up_later(self.folder, newest)
             superseded = retention.set_aside(self.folder, newest, keep_last, keep_every)
         except OSError as error:  # space is lost, nothing else
             self.say(f"note: old checkpoints stay: {error}")

@@ -22,6 +22,7 @@ from megatron_ext.training.sample_index import ContentKeyedDataset, DatasetBuild
 from ngpt.config import Config, ConfigError
 from ngpt.config.schema import DataSource
 from ngpt.data.manifest import split_of
+from ngpt.data.validation import evaluation_batches, evaluation_sequences
 
 
 class _DatasetTokenizer:
@@ -60,27 +61,54 @@ class MockDataset(Dataset):
         return sample
 
 
-def _blend(sources: list[DataSource]) -> tuple[list[str], list[float]] | None:
-    return ([source.path for source in sources], [source.weight for source in sources]) if sources else None
+class FilledDataset(Dataset):
+    """The first `size` sequences of a dataset, and behind them as many as fill the last batch, whose tokens do not count."""
+
+    def __init__(self, dataset: Dataset, size: int, filled_size: int):
+        self.dataset, self.size, self.filled_size = dataset, size, filled_size
+
+    def __len__(self) -> int:
+        return self.filled_size
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if index < self.size:
+            return self.dataset[index]
+        sample = self.dataset[0]
+        return sample | {"loss_mask": torch.zeros_like(sample["loss_mask"])}
 
 
-def build_datasets(cfg: Config, sizes: tuple[int, int], backend: str) -> tuple[Dataset, Dataset | None]:
-    """Training and validation datasets of `sizes` sequences (0: none), on every rank; rank 0 builds the sample indices first.
+def _blend(sources: list[DataSource], weighted: bool = True) -> tuple[list[str], list[float] | None]:
+    return [source.path for source in sources], [source.weight for source in sources] if weighted else None
 
-    Attention confined to the document reaches the local backend as a mask, Transformer Engine as the documents' boundaries.
+
+def build_datasets(cfg: Config, train_size: int, valid_size: int, backend: str) -> tuple[Dataset, Dataset | None]:
+    """Training and validation datasets of so many sequences (0: none), on every rank; rank 0 builds the sample indices first.
+
+    The order of validation sequences follows `train.eval_seed`. Attention confined to the document reaches the local backend as a mask,
+    Transformer Engine as the documents' boundaries.
     """
     as_mask = cfg.data.confine_attention and backend == "local"
     if cfg.data.mock:
         if cfg.data.confine_attention and not as_mask:
             raise ConfigError("data.mock", True, "mock documents are for the local backend", "Set data.confine_attention=false")
-        seq_length, vocab_size, seed = cfg.train.seq_length, cfg.model.vocab_size, cfg.train.seed
-        train, valid = (MockDataset(size, seq_length, vocab_size, seed + i, as_mask) for i, size in enumerate(sizes))
-        return train, valid if sizes[1] else None
+        seq_length, vocab_size = cfg.train.seq_length, cfg.model.vocab_size
+        train = MockDataset(train_size, seq_length, vocab_size, cfg.train.seed, as_mask)
+        return train, MockDataset(valid_size, seq_length, vocab_size, cfg.train.eval_seed + 1, as_mask) if valid_size else None
+    train = _prepared(cfg, 0, _blend(cfg.data.train), train_size, cfg.train.seed, as_mask)
+    if not valid_size:
+        return train, None
+    whole = cfg.train.eval_whole_split
+    blend = _blend(cfg.data.valid, weighted=not whole)  # without weights and size, Megatron takes each source once
+    return train, _prepared(cfg, 1, blend, None if whole else valid_size, cfg.train.eval_seed, as_mask)
+
+
+def _prepared(cfg: Config, split: int, blend: tuple, size: int | None, seed: int, as_mask: bool) -> Dataset:
+    """Megatron's dataset over prepared sources. `split`: 0 training, 1 validation."""
     tokenizer = split_of(cfg.data.train[0].path)[0].tokenizer
     config = GPTDatasetConfig(
-        random_seed=cfg.train.seed,
+        random_seed=seed,
         sequence_length=cfg.train.seq_length,
-        blend_per_split=[_blend(cfg.data.train), _blend(cfg.data.valid), None],
+        blend_per_split=[blend if index == split else None for index in range(3)],
         path_to_cache=cfg.data.cache_dir,
         tokenizer=_DatasetTokenizer(tokenizer.vocab_size, tokenizer.eod_id),
         reset_position_ids=cfg.data.reset_positions,
@@ -89,8 +117,8 @@ def build_datasets(cfg: Config, sizes: tuple[int, int], backend: str) -> tuple[D
         create_attention_mask=as_mask,
         inter_document_masking=cfg.data.confine_attention and not as_mask,
     )
-    train, valid, _ = DatasetBuilder(ContentKeyedDataset, [*sizes, 0], lambda: True, config).build()
-    return train, valid
+    sizes = [size if index == split else 0 for index in range(3)]
+    return DatasetBuilder(ContentKeyedDataset, sizes, lambda: True, config).build()[split]
 
 
 def _loader(dataset: Dataset, size: int, consumed: int, cfg: Config) -> DataLoader:
@@ -110,12 +138,13 @@ def make_iterators_provider(cfg: Config, backend: str):
 
     def provider(num_samples: tuple[int, int, int], vp_stage: int | None = None) -> tuple[Iterator, Iterator | None, None]:
         train_size = cfg.train.steps * cfg.train.global_batch_size
-        valid_size = cfg.train.eval_steps * cfg.train.global_batch_size if cfg.train.eval_steps and (cfg.data.valid or cfg.data.mock) else 0
-        train, valid = build_datasets(cfg, (train_size, valid_size), backend)
+        valid_size = evaluation_sequences(cfg)
+        train, valid = build_datasets(cfg, train_size, valid_size, backend)
         train_batches = iter(_loader(train, train_size, get_args().consumed_train_samples, cfg))
         if not valid_size:
             return train_batches, None, None
-        valid_loader = _loader(valid, valid_size, 0, cfg)
+        filled_size = evaluation_batches(cfg) * cfg.train.global_batch_size
+        valid_loader = _loader(FilledDataset(valid, valid_size, filled_size), filled_size, 0, cfg)
         return train_batches, itertools.chain.from_iterable(itertools.repeat(valid_loader)), None
 
     provider.is_distributed = True  # every rank builds its own

@@ -1,7 +1,9 @@
 """From Megatron's log scalars to metrics.jsonl, TensorBoard and the progress line.
 
 Megatron's loop reports each logged step by calling `add_scalar` on its TensorBoard writer, on the last rank. `MetricsRecorder` takes
-those calls, renames what we keep, adds what Megatron does not know, and writes one record a step.
+those calls, renames what we keep, adds what Megatron does not know or reports wrong (its learning rate is that of the next step), and
+writes one record a step. In TensorBoard figures have groups: train/, valid/, health/, precision/, and megatron/ for scalars that
+`megatron.log_*` asks for.
 """
 
 import math
@@ -11,24 +13,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from megatron.training import get_args
 from torch.utils.tensorboard import SummaryWriter
 
 from megatron_ext.training.step import LOSS_NAME
 from ngpt.analysis.metrics import MetricsWriter, truncate_after
 from ngpt.config import Config
+from ngpt.config.compose import to_yaml
 from ngpt.config.pattern import parse
-from ngpt.config.sizes import tokens_per_step
+from ngpt.config.sizes import last_low_precision_step, tokens_per_step, world_size
 
 VALIDATION_LOSS = f"{LOSS_NAME} validation"
 _STEP_TIME = "iteration-time"  # the last scalar of a logged step
 _NAMES = {
     LOSS_NAME: "train_loss",
     VALIDATION_LOSS: "val_loss",
-    "learning-rate": "learning_rate",
     "grad-norm": "grad_norm",
     _STEP_TIME: "step_time_s",
 }
+# Written by Megatron whatever is asked for, and not kept.
+_UNASKED = frozenset({"learning-rate", "batch-size", "skipped-train-samples"})
+_SWITCHES_OF_SCALARS = ("log_", "timing_log_level", "moe_per_layer_logging")
 # Megatron's name of each balancing loss; it reports more of them than are in use.
 _AUX_LOSSES = {"seq_aux_loss": "seq_load_balancing_loss", "aux_loss": "load_balancing_loss"}
 
@@ -37,14 +43,16 @@ class MetricsRecorder:
     """Collects one record a logged step and writes it when the step is complete. Lives on the last rank.
 
     Args:
-        flops_per_second_peak: of all GPUs of the run together, or None without a known GPU.
         flops_per_token: of a training step.
+        peaks: FLOP/s of one GPU for this model's products (in low precision, and in the high precision of a run's end), or None without a
+            known GPU.
         say: prints a line for a person.
     """
 
-    def __init__(self, cfg: Config, flops_per_token: float, flops_per_second_peak: float | None, say: Callable[[str], None]):
+    def __init__(self, cfg: Config, flops_per_token: float, peaks: tuple[float, float] | None, say: Callable[[str], None]):
         self.cfg, self.say = cfg, say
-        self.flops_per_token, self.peak = flops_per_token, flops_per_second_peak
+        self.flops_per_token, self.peaks = flops_per_token, peaks
+        self.passes_through = any(name.startswith(_SWITCHES_OF_SCALARS) for name in cfg.megatron)
         self.path = Path(cfg.run.dir) / "metrics.jsonl"
         aux_loss = _AUX_LOSSES.get(cfg.model.moe_aux_loss) if "E" in cfg.model.layer_pattern else None
         self.names = _NAMES | ({aux_loss: "aux_loss"} if aux_loss else {})  # without its coefficient: 1 where all experts are equally busy
@@ -68,10 +76,15 @@ class MetricsRecorder:
         self.started, self.start_step, self.written = time.monotonic(), start_step, start_step or None
         if self.cfg.logging.tensorboard:
             self.events = SummaryWriter(str(Path(self.cfg.run.dir) / "tensorboard"), purge_step=start_step + 1)
+            self.events.add_text("config", f"```yaml\n{to_yaml(self.cfg)}```", start_step)
 
     def add_scalar(self, name: str, value: float | torch.Tensor, step: int, *_, **__) -> None:
         """Megatron's call. Scalars that we do not keep are dropped."""
-        if name not in self.names or not self._is_logged(step):
+        if not self.is_logged(step):
+            return
+        if name not in self.names:
+            if self.passes_through and name not in _UNASKED and not name.endswith(" vs samples") and self.events is not None:
+                self.events.add_scalar(f"megatron/{name}", value, step)
             return
         if step == self.written:  # Megatron evaluates once more at the end: the same sequences, the same loss
             return
@@ -101,10 +114,10 @@ class MetricsRecorder:
         figures = {"step": step, "tokens": step * tokens_per_step(self.cfg)} | record
         if "step_time_s" in figures:
             figures["tokens_per_second"] = tokens_per_step(self.cfg) / figures["step_time_s"]
-            achieved = figures["tokens_per_second"] * self.flops_per_token
-            figures["mfu"] = achieved / self.peak if self.peak else None
-        if "train_loss" in figures:
-            figures["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            achieved = figures["tokens_per_second"] * self.flops_per_token / world_size(self.cfg)
+            figures["tflops_per_gpu"] = achieved / 1e12
+            in_tail = step > last_low_precision_step(self.cfg.train.steps, self.cfg.precision.bf16_tail)
+            figures["mfu"] = achieved / self.peaks[in_tail] if self.peaks else None
         if self.skipped_steps:
             figures["skipped_steps"] = self.skipped_steps
         for earlier in [s for s in self.extra if s <= step]:
@@ -118,8 +131,8 @@ class MetricsRecorder:
         self.written = step
         if self.events is not None:
             for name, value in figures.items():
-                if value is not None and name != "step":
-                    self.events.add_scalar(name, value, step)
+                if value is not None and (tag := tensorboard_tag(name)) is not None:
+                    self.events.add_scalar(tag, value, step)
             self.events.flush()
         worst = max(figures.get("worst_norm_deviation", 0.0), self.last.get("worst_norm_deviation", 0.0))
         self.last |= {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
@@ -136,7 +149,7 @@ class MetricsRecorder:
         if self.events is not None:
             self.events.close()
 
-    def _is_logged(self, step: int) -> bool:
+    def is_logged(self, step: int) -> bool:
         """Every interval, and the ends of a run: its first step carries the check of the norms, its last the result."""
         interval, eval_interval = self.cfg.logging.interval, self.cfg.train.eval_interval
         return step % interval == 0 or step % eval_interval == 0 or step in (self.start_step + 1, self.cfg.train.steps)
@@ -161,6 +174,31 @@ class MetricsRecorder:
             left = (time.monotonic() - self.started) * (steps - step) / (step - self.start_step)
             parts.append(f"ETA {duration(left)}")
         return " | ".join(parts)
+
+
+def memory_figures() -> dict[str, float]:
+    """Peaks of the allocator since the process started, and how often it had to free its cache to go on; of the rank that needs most.
+
+    Parallelism: every rank calls this together; three numbers are all-reduced.
+    """
+    stats = torch.cuda.memory_stats()
+    own = [torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30, stats.get("num_alloc_retries", 0)]
+    most = torch.tensor(own, dtype=torch.float64, device=torch.cuda.current_device())
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    allocated, reserved, retries = most.tolist()
+    return {"memory_gib": allocated, "memory_reserved_gib": reserved, "allocation_retries": int(retries)}
+
+
+def tensorboard_tag(name: str) -> str | None:
+    """The name of a figure of metrics.jsonl in TensorBoard; None where it has none there (steps, confidence bounds)."""
+    if name == "step" or name.endswith(("_lower", "_upper")):
+        return None
+    if "/" in name:
+        return name
+    if name == "worst_norm_deviation":
+        return f"health/{name}"
+    group = "valid" if name.startswith("val_") else "train"
+    return f"{group}/{name.removeprefix('val_').removeprefix('train_')}"
 
 
 def duration(seconds: float) -> str:

@@ -6,10 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core.enums import ModelType
+from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 from megatron.training import get_args, get_tensorboard_writer, pretrain
 
 from megatron_ext.compat.loop_marks import loop_marks
@@ -24,7 +26,7 @@ from megatron_ext.training.checkpoint_save import CheckpointSaver
 from megatron_ext.training.data import make_iterators_provider
 from megatron_ext.training.guard import StepGuard
 from megatron_ext.training.health import HiddenNormProbe, check_scale_names, health_figures
-from megatron_ext.training.metrics import MetricsRecorder
+from megatron_ext.training.metrics import MetricsRecorder, memory_figures
 from megatron_ext.training.step_policy import StepPolicy
 from megatron_ext.training.stop import Stopper
 from megatron_ext.training.summary import run_header, write_summary
@@ -33,7 +35,8 @@ from ngpt.checkpoints.choice import leftovers, listing
 from ngpt.config import Config
 from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
-from ngpt.estimate.hardware import gpu_of_device, peak_flops
+from ngpt.estimate.hardware import gpu_of_device
+from ngpt.estimate.peak import product_peaks
 from ngpt.precision.recipe import recipe_of
 from ngpt.rollbacks import read_rollbacks, resume_step
 from ngpt.stopping import StopRequest
@@ -61,9 +64,9 @@ class Session:
         self.precision = PrecisionState(recipe, cfg.train.seed, rank, cfg.train.steps, seeds_device=native_sr)
         # Transformer Engine multiplies fp32 matrices in TF32.
         dtype = "tf32" if (cfg.precision.dtype, backend) == ("fp32", "transformer_engine") else cfg.precision.dtype
-        peak = peak_flops(cfg.cluster.gpu or gpu_of_device(torch.cuda.get_device_name()), dtype)
-        total_peak = peak * world_size(cfg) if peak else None
-        self.recorder = MetricsRecorder(cfg, training_flops_per_token(cfg.model, cfg.train.seq_length), total_peak, say)
+        peaks = product_peaks(cfg, cfg.cluster.gpu or gpu_of_device(torch.cuda.get_device_name()), dtype, native=executor == "native")
+        self.recorder = MetricsRecorder(cfg, training_flops_per_token(cfg.model, cfg.train.seq_length), peaks, say)
+        self.optimizer: Any = None
         self.hook: RetractionHook | None = None
         self.step: int | None = None  # the newest that this process trained
         self.checked = False
@@ -80,6 +83,11 @@ class Session:
         self.guard.attach(chunks, self.policy)
         self.hook = RetractionHook(chunks, self.after_step)
         check_scale_names(chunks)
+
+    def attach_optimizer(self, optimizer: Any) -> None:
+        """Called with Megatron's optimizer once it is built."""
+        self.optimizer = optimizer
+        self.policy.attach_optimizer(optimizer)
 
     def forward_step(self, batches: Iterator, model: torch.nn.Module) -> tuple:
         """Megatron's forward step, with the step told to the low-precision linears."""
@@ -103,6 +111,7 @@ class Session:
             if self.start_deviation is None:  # asked once for each virtual pipeline stage
                 self._go_on_behind_rollbacks()
             writer = get_tensorboard_writer()
+            self.recorder.start_step = get_args().iteration
             if writer is not None and self.recorder.writer is None:
                 self.recorder.open(get_args().iteration)
                 writer.add_scalar = self.recorder.add_scalar
@@ -147,6 +156,7 @@ class Session:
         if self.cfg.model.architecture == "ngpt" and (due or not self.checked):
             figures["worst_norm_deviation"] = self._check_norms()
             self.checked = True
+        figures |= self._figures_of_loop(step)
         if due:
             figures |= health_figures(self.chunks, self.hook.parameters, self.probe.drain()) | self.precision.figures()
             figures |= self.guard.stragglers.watch.figures()
@@ -154,11 +164,20 @@ class Session:
             self.recorder.add_health(step, figures)
         self.probe.active = self._health_due(step + 1)
 
+    def _figures_of_loop(self, step: int) -> dict[str, float]:
+        """What Megatron reports wrong or of one rank only; {} where the step is not logged. Called before the schedule moves on."""
+        if not self.recorder.is_logged(step):
+            return {}
+        rate = get_canonical_lr_for_logging(self.optimizer.param_groups)
+        return memory_figures() | ({} if rate is None else {"learning_rate": rate})
+
     def after_skipped_step(self) -> None:
         """In place of `after_step` where a step is left out: there is no step of the optimizer to look at."""
         self.step = get_args().curr_iteration + 1
         self.guard.progress.end_step()
         self.recorder.skipped_steps += 1
+        if figures := self._figures_of_loop(self.step):
+            self.recorder.add_health(self.step, figures)
         self.probe.drain()
         self.probe.active = self._health_due(self.step + 1)
 
@@ -229,7 +248,7 @@ def train(
         status = "failed"
         try:
             provider = session.provide_data(make_iterators_provider(cfg, backend))
-            marks = loop_marks(guard.progress, lambda optimizer: session.policy.attach_optimizer(optimizer))
+            marks = loop_marks(guard.progress, session.attach_optimizer)
             saving = CheckpointSaver(cfg, say).installed()
             with session.stopper.installed(), checked_loading(cfg, say), saving, marks:  # the marks around what the others do
                 pretrain(container, provider, ModelType.encoder_or_decoder, session.forward_step)
@@ -241,7 +260,8 @@ def train(
                 raise RuntimeError(words) from leaving
             status = "stopped"
             if is_last:
-                say(f"stopped after step {session.step}; the same command continues from the newest checkpoint")
+                asked = "as train.stop_after asks; a later one, or none, continues" if not session.stopper.agreed else "as a signal asks"
+                say(f"stopped after step {session.step} {asked}")
         finally:
             session.close()
             session.status = "signalled" if session.stopper.agreed and status == "stopped" else status

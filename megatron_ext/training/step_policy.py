@@ -19,14 +19,10 @@ from megatron_ext.training.collective import from_rank_0
 from megatron_ext.training.nonfinite import NonFiniteMonitor, describe_findings, in_samples
 from ngpt.config import Config, ConfigError
 from ngpt.config.checkpoints import newest_step
-from ngpt.rollbacks import RolledBack, read_rollbacks, record_rollback, refusal
+from ngpt.rollbacks import RefusedStep, RolledBack, read_rollbacks, record_rollback, refusal
 from ngpt.spikes import SpikeDetector
 
 MOST_SKIPPED_IN_A_ROW = 10  # then it is not the batch
-
-
-class RefusedStep(RuntimeError):
-    """The run stops before a step that must not be trained on."""
 
 
 class StepPolicy:

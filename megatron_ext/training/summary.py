@@ -12,14 +12,17 @@ import torch
 
 from megatron_ext.device import on_gpu
 from megatron_ext.training.bridge import has_grouped_experts
+from ngpt.checkpoints.choice import Choice
 from ngpt.config import Config
 from ngpt.config.checkpoints import start_checkpoint
 from ngpt.config.linears import block_linears, quantized_linears
-from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, tokens_per_step
+from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, tokens_per_step, wsd_decay_steps
 from ngpt.data.entropy import ngram_bits_per_byte
 from ngpt.data.indexed import IndexedReader
 from ngpt.data.manifest import split_of
+from ngpt.data.validation import evaluation_sequences, repeats
 from ngpt.estimate.counts import count_parameters, training_flops_per_token
+from ngpt.kernels.rows import MAX_WIDTH
 from ngpt.precision.recipe import recipe_of
 from ngpt.progress import write_json
 
@@ -46,17 +49,48 @@ def run_header(cfg: Config, backend: str, executor: str, args: argparse.Namespac
         f"data {data_parallel_size(cfg)} ({optimizer}), recompute {parallel.recompute}",
         f"  {cfg.train.steps} steps of {cfg.train.global_batch_size} sequences x {cfg.train.seq_length} tokens = "
         f"{cfg.train.steps * tokens_per_step(cfg):,} tokens, {micro_batches_per_step(cfg)} micro-batches a step",
-        f"  continues from {args.load}, step {start_checkpoint(cfg).step}"
-        if args.load
-        else "  starts from random weights",
+        *schedule_lines(cfg),
+        *evaluation_lines(cfg),
+        start_line(args, start_checkpoint(cfg)),
     ]
+
+
+def schedule_lines(cfg: Config) -> list[str]:
+    """A note where the run is too short for its schedule to decay: the first step of wsd's decay still has the whole rate."""
+    decay = wsd_decay_steps(cfg)
+    if cfg.schedule.decay != "wsd" or decay > 1:
+        return []
+    left = f"schedule.decay_fraction={cfg.schedule.decay_fraction:g} leaves {decay} of {cfg.train.steps} steps to the decay"
+    return [f"note: {left}: the rate does not fall"]
+
+
+def evaluation_lines(cfg: Config) -> list[str]:
+    """How much text is evaluated, with a note where it repeats; [] without evaluation."""
+    sequences = evaluation_sequences(cfg)
+    if not sequences:
+        return []
+    what = "the whole of data.valid, " if cfg.train.eval_whole_split else ""
+    return [f"  evaluates {what}{sequences:,} sequences every {cfg.train.eval_interval} steps", *repeats(cfg)]
+
+
+def start_line(args: argparse.Namespace, start: Choice | None) -> str:
+    """What the first step starts from."""
+    if start is None or not args.load:
+        return "  starts from random weights"
+    if args.finetune:
+        return f"  starts at step 1 from the weights of {args.load}, step {start.step}; optimizer, schedule and data start anew"
+    return f"  continues from {args.load}, step {start.step}"
 
 
 def row_operations(cfg: Config, backend: str) -> str:
     """What runs the operations on rows of activations, those of `ngpt.functional` or the control's norm."""
     if cfg.model.architecture == "gpt":
         return f"RMSNorm {'Transformer Engine' if backend == 'transformer_engine' else 'eager torch'}"
-    return f"normalisation, residual step and scales {'Triton kernels' if on_gpu() else 'eager torch'}"
+    if not on_gpu():
+        return "normalisation, residual step and scales eager torch"
+    widths = {cfg.model.hidden_size, *(width for linear in block_linears(cfg) for width in (linear.in_features, linear.out_features))}
+    wide = ", ".join(f"{width:,}" for width in sorted(widths) if width > MAX_WIDTH)
+    return "normalisation, residual step and scales Triton kernels" + (f", but eager torch for rows of {wide} features" if wide else "")
 
 
 def precision_lines(cfg: Config, backend: str, executor: str) -> list[str]:

@@ -9,6 +9,7 @@ from ngpt.checkpoints.choice import folder_of, listing
 from ngpt.checkpoints.manifest import Manifest
 
 DELETING = ".deleting"
+GIVEN_UP = "given_up"
 
 
 def superseded(steps: Iterable[int], newest: int, keep_last: int | None, keep_every: int | None) -> list[int]:
@@ -16,7 +17,7 @@ def superseded(steps: Iterable[int], newest: int, keep_last: int | None, keep_ev
 
     Args:
         steps: Of the checkpoints that are there.
-        newest: The published one; it stays, and so do later ones, which belong to a future that was given up by hand.
+        newest: The published one; it stays.
         keep_last: How many of the newest stay; None: all.
         keep_every: Multiples of it stay always; None: none for that reason.
     """
@@ -25,6 +26,19 @@ def superseded(steps: Iterable[int], newest: int, keep_last: int | None, keep_ev
     past = sorted(step for step in set(steps) | {newest} if step <= newest)
     old = past[:-keep_last]
     return [step for step in old if keep_every is None or step % keep_every]
+
+
+def give_up_later(folder: Path, newest: int) -> None:
+    """Moves checkpoints of later steps than the one just published to `given_up/`: somebody went back by hand, and what was trained
+    beyond must not be taken for the newest of this run. Nothing is removed."""
+    for step in listing(folder).steps:
+        if step > newest:
+            aside = folder / GIVEN_UP
+            aside.mkdir(exist_ok=True)
+            path, number = folder_of(folder, step), 0
+            while (target := aside / (path.name + (f".{number}" if number else ""))).exists():
+                number += 1
+            path.rename(target)
 
 
 def set_aside(folder: Path, newest: int, keep_last: int | None, keep_every: int | None) -> list[Path]:

@@ -84,6 +84,27 @@ def check_same_model(config: Config, choice: Choice) -> None:
         raise ConfigError("checkpoint.load", f"{got} ({listed(changes)})", "a run starts from weights of its own model", way_out)
 
 
+def config_of(choice: Choice) -> Config | None:
+    """The config that a checkpoint was saved with; None for one from before checkpoints carried it, or whose own is damaged: whoever
+    loads it finds that."""
+    source = choice.folder / CONFIG_FILE
+    try:
+        return load(source) if source.exists() else None
+    except ConfigError:
+        return None
+
+
+def check_unmixed(config: Config) -> None:
+    """Refuses a run that starts anew among another run's checkpoints and metrics: they would be mixed, and the metrics lost.
+
+    Raises:
+        ConfigError: checkpoint.resume=false, and the folder holds checkpoints.
+    """
+    if not config.checkpoint.resume and has_checkpoint(config.checkpoint.dir):
+        rule = f"{config.checkpoint.dir} holds checkpoints, and what starts anew would mix with them"
+        raise ConfigError("checkpoint.resume", False, rule, "Give the new run a name of its own, run.name=..., or remove the folder")
+
+
 def is_own(config: Config, choice: Choice) -> bool:
     """Whether the checkpoint is of the run itself, and not of `checkpoint.load`."""
     return choice.folder.parent == Path(config.checkpoint.dir)

@@ -15,6 +15,7 @@ from ngpt.config.sizes import (
     pipeline_stages,
     round_up,
     world_size,
+    wsd_decay_steps,
 )
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
@@ -181,7 +182,7 @@ def check_optimizer(cfg: Config) -> Iterator[ConfigError]:
 def check_schedule(cfg: Config) -> Iterator[ConfigError]:
     """Everything counted in steps fits into the run."""
     train, schedule, debug = cfg.train, cfg.schedule, cfg.debug
-    decay = int(train.steps * schedule.decay_fraction) if schedule.decay == "wsd" else 0
+    decay = wsd_decay_steps(cfg)
     if schedule.warmup_steps + decay >= train.steps + (decay > 0):
         rule = f"Warm-up {schedule.warmup_steps} and decay {decay} must fit into train.steps {train.steps}"
         yield ConfigError("schedule.warmup_steps", schedule.warmup_steps, rule, "Shorten the warm-up or raise train.steps")
@@ -209,9 +210,15 @@ def check_data(cfg: Config) -> Iterator[ConfigError]:
     if not data.mock and not data.train:
         way_out = "Choose data=NAME, or set 'data.train=[{path: data/x/train, weight: 1}]' to what `ngpt data prepare` wrote"
         yield ConfigError("data.train", "Empty", "A run needs text", way_out)
-    if not data.mock and not data.valid and cfg.train.eval_steps:
+    evaluates = cfg.train.eval_steps or cfg.train.eval_sequences or cfg.train.eval_whole_split
+    if not data.mock and not data.valid and evaluates:
         rule = f"train.eval_steps {cfg.train.eval_steps} needs validation data"
         yield ConfigError("data.valid", "Empty", rule, "Set data.valid, or train.eval_steps=0")
+    if data.mock and cfg.train.eval_whole_split:
+        yield ConfigError("train.eval_whole_split", True, "Mock tokens have no end", "Set train.eval_sequences")
+    if cfg.train.eval_whole_split and cfg.train.eval_sequences is not None:
+        rule = "train.eval_whole_split=true reads every sequence"
+        yield ConfigError("train.eval_sequences", cfg.train.eval_sequences, rule, "Leave one of the two out")
     if data.reset_positions and not data.confine_attention:
         rule = "Rotary positions are relative: restarting them says nothing while attention crosses documents"
         yield ConfigError("data.reset_positions", True, rule, "Set data.confine_attention=true, or data.reset_positions=false")

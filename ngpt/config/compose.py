@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -21,6 +20,7 @@ import ngpt
 from ngpt.config.checks import validate
 from ngpt.config.errors import ConfigError, ConfigErrors
 from ngpt.config.megatron_keys import REFUSED_LATER
+from ngpt.config.overrides import accepted, numbers_for_text
 from ngpt.config.resolve import resolve
 from ngpt.config.schema import Config
 from ngpt.config.translate import leaf_types, section_error, translate
@@ -66,7 +66,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
         ConfigError: An unknown key or option, a wrong type, a missing value or an impossible combination.
     """
     shipped = config_dir()
-    arguments = [_search_path(shipped, config_dirs), *map(_accepted_override, overrides)]
+    arguments = [_search_path(shipped, config_dirs), *map(accepted, overrides)]
     try:
         with initialize_config_dir(str(shipped), version_base="1.3"):
             composed = hydra_compose("config", overrides=arguments, return_hydra_config=True)
@@ -95,12 +95,17 @@ def load(path: Path) -> Config:
         raise ConfigError(str(path), "No such file", "A run folder holds its config", "Give the config.yaml of a run") from None
     except (yaml.YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(str(path), error, "Must be a readable YAML file", "Restore it or start a new run") from error
+    if not loaded:
+        way_out = "Restore it: checkpoints/iter_*/config.yaml and launches/ of a run folder hold copies; or start a new run"
+        raise ConfigError(str(path), "Empty", "Must hold the sections of a config", way_out)
     if not isinstance(loaded, DictConfig):
         raise ConfigError(str(path), "Not a mapping", "Must hold the sections of a config", "Restore it or start a new run")
     try:
         sections = OmegaConf.to_container(loaded)
         if isinstance(sections.get("megatron"), dict):
             sections["megatron"] = {name: value for name, value in sections["megatron"].items() if name not in REFUSED_LATER}
+        if errors := numbers_for_text(sections):
+            raise ConfigErrors(errors)
         return _finish(sections, config_dir())
     except ConfigError as error:
         # The file is at fault, not a command line: cut off in its middle, changed by hand, or of another version.
@@ -158,20 +163,15 @@ def _missing(key: str, shipped: Path) -> ConfigError:
     return ConfigError(key, "Not set", "Has no default", way_out)
 
 
-def _accepted_override(override: str) -> str:
-    """Lets `megatron.NAME=VALUE` add a key (that group is open, as is cluster.environment) and refuses settings of Hydra
-    itself, which have no effect here."""
-    key = override.lstrip("+~")
-    if re.match(r"hydra\b", key):
-        way_out = "Leave it out; run.dir names the run folder"
-        raise ConfigError(override.split("=")[0], override, "Hydra only composes the config here", way_out)
-    return f"++{key}" if key.startswith(("megatron.", "megatron=", "cluster.environment.")) and not override.startswith("~") else override
-
-
 def _check_file(path: Path) -> None:
     """Any file of a --config-dir may be read by Hydra."""
     try:
         check_yaml(path)
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+        in_root = "@package _global_" in text.partition("\n")[0]
+        if isinstance(content, dict) and (errors := numbers_for_text(content if in_root else {path.parent.name: content})):
+            raise ConfigErrors([ConfigError(f"{path}: {error.path}", error.got, error.rule, error.way_out) for error in errors])
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), error, "Must be a readable YAML file", "Correct or remove it") from error
 

@@ -33,6 +33,16 @@ def tokens_per_step(cfg: Config) -> int:
     return cfg.train.global_batch_size * cfg.train.seq_length
 
 
+def wsd_decay_steps(cfg: Config) -> int:
+    """Steps of wsd's decay at the end of the run."""
+    return round(cfg.schedule.decay_fraction * cfg.train.steps) if cfg.schedule.decay == "wsd" else 0
+
+
+def last_low_precision_step(steps: int, bf16_tail: float) -> int:
+    """The last of a run's steps before the tail that trains in high precision."""
+    return round(steps * (1 - bf16_tail))
+
+
 def pipeline_stages(cfg: Config) -> int:
     """Model chunks over all pipeline ranks; virtual pipelining puts several on a rank."""
     return cfg.parallel.pipeline * (cfg.parallel.virtual_pipeline or 1)

@@ -18,7 +18,7 @@ _POSITIVE = """
     parallel.tensor parallel.pipeline parallel.virtual_pipeline parallel.expert parallel.expert_tensor parallel.context
     parallel.recompute_num_layers cluster.nodes cluster.gpus_per_node cluster.cpus_per_task cluster.save_time_s cluster.hang_timeout_s
     logging.interval logging.health_interval checkpoint.interval checkpoint.keep_last checkpoint.keep_every
-    train.micro_batch_size train.global_batch_size train.steps train.seq_length
+    train.micro_batch_size train.global_batch_size train.steps train.seq_length train.eval_sequences
     train.eval_interval train.spike_threshold train.max_rollbacks train.stop_after debug.norm_tolerance debug.profile_start
 """.split()
 _NOT_NEGATIVE = """
@@ -34,6 +34,7 @@ _FRACTIONS = {  # key: (does the range hold this value, the range in words)
     "precision.bf16_tail": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "logging.straggler_ratio": (lambda value: value is None or value > 1, "above 1"),
     "train.seed": (lambda value: 0 < value < 2**31, "from 1 to 2147483647"),  # Megatron adds ranks to it
+    "train.eval_seed": (lambda value: 0 <= value < 2**31, "from 0 to 2147483647"),
     "cluster.rendezvous_port": (lambda value: value is None or 0 < value < 65536, "a port, 1 to 65535"),
 }
 _AMAX = ("dynamic", "dynamic_pow2", "static")

@@ -15,18 +15,19 @@ from ngpt.data.files import atomic_write, progress
 from ngpt.data.indexed import bin_path, dtype_for, idx_path, write_indexed
 from ngpt.data.manifest import SPLITS, Manifest, SourceInfo, SplitInfo
 from ngpt.data.plan import TOKENIZER, parse_split
+from ngpt.data.readers import shortened
 from ngpt.data.tokenizers import describe, from_config
 
 
-def assemble(out: Path, job: Job, infos: Sequence[SourceInfo], options: dict[str, Any], count: int) -> Manifest:
-    """Join `count` shards into the splits and write the manifest.
+def assemble(out: Path, job: Job, infos: Sequence[SourceInfo], options: dict[str, Any], count: int, notes: list[str]) -> Manifest:
+    """Join `count` shards into the splits and write the manifest, `notes` in it.
 
     Raises:
         ConfigError: No documents at all, or none for a split that has a share.
     """
     headers = [load_header(shard_path(job.folder, index)) for index in range(count)]
-    sources = _with_counts(infos, [counts for _, counts in headers])
-    text_bytes = [sizes for sizes, _ in headers]
+    sources = _with_counts(infos, [counts for _, counts, _ in headers])
+    text_bytes = [sizes for sizes, _, _ in headers]
     members = split_documents(text_bytes, options["split"])
     _refuse_empty(job, sources, members, options["split"])
     tokenizer = from_config(job.tokenizer)
@@ -60,7 +61,8 @@ def assemble(out: Path, job: Job, infos: Sequence[SourceInfo], options: dict[str
         with atomic_write(out / TOKENIZER) as stream:
             stream.write(tokenizer.path.read_bytes())
         vocabulary = TOKENIZER
-    manifest = Manifest(describe(tokenizer, vocabulary), sources, splits, dtype.name, options)
+    notes = [*notes, *tokenizer.notes, *_dropped_note(sum((dropped for _, _, dropped in headers), Counter[str]()))]
+    manifest = Manifest(describe(tokenizer, vocabulary), sources, splits, dtype.name, options, notes)
     manifest.save(out)
     return manifest
 
@@ -97,6 +99,14 @@ def _with_counts(infos: Sequence[SourceInfo], counts: Sequence[Counts]) -> list[
             documents[source] += taken
             skipped[source].update(reasons)
     return [replace(info, documents=documents[index], skipped=dict(sorted(skipped[index].items()))) for index, info in enumerate(infos)]
+
+
+def _dropped_note(dropped: Counter[str]) -> list[str]:
+    if not dropped:
+        return []
+    most_first = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+    examples = shortened([f"{character!r} x {count:,}" for character, count in most_first])
+    return [f"the tokenizer has no token for {dropped.total():,} characters of the text and drops them: {examples}"]
 
 
 def _refuse_empty(job: Job, sources: Sequence[SourceInfo], members: Sequence[np.ndarray], split: str) -> None:

@@ -2,14 +2,19 @@
 
 import argparse
 import errno
+import io
+import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
 from ngpt.data.fetch import DATASETS, fetch, raw_path
-from ngpt.data.manifest import Manifest
+from ngpt.data.manifest import NAME, Manifest
 from ngpt.data.plan import Options
 from ngpt.data.readers import DOCUMENTS
 from ngpt.data.verify import verify_deep
@@ -23,19 +28,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a data command.
 
     Returns:
-        0; 2 for a user's error or a full disk, which is printed on stderr; 130 after Ctrl-C.
+        0; 2 for a user's error, a full disk or a path that the system refuses, printed on stderr; 130 after Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text at all; stderr does so anyway
     try:
         return arguments.run(arguments)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return USAGE_ERROR
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and error.filename is None:
             raise
-        room = "Make room there: finished work is kept, and the same command continues"
-        print(f"{error.filename}: {error.strerror}. {room}", file=sys.stderr)
+        way_out = "Make room there" if full else "Correct this"
+        print(
+            f"{error.filename or 'A disk'}: {error.strerror}. {way_out}: finished work is kept, and the same command continues",
+            file=sys.stderr,
+        )
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("\nInterrupted. Finished work is kept: the same command continues.", file=sys.stderr)
@@ -118,9 +129,10 @@ def _tokenizer(arguments: argparse.Namespace) -> TokenizerConfig:
     given = {"path": arguments.tokenizer_path, "vocab_size": arguments.vocab_size}
     given = {key: value for key, value in given.items() if value is not None}
     try:
-        return OmegaConf.to_object(OmegaConf.merge(TokenizerConfig, OmegaConf.load(found[0]), given))
+        config = OmegaConf.to_object(OmegaConf.merge(TokenizerConfig, OmegaConf.load(found[0])))
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(str(found[0]), error, "It must hold a tokenizer's config", "Correct it") from error
+    return replace(config, **given)
 
 
 def _input(given: str, root: Path) -> Path:
@@ -135,7 +147,8 @@ def _input(given: str, root: Path) -> Path:
 def _default_out(inputs: Sequence[Path], tokenizer: TokenizerConfig) -> Path:
     if len(inputs) > 1:
         raise ConfigError("--out", "not given", "Several inputs have no name in common", "Name the folder to write")
-    name = inputs[0].name if inputs[0].is_dir() else inputs[0].name.split(".")[0]
+    path = Path(os.path.abspath(inputs[0]))  # "." has no name
+    name = path.name if path.is_dir() else path.name.split(".")[0]
     return ROOT / f"{name}_{tokenizer.name}"
 
 
@@ -144,17 +157,31 @@ def _print_result(out: Path, manifest: Manifest) -> None:
 
     for line in data_lines(out, samples=0, characters=0):
         print(line)
-    sources = " ".join(f"'data.{name}=[{{path: {out / name}}}]'" for name in manifest.splits if name != "test")
     tokenizer = manifest.tokenizer
-    size = f" tokenizer.vocab_size={tokenizer.vocab_size}" if tokenizer.kind == "bpe" else ""
+    words = [f"data.{name}=[{{path: {_in_override(str(out / name))}}}]" for name in manifest.splits if name != "test"]
+    words.append(f"tokenizer={tokenizer.name}")
+    words += [f"tokenizer.vocab_size={tokenizer.vocab_size}"] if tokenizer.kind == "bpe" else []
+    words += [f"tokenizer.path={_uninterpolated(str(out / 'tokenizer.json'))}"] if tokenizer.kind == "huggingface" else []
     print(f"{out / 'manifest.json'} is written. To train on it, in a model whose vocabulary holds {tokenizer.vocab_size:,} entries:")
-    print(f"  ngpt train ... data.mock=false {sources} tokenizer={tokenizer.name}{size}")
+    print(f"  ngpt train ... data.mock=false {shlex.join(words)}")
+
+
+def _in_override(path: str) -> str:
+    """A path inside a list on the command line, in quotes where Hydra's grammar needs them."""
+    from ngpt.config.overrides import quoted  # Hydra: slow to import
+
+    return path if re.fullmatch(r"[\w./+-]*[A-Za-z_/][\w./+-]*", path, re.ASCII) else quoted(_uninterpolated(path))
+
+
+def _uninterpolated(text: str) -> str:
+    """`${...}` in a name is no interpolation."""
+    return text.replace("${", "\\${")
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from ngpt.data.inspect import blend_lines, data_lines, prefixes_of
 
-    paths = [Path(given) for given in arguments.what if "=" not in given]
+    paths = [Path(given) for given in arguments.what if _is_path(given)]
     if paths and len(paths) < len(arguments.what):
         raise ConfigError("ngpt data inspect", " ".join(arguments.what), "Either paths or overrides (key=value)", "Give one sort of them")
     if paths:
@@ -172,6 +199,18 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.deep and not config.data.mock:
         _compare_all_bytes([source.path for source in (*config.data.train, *config.data.valid)])
     return 0
+
+
+def _is_path(given: str) -> bool:
+    """Whether a word is a path, not an override; a path with an equals sign is told by its beginning or by what is there."""
+    folder = os.path.dirname(given)
+    return (
+        "=" not in given
+        or given.startswith(("/", "."))
+        or os.path.exists(given)
+        or bool(folder)
+        and os.path.isfile(os.path.join(folder, NAME))
+    )
 
 
 def _compare_all_bytes(prefixes: Sequence[Path | str]) -> None:

@@ -47,6 +47,7 @@ class Shard:
     lengths: np.ndarray  # int64, tokens of each document
     text_bytes: np.ndarray  # int64, UTF-8 bytes of each document's text
     counts: Counts
+    dropped: Counter[str]  # characters of the texts that the tokenizer has no token for
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -87,7 +88,8 @@ def encode_records(records: Sequence[Record], job: Job, tokenizer: Tokenizer) ->
     """Decode and tokenize records.
 
     Raises:
-        ConfigError: A record that cannot be used, when `job.strict`; a document of more than 2**31 - 1 tokens.
+        ConfigError: A record that cannot be used, when `job.strict`, or that the tokenizer cannot encode; a document of more than
+            2**31 - 1 tokens.
     """
     dtype = dtype_for(tokenizer.vocab_size)
     tokens: list[np.ndarray] = [np.zeros(0, dtype)]
@@ -95,6 +97,7 @@ def encode_records(records: Sequence[Record], job: Job, tokenizer: Tokenizer) ->
     text_bytes: list[int] = []
     taken: Counter[int] = Counter()
     skipped: dict[int, Counter[str]] = {record.source: Counter() for record in records}
+    dropped = Counter[str]()
     end = np.array([tokenizer.eod_id], dtype)
     for record in records:
         source = job.sources[record.source]
@@ -107,7 +110,11 @@ def encode_records(records: Sequence[Record], job: Job, tokenizer: Tokenizer) ->
                 raise ConfigError(place, str(skip), "--strict allows no skipped record", "Repair it, or prepare without --strict") from None
             skipped[record.source][str(skip)] += 1
             continue
-        document = tokenizer.encode(text)
+        try:
+            document = tokenizer.encode(text)
+        except ConfigError as error:
+            raise ConfigError(error.path, f"{place}: {error.got}", error.rule, error.way_out) from error
+        dropped += tokenizer.dropped(text)
         if len(document) >= MAX_DOCUMENT_TOKENS:
             raise ConfigError(place, f"{len(document)} tokens", "The format holds 2**31 - 1 in a document", "Split the document")
         tokens += [document.astype(dtype), end]
@@ -115,14 +122,14 @@ def encode_records(records: Sequence[Record], job: Job, tokenizer: Tokenizer) ->
         text_bytes.append(size)
         taken[record.source] += 1
     counts: Counts = {source: (taken[source], dict(reasons)) for source, reasons in skipped.items()}
-    return Shard(np.concatenate(tokens), np.array(lengths, np.int64), np.array(text_bytes, np.int64), counts)
+    return Shard(np.concatenate(tokens), np.array(lengths, np.int64), np.array(text_bytes, np.int64), counts, dropped)
 
 
 def save_shard(path: Path, shard: Shard) -> None:
     """Write a shard; it is there whole or not at all."""
-    counts = np.frombuffer(json.dumps(shard.counts).encode(), np.uint8)
+    counts, dropped = (np.frombuffer(json.dumps(part).encode(), np.uint8) for part in (shard.counts, shard.dropped))
     with atomic_write(path) as stream:
-        np.savez(stream, tokens=shard.tokens, lengths=shard.lengths, text_bytes=shard.text_bytes, counts=counts)
+        np.savez(stream, tokens=shard.tokens, lengths=shard.lengths, text_bytes=shard.text_bytes, counts=counts, dropped=dropped)
 
 
 def load_shard(path: Path) -> Shard:
@@ -131,15 +138,16 @@ def load_shard(path: Path) -> Shard:
         return Shard(arrays["tokens"], arrays["lengths"], *_header(arrays))
 
 
-def load_header(path: Path) -> tuple[np.ndarray, Counts]:
-    """Only the documents' sizes and the counts of a shard."""
+def load_header(path: Path) -> tuple[np.ndarray, Counts, Counter[str]]:
+    """Only the documents' sizes, the counts and the dropped characters of a shard."""
     with np.load(path) as arrays:
         return _header(arrays)
 
 
-def _header(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Counts]:
+def _header(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Counts, Counter[str]]:
     counts = json.loads(arrays["counts"].tobytes())
-    return arrays["text_bytes"], {int(source): (documents, skipped) for source, (documents, skipped) in counts.items()}
+    dropped = json.loads(arrays["dropped"].tobytes()) if "dropped" in arrays else {}  # earlier versions' shards have none
+    return arrays["text_bytes"], {int(source): (taken, skipped) for source, (taken, skipped) in counts.items()}, Counter(dropped)
 
 
 def sample_texts(records: Iterator[Record], job: Job, limit: int, bar: tqdm) -> Iterator[str]:

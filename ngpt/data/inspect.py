@@ -83,6 +83,7 @@ def data_lines(path: Path, samples: int, characters: int) -> Iterator[str]:
     for source in manifest.sources:
         skipped = ", ".join(f"{count} {reason}" for reason, count in source.skipped.items())
         yield f"source {source.path}: {source.bytes:,} bytes, {source.documents:,} documents" + (f"; skipped: {skipped}" if skipped else "")
+    yield from (f"note: {note}" for note in manifest.notes)
     yield f"{'split':8} {'documents':>11} {'tokens':>15} {'bytes of text':>15} {'bytes/token':>12}"
     for name in names or manifest.splits:
         split = manifest.splits[name]

@@ -59,13 +59,14 @@ class SplitInfo:
 
 @dataclass
 class Manifest:
-    """The content of manifest.json; `folder` is where it was read from or written to."""
+    """The content of manifest.json; `folder` is where it was read from or written to, `notes` what its user should know of it."""
 
     tokenizer: TokenizerInfo
     sources: list[SourceInfo]
     splits: dict[str, SplitInfo]
     dtype: str
     options: dict[str, Any]
+    notes: list[str] = field(default_factory=list)  # not in manifests of earlier versions
     format_version: int = FORMAT_VERSION
     folder: Path | None = None
 
@@ -75,7 +76,8 @@ class Manifest:
         content = asdict(self)
         del content["folder"]
         with atomic_write(folder / NAME) as stream:
-            stream.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+            # A byte of a file name that is no UTF-8 is half a surrogate pair: escaped, it comes back.
+            stream.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
     @classmethod
     def load(cls, folder: Path | str) -> "Manifest":
@@ -122,6 +124,8 @@ def _typed[T](cls: type[T], values: dict[str, Any]) -> T:
         if name.endswith("_blocks") and value and not is_record(value):
             raise ValueError(f"{name}: {value:.60}")
         if name == "skipped" and not all(isinstance(count, int) for count in value.values()):
+            raise TypeError(f"{name}: {value!r:.60}")
+        if name == "notes" and not all(isinstance(note, str) for note in value):
             raise TypeError(f"{name}: {value!r:.60}")
         if name == "splits" and not (value and all(re.fullmatch(r"\w+", split) for split in value)):
             raise ValueError(f"{name}: {list(value)!r:.60}")

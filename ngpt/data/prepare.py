@@ -24,8 +24,8 @@ from ngpt.data import encode
 from ngpt.data.assemble import assemble
 from ngpt.data.files import atomic_write, progress, sha256_of
 from ngpt.data.manifest import Manifest, SourceInfo
-from ngpt.data.plan import TOKENIZER, WORK, Options, clear, find_finished, is_trained, locked, make_plan, open_shards
-from ngpt.data.readers import Record, Source, find_sources, read_records
+from ngpt.data.plan import PLAN, TOKENIZER, WORK, Options, clear, find_finished, is_trained, locked, make_plan, open_shards
+from ngpt.data.readers import Record, Source, find_sources, read_records, shortened
 from ngpt.data.tokenizers import train_bpe
 
 CHUNK_BYTES = 4 << 20  # of text, in a chunk
@@ -46,7 +46,7 @@ def prepare(
     Needs free space for the tokens twice. The result does not depend on `workers`, `chunk_bytes` or interruptions.
 
     Args:
-        inputs: Files or folders, in the order of the documents.
+        inputs: Files or folders (see `find_sources`), in the order of the documents.
         out: The folder to write.
         tokenizer: Kind `bpe` without a path trains one, on the first texts of the train split's share.
         options: See `Options`; null: its defaults.
@@ -59,7 +59,7 @@ def prepare(
     """
     out, options = Path(out), options or Options()
     options.check()
-    sources = find_sources(inputs)
+    sources, left_out = find_sources(inputs)
     infos = _hash_sources(sources)
     plan = make_plan(infos, tokenizer, options, chunk_bytes)
     out.mkdir(parents=True, exist_ok=True)
@@ -75,8 +75,14 @@ def prepare(
                 job = replace(job, tokenizer=_trained_bpe(job, options, spec["vocab_size"], spec["sample_bytes"]))
             # A process more than there are chunks would only cost its start.
             chunks = 1 + sum(info.bytes for info in infos) // chunk_bytes
-            count = _encode_all(job, options, chunk_bytes, min(workers or len(os.sched_getaffinity(0)), chunks))
-            manifest = assemble(out, job, infos, plan["result"]["options"], count)
+            try:
+                count = _encode_all(job, options, chunk_bytes, min(workers or len(os.sched_getaffinity(0)), chunks))
+            except ConfigError:
+                if os.listdir(folder) == [PLAN]:  # a mistake leaves no beginning that a corrected command stumbles over
+                    shutil.rmtree(folder)
+                raise
+            notes = [f"{len(left_out):,} left out of the sources: {shortened(left_out)}"] if left_out else []
+            manifest = assemble(out, job, infos, plan["result"]["options"], count, notes)
         shutil.rmtree(out / WORK, ignore_errors=True)
     return manifest
 

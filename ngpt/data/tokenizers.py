@@ -4,6 +4,7 @@ import base64
 import hashlib
 import importlib.util
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +30,8 @@ TEKKEN_FILE = "tekken_240911.json"
 class Tokenizer(Protocol):
     """Text to token ids and back. `encode` adds no special token and never makes one out of text that spells it.
 
+    `encode` raises a ConfigError for a text that has no tokens.
+
     Attributes:
         kind: One of `KINDS`.
         name: The config's name.
@@ -36,6 +39,7 @@ class Tokenizer(Protocol):
         eod_id: The end-of-document token, which preparation puts after each document.
         identity: SHA-256 of all that defines the numbering: equal identities give equal tokens.
         path: Vocabulary file, if there is one.
+        notes: What its user should know.
     """
 
     kind: str
@@ -44,8 +48,13 @@ class Tokenizer(Protocol):
     eod_id: int
     identity: str
     path: Path | None
+    notes: Sequence[str]
 
     def encode(self, text: str) -> np.ndarray: ...
+
+    def dropped(self, text: str) -> Counter[str]:
+        """How often each character stands in a text that has no token and leaves no trace in `encode(text)`."""
+        ...
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
@@ -57,6 +66,7 @@ class BytesTokenizer:
     vocab_size = 257
     eod_id = 256
     path = None
+    notes = ()
 
     def __init__(self, name: str = "bytes") -> None:
         self.name = name
@@ -64,6 +74,9 @@ class BytesTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+
+    def dropped(self, text: str) -> Counter[str]:
+        return Counter()
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(int(i) for i in ids if i < self.eod_id).decode("utf-8", errors="replace")
@@ -74,8 +87,10 @@ class HuggingFaceTokenizer:
 
     def __init__(self, path: Path, name: str, kind: str = "huggingface", eod_id: int | None = None) -> None:
         from tokenizers import Tokenizer as Backend
+        from tokenizers.models import BPE
 
         self.kind, self.name, self.path = kind, name, path
+        self.notes: list[str] = []
         content = path.read_bytes()
         try:
             self._backend = Backend.from_str(content.decode("utf-8"))
@@ -92,28 +107,62 @@ class HuggingFaceTokenizer:
             raise ConfigError("tokenizer.path", got, f"Its tokens have ids below {MAX_VOCAB}", "Name an undamaged file")
         self.eod_id = self._find_eod(vocabulary) if eod_id is None else eod_id
         self.identity = hashlib.sha256(content + f"\neod {self.eod_id}".encode()).hexdigest()
+        model = self._backend.model  # the other models have an unknown token, or fail
+        self._may_drop = isinstance(model, BPE) and model.unk_token is None
+        self._lost_alone: dict[str, str] = {}  # what the normaliser makes of each character met, if no token then is left of it
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        try:
+            return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        except BaseException as error:
+            raise _cannot_encode(error, self.path) from error
+
+    def dropped(self, text: str) -> Counter[str]:
+        if not self._may_drop:
+            return Counter()
+        characters = set(text)
+        for character in characters - self._lost_alone.keys():
+            wanted = self._normalized(character)
+            self._lost_alone[character] = wanted if wanted and not self._decoded(character) else ""
+        if not any(self._lost_alone[character] for character in characters):
+            return Counter()
+        # In the text, a normaliser may turn it into something else, and another token may hold it.
+        there, left, counts = set(self._normalized(text)), set(self._decoded(text)), Counter(text)
+        wanted_of = {character: set(self._lost_alone[character]) for character in characters}
+        return Counter({c: counts[c] for c, wanted in wanted_of.items() if wanted and wanted <= there and not wanted & left})
+
+    def _normalized(self, text: str) -> str:
+        return _bare(self._backend.normalizer.normalize_str(text) if self._backend.normalizer else text)
+
+    def _decoded(self, text: str) -> str:
+        return _bare(self.decode(self.encode(text).tolist()))
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode([int(i) for i in ids if 0 <= i < self.vocab_size], skip_special_tokens=True)
 
     def _find_eod(self, vocabulary: dict[str, int]) -> int:
-        names = EOD_NAMES
+        names, declared = EOD_NAMES, None
         beside = self.path.with_name("tokenizer_config.json")
         if beside.is_file():
             try:
-                declared = json.loads(beside.read_text(encoding="utf-8")).get("eos_token")
-            except (OSError, ValueError, AttributeError, RecursionError) as error:
-                raise ConfigError(str(beside), error, "It names the end-of-document token", "Restore or remove it") from error
+                settings = json.loads(beside.read_text(encoding="utf-8"))
+                if not isinstance(settings, dict):
+                    raise ValueError(f"a JSON {type(settings).__name__}, no object")
+            except (OSError, ValueError, RecursionError) as error:
+                got = f"unreadable: {error}"
+                raise ConfigError(str(beside), got, "A JSON object names the end-of-document token", "Restore or remove it") from error
+            declared = settings.get("eos_token")
             declared = declared.get("content") if isinstance(declared, dict) else declared
             names = (declared, *names) if isinstance(declared, str) else names
         for token in names:
             if token in vocabulary:
+                if declared is not None and token != declared:
+                    used = f"{token!r} (id {vocabulary[token]}) ends documents instead"
+                    self.notes.append(f"{beside} declares eos_token {declared!r}, which the vocabulary lacks: {used}")
                 return vocabulary[token]
+        got = f"{self.path} has none" + ("" if declared is None else f", not the {declared!r} of {beside.name} either")
         rule = f"It needs an end-of-document token: eos_token in {beside.name} beside it, or one of {', '.join(EOD_NAMES)}"
-        raise ConfigError("tokenizer.path", f"{self.path} has none", rule, f"Put a {beside.name} with an eos_token beside it")
+        raise ConfigError("tokenizer.path", got, rule, f"Put a {beside.name} with an eos_token beside it")
 
 
 class TiktokenTokenizer:
@@ -123,6 +172,7 @@ class TiktokenTokenizer:
     """
 
     kind = "tiktoken"
+    notes = ()
 
     def __init__(self, path: Path, name: str, vocab_size: int | None = None) -> None:
         import tiktoken
@@ -158,7 +208,13 @@ class TiktokenTokenizer:
         self.identity = digest.hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._backend.encode_ordinary(text), dtype=np.int32) + np.int32(self.specials)
+        try:
+            return np.array(self._backend.encode_ordinary(text), dtype=np.int32) + np.int32(self.specials)
+        except BaseException as error:
+            raise _cannot_encode(error, self.path) from error
+
+    def dropped(self, text: str) -> Counter[str]:
+        return Counter()
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode([int(i) - self.specials for i in ids if self.specials <= i < self.vocab_size])
@@ -267,6 +323,21 @@ def _unreadable(error: BaseException, path: Path, what: str, way_out: str) -> Ba
     if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
         return error
     return ConfigError("tokenizer.path", path, f"{what}: {error}", way_out)
+
+
+def _cannot_encode(error: BaseException, path: Path) -> BaseException:
+    """The same for a text that a library refuses."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+        return error
+    rule = "It has no token for a part of this text"
+    if "unk" in str(error).lower():
+        rule += ", and no unknown token to take its place"
+    return ConfigError(str(path), error, rule, "Add an unknown token to its vocabulary, or choose another tokenizer")
+
+
+def _bare(text: str) -> str:
+    """Text without white space, the mark that stands for it, and the one that stands for incomplete bytes."""
+    return "".join(text.replace("\u2581", " ").replace("\ufffd", " ").split())
 
 
 def _existing(path: Path) -> Path:

@@ -106,7 +106,7 @@ def _record_path(path: Path, record_folder: Path | None) -> Path | None:
         return path.parent / CHECKED
     if record_folder is None:
         return None
-    where = hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:16]
+    where = hashlib.sha256(os.fsencode(path.parent.resolve())).hexdigest()[:16]
     return record_folder / f"{where}{CHECKED}"
 
 

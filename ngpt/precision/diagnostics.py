@@ -26,11 +26,9 @@ Source: the mechanism is that of arXiv 2605.06067; these estimators and their in
 import torch
 from torch import Tensor
 
-from ngpt.kernels.nvfp4_quantize import Operand
-from ngpt.precision.formats import E2M1_MAX
 from ngpt.precision.hadamard import random_hadamard_transform
 from ngpt.precision.recipe import Recipe
-from ngpt.precision.tensor import BlockShape
+from ngpt.precision.tensor import BlockShape, Operand
 
 SAMPLES = 64
 RESAMPLES = 200
@@ -218,7 +216,7 @@ class GemmWatch:
             self._add(operand, clipping_figures(counters, elements[operand], self.specs[operand].block_shape))
 
     def _operand(self, name: str, x: Tensor, quantised: Operand) -> None:
-        self._add(name, operand_figures(x, quantised.values, _decode_scale(quantised)))
+        self._add(name, operand_figures(x, quantised.values, quantised.decode_factor))
 
     def _gemm(self, name: str, exact: tuple[Tensor, Tensor], quantised: tuple[Tensor, Tensor]) -> None:
         self._add(name, product_figures(*exact, *quantised, samples=self.samples, resamples=self.resamples, seed=self.seed))
@@ -229,16 +227,12 @@ class GemmWatch:
     def _rows(self, x: Tensor | Operand) -> Tensor:
         """[samples, columns]: sampled rows, of an Operand with its global scale. Of matrices of equal height always the same rows."""
         if not isinstance(x, Tensor):
-            return _scaled(self._rows(x.values).double(), _decode_scale(x))
+            return _scaled(self._rows(x.values).double(), x.decode_factor)
         generator = torch.Generator(x.device).manual_seed(self.seed)
         return x.index_select(0, _sampled(x, self.samples, generator))
 
     def _columns(self, x: Tensor | Operand) -> Tensor:
         """[samples, rows]: as `_rows`, of the transpose."""
         if not isinstance(x, Tensor):
-            return _scaled(self._columns(x.values).double(), _decode_scale(x))
+            return _scaled(self._columns(x.values).double(), x.decode_factor)
         return self._rows(x.t())
-
-
-def _decode_scale(operand: Operand) -> Tensor | None:
-    return None if operand.global_amax is None else operand.global_amax.double() / (E2M1_MAX * operand.e4m3_bound)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ngpt.precision.formats import E2M1_MAX
-from ngpt.precision.quantize import E4M3_BOUND
-from ngpt.precision.tensor import QuantizedTensor
+from ngpt.precision.tensor import Operand, QuantizedTensor
 
 AlphaFormula = Literal["kernel", "division"]
 REDUCTION_MULTIPLE = 32
@@ -50,19 +49,18 @@ def global_alpha(a: QuantizedTensor, b: QuantizedTensor, formula: AlphaFormula =
     raise ValueError(f"alpha: {formula!r} is not 'kernel' or 'division'. Choose one of them.")
 
 
-def alpha_of_amax(amax_a: Tensor | None, amax_b: Tensor | None) -> Tensor | None:
-    """The kernel formula of `global_alpha` where an operand may hold its global scale already.
-
-    Args:
-        amax_a, amax_b: fp32 [1], or None for an operand whose values hold its scale.
+def alpha_of_operands(a: Operand, b: Operand) -> Tensor | None:
+    """The kernel formula of `global_alpha` where an operand's values may hold its global scale already.
 
     Returns:
-        fp32 [1] amax_a * amax_b * fl(1 / (36 * 448 * 448)), or the one amax * fl(1 / (6 * 448)), or None.
+        fp32 [1] amax_a * amax_b * fl(1 / (36 * bound_a * bound_b)); of one operand alone amax * fl(1 / (6 * bound)); None of none.
     """
-    amaxes = [amax for amax in (amax_a, amax_b) if amax is not None]
-    if not amaxes:
+    scaled = [operand for operand in (a, b) if operand.global_amax is not None]
+    if not scaled:
         return None
-    return math.prod(amaxes) * torch.full((), (E2M1_MAX * E4M3_BOUND) ** -len(amaxes), dtype=torch.float32, device=amaxes[0].device)
+    constant = math.prod(E2M1_MAX * operand.e4m3_bound for operand in scaled)
+    amax = math.prod(operand.global_amax for operand in scaled)
+    return amax * torch.full((), 1 / constant, dtype=torch.float32, device=amax.device)
 
 
 def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:

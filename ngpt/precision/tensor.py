@@ -55,6 +55,11 @@ class QuantizedTensor:
         """(R, C) of the stored matrix."""
         return self.codes.shape[0], 2 * self.codes.shape[1]
 
+    @property
+    def decode_factor(self) -> Tensor:
+        """fp64 [1, 1], or [R, 1] where row-scaled: what `decode` is to be multiplied by."""
+        return self.global_amax.double().view(-1, 1) / (E2M1_MAX * self.e4m3_bound)
+
     def decode(self) -> Tensor:
         """fp32 [R, C]: code * block scale, exact in fp32 and in bf16, without the global scale."""
         return decode_blocks(unpack_e2m1(self.codes), self.block_decode_scale)
@@ -112,6 +117,27 @@ class QuantizedTensor:
             rht=_RHTS[rht],
             e4m3_bound=e4m3_bound,
         )
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A quantised and dequantised matrix as an ordinary GEMM reads it.
+
+    Attributes:
+        values: [M, K], never transposed: code * block scale, times `decode_factor` where that is a power of two. Exact in bf16.
+        global_amax: fp32 [1], the magnitude whose `decode_factor` is still to be applied; None where values hold it. One a stored row for
+            a row-scaled spec.
+        e4m3_bound: block scale that global_amax maps to: 448, or 256 for a 4over6 option.
+    """
+
+    values: Tensor
+    global_amax: Tensor | None
+    e4m3_bound: int
+
+    @property
+    def decode_factor(self) -> Tensor | None:
+        """fp64 global_amax / (6 * e4m3_bound), what values are still to be multiplied by; None where they hold it."""
+        return None if self.global_amax is None else self.global_amax.double() / (E2M1_MAX * self.e4m3_bound)
 
 
 def decode_blocks(codes: Tensor, block_decode_scale: Tensor) -> Tensor:

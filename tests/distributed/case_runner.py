@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def main(cases_file: str) -> None:
@@ -58,7 +59,9 @@ def destroy_subgroups() -> None:
 
 def run_case(case: dict, rank: int) -> None:
     """Train one case and leave its result file; an error of the case is part of the result."""
+    import torch
     from layer_probe import operand_norms, padding_effects, starve_experts, token_0_leaks
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     from megatron_ext.training.run import train
     from ngpt.config import compose, dump
@@ -77,7 +80,13 @@ def run_case(case: dict, rank: int) -> None:
         if case.get("starve_experts"):
             starve_experts(chunks)
         result["built"] = model_norms(chunks)
+        result["unit_axes"] = unit_axes(chunks)
 
+    def keep_settings(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        kept = ("lr", "eps", "betas", "weight_decay")
+        result.setdefault("applied", []).append({name: optimizer.param_groups[0][name] for name in kept})
+
+    watching = register_optimizer_step_pre_hook(keep_settings)
     try:
         with upstream_state() if case.get("upstream_state") else contextlib.nullcontext():
             session = train(cfg, rank, [look])
@@ -94,6 +103,8 @@ def run_case(case: dict, rank: int) -> None:
     except BaseException as error:  # torch raises checkpoint errors that are no Exception
         result["error"] = f"{type(error).__name__}: {error}"
         result["traceback"] = traceback.format_exc()
+    finally:
+        watching.remove()
     result["seconds"] = time.time() - began
     (run_dir / f"result-rank{rank}.json").write_text(json.dumps(result))
 
@@ -148,6 +159,12 @@ def model_norms(chunks: list) -> dict[str, float]:
                 norms = param.detach().double().norm(dim=dim)
                 found[f"{index}.{name}"] = (norms - 1).abs().max().item()
     return found
+
+
+def unit_axes(chunks: list) -> dict[str, tuple[list[int], int]]:
+    """(shape, axis of unit norm) of each marked weight."""
+    named = [(name, param) for chunk in chunks for name, param in chunk.named_parameters()]
+    return {name: (list(param.shape), param.unit_dim) for name, param in named if getattr(param, "unit_dim", None) is not None}
 
 
 def rng_fingerprints() -> dict[str, str]:

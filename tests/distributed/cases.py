@@ -134,6 +134,29 @@ ONE_PROCESS += [
     Case("nvfp4_tail", overrides=[*NVFP4, "precision.bf16_tail=0.5"]),
     Case("nvfp4_tail_by_hand", overrides=["precision=fp32"], load_all="nvfp4_first_half"),
 ]
+_HALF = ["schedule.warmup_steps=0", "schedule.decay_fraction=0.5"]
+RATES = {  # schedules of test_rates.py
+    "constant": ["schedule=constant", "schedule.warmup_steps=2", "train.steps=5"],
+    "linear": ["schedule=linear", "schedule.warmup_steps=2", "train.steps=6"],
+    "cosine": ["schedule=cosine", "schedule.warmup_steps=0", "optim.min_lr=0.002", "train.steps=4"],
+    **{
+        f"wsd_{decay}": ["schedule=wsd", *_HALF, f"schedule.wsd_decay={decay}", "train.steps=8"]
+        for decay in ("linear", "minus_sqrt", "cosine", "exponential")
+    },
+}
+_ADAM = ["optim.lr=1e-2", "optim.eps=3e-5", "optim.beta1=0.8", "optim.beta2=0.9"]
+_STILL = ["train.steps=1", "optim.lr=1e-12", "train.eval_sequences=5"]  # weights do not move, so that evaluations can be compared
+ONE_PROCESS += [
+    *(
+        Case(f"rate_{name}", overrides=[*SHALLOW, *_ADAM, *words, "train.eval_steps=0", "logging.interval=1"])
+        for name, words in RATES.items()
+    ),
+    _like("valid_one", "plain", _STILL, ["train.global_batch_size=1", "train.micro_batch_size=1"]),
+    _like("valid_small", "plain", _STILL, ["train.seed=5", "train.global_batch_size=4", "train.micro_batch_size=2"]),
+    _like("valid_large", "plain", _STILL, ["train.seed=6", "train.global_batch_size=8", "train.micro_batch_size=8"]),
+    _like("valid_other", "plain", _STILL, ["train.eval_seed=5"]),
+    *(Case(f"fresh_micro{size}", "hybrid", [*FIRST, f"train.micro_batch_size={size}"]) for size in (1, 2)),
+]
 TWO_PROCESSES = [
     *(_like(f"tp2_{model}", model, TP2) for model in MODELS),
     *(_like(f"pp2_{model}", model, PP2) for model in MODELS),

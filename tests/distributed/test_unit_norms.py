@@ -36,6 +36,24 @@ def test_every_matrix_of_the_model_is_marked_once(results, model):
     assert sum(map(len, stages)) == MATRICES[model] + (model == "gated")
 
 
+# The end of a matrix's name -> its axis that lies along the stream: it reads vectors of D features, or writes them.
+READS = ("linear_qkv", "linear_fc1", "in_proj", "router", "word_embeddings", "output_layer")
+WRITES = ("linear_proj", "linear_fc2", "out_proj", "eh_proj")
+
+
+STREAMS = ["one_plain", "one_gated", "one_hybrid", "one_hybrid_gated", "one_mtp", "one_mtp_hybrid", "tp2_plain", "tp2_hybrid"]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_the_axis_of_unit_norm_lies_along_the_stream(results, name):
+    for result in results.results(name):
+        assert result["unit_axes"]
+        for weight, (shape, axis) in result["unit_axes"].items():
+            role = weight.removesuffix(".weight").rpartition(".")[2]
+            assert (role in READS, role in WRITES) == (axis == 1, axis == 0), weight
+            assert shape[axis] == 64, weight
+
+
 def test_control_has_no_marked_matrix(results):
     assert results.results("one_control")[0]["built"] == {}
 

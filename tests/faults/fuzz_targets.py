@@ -134,6 +134,9 @@ def tokenizer(rng: random.Random, fixtures: Fixtures) -> None:
         (work / "tokenizer_config.json").write_bytes(json_bytes(rng, {"eos_token": "<|endoftext|>"}))
     built = from_config(TokenizerConfig(name="x", kind=kind, path=str(path)))
     built.decode([0, 1, 5, 300, 2**31 - 1])
+    for text in ("the größe 数学", "\x00\ufffd"):
+        built.encode(text)
+        built.dropped(text)
 
 
 def metrics(rng: random.Random, fixtures: Fixtures) -> None:

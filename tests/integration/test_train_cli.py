@@ -44,6 +44,7 @@ TRAIN = [
     "data.confine_attention=true",
     "data.num_workers=1",
     "checkpoint.interval=2",
+    "megatron.log_params_norm=true",
     "run.name=cli",
 ]
 
@@ -93,6 +94,9 @@ def test_metrics_have_the_promised_figures(run):
         "mfu",
         "step_time_s",
         "memory_gib",
+        "memory_reserved_gib",
+        "allocation_retries",
+        "tflops_per_gpu",
     }
     assert promised <= last.keys()
     assert last["mfu"] is None  # no GPU, no peak
@@ -104,10 +108,24 @@ def test_tensorboard_holds_the_same_figures_once_a_step(run):
 
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    for name in ("train_loss", "grad_norm", "learning_rate"):
-        assert [(event.step, pytest.approx(event.value)) for event in events.Scalars(name)] == [
+    for tag, name in {"train/loss": "train_loss", "train/grad_norm": "grad_norm", "train/learning_rate": "learning_rate"}.items():
+        assert [(event.step, pytest.approx(event.value)) for event in events.Scalars(tag)] == [
             (row["step"], row[name]) for row in rows(run)
         ]
+
+
+def test_tensorboard_has_groups_the_config_and_what_was_asked_for(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {tag.partition("/")[0] for tag in tags} == {"train", "valid", "health", "megatron"}
+    assert {"valid/loss", "train/memory_gib", "train/tflops_per_gpu", "health/worst_norm_deviation"} <= set(tags)
+    assert [tag for tag in tags if tag.startswith("megatron/")] == ["megatron/params-norm"]
+    assert [event.value > 0 for event in events.Scalars("megatron/params-norm")] == [True] * 4
+    assert events.Tags()["tensors"] == ["config/text_summary"]
+    assert b"hidden_size: 64" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
 
 
 def test_report_and_sample(run, workplace):

@@ -1,5 +1,6 @@
 """Stop signals: nothing is lost, everything is taken once, and children are immune. Run in processes of their own."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,11 @@ sys.exit(child.wait())
 """
     done = run(code)
     assert (done.returncode, done.stdout.strip()) == (0, "alive"), done.stderr
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_under_nohup_a_hangup_is_no_reason_to_leave(ignored):
+    code = "from ngpt.stopping import STOP_SIGNALS; import signal; print(signal.SIGHUP in STOP_SIGNALS)"
+    inherit = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignored else None
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, preexec_fn=inherit, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(not ignored)

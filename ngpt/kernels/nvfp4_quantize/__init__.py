@@ -6,33 +6,16 @@ Shapes: x_MK tokens by features, or a weight's output by input features.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ngpt.kernels.nvfp4_quantize import eager
 from ngpt.precision.quantize import STATIC_AMAX, QuantizerSpec, as_matrix, check_stored, quantize
-from ngpt.precision.tensor import Direction, QuantizedTensor
+from ngpt.precision.tensor import Direction, Operand, QuantizedTensor
 
 _DIRECTIONS: tuple[Direction, Direction] = ("rowwise", "columnwise")
 _DTYPES = (torch.float32, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A quantised and dequantised matrix as an ordinary GEMM reads it.
-
-    Attributes:
-        values: [M, K], never transposed: code * block scale, times global_amax / 2688 where that is a power of two. Exact in bf16.
-        global_amax: fp32 [1], the magnitude whose factor global_amax / (6 * e4m3_bound) is still to be applied; None where values hold it.
-            One a stored row for a row-scaled spec.
-        e4m3_bound: block scale that global_amax maps to.
-    """
-
-    values: Tensor
-    global_amax: Tensor | None
-    e4m3_bound: int = 448
 
 
 def emulate(
@@ -71,7 +54,7 @@ def emulate(
     fold = _folds_global_scale(spec)
     backend = _triton() if matrix.is_cuda else eager
     results = backend.quantize_dequantize(matrix, spec, wanted, dtype, fold, seed, counters)
-    row, column = (result and Operand(result[0], None if fold else result[1]) for result in results)
+    row, column = (result and Operand(result[0], None if fold else result[1], spec.e4m3_bound) for result in results)
     return row, row if row and column and spec.same_both_ways else column
 
 

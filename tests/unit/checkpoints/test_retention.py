@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from ngpt.checkpoints.choice import choose_by_sizes
-from ngpt.checkpoints.retention import remove, set_aside, superseded
+from ngpt.checkpoints.choice import choose_by_sizes, listing
+from ngpt.checkpoints.retention import give_up_later, remove, set_aside, superseded
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,20 @@ def test_superseded(keep_last, keep_every, gone):
 
 def test_what_lies_in_a_future_that_was_given_up_stays():
     assert superseded([4, 8, 12, 16], 8, 1, None) == [4]
+
+
+def test_a_future_that_was_given_up_is_set_aside_and_nothing_of_it_is_lost(folder, save):
+    for step in (8, 12, 16):
+        save(step, b"first")
+    (folder / "latest_checkpointed_iteration.txt").write_text("8")  # somebody went back
+    save(12, b"second")
+    give_up_later(folder, 12)
+    assert listing(folder).steps == (12, 8)
+    assert (folder / "given_up/iter_0000016/__0_0.distcp").read_bytes() == b"first"
+    save(16, b"second")
+    (folder / "latest_checkpointed_iteration.txt").write_text("8")
+    give_up_later(folder, 8)
+    assert sorted(path.name for path in (folder / "given_up").iterdir()) == ["iter_0000012", "iter_0000016", "iter_0000016.1"]
 
 
 def test_only_our_own_are_removed(folder, save, save_old):

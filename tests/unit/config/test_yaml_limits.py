@@ -34,7 +34,7 @@ def test_usual_aliases_pass(tmp_path):
     check_yaml(path)
 
 
-ENDLESS = ["run.root=${run.root}", "train.steps=${largest_divisor:99999999999999999,999999999999}", "run.root=" + "[" * 300]
+ENDLESS = ["run.root=${run.root}", "train.steps=${largest_divisor:99999999999999999,999999999999}", "data.train=" + "[" * 300]
 
 
 @pytest.mark.parametrize("word", ENDLESS)

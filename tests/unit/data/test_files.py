@@ -36,6 +36,15 @@ def test_prepare_on_a_full_disk_names_path_and_way_out(tmp_path, monkeypatch, ca
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_a_full_disk_without_a_path_is_one_line(monkeypatch, capsys):
+    def full(arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cli, "_inspect", full)
+    assert cli.main(["inspect", "x"]) == 2
+    assert capsys.readouterr().err.startswith("A disk: No space left on device. Make room there")
+
+
 def test_prepare_on_a_small_disk(tmp_path):
     """A disk of 1 MiB, where the machine lets a test mount one; with room, the same command ends well."""
     disk = tmp_path / "disk"

@@ -1,11 +1,16 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
+from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import DataSource, TokenizerConfig
 from ngpt.data import cli, fingerprint, indexed
@@ -15,6 +20,7 @@ from ngpt.data.inspect import blend, data_lines
 from ngpt.data.manifest import Manifest, check_against_model
 from ngpt.data.prepare import prepare
 from ngpt.data.readers import format_of
+from ngpt.data.tokenizers import train_bpe
 from ngpt.data.verify import CHECKED, verify, verify_deep
 
 BYTES = TokenizerConfig(name="bytes", kind="bytes")
@@ -143,6 +149,7 @@ def test_manifests_of_odd_types_are_unreadable(tmp_path):
         content | {"splits": splits | {"../train": splits["train"]}},
         content | {"splits": []},
         content | {"options": None},
+        content | {"notes": [1]},
         content | {"tokenizer": content["tokenizer"] | {"vocab_size": True}},
         content | {"more": 1},
     ):
@@ -152,6 +159,14 @@ def test_manifests_of_odd_types_are_unreadable(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(ConfigError, match="unreadable"):
         Manifest.load(out)
+
+
+def test_manifests_of_earlier_versions_have_no_notes(tmp_path):
+    path = make(tmp_path, "a") / "manifest.json"
+    content = json.loads(path.read_text())
+    assert content.pop("notes") == []
+    path.write_text(json.dumps(content))
+    assert Manifest.load(path.parent).notes == []
 
 
 def test_manifest_errors(tmp_path):
@@ -230,6 +245,49 @@ def test_commands_end_to_end(tmp_path, monkeypatch, capsys):
     ]
     assert cli.main(["inspect", *overrides]) == 0
     assert "100.00%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a b", "lang=en", "a,b", "[x]", "{x: y}", "it's", 'q"q', "语料", os.fsdecode(b"\xff\xfe"), "${a}", "%d"])
+def test_any_name_of_files_and_folders_works(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / f"{name}.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(40)))
+    parquet.write_table(pa.table({"text": ["row"]}), tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").rename(folder / f"{name}.parquet")
+    (folder / f"{name}.bz2").touch()
+    (folder / f"{name}.json").write_text(train_bpe(["line " * 20] * 20, 260))
+    prepare_it = ["prepare", name, "--tokenizer", "huggingface", "--tokenizer-path", f"{name}/{name}.json", "--workers", "1"]
+    for again in (False, True):
+        assert cli.main(prepare_it) == 0, again
+    shown = name.encode(errors="backslashreplace").decode()
+    prepared = f"data/{name}_huggingface"
+    if shown == name:  # the printed command can be pasted
+        words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+        assert words[:3] == ["ngpt", "train", "..."]
+        config = compose(["experiment=ngpt_tiny", "model.vocab_size=512", *words[3:]])
+        assert [source.path for source in (*config.data.train, *config.data.valid)] == [f"{prepared}/train", f"{prepared}/valid"]
+        assert config.tokenizer.path == f"{prepared}/tokenizer.json" and Path(config.tokenizer.path).exists()
+    for what in ([prepared], [f"{prepared}/train", str(tmp_path / prepared)]):
+        assert cli.main(["inspect", *what, "--deep"]) == 0
+        out = capsys.readouterr().out
+        assert f"source {shown}.jsonl: " in out and f"{shown}.bz2 (unknown extension)" in out and "line 0" in out
+    assert [source.path for source in Manifest.load(prepared).sources] == [f"{name}.jsonl", f"{name}.parquet"]
+    verify(f"{prepared}/train", tmp_path / "cache")
+
+
+def test_a_path_with_an_equals_sign_that_is_absent_is_no_override(tmp_path, capsys):
+    assert cli.main(["inspect", str(tmp_path / "a=b")]) == 2
+    assert "a=b: not prepared data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "x" * 300])
+def test_an_output_folder_that_the_system_refuses_is_named(out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("a text")
+    (tmp_path / "x.txt").write_text("a text")
+    assert cli.main(["prepare", "x.txt", "--out", out, "--split", "1,0,0"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"{out}: ")
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,27 @@
 import gzip
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import zstandard
 from pyarrow import parquet
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
 from ngpt.data.assemble import split_documents
+from ngpt.data.encode import Shard, load_header, load_shard, save_shard
 from ngpt.data.indexed import IndexedReader
+from ngpt.data.inspect import data_lines
 from ngpt.data.manifest import NAME, Manifest
 from ngpt.data.plan import Options
 from ngpt.data.prepare import prepare
-from ngpt.data.tokenizers import from_manifest
+from ngpt.data.readers import find_sources
+from ngpt.data.tokenizers import EOD, from_manifest
 
 BYTES = TokenizerConfig(name="bytes", kind="bytes")
 TEXTS = [f"Document {i}: größe {'xy ' * (i * 37 % 101)}end" for i in range(200)]
@@ -105,6 +111,26 @@ def test_every_format_gives_the_same_documents(form, tmp_path):
     assert documents(tmp_path / "out") == expected
 
 
+def zst_of_window(window, text):
+    """A frame of one stored block, whose header asks for a window; 0xA8 is 2 GiB, 0xA9 an eighth more."""
+    return b"\x28\xb5\x2f\xfd\x00" + bytes([window]) + (1 | len(text) << 3).to_bytes(3, "little") + text
+
+
+def test_a_long_window_of_zstd_gives_the_same_documents(tmp_path):
+    plain = write_jsonl(tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "b.jsonl.zst").write_bytes(zst_of_window(0xA8, plain[:5000]) + zst_of_window(0x90, plain[5000:]))
+    run(tmp_path / "b.jsonl.zst", tmp_path / "out", split="1,0,0")
+    assert documents(tmp_path / "out") == encoded(TEXTS)
+
+
+def test_a_window_beyond_the_limit_is_no_damage(tmp_path):
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(zst_of_window(0xA9, b'{"text": "a"}\n'))
+    with pytest.raises(ConfigError, match=r"window is larger than the limit of 2 GiB.*Recompress") as error:
+        run(path, tmp_path / "out")
+    assert "unreadable" not in str(error.value) and "emove" not in str(error.value)
+
+
 def test_a_text_file_is_one_document_and_a_folder_its_files_in_order(tmp_path):
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
@@ -114,6 +140,41 @@ def test_a_text_file_is_one_document_and_a_folder_its_files_in_order(tmp_path):
     manifest = run(folder, tmp_path / "out", split="1,0,0")
     assert documents(tmp_path / "out") == encoded([f"{name}\n\nsecond paragraph\n" for name in ("a.txt", "b.txt", "sub/c.txt")])
     assert [source.path for source in manifest.sources] == ["a.txt", "b.txt", "sub/c.txt"]
+
+
+def test_what_a_folder_leaves_out_is_named(tmp_path):
+    folder = tmp_path / "in"
+    for name in ("B.JSONL", "c.json", ".ipynb_checkpoints/b.jsonl", "sub/._x.jsonl", "d.jsonl.bz2", "a.JSONL.gz", "sub/E.Txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{"text": "a text"}\n')
+    (folder / "a.JSONL.gz").write_bytes(gzip.compress(b'{"text": "a text"}\n'))
+    manifest = run(folder, tmp_path / "out", split="1,0,0")
+    assert [source.path for source in manifest.sources] == ["B.JSONL", "a.JSONL.gz", "sub/E.Txt"]
+    reasons = {".ipynb_checkpoints": "hidden", "c.json": "unknown extension", "d.jsonl.bz2": "unknown extension", "sub/._x.jsonl": "hidden"}
+    note = "4 left out of the sources: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items())
+    assert manifest.notes == Manifest.load(tmp_path / "out").notes == [note]
+    assert f"note: {note}" in data_lines(tmp_path / "out", 0, 0)
+    for name in ("B.JSONL", "a.JSONL.gz", "sub/E.Txt"):
+        (folder / name).unlink()
+    with pytest.raises(ConfigError, match=r"no text file in this folder, only .*c.json \(unknown extension\)"):
+        run(folder, tmp_path / "out")
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for name in ("in/real/b.txt", "elsewhere/deep/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    for name, target in {"a": "real", "z": elsewhere, "up": "..", "self": ".", "real/up": "..", "broken": "nowhere", "me": "me"}.items():
+        (folder / name).symlink_to(target)
+    (elsewhere / "back").symlink_to(folder)
+    (tmp_path / "top").symlink_to(folder)
+    for given in (folder, tmp_path / "top"):
+        sources, left_out = find_sources([given])
+        assert [source.name for source in sources] == ["real/b.txt", "z/deep/c.txt"]
+        read = ["a", "real/up", "self", "up", "z/back"]
+        expected = [f"{name} (link to a folder that is read already)" for name in read] + ["broken (no file)", "me (no file)"]
+        assert sorted(left_out) == sorted(expected)
 
 
 BAD_LINES = {
@@ -203,6 +264,41 @@ def test_a_bpe_is_trained_kept_and_decodes(tmp_path):
     (tmp_path / "moved/tokenizer.json").write_text((tmp_path / "moved/tokenizer.json").read_text() + " ")
     with pytest.raises(ConfigError, match="changed since the preparation"):
         from_manifest(Manifest.load(tmp_path / "moved"))
+
+
+def character_bpe(path, characters):
+    Backend(models.BPE({token: i for i, token in enumerate([EOD, *characters])}, [])).save(str(path))
+    return TokenizerConfig(name="h", kind="huggingface", path=str(path))
+
+
+def test_dropped_characters_are_counted_over_all_the_text(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", ["lies 7", "7 ö", "lies"] * 20)
+    tokenizer = character_bpe(tmp_path / "t.json", "lies ")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</end>"}')
+    manifest = run(source, tmp_path / "out", tokenizer=tokenizer, split="1,0,0", chunk_bytes=100)
+    declared, dropped = manifest.notes
+    assert "declares eos_token '</end>'" in declared
+    assert dropped == "the tokenizer has no token for 60 characters of the text and drops them: '7' x 40, 'ö' x 20"
+    prepare([source], tmp_path / "again", tokenizer, Options(split="1,0,0"), workers=2, chunk_bytes=300)
+    assert files(tmp_path / "again") == files(tmp_path / "out")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_text_that_the_tokenizer_cannot_encode_is_named_and_leaves_nothing(workers, tmp_path):
+    source, out, path = write_jsonl(tmp_path / "a.jsonl"), tmp_path / "out", tmp_path / "t.json"
+    Backend(models.WordLevel({EOD: 0, "hello": 1})).save(str(path))
+    with pytest.raises(ConfigError) as error:
+        prepare([source], out, TokenizerConfig(name="h", kind="huggingface", path=str(path)), workers=workers)
+    assert str(error.value).startswith(f"{path}: {source}:1: ") and "no unknown token" in str(error.value)
+    run(source, out)
+
+
+def test_shards_of_earlier_versions_count_no_dropped_characters(tmp_path):
+    save_shard(tmp_path / "new.npz", Shard(np.ones(1, np.uint16), np.ones(1, int), np.ones(1, int), {0: (1, {})}, Counter("a")))
+    assert load_shard(tmp_path / "new.npz").dropped == Counter("a")
+    with np.load(tmp_path / "new.npz") as arrays:
+        np.savez(tmp_path / "old.npz", **{name: arrays[name] for name in arrays if name != "dropped"})
+    assert load_header(tmp_path / "old.npz")[1:] == ({0: (1, {})}, Counter())
 
 
 def test_large_vocabularies_are_stored_in_32_bits(tmp_path, monkeypatch):

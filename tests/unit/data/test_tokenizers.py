@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from megatron.core.tokenizers.text.libraries import tiktoken_tokenizer as megatrons
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
@@ -99,6 +100,72 @@ def test_eos_token_beside_the_file_names_the_end_of_document(tmp_path):
     assert declared.identity != default.identity
 
 
+def test_a_declared_end_of_document_that_the_vocabulary_lacks_is_named(tmp_path):
+    path, beside = bpe_file(tmp_path / "tokenizer.json"), tmp_path / "tokenizer_config.json"
+    beside.write_text('{"eos_token": "<|im_end|>"}')
+    (note,) = HuggingFaceTokenizer(path, "h").notes
+    assert note == f"{beside} declares eos_token '<|im_end|>', which the vocabulary lacks: '{EOD}' (id 0) ends documents instead"
+    beside.write_text(json.dumps({"eos_token": EOD}))
+    assert not HuggingFaceTokenizer(path, "h").notes
+    beside.write_text('{"eos_token": "<|im_end|>"}')
+    path.write_text(path.read_text().replace(EOD, "<none>"))
+    with pytest.raises(ConfigError, match=r"has none, not the '<\|im_end\|>' of tokenizer_config.json either"):
+        HuggingFaceTokenizer(path, "h")
+
+
+def backend_of(characters, suffix=None, **parts):
+    tokens = [EOD, *characters, *(f"{character}{suffix}" for character in characters if suffix)]
+    suffixes = {"end_of_word_suffix": suffix} if suffix else {}
+    backend = Backend(models.BPE({token: i for i, token in enumerate(tokens)}, [], **suffixes))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    for name, part in parts.items():
+        setattr(backend, name, part)
+    return backend
+
+
+def in_bytes(**parts):
+    return {"pre_tokenizer": pre_tokenizers.ByteLevel(**parts), "decoder": decoders.ByteLevel()}
+
+
+SPACES_MARKED = {"pre_tokenizer": pre_tokenizers.Metaspace(), "decoder": decoders.Metaspace()}
+COMPOSED = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+PLAIN = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+
+
+@pytest.mark.parametrize(
+    ("backend", "text", "dropped"),
+    [
+        (backend_of("helo"), "hello 7 Zoé 7", {"7": 2, "Z": 1, "é": 1}),
+        (backend_of("helo", normalizer=COMPOSED), "HELLO ｈｅｌｌｏ Zoe", {"Z": 1}),
+        (backend_of("zoé", normalizer=COMPOSED), "Zoe\u0301", {}),
+        (backend_of("zoe", normalizer=PLAIN), "zoé zoe\u0301 \u0301", {}),
+        (backend_of("zo", suffix="</w>", decoder=decoders.BPEDecoder("</w>")), "zo zoo zé", {"é": 1}),
+        (backend_of("▁helo", **SPACES_MARKED), "hello o日 日", {"日": 2}),
+        (backend_of("Ġheol", **in_bytes(add_prefix_space=True)), "hello é", {"é": 1}),
+        (backend_of("Ġheol©", **in_bytes(add_prefix_space=False)), "hello é", {"é": 1}),
+        (backend_of(sorted(pre_tokenizers.ByteLevel.alphabet()), **in_bytes()), " \ufffd é\u0301 日\u200d\x00\n", {}),
+        (Backend(models.WordLevel({EOD: 0, "<unk>": 1, "hello": 2}, "<unk>")), "hello 7", {}),
+        (Backend(models.BPE({EOD: 0, "<unk>": 1, "h": 2}, [], unk_token="<unk>")), "hé", {}),
+    ],
+)
+def test_characters_without_a_token_are_counted_and_no_others(backend, text, dropped, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    backend.save(str(path))
+    assert HuggingFaceTokenizer(path, "h").dropped(text) == dropped
+
+
+@pytest.mark.parametrize(
+    "model",
+    [models.WordLevel({EOD: 0, "hello": 1}), models.Unigram([(EOD, 0.0), ("h", -1.0)]), models.BPE({EOD: 0}, [], unk_token="<unk>")],
+)
+def test_a_tokenizer_without_an_unknown_token_is_named(model, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    Backend(model).save(str(path))
+    with pytest.raises(ConfigError, match="no unknown token to take its place") as error:
+        HuggingFaceTokenizer(path, "h").encode("hello world")
+    assert error.value.path == str(path)
+
+
 def test_identity_follows_the_numbering_alone(tmp_path):
     first = TiktokenTokenizer(tekken_file(tmp_path / "a.json"), "a")
     same = TiktokenTokenizer(tekken_file(tmp_path / "b.json", version="renamed"), "b")
@@ -160,9 +227,9 @@ def test_a_damaged_tokenizer_is_refused(tmp_path, content):
             from_config(TokenizerConfig(name="x", kind=kind, path=str(path)))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000])
+@pytest.mark.parametrize("content", ["", '{"eos_token": "', "[]", "null", "[" * 100_000])
 def test_a_damaged_tokenizer_config_is_named(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(train_bpe(["some text some text"], 260))
     (tmp_path / "tokenizer_config.json").write_text(content)
-    with pytest.raises(ConfigError, match="tokenizer_config.json"):
+    with pytest.raises(ConfigError, match="tokenizer_config.json: unreadable: .*. A JSON object names"):
         from_config(TokenizerConfig(name="x", kind="huggingface", path=str(tmp_path / "tokenizer.json")))

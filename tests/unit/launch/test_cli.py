@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,7 +134,9 @@ def test_what_a_worker_ends_with_is_the_launchers_last_word(seed, exit_code, cau
     run_dir = tmp_path / "runs/ngpt_tiny"
     assert done.returncode == exit_code, done.stderr
     assert done.stdout.startswith("step 1\n")
-    assert (run_dir / "console.log").read_text() == done.stdout
+    begun, said = (run_dir / "console.log").read_text().removeprefix("\n").split("\n", 1)
+    assert re.fullmatch(r"== ngpt train, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}", begun)
+    assert said == done.stdout + (f"ngpt train failed: {cause}\n" if cause else "")
     assert json.loads((run_dir / "environment.json").read_text())["command"].endswith(f"train.seed={seed}")
     if cause:
         assert done.stderr == f"ngpt train failed: {cause}\nWhole output: runs/ngpt_tiny/console.log\n"

@@ -5,13 +5,14 @@ import os
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from launch import cli, submit
 from launch.slurm import scheduler
 from launch.slurm.script import TEMPLATE, render
-from launch.status import duration, holder
+from launch.status import duration, holder, status
 from launch.stop import stop
 from ngpt.config.compose import compose, load
 from ngpt.config.errors import ConfigError
@@ -168,11 +169,56 @@ def test_stopping_a_job_leaves_word_for_its_script_first(workplace, queue, monke
     assert cli.main(["launch", *JOB]) == 0 and not (run / "stop").exists()
 
 
+def checkpoint(run: Path, step: int) -> Path:
+    """One as earlier versions wrote it, published."""
+    own = run / "checkpoints" / f"iter_{step:07d}"
+    own.mkdir(parents=True)
+    for name, content in ((".metadata", "__0_0.distcp"), ("__0_0.distcp", "shard"), ("metadata.json", "{}")):
+        (own / name).write_text(content)
+    (run / "checkpoints/latest_checkpointed_iteration.txt").write_text(str(step))
+    return own
+
+
+def test_status_tells_the_checkpoint_that_would_be_taken_and_what_is_wrong_with_the_others(workplace, queue):
+    assert cli.main(["launch", *JOB]) == 0
+    run = workplace / "runs/ngpt_tiny"
+    checkpoint(run, 2)
+    newest = checkpoint(run, 3)
+    tracker = run / "checkpoints/latest_checkpointed_iteration.txt"
+    for damage, step, told in (
+        (lambda: tracker.write_text("abc"), 3, "'abc' is not the step of a checkpoint"),
+        (tracker.unlink, 3, "missing; it names the checkpoint to load"),
+        (lambda: tracker.write_text("3"), 3, None),
+        ((newest / "__0_0.distcp").unlink, 2, "__0_0.distcp: missing"),
+        ((run / "checkpoints/iter_0000002/.metadata").unlink, None, "no older one is intact"),
+    ):
+        damage()
+        found = status(run)["checkpoint"]
+        assert found["step"] == step and (told in found["problem"] if told else found["problem"] is None)
+
+
+def test_a_run_without_a_readable_config_can_be_watched_and_stopped(workplace, queue, monkeypatch):
+    assert cli.main(["launch", *JOB]) == 0
+    run, killed = workplace / "runs/ngpt_tiny", []
+    (run / "config.yaml").write_text("")
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid))
+    with submit.locked(run):
+        assert status(run)["state"] == "running" and "Empty" in status(run)["config_problem"]
+        assert "asked process" in stop(run) and killed == [os.getpid()]
+
+
+def test_a_run_whose_launcher_was_killed_says_so(workplace, queue):
+    assert cli.main(["launch", *JOB]) == 0
+    run = workplace / "runs/ngpt_tiny"
+    (run / "heartbeat").mkdir()
+    (run / "heartbeat/rank0.json").write_text('{"rank": 0, "step": 3, "operation": "forward", "microbatch": 1, "time": 1.0}')
+    assert status(run)["state"] == "not running" and "its launcher was killed" in status(run)["failure"]
+
+
 def test_status_of_a_run_that_is_over(workplace, queue, capsys):
     assert cli.main(["launch", *JOB]) == 0
     run = workplace / "runs/ngpt_tiny"
-    (run / "checkpoints").mkdir()
-    (run / "checkpoints/latest_checkpointed_iteration.txt").write_text("3")
+    checkpoint(run, 3)
     (run / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3}\n')
     (run / "heartbeat").mkdir()
     (run / "heartbeat/rank1.json").write_text('{"rank": 1, "step": 3, "operation": "forward", "microbatch": 2, "time": 1.0}')

@@ -15,10 +15,12 @@ from launch.run_folder import (
     check_resumable,
     first_failure,
     locked,
+    locked_run,
     nothing_left,
     outcome_of,
     record_death,
     record_failure,
+    record_interrupt,
     record_launch,
     resume_notes,
 )
@@ -149,6 +151,50 @@ def test_changed_data_on_resume_is_noted(make_config):
     with_checkpoint(make_config(), 2)
     assert resume_notes(make_config()) == []
     assert "train.seed: 1234 -> 5" in resume_notes(make_config("train.seed=5"))[0]
+
+
+def saved_with(config, step: int):
+    """A checkpoint that carries the config it was saved with, in the folder of `config`."""
+    with_checkpoint(config, step)
+    own = Path(config.checkpoint.dir) / f"iter_{step:07d}"
+    dump(config, own / "config.yaml")
+    Manifest(step, {path.name: hash_file(path) for path in own.iterdir()}).save(own)
+
+
+def test_the_schedule_that_binds_is_the_checkpoints_and_not_the_last_launchs(make_config):
+    saved_with(make_config(), 2)
+    record_launch(make_config("optim.lr=0.5", "megatron.override_opt_param_scheduler=true"), COMMAND, {})  # ended before its first save
+    check_resumable(make_config())
+    with pytest.raises(ConfigError, match="iter_0000002 is a checkpoint of another schedule .optim.lr"):
+        check_resumable(make_config("optim.lr=0.5"))
+
+
+def test_a_lost_config_of_the_run_folder_loosens_nothing(make_config):
+    saved_with(make_config(), 2)
+    with pytest.raises(ConfigError, match="another schedule"):
+        check_resumable(make_config("optim.lr=0.5"))
+
+
+def test_what_starts_anew_among_checkpoints_is_refused(make_config):
+    check_resumable(make_config("checkpoint.resume=false"))
+    with_checkpoint(make_config(), 2)
+    with pytest.raises(ConfigError, match="checkpoint.resume: False.*run.name"):
+        check_resumable(make_config("checkpoint.resume=false"))
+
+
+def test_two_runs_cannot_share_a_checkpoints_folder(make_config, tmp_path):
+    first, second = (make_config(f"run.dir={tmp_path / name}", f"checkpoint.dir={tmp_path / 'shared'}") for name in ("a", "b"))
+    with locked_run(first):
+        with pytest.raises(ConfigError, match="checkpoint.dir: .*shared. Is being trained by"), locked_run(second):
+            pass
+    with locked_run(second):
+        pass
+
+
+def test_a_second_ctrl_c_is_no_death_that_needs_an_explanation(tmp_path):
+    record_death(tmp_path, 1, -9, when=1.0)
+    record_interrupt(tmp_path)
+    assert first_failure(tmp_path)["message"] == "a second Ctrl-C killed the workers"
 
 
 def test_another_model_is_refused_with_both_values(make_config):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ngpt.kernels.nvfp4_quantize import Operand
 from ngpt.precision import QuantizerSpec, quantize
 from ngpt.precision.diagnostics import PRODUCT_FIGURES, GemmWatch, clipping_figures, operand_figures, product_figures
 from ngpt.precision.hadamard import random_hadamard_transform
 from ngpt.precision.recipe import Recipe
 from ngpt.precision.recorder import Diagnostics
+from ngpt.precision.tensor import Operand
 
 TOKENS, K, N = 48, 64, 32
 
@@ -208,7 +208,7 @@ def operand(x: Tensor, spec: QuantizerSpec, direction: str, folded: bool = False
     """In logical orientation; `folded`: with its global scale."""
     stored = quantize(x, spec, direction)
     values = stored.dequantize() if folded else stored.decode()
-    return Operand(values if direction == "rowwise" else values.t(), None if folded else stored.global_amax)
+    return Operand(values if direction == "rowwise" else values.t(), None if folded else stored.global_amax, stored.e4m3_bound)
 
 
 def tensors(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,7 +229,7 @@ def watched(watch: GemmWatch, x: Tensor, w: Tensor, dy: Tensor, folded: bool = F
     }
     watch.forward(x, w, quantised["x_row"], quantised["w_row"])
     watch.backward(dy, w, *(quantised[name] for name in ("dy_row", "w_col", "dy_col", "x_col")))
-    return {name: o.values if folded else o.values.double() * o.global_amax.double() / 2688 for name, o in quantised.items()}
+    return {name: o.values if folded else o.values.double() * o.decode_factor for name, o in quantised.items()}
 
 
 @pytest.mark.parametrize("rht", ["off", "signed"])

@@ -181,12 +181,12 @@ def without_rounding(sizes: list[int], recipe: Recipe) -> list[Tensor]:
 
 
 def dequantized(stored: QuantizedTensor) -> Tensor:
-    return stored.decode().double() * (stored.global_amax.double() / 2688)
+    return stored.decode().double() * stored.decode_factor
 
 
 def clipped(dy: Tensor, spec: QuantizerSpec, direction: Direction) -> Tensor:
     stored = quantize(dy, spec, direction, seed=0)
-    largest = 6 * decode_e4m3(stored.block_decode_scale).double() * (stored.global_amax.double() / 2688)
+    largest = 6 * decode_e4m3(stored.block_decode_scale).double() * stored.decode_factor
     largest = largest.repeat_interleave(16, dim=1)
     return dy.double().clamp(*((-largest, largest) if direction == "rowwise" else (-largest.t(), largest.t())))
 

@@ -48,6 +48,14 @@ def test_every_linear_of_this_rank_gets_an_executor():
     assert all(isinstance(linear.executor, EmulatedExecutor) for linear in attention.children())
 
 
+def test_every_linear_rounds_from_a_stream_of_its_own():
+    attention = apply({"linear_qkv": Quantizable, "linear_proj": Quantizable}).layers[0].self_attention
+    seeds = [linear.executor.state.next_rounding_seed(linear.executor.index) for linear in attention.children()]
+    alone = PrecisionState(attention.linear_qkv.executor.state.recipe, 1, 0, 4)
+    assert seeds == [alone.next_rounding_seed(place) for place in (0, 1)]  # by their places in the whole model
+    assert len(set(seeds)) == 2
+
+
 def test_a_prediction_depth_is_named_after_its_depth_though_megatron_counts_its_layers_from_one():
     model, depth = nn.Module(), nn.Module()
     depth.mtp_model_layer, depth.eh_proj = stack({"linear_qkv": Quantizable}), Quantizable(tp_group=None)

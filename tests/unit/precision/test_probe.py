@@ -97,7 +97,8 @@ def test_a_small_bias_of_stochastic_rounding_is_seen(monkeypatch):
         random_bytes = torch.randint(256, x.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
         row = quantize(x, spec, random_bytes=random_bytes)
         column = quantize(x, spec, "columnwise", random_bytes=random_bytes.t().contiguous())
-        return tuple(probe.Operand(values, q.global_amax) for q, values in ((row, row.decode()), (column, column.decode().t())))
+        stored = ((row, row.decode()), (column, column.decode().t()))
+        return tuple(probe.Operand(values, q.global_amax, q.e4m3_bound) for q, values in stored)
 
     monkeypatch.setattr(probe, "emulate", eight_bits)
     assert not probe.rounding_mean(PAPER.grad_output, CPU)[0]
@@ -143,7 +144,7 @@ def test_one_wrong_element_of_a_product_is_seen(monkeypatch, recipe, function):
 
 
 def test_a_forgotten_global_scale_is_seen(monkeypatch):
-    monkeypatch.setattr(linear, "_alpha", lambda a, b: None)
+    monkeypatch.setattr(linear, "alpha_of_operands", lambda a, b: None)
     assert not probe.three_products(NVIDIA, CPU)[0]
 
 

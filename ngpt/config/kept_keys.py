@@ -1,0 +1,50 @@
+"""What a checkpoint holds a resumed run to: Megatron would ignore another value, or stop at an assertion."""
+
+from pathlib import Path
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.identity import diff, flatten, listed
+from ngpt.config.schema import Config
+
+OVERRIDE = "override_opt_param_scheduler"
+_OF_OPTIMIZER = frozenset({"optim.optimizer", "optim.beta1", "optim.beta2", "optim.eps", "parallel.distributed_optimizer"})
+_OF_SCHEDULE = frozenset(
+    {
+        *("optim.lr", "optim.min_lr", "optim.weight_decay", "train.steps", "train.global_batch_size"),
+        *("megatron.start_weight_decay", "megatron.end_weight_decay", "megatron.weight_decay_incr_style"),
+    }
+)
+
+
+def check_kept_keys(old: Config, new: Config, checkpoint: Path) -> None:
+    """Refuses other values of what comes back with a checkpoint.
+
+    Args:
+        old: The config that the checkpoint was saved with.
+        new: That of this launch.
+        checkpoint: Its iteration folder, for the message.
+
+    Raises:
+        ConfigError: with every such key that differs, old and new.
+    """
+    changes = diff(flatten(old), flatten(new))
+    if fixed := {key: change for key, change in changes.items() if key in _OF_OPTIMIZER}:
+        raise ConfigError(
+            "run.dir",
+            f"{checkpoint} is a checkpoint of another optimizer ({listed(fixed)})",
+            "a checkpoint brings its own back with the optimizer's state, whatever the config says",
+            "Restore the values; or start a new run.name from its weights, checkpoint.load=...",
+        )
+    scheduled = {key: change for key, change in changes.items() if key in _OF_SCHEDULE or _names_schedule(key)}
+    if scheduled and not new.megatron.get(OVERRIDE):
+        raise ConfigError(
+            "run.dir",
+            f"{checkpoint} is a checkpoint of another schedule ({listed(scheduled)})",
+            "a resumed run keeps its schedule, weight decay and batch",
+            "Restore the values; or start a new run.name from its weights, checkpoint.load=...; or replace them at the "
+            f"checkpoint's step with megatron.{OVERRIDE}=true",
+        )
+
+
+def _names_schedule(key: str) -> bool:
+    return key.startswith("schedule.") and key != "schedule.name"

@@ -1,0 +1,86 @@
+"""Words of a command line as Hydra reads them. The value of a text key is the text that was typed: 1.10 and true are names, too."""
+
+import functools
+import re
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from ngpt.config.errors import ConfigError, ConfigErrors
+from ngpt.config.schema import DataSource
+from ngpt.config.translate import leaf_types
+
+_TEXT = (str, str | None)
+_QUOTES = ("'", '"')
+_LISTS = {key for key, kind in leaf_types() if kind in (list[str], list[DataSource])}
+
+
+def accepted(override: str) -> str:
+    """An override for Hydra.
+
+    `megatron.NAME=VALUE` and `cluster.environment.NAME=VALUE` may add a key: these groups are open.
+
+    Raises:
+        ConfigError: it sets something of Hydra itself, which has no effect here, or gives numbers for a list of texts.
+    """
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+~")
+    if re.match(r"hydra\b", name):
+        raise ConfigError(key, override, "Hydra only composes the config here", "Leave it out; run.dir names the run folder")
+    if equals and (name in text_keys() or name.startswith("cluster.environment.")) and not (value == "null" and text_keys().get(name)):
+        value = quoted(value)
+    if equals and name in _LISTS and (errors := numbers_for_text(_nested(name, _parsed(override)))):
+        raise ConfigErrors(errors)
+    open_group = name.startswith(("megatron.", "cluster.environment.")) or name == "megatron"
+    return f"{'++' + name if open_group and not key.startswith('~') else key}{equals}{value}"
+
+
+def _parsed(override: str) -> Any:
+    """The value of an override, None where Hydra cannot read it: that is told later."""
+    try:
+        return OverridesParser.create().parse_override(override).value()
+    except (HydraException, RecursionError):
+        return None
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def quoted(text: str) -> str:
+    """Text as a value of an override: Hydra's grammar neither reads nor refuses anything in it. What is quoted already stays as it is."""
+    if len(text) > 1 and text[0] in _QUOTES and text[-1] == text[0]:
+        return text
+    # Backslashes stand for themselves, except before a quote.
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+
+
+@functools.cache
+def text_keys() -> dict[str, bool]:
+    """Every key of text -> whether it may be null."""
+    return {key: kind is not str for key, kind in leaf_types() if kind in _TEXT}
+
+
+def numbers_for_text(sections: dict[str, Any]) -> list[ConfigError]:
+    """What a file, or a list on the command line, gave as a number where the config wants text: which text it was is lost."""
+    errors = []
+    for key, kind in leaf_types():
+        value: Any = sections
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if kind in _TEXT:
+            found = {key: value}
+        elif isinstance(value, list):
+            found = {f"{key}[{index}]": item for index, item in enumerate(value) if kind == list[str]}
+            found |= {f"{key}[{index}].path": item.get("path") for index, item in enumerate(value) if isinstance(item, dict)}
+        else:
+            continue
+        errors += [
+            ConfigError(name, repr(item), "Is text, and YAML reads this as another kind of value", "Put it in quotes")
+            for name, item in found.items()
+            if isinstance(item, int | float)
+        ]
+    return errors
