@@ -64,13 +64,16 @@ def check_resumable(config: Config) -> None:
     if start is None:
         return
     check_same_model(config, start)
+    saved = config_of(start)
     if is_own(config, start):
-        saved = config_of(start) or (load(own) if own.exists() else None)
-        if saved is not None:
-            check_kept_keys(saved, config, start.folder)
+        saved = saved or (load(own) if own.exists() else None)
+    elif not config.checkpoint.load_optimizer:
+        return
+    if saved is not None:
+        check_kept_keys(saved, config, start.folder)
 
 
-def nothing_left(config: Config, verify: bool = True) -> str | None:
+def nothing_left(config: Config, verify: bool = False) -> str | None:
     """Why a start of this run would train no step; None where it would.
 
     Args:
@@ -102,10 +105,11 @@ _held: list[IO[str]] = []  # locks that end with this process
 
 
 def lock_folders(config: Config) -> dict[str, Path]:
-    """Key -> folder that one launch at a time may write: the run's, and that of its checkpoints where it lies elsewhere."""
+    """Key -> folder that one launch at a time may write: the run's, and that of its checkpoints."""
     run_dir, checkpoint_dir = Path(config.run.dir), Path(config.checkpoint.dir)
     saves = config.checkpoint.save_at_end or config.checkpoint.interval is not None
-    return {"run.dir": run_dir} | ({"checkpoint.dir": checkpoint_dir} if saves and checkpoint_dir.parent != run_dir else {})
+    apart = saves and checkpoint_dir.resolve() != run_dir.resolve()
+    return {"run.dir": run_dir} | ({"checkpoint.dir": checkpoint_dir} if apart else {})
 
 
 @contextmanager
@@ -194,7 +198,8 @@ def record_launch(
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     _keep_earlier_launch(folder)
-    for left in [*folder.glob(FAILURE_FILE.format(rank="*")), *folder.glob(f"{HEARTBEATS}/rank*.json"), folder / OUTCOME_FILE]:
+    patterns = (FAILURE_FILE.format(rank="*"), f"{HEARTBEATS}/rank*.json", ".*.partial", f"{HEARTBEATS}/.*.partial", OUTCOME_FILE)
+    for left in (path for pattern in patterns for path in folder.glob(pattern)):
         with suppress(FileNotFoundError):
             if left.stat().st_mtime < forget_before:
                 left.unlink()

@@ -46,7 +46,7 @@ def status(run_dir: Path) -> dict[str, Any]:
         ConfigError: the folder holds no run.
     """
     config, problem = config_of_run(run_dir)
-    checkpoint = _checkpoint(_beside(run_dir, config))
+    checkpoint = _checkpoint(_beside(run_dir, config), config)
     job = _job(run_dir)
     heartbeats = read_heartbeats(run_dir)
     steps = [step for step in (_last_metric(run_dir), *(beat.get("step") for beat in heartbeats)) if isinstance(step, int)]
@@ -119,10 +119,10 @@ def _beside(run_dir: Path, config: Config | None) -> Path:
     return own if own.is_dir() or config is None else Path(config.checkpoint.dir)
 
 
-def _checkpoint(folder: Path) -> dict[str, Any]:
+def _checkpoint(folder: Path, config: Config | None) -> dict[str, Any]:
     """The checkpoint that the next launch would take, by a look at names and sizes, and what is wrong with those before it in line."""
     try:
-        choice = choose_by_sizes(folder)
+        choice = choose_by_sizes(folder, config.checkpoint.fallback, config.checkpoint.verify) if config else choose_by_sizes(folder)
     except ConfigError as error:
         return {"step": None, "age_s": None, "problem": str(error)}
     if choice is None:

@@ -13,6 +13,8 @@ from launch.run_folder import check_resumable, locked, nothing_left, record_laun
 from launch.slurm import scheduler
 from launch.slurm.after import RESTARTS_FILE, STOP_FILE
 from launch.slurm.script import OUTPUT_FILE, SCRIPT_FILE, render
+from ngpt.checkpoints import tracker
+from ngpt.config.checkpoints import newest_step, newest_verified_step
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
@@ -58,7 +60,7 @@ def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
     if dry_run:
         print(script, end="")
         return 0
-    if (done := nothing_left(config)) is not None:
+    if (done := nothing_left(config)) is not None and not _went_back(config):
         print(done)
         return 0
     refuse_second_job(run_dir)
@@ -101,6 +103,23 @@ def refuse_second_job(run_dir: Path) -> None:
     if tasks:
         way_out = f"Wait for it, or stop it (ngpt stop {shlex.quote(str(run_dir))}); a run.name of its own makes another run"
         raise ConfigError("run.dir", str(run_dir), f"Its job {job} is {tasks[0]['state']}", way_out)
+
+
+def _went_back(config: Config) -> bool:
+    """Whether the checkpoint of a run that seems to be finished is damaged. Then the tracker names the intact one before it: a job's ranks
+    look at sizes alone before they start, and would find nothing to do.
+
+    Raises:
+        ConfigError: no published checkpoint is intact.
+    """
+    if config.checkpoint.verify != "full":
+        return False
+    folder, step = Path(config.checkpoint.dir), newest_verified_step(config)
+    if step == newest_step(config):
+        return False
+    tracker.replace(folder, tracker.stage(folder, step))
+    print(f"note: the newest checkpoint is damaged; {tracker.TRACKER_FILE} names step {step} now", file=sys.stderr)
+    return True
 
 
 def _estimated(config: Config) -> list[str]:

@@ -166,7 +166,7 @@ def _training(cfg: Config) -> dict[str, Any]:
         lr_decay_iters=train.steps,
         lr_warmup_iters=schedule.warmup_steps,
         lr_wsd_decay_style=schedule.wsd_decay,
-        lr_wsd_decay_iters=wsd_decay_steps(cfg) or None,
+        lr_wsd_decay_iters=wsd_decay_steps(cfg) if schedule.decay == "wsd" else None,
         accumulate_allreduce_grads_in_fp32=cfg.precision.grad_reduce_in_fp32,
         deterministic_mode=cfg.debug.deterministic,
         calculate_per_token_loss=True,  # the loss is a mean over the step's tokens, also where a mask makes micro-batches unequal

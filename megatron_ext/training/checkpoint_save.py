@@ -64,6 +64,7 @@ class CheckpointSaver:
         self.skipped: CheckpointNotWritten | None = None
         self.has_begun = False
         self.removals: list[threading.Thread] = []
+        self.published = False  # whether this launch has
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -208,7 +209,9 @@ class CheckpointSaver:
     def _retain(self, newest: int) -> None:
         keep_last, keep_every = self.cfg.checkpoint.keep_last, self.cfg.checkpoint.keep_every
         try:
-            retention.give_up_later(self.folder, newest)
+            if not self.published:
+                retention.give_up_future(self.folder, get_args().iteration, newest)
+            self.published = True
             superseded = retention.set_aside(self.folder, newest, keep_last, keep_every)
         except OSError as error:  # space is lost, nothing else
             self.say(f"note: old checkpoints stay: {error}")

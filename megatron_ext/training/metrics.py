@@ -99,7 +99,8 @@ class MetricsRecorder:
 
     def add_health(self, step: int, figures: dict[str, float]) -> None:
         """Figures that belong to `step`, given before Megatron reports it."""
-        self.extra[step] = figures
+        if self.writer is not None:  # of the rank that writes
+            self.extra[step] = figures
 
     def typical_rate(self) -> float | None:
         """Median tokens per second of the logged intervals, without the first, in which kernels are compiled and caches filled."""

@@ -28,11 +28,13 @@ def superseded(steps: Iterable[int], newest: int, keep_last: int | None, keep_ev
     return [step for step in old if keep_every is None or step % keep_every]
 
 
-def give_up_later(folder: Path, newest: int) -> None:
-    """Moves checkpoints of later steps than the one just published to `given_up/`: somebody went back by hand, and what was trained
-    beyond must not be taken for the newest of this run. Nothing is removed."""
+def give_up_future(folder: Path, start: int, newest: int) -> None:
+    """Moves to `given_up/` what was trained beyond the step that this launch began at, once it has published its first own checkpoint.
+
+    Somebody went back by hand, or what lies there is damaged: it must not be taken for this run's. Nothing is removed.
+    """
     for step in listing(folder).steps:
-        if step > newest:
+        if step > start and step != newest:
             aside = folder / GIVEN_UP
             aside.mkdir(exist_ok=True)
             path, number = folder_of(folder, step), 0

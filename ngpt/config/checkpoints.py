@@ -102,7 +102,7 @@ def check_unmixed(config: Config) -> None:
     """
     if not config.checkpoint.resume and has_checkpoint(config.checkpoint.dir):
         rule = f"{config.checkpoint.dir} holds checkpoints, and what starts anew would mix with them"
-        raise ConfigError("checkpoint.resume", False, rule, "Give the new run a name of its own, run.name=..., or remove the folder")
+        raise ConfigError("checkpoint.resume", False, rule, "Set it to true to go on; or give the new run a name of its own, run.name=...")
 
 
 def is_own(config: Config, choice: Choice) -> bool:

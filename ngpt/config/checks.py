@@ -210,10 +210,11 @@ def check_data(cfg: Config) -> Iterator[ConfigError]:
     if not data.mock and not data.train:
         way_out = "Choose data=NAME, or set 'data.train=[{path: data/x/train, weight: 1}]' to what `ngpt data prepare` wrote"
         yield ConfigError("data.train", "Empty", "A run needs text", way_out)
-    evaluates = cfg.train.eval_steps or cfg.train.eval_sequences or cfg.train.eval_whole_split
-    if not data.mock and not data.valid and evaluates:
-        rule = f"train.eval_steps {cfg.train.eval_steps} needs validation data"
-        yield ConfigError("data.valid", "Empty", rule, "Set data.valid, or train.eval_steps=0")
+    asks = {"eval_whole_split": "false", "eval_sequences": "null", "eval_steps": "0"}
+    asking = next((key for key in asks if getattr(cfg.train, key)), None)
+    if not data.mock and not data.valid and asking:
+        rule = f"train.{asking} {getattr(cfg.train, asking)} needs validation data"
+        yield ConfigError("data.valid", "Empty", rule, f"Set data.valid, or train.{asking}={asks[asking]}")
     if data.mock and cfg.train.eval_whole_split:
         yield ConfigError("train.eval_whole_split", True, "Mock tokens have no end", "Set train.eval_sequences")
     if cfg.train.eval_whole_split and cfg.train.eval_sequences is not None:

@@ -30,21 +30,26 @@ def check_kept_keys(old: Config, new: Config, checkpoint: Path) -> None:
     changes = diff(flatten(old), flatten(new))
     if fixed := {key: change for key, change in changes.items() if key in _OF_OPTIMIZER}:
         raise ConfigError(
-            "run.dir",
+            "checkpoint.load" if new.checkpoint.load_optimizer else "run.dir",
             f"{checkpoint} is a checkpoint of another optimizer ({listed(fixed)})",
             "a checkpoint brings its own back with the optimizer's state, whatever the config says",
-            "Restore the values; or start a new run.name from its weights, checkpoint.load=...",
+            f"Restore the values; or {_weights_only(new)}",
         )
     scheduled = {key: change for key, change in changes.items() if key in _OF_SCHEDULE or _names_schedule(key)}
     if scheduled and not new.megatron.get(OVERRIDE):
         raise ConfigError(
-            "run.dir",
+            "checkpoint.load" if new.checkpoint.load_optimizer else "run.dir",
             f"{checkpoint} is a checkpoint of another schedule ({listed(scheduled)})",
-            "a resumed run keeps its schedule, weight decay and batch",
-            "Restore the values; or start a new run.name from its weights, checkpoint.load=...; or replace them at the "
-            f"checkpoint's step with megatron.{OVERRIDE}=true",
+            "with the optimizer's state come its schedule, weight decay and batch",
+            f"Restore the values; or {_weights_only(new)}; or replace them at the checkpoint's step with megatron.{OVERRIDE}=true",
         )
 
 
 def _names_schedule(key: str) -> bool:
     return key.startswith("schedule.") and key != "schedule.name"
+
+
+def _weights_only(new: Config) -> str:
+    return "start from its weights alone, checkpoint.load_optimizer=false" if new.checkpoint.load_optimizer else (
+        "start a new run.name from its weights, checkpoint.load=..."
+    )

@@ -52,7 +52,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 def quoted(text: str) -> str:
     """Text as a value of an override: Hydra's grammar neither reads nor refuses anything in it. What is quoted already stays as it is."""
-    if len(text) > 1 and text[0] in _QUOTES and text[-1] == text[0]:
+    if re.fullmatch(r"'([^'\\]|\\.)*'|\"([^\"\\]|\\.)*\"", text, re.DOTALL):
         return text
     # Backslashes stand for themselves, except before a quote.
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"

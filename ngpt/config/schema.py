@@ -215,7 +215,7 @@ class TrainConfig:
     seed: int = 1234
     eval_interval: int = 100  # steps
     eval_steps: int = 10  # global batches per evaluation; 0: no evaluation
-    eval_sequences: int | None = None  # sequences per evaluation, the same whatever the batch size; null: eval_steps global batches
+    eval_sequences: int | None = None  # sequences per evaluation whatever the batch size, in place of eval_steps; null: eval_steps batches
     eval_whole_split: bool = False  # every sequence of data.valid once; eval_steps and eval_sequences are not read
     eval_seed: int = 1234  # of the order in which sequences of data.valid are taken: runs with other seeds evaluate the same text
     on_nonfinite: str = "stop"  # stop | skip | rollback: a step whose loss or gradients are not finite, before the optimizer moves

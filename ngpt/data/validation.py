@@ -1,5 +1,6 @@
 """How much of the validation split an evaluation reads: the same sequences for every run that asks for as many."""
 
+from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.data.manifest import split_of
 
@@ -27,10 +28,14 @@ def sequences_of_split(prefix: str, seq_length: int) -> int:
     """Whole sequences in a prepared split; the last token of each is the first label of the next.
 
     Raises:
-        ConfigError: the manifest cannot be read.
+        ConfigError: the manifest cannot be read, or the split holds no sequence.
     """
     manifest, name = split_of(prefix)
-    return (manifest.splits[name].tokens - 1) // seq_length
+    sequences = (manifest.splits[name].tokens - 1) // seq_length
+    if sequences < 1:
+        rule = f"A sequence takes train.seq_length {seq_length} tokens and the one behind it"
+        raise ConfigError("data.valid", f"{prefix}: {manifest.splits[name].tokens} tokens", rule, "Give it more text, or shorten sequences")
+    return sequences
 
 
 def repeats(cfg: Config) -> list[str]:

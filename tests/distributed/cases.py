@@ -143,6 +143,7 @@ RATES = {  # schedules of test_rates.py
         f"wsd_{decay}": ["schedule=wsd", *_HALF, f"schedule.wsd_decay={decay}", "train.steps=8"]
         for decay in ("linear", "minus_sqrt", "cosine", "exponential")
     },
+    "wsd_without_decay": ["schedule=wsd", "schedule.warmup_steps=0", "schedule.decay_fraction=0.15", "train.steps=3"],
 }
 _ADAM = ["optim.lr=1e-2", "optim.eps=3e-5", "optim.beta1=0.8", "optim.beta2=0.9"]
 _STILL = ["train.steps=1", "optim.lr=1e-12", "train.eval_sequences=5"]  # weights do not move, so that evaluations can be compared

@@ -14,6 +14,7 @@ BY_HAND = {
     "wsd_linear": [1, 1, 1, 1, 1, 0.75, 0.5, 0.25],  # the last 4 of 8 steps decay
     "wsd_minus_sqrt": [1, 1, 1, 1, 1, 0.5, 1 - ROOT_HALF, 1 - 0.75**0.5],
     "wsd_cosine": [1, 1, 1, 1, 1, (1 + ROOT_HALF) / 2, 0.5, (1 - ROOT_HALF) / 2],
+    "wsd_without_decay": [1, 1, 1],
     "wsd_exponential": [1, 1, 1, 1, 1, 2 * 0.5**0.25 - 1, 2 * ROOT_HALF - 1, 2 * 0.5**0.75 - 1],
 }
 

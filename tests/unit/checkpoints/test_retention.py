@@ -5,7 +5,7 @@ import os
 import pytest
 
 from ngpt.checkpoints.choice import choose_by_sizes, listing
-from ngpt.checkpoints.retention import give_up_later, remove, set_aside, superseded
+from ngpt.checkpoints.retention import give_up_future, remove, set_aside, superseded
 
 
 @pytest.mark.parametrize(
@@ -30,17 +30,17 @@ def test_what_lies_in_a_future_that_was_given_up_stays():
 
 
 def test_a_future_that_was_given_up_is_set_aside_and_nothing_of_it_is_lost(folder, save):
-    for step in (8, 12, 16):
+    for step in (4, 8, 12, 16):
         save(step, b"first")
-    (folder / "latest_checkpointed_iteration.txt").write_text("8")  # somebody went back
-    save(12, b"second")
-    give_up_later(folder, 12)
-    assert listing(folder).steps == (12, 8)
+    (folder / "latest_checkpointed_iteration.txt").write_text("4")  # somebody went back; the next save is one that a signal asks for
+    save(14, b"second")
+    give_up_future(folder, 4, 14)
+    assert listing(folder).steps == (14, 4)
     assert (folder / "given_up/iter_0000016/__0_0.distcp").read_bytes() == b"first"
     save(16, b"second")
-    (folder / "latest_checkpointed_iteration.txt").write_text("8")
-    give_up_later(folder, 8)
-    assert sorted(path.name for path in (folder / "given_up").iterdir()) == ["iter_0000012", "iter_0000016", "iter_0000016.1"]
+    give_up_future(folder, 4, 14)
+    names = [f"iter_{step:07d}" for step in (8, 12, 16)] + ["iter_0000016.1"]
+    assert sorted(path.name for path in (folder / "given_up").iterdir()) == names
 
 
 def test_only_our_own_are_removed(folder, save, save_old):

@@ -51,3 +51,8 @@ def test_a_number_in_a_file_is_refused(tmp_path):
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - ngpt_tiny\n  - _self_\nrun:\n  name: 1.10\n")
     with pytest.raises(ConfigError, match=r"mine.yaml: run.name: 1.1. Is text"):
         compose(["experiment=mine"], [tmp_path])
+
+
+@pytest.mark.parametrize("text", ["'a'b'", "'a\\'", "'a', 'b'", "'", '"', "'a"])
+def test_what_only_looks_quoted_is_text(text):
+    assert compose([TINY, f"data.cache_dir={text}"]).data.cache_dir == text

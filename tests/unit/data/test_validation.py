@@ -56,3 +56,13 @@ def test_text_that_repeats_is_noted_by_source(with_splits):
 def test_what_makes_no_sense_is_refused(words):
     with pytest.raises(ConfigError, match=words[0].split("=")[0]):
         compose([*MOCK, *words])
+
+
+def test_a_split_without_a_sequence_is_named(with_splits):
+    with pytest.raises(ConfigError, match="data.valid: .*b/train: 65 tokens"):
+        evaluation_sequences(with_splits("train.eval_whole_split=true", "train.seq_length=128"))
+
+
+def test_missing_validation_data_is_asked_for_by_the_key_that_needs_it():
+    with pytest.raises(ConfigError, match="train.eval_sequences 64 needs validation data.*train.eval_sequences=null"):
+        compose([*MOCK, "data.mock=false", "data.train=[{path: x}]", "train.eval_steps=0", "train.eval_sequences=64"])

@@ -14,6 +14,8 @@ from launch.slurm import scheduler
 from launch.slurm.script import TEMPLATE, render
 from launch.status import duration, holder, status
 from launch.stop import stop
+from ngpt.checkpoints.hashing import hash_file
+from ngpt.checkpoints.manifest import Manifest
 from ngpt.config.compose import compose, load
 from ngpt.config.errors import ConfigError
 
@@ -269,3 +271,15 @@ def test_the_launcher_of_a_local_run_is_asked(workplace, queue, monkeypatch):
 
 def test_durations_are_short():
     assert [duration(seconds) for seconds in (5, 600, 7200, 864000)] == ["5 s", "10 min", "2.0 h", "10.0 days"]
+
+
+def test_a_finished_run_whose_last_checkpoint_has_changed_is_submitted_to_go_on(workplace, queue, capsys):
+    submitted, _ = queue
+    run = workplace / "runs/ngpt_tiny"
+    checkpoint(run, 2)
+    own = checkpoint(run, 4)
+    Manifest(4, {path.name: hash_file(path) for path in own.iterdir()}).save(own)
+    assert cli.main(["launch", *JOB]) == 0 and not submitted and "nothing to train" in capsys.readouterr().out
+    (own / "__0_0.distcp").write_text("shar!")
+    assert cli.main(["launch", *JOB]) == 0 and len(submitted) == 1
+    assert "names step 2 now" in capsys.readouterr().err

@@ -140,10 +140,10 @@ def test_a_finished_run_whose_last_checkpoint_has_changed_goes_on_from_the_one_b
     Manifest(config.train.steps, {path.name: hash_file(path) for path in own.iterdir()}).save(own)
     shard = own / "__0_0.distcp"
     shard.write_bytes(bytes(byte ^ 1 for byte in shard.read_bytes()))
-    assert nothing_left(config) is None
-    assert "nothing to train" in nothing_left(make_config("checkpoint.verify=sizes"))
+    assert nothing_left(config, verify=True) is None
+    assert "nothing to train" in nothing_left(make_config("checkpoint.verify=sizes"), verify=True)
     with pytest.raises(ConfigError, match="another checksum"):
-        nothing_left(make_config("checkpoint.fallback=false"))
+        nothing_left(make_config("checkpoint.fallback=false"), verify=True)
 
 
 def test_changed_data_on_resume_is_noted(make_config):
@@ -303,3 +303,21 @@ def test_a_folder_is_one_launch_s_until_it_ends(tmp_path):
         holder.kill()
     with locked(folder):
         assert f"process {os.getpid()} " in (folder / LOCK_FILE).read_text()
+
+
+def test_a_checkpoints_folder_is_one_launch_s_however_it_is_spelled(make_config, tmp_path):
+    own = make_config()
+    other = make_config(f"run.dir={tmp_path / 'other'}", f"checkpoint.dir={own.run.dir}/./checkpoints/")
+    with locked_run(own):
+        with pytest.raises(ConfigError, match="checkpoint.dir"), locked_run(other):
+            pass
+    with locked_run(make_config(f"checkpoint.dir={own.run.dir}/")):  # the run folder itself: one lock
+        pass
+
+
+def test_another_runs_optimizer_brings_its_schedule(make_config, tmp_path):
+    saved_with(make_config(), 2)
+    load_it = [f"run.dir={tmp_path / 'other'}", f"checkpoint.load={make_config().checkpoint.dir}", "optim.lr=0.5"]
+    check_resumable(make_config(*load_it))
+    with pytest.raises(ConfigError, match="checkpoint.load: .*another schedule.*checkpoint.load_optimizer=false"):
+        check_resumable(make_config(*load_it, "checkpoint.load_optimizer=true"))

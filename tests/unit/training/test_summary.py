@@ -39,7 +39,7 @@ def test_the_header_says_where_a_start_begins(tmp_path):
     assert summaries.start_line(args, None) == "  starts from random weights"
 
 
-@pytest.mark.parametrize(("steps", "notes"), [(9, 1), (14, 0)])
+@pytest.mark.parametrize(("steps", "notes"), [(3, 1), (9, 1), (14, 0)])
 def test_a_run_too_short_for_its_decay_says_so(steps, notes):
     config = compose(["experiment=ngpt_tiny", "schedule=wsd", "schedule.warmup_steps=0", f"train.steps={steps}"])  # 15 %: 1 or 2 steps
     assert len(summaries.schedule_lines(config)) == notes
