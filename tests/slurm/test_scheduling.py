@@ -93,7 +93,8 @@ def test_a_lost_node_costs_a_restart_that_slurm_makes(submit_stand_in):
     try:
         run.until(lambda: "RUNNING" not in run.waiting_or_running(), "the end of the first start")
     finally:
-        slurm("scontrol", "update", "nodename=n2", "state=resume")
+        back = ["scontrol", "update", "nodename=n2", "state=resume"]  # refused while the controller still ends what ran there
+        run.until(lambda: subprocess.run(back, capture_output=True, check=False).returncode == 0, "the node's return")
     run.started(2)
     assert run.starts()[1]["step"] > 1 and run.starts()[1]["restarts"] == 1
     scheduler.cancel(run.job)
