@@ -15,6 +15,12 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def is_back(node: str) -> bool:
+    """Asks for a node that was set down; the controller refuses where it has come back by itself."""
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True, check=False)
+    return "State=DOWN" not in slurm("scontrol", "--oneliner", "show", "node", node)
+
+
 def test_a_job_that_finishes_ends_with_0_and_does_not_come_back(submit_stand_in):
     run = submit_stand_in(steps=3)
     run.ended()
@@ -93,8 +99,7 @@ def test_a_lost_node_costs_a_restart_that_slurm_makes(submit_stand_in):
     try:
         run.until(lambda: "RUNNING" not in run.waiting_or_running(), "the end of the first start")
     finally:
-        back = ["scontrol", "update", "nodename=n2", "state=resume"]  # refused while the controller still ends what ran there
-        run.until(lambda: subprocess.run(back, capture_output=True, check=False).returncode == 0, "the node's return")
+        run.until(lambda: is_back("n2"), "the node's return")
     run.started(2)
     assert run.starts()[1]["step"] > 1 and run.starts()[1]["restarts"] == 1
     scheduler.cancel(run.job)
