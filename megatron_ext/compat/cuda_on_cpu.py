@@ -8,9 +8,8 @@ Reason: the whole loop, with tensor, pipeline, expert and data parallelism over 
 Goes when: upstream takes its device from a setting.
 
 Four parts: packages that need a device are as if not installed, a `TorchFunctionMode` rewrites arguments of torch calls, attributes of
-`torch.cuda` have stand-ins, and the same mode is re-entered around the autograd engine.
-`torch.cuda.is_available()` then answers True to everything in the process, so only the entry point
-of a CPU run installs this, and own code must choose kernels by `tensor.is_cuda` instead.
+`torch.cuda` have stand-ins, and the same mode is re-entered around the autograd engine. `torch.cuda.is_available()` then answers True to
+everything in the process, so only the entry point of a CPU run installs this, and own code must choose kernels by `tensor.is_cuda` instead.
 """
 
 import contextlib

@@ -74,6 +74,8 @@ class ExpertTokens:
 
 
 class _EmulatedGroupedLinear(torch.autograd.Function):
+    """`emulated_grouped_linear`: tokens and each expert's weight in, their gradients out; shapes and dtypes are told there."""
+
     @staticmethod
     def forward(ctx, x: Tensor, tokens: ExpertTokens, call: LinearCall, *weights: Tensor) -> Tensor:
         dtype, x_TK = operand_dtype(x), tokens.fill_up(x)

@@ -48,6 +48,8 @@ class LinearCall:
 
 
 class _EmulatedLinear(torch.autograd.Function):
+    """`emulated_linear`: x and weight in, their gradients out; shapes and dtypes are told there."""
+
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, call: LinearCall) -> Tensor:
         recipe, x_MK = call.recipe, x.flatten(0, -2)

@@ -97,7 +97,7 @@ class MetricsRecorder:
         if name == last_scalar:
             self.flush()
 
-    def add_health(self, step: int, figures: dict[str, float]) -> None:
+    def add_figures(self, step: int, figures: dict[str, float]) -> None:
         """Figures that belong to `step`, given before Megatron reports it."""
         if self.writer is not None:  # of the rank that writes
             self.extra[step] = figures

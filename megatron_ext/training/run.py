@@ -161,7 +161,7 @@ class Session:
             figures |= health_figures(self.chunks, self.hook.parameters, self.probe.drain()) | self.precision.figures()
             figures |= self.guard.stragglers.watch.figures()
         if figures:
-            self.recorder.add_health(step, figures)
+            self.recorder.add_figures(step, figures)
         self.probe.active = self._health_due(step + 1)
 
     def _figures_of_loop(self, step: int) -> dict[str, float]:
@@ -177,7 +177,7 @@ class Session:
         self.guard.progress.end_step()
         self.recorder.skipped_steps += 1
         if figures := self._figures_of_loop(self.step):
-            self.recorder.add_health(self.step, figures)
+            self.recorder.add_figures(self.step, figures)
         self.probe.drain()
         self.probe.active = self._health_due(self.step + 1)
 

@@ -28,9 +28,10 @@ def check_kept_keys(old: Config, new: Config, checkpoint: Path) -> None:
         ConfigError: with every such key that differs, old and new.
     """
     changes = diff(flatten(old), flatten(new))
+    source = "checkpoint.load" if new.checkpoint.load_optimizer else "run.dir"
     if fixed := {key: change for key, change in changes.items() if key in _OF_OPTIMIZER}:
         raise ConfigError(
-            "checkpoint.load" if new.checkpoint.load_optimizer else "run.dir",
+            source,
             f"{checkpoint} is a checkpoint of another optimizer ({listed(fixed)})",
             "a checkpoint brings its own back with the optimizer's state, whatever the config says",
             f"Restore the values; or {_weights_only(new)}",
@@ -38,7 +39,7 @@ def check_kept_keys(old: Config, new: Config, checkpoint: Path) -> None:
     scheduled = {key: change for key, change in changes.items() if key in _OF_SCHEDULE or _names_schedule(key)}
     if scheduled and not new.megatron.get(OVERRIDE):
         raise ConfigError(
-            "checkpoint.load" if new.checkpoint.load_optimizer else "run.dir",
+            source,
             f"{checkpoint} is a checkpoint of another schedule ({listed(scheduled)})",
             "with the optimizer's state come its schedule, weight decay and batch",
             f"Restore the values; or {_weights_only(new)}; or replace them at the checkpoint's step with megatron.{OVERRIDE}=true",
@@ -50,6 +51,6 @@ def _names_schedule(key: str) -> bool:
 
 
 def _weights_only(new: Config) -> str:
-    return "start from its weights alone, checkpoint.load_optimizer=false" if new.checkpoint.load_optimizer else (
-        "start a new run.name from its weights, checkpoint.load=..."
-    )
+    if new.checkpoint.load_optimizer:
+        return "start from its weights alone, checkpoint.load_optimizer=false"
+    return "start a new run.name from its weights, checkpoint.load=..."

@@ -12,7 +12,6 @@ from ngpt.config.schema import DataSource
 from ngpt.config.translate import leaf_types
 
 _TEXT = (str, str | None)
-_QUOTES = ("'", '"')
 _LISTS = {key for key, kind in leaf_types() if kind in (list[str], list[DataSource])}
 
 

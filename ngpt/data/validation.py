@@ -9,7 +9,7 @@ def evaluation_sequences(cfg: Config) -> int:
     """Sequences of one evaluation; 0: there is none.
 
     Raises:
-        ConfigError: the whole split is asked for, and its manifest cannot be read.
+        ConfigError: the whole split is asked for, and its manifest cannot be read or it holds no sequence.
     """
     train = cfg.train
     if not (cfg.data.valid or cfg.data.mock):
