@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",  # a port that is free when it is bound
+            local_addr="127.0.0.1",  # the workers would otherwise look for the machine by its name, which many cannot resolve
             max_restarts=0,  # a rank that fails ends the run: its checkpoint is where it goes on
             logs_specs=DefaultLogsSpecs(log_dir=folder, tee=Std.ALL),
             signals_to_handle="SIGQUIT",

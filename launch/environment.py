@@ -53,10 +53,13 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
         # A worker's print appears when it happens, not when a pipe's buffer is full.
         "PYTHONUNBUFFERED": "1",
     }
+    if config.cluster.nodes == 1:
+        # Gloo otherwise resolves the machine's own name, which many containers, laptops and hosts without network cannot.
+        variables["GLOO_SOCKET_IFNAME"] = "lo"
     if config.parallel.tensor > 1 or config.parallel.context > 1:
         # One hardware queue: collectives start in the order they were issued, and overlap. Megatron insists on it, on a CPU too.
         variables["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
-    return variables | (_gpu_variables(config) if cuda else _cpu_variables(config)) | config.cluster.environment
+    return variables | (_gpu_variables(config) if cuda else _cpu_variables()) | config.cluster.environment
 
 
 def _gpu_variables(config: Config) -> dict[str, str]:
@@ -82,13 +85,9 @@ def _gpu_variables(config: Config) -> dict[str, str]:
     return variables
 
 
-def _cpu_variables(config: Config) -> dict[str, str]:
+def _cpu_variables() -> dict[str, str]:
     # Megatron's fused functions go through torch.compile, which looks for an accelerator that is not there.
-    variables = {"TORCHDYNAMO_DISABLE": "1"}
-    if config.cluster.nodes == 1:
-        # Gloo otherwise resolves the machine's own name, which many containers and laptops cannot.
-        variables["GLOO_SOCKET_IFNAME"] = "lo"
-    return variables
+    return {"TORCHDYNAMO_DISABLE": "1"}
 
 
 def world_variables(world: World) -> dict[str, str]:

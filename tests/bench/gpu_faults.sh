@@ -15,13 +15,16 @@ same() {  # A B: every tensor of the last checkpoints has the same bits
   CUDA_VISIBLE_DEVICES='' python3 -c "import sys; from pathlib import Path; from runs import assert_same_run; assert_same_run(*map(Path, sys.argv[1:])); print('same bits')" \
     "$runs/$1" "$runs/$2" 2>&1 | tail -n 1
 }
+signal_all() {  # PID: SIGTERM to every process of ours under it
+  python3 -c "import psutil, sys; [p.terminate() for p in psutil.Process(int(sys.argv[1])).children(recursive=True) if 'launch.' in ' '.join(p.cmdline())]" "$1"
+}
 last() { tail -n "${2:-1}" "$out/$1.log" | cut -c1-400; }
 
 echo "== twin"; train run.name=twin > "$out/twin.log" 2>&1; echo "exit $?"; last twin
 echo "== SIGTERM to every process"
 NGPT_FAULT='{"kind": "slow_step", "seconds": 0.5}' train run.name=signal > "$out/signal.log" 2>&1 & launcher=$!
 until grep -q 'step 2/8' "$out/signal.log"; do sleep 0.2; kill -0 $launcher 2>/dev/null || break; done
-pkill -TERM -f "launch.(cli|agent|worker)"; wait $launcher; echo "exit $?"; last signal
+signal_all $launcher; wait $launcher; echo "exit $?"; last signal
 train run.name=signal > "$out/resumed.log" 2>&1; echo "exit $?"; last resumed; same signal twin
 echo "== a rank is killed"
 NGPT_FAULT="{\"kind\": \"kill\", \"step\": 5, \"rank\": $rank}" train run.name=killed > "$out/killed.log" 2>&1; echo "exit $?"; last killed 2

@@ -52,6 +52,15 @@ def test_sigterm_to_every_process_saves_and_the_run_goes_on_to_the_same_bits(tmp
     assert_same_run(tmp_path / "run", twin)
 
 
+def test_ranks_meet_on_a_machine_whose_name_nobody_can_resolve(tmp_path):
+    renamed = "import os, socket, sys; os.unshare(os.CLONE_NEWUTS); socket.sethostname('name.nowhere'); os.execvp(sys.argv[1], sys.argv[1:])"
+    if subprocess.run([sys.executable, "-c", renamed, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not rename a machine for one process")
+    launch = [sys.executable, "-m", "launch.cli", "train", *WORDS, *TWO_RANKS, f"run.dir={tmp_path / 'run'}", "run.name=run"]
+    ended = subprocess.run([sys.executable, "-c", renamed, *launch], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0 and last_row(tmp_path / "run")["step"] == 8, ended.stderr
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_during_start_up_leaves(tmp_path, processes):
     training = start(tmp_path / "run", f"cluster.gpus_per_node={processes}", fault={"kind": "slow_start", "seconds": 600})
