@@ -14,7 +14,7 @@ lane() {
   local pair=$((2 * $1 % cores)),$(((2 * $1 + 1) % cores))
   (($1 % 2)) && mapfile -t order < <(printf '%s\n' "${tests[@]}" | tac)
   while :; do
-    taskset -c "$pair" "$python" -m pytest -v -p no:cacheprovider --basetemp "$work/$1" "${order[@]}" >> "$out/lane$1.log" 2>&1
+    taskset -c "$pair" "$python" -m pytest -v -x -p no:cacheprovider --basetemp "$work/$1" "${order[@]}" >> "$out/lane$1.log" 2>&1
   done
 }
 
