@@ -5,6 +5,11 @@ On a GPU (`--device cuda`) the Triton kernels quantise, 4over6 and row-scaled op
 Two formats, told apart by content. Cases (`__meta__`): tensors x [M, K], w [N, K], dy [M, N] with codes, scales, amax and dequantised
 values of both directions, the RHT's output and the three GEMMs. Stochastic rounding (`x`, `rbits8`, `q`, `code`): one vector an element.
 Whatever is missing, unknown or not checked counts as a failure.
+
+One exception is accepted, counted and named: float32 input with the RHT. Vectors of it keep fp32 through the transform; Transformer Engine
+refuses such input, and `random_hadamard_transform` rounds its output to bf16. There the fp32 output must lie within fp32 rounding of the
+exact transform in every element, and rounded to bf16 it must be ours as far as any other. All else is checked as in the other cases: the
+quantised values bit for bit, from the vectors' own fp32 output.
 """
 
 import argparse
@@ -25,7 +30,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.kernels.nvfp4_quantize import quantize_packed
 from ngpt.precision.formats import decode_e2m1, encode_e2m1_stochastic
 from ngpt.precision.gemm import global_alpha, qgemm
-from ngpt.precision.hadamard import Rht, random_hadamard_transform
+from ngpt.precision.hadamard import HADAMARD_SIZE, Rht, exact_hadamard_transform, random_hadamard_transform
 from ngpt.precision.quantize import FourOverSix, QuantizerSpec, quantize_stored
 from ngpt.precision.tensor import Direction, QuantizedTensor, equal_codes, equal_scales, equal_values
 
@@ -35,6 +40,7 @@ GEMMS = {"fprop": ("x.row", "w.row"), "dgrad": ("dy.row", "w.col"), "wgrad": ("d
 GEMM_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 GEMM_BOUND = 4e-7  # of the sum of absolute products
 RHT_BOUND = 0.005  # share of elements of the RHT's output that may differ
+RHT_FP32_BOUND = 2.0**-20  # of the sum of absolute terms: 15 additions in fp32, in any order
 SR_ARRAYS = {"x", "rbits8", "q", "code"}
 
 # Quantises a stored matrix; a kernel under test replaces it.
@@ -48,6 +54,7 @@ class Outcome:
     checked: dict[str, int] = field(default_factory=dict)
     passed: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    accepted: list[str] = field(default_factory=list)  # within the rule of the exception, see the module
 
     def add(self, kind: str, name: str, problems: list[str]) -> None:
         self.checked[kind] = self.checked.get(kind, 0) + 1
@@ -150,11 +157,24 @@ def _check_rht(outcome: Outcome, name: str, matrix: Tensor, expected: Tensor | N
         outcome.add("rht", name, ["is missing"])
         return
     ours = random_hadamard_transform(matrix, rht)
+    if matrix.dtype == expected.dtype == torch.float32 and matrix.shape == expected.shape:
+        beyond = _beyond_fp32_rounding(matrix, expected, rht)
+        outcome.failures.extend([f"{name}: {beyond} elements are not the transform in fp32"] * bool(beyond))
+        outcome.accepted.extend([name] * (not beyond))
+        expected = expected.bfloat16()
     if ours.shape != expected.shape or ours.dtype != expected.dtype:
         outcome.add("rht", name, [f"{expected.dtype} {tuple(expected.shape)}, expected {ours.dtype} {tuple(ours.shape)}"])
         return
     share = ((ours != expected) & ~(ours.isnan() & expected.isnan())).double().mean().item()
     outcome.add("rht", name, [f"{share:.2%} of the elements differ"] if share > RHT_BOUND else [])
+
+
+def _beyond_fp32_rounding(matrix: Tensor, transformed: Tensor, rht: Rht) -> int:
+    """How many elements are further from the exact transform than additions in fp32 explain."""
+    exact = exact_hadamard_transform(matrix, rht)
+    terms = matrix.double().abs().unflatten(-1, (-1, HADAMARD_SIZE)).sum(dim=-1) / 4
+    close = (transformed.double() - exact).abs() <= RHT_FP32_BOUND * terms.repeat_interleave(HADAMARD_SIZE, dim=-1)
+    return int((~close & ~(transformed.isnan() & exact.isnan()) & (transformed != exact)).sum())
 
 
 def _check_gemm(golden: Arrays, outcome: Outcome, name: str, a: QuantizedTensor | None, b: QuantizedTensor | None) -> None:
@@ -218,7 +238,7 @@ def check_file(path: Path, device: str = "cpu", quantizer: Quantizer = quantize_
         raise ConfigError(str(path), error, "a golden file is an .npz archive", "Name a file of the golden format") from error
     if metas is not None:
         outcome = check_cases(arrays, metas, device, quantizer)
-        rht = f"{outcome.count('rht')} RHT inputs within bound\n"
+        rht = f"{outcome.count('rht')} RHT inputs within bound\n{_accepted_line(outcome.accepted)}"
         return outcome, f"{rht}{outcome.count('tensor')} quantised tensors bit-identical, {outcome.count('gemm')} GEMMs within bound"
     if set(arrays) == SR_ARRAYS:
         outcome = check_stochastic_rounding(arrays, device)
@@ -229,6 +249,13 @@ def check_file(path: Path, device: str = "cpu", quantizer: Quantizer = quantize_
         "a golden file has `__meta__` with cases, or exactly x, rbits8, q and code",
         "Name a file of the golden format",
     )
+
+
+def _accepted_line(accepted: list[str]) -> str:
+    """The line of the summary that names the exception; empty where it was not needed."""
+    if not accepted:
+        return ""
+    return f"{len(accepted)} accepted: float32 input with RHT, which Transformer Engine refuses: {', '.join(accepted)}\n"
 
 
 def main(arguments: list[str] | None = None) -> int:

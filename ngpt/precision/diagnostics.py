@@ -23,6 +23,9 @@ Summation raises the SNR where the signal terms are correlated (coherent, rho(z)
 Source: the mechanism is that of arXiv 2605.06067; these estimators and their intervals are derived here.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -31,10 +34,17 @@ from ngpt.precision.recipe import Recipe
 from ngpt.precision.tensor import BlockShape, Operand
 
 SAMPLES = 64
-RESAMPLES = 200
+RESAMPLES = 199
 CONFIDENCE = 0.95
 PRODUCT_FIGURES = ("product_snr_db", "dot_snr_db", "signal_correlation", "noise_correlation")
 _CHUNK_ELEMENTS = 2**22  # of a tensor in fp64 at a time: 32 MiB
+
+
+class Draw(NamedTuple):
+    """Rows sampled from a matrix: their indices, int64 [samples], and what each is to be divided by, fp64 [samples, 1]."""
+
+    rows: Tensor
+    norms: Tensor
 
 
 def operand_figures(x: Tensor, x_hat: Tensor, global_decode_scale: Tensor | None = None) -> dict[str, Tensor]:
@@ -87,15 +97,19 @@ def product_figures(
 ) -> dict[str, Tensor]:
     """SNR and correlations of the GEMM a b^T, estimated on the output entries where sampled rows of a and of b meet.
 
-    The bounds are those of a 95 % percentile bootstrap. Entries that share a row of a or of b are not independent, so rows of a and rows
-    of b are resampled, each with replacement, never single entries. Where rows carry most of the variation the interval is as wide as it
-    should be; where entries are as good as independent it is up to 1.7 times too wide. Resampling entries is too narrow in the former case.
+    Rows are drawn with replacement, with a probability proportional to their power, and divided by their norm. That estimates the same
+    ratios of sums over all entries as a draw of equal chances, but a few long rows no longer decide the result.
+
+    The bounds are those of a symmetric 95 % bootstrap-t interval of the logarithm of the ratio behind each figure. Entries that share a
+    row of a or of b are not independent: rows of a and rows of b are the clusters, for the standard error as for the bootstrap.
+    `tests/bench/interval_coverage.py` measures how often the interval holds the figure of the whole GEMM. Where all rows are taken, the
+    figure is exact for this GEMM, and the interval is that for more rows like these.
 
     Args:
         a_MK, b_NK: the operands before quantisation, any floating dtype, any strides; for wgrad with a Hadamard transform in the rotated
             domain, like their dequantised forms: the transform leaves dot products as they are, but not their terms.
         a_hat_MK, b_hat_NK: the same, dequantised.
-        samples: rows taken at random, without replacement, from a and from b; all of them where there are no more.
+        samples: rows drawn from a and from b; all of them, once each, where there are no more.
         resamples: of the bootstrap.
         seed: of the sample and of the bootstrap; the same seed gives the same result on the same kind of device.
 
@@ -103,28 +117,46 @@ def product_figures(
         fp64 scalars on a's device, unsynchronised: product_snr_db, dot_snr_db, signal_correlation, noise_correlation, each also with
         `_lower` and `_upper`. Operands that are exact have infinite SNRs and no noise correlation (NaN).
 
-    Source: pigeonhole bootstrap, Owen, Annals of Applied Statistics 1 (2007), section 3.
+    Source: two-way clusters: Owen, Annals of Applied Statistics 1 (2007), section 3, and Cameron, Gelbach and Miller, Journal of Business
+        and Economic Statistics 29 (2011). Symmetric bootstrap-t: Hall, Journal of the Royal Statistical Society B 50 (1988).
     """
     generator = torch.Generator(a_MK.device).manual_seed(seed)
-    rows, columns = (_sampled(matrix, samples, generator) for matrix in (a_MK, b_NK))
-    a, a_hat = (matrix.index_select(0, rows).double() for matrix in (a_MK, a_hat_MK))
-    b, b_hat = (matrix.index_select(0, columns).double() for matrix in (b_NK, b_hat_NK))
-    powers = _powers(a, b, a_hat, b_hat)
-    point = _figures_of(powers.mean(dim=(1, 2)), a.size(1))
-    counts = (_resampled(count, resamples, generator) for count in powers.shape[1:])
-    resampled = _figures_of(torch.einsum("pij,ri,rj->pr", powers, *counts), a.size(1))
-    ordered = resampled.sort(dim=1).values
-    tail = (1 - CONFIDENCE) / 2 * (resamples - 1)
-    lower, upper = ordered[:, round(tail)], ordered[:, round(resamples - 1 - tail)]
-    named = {"": point, "_lower": lower, "_upper": upper}
+    a, b = (_drawn(matrix, samples, generator) for matrix in (a_MK, b_NK))
+    exact, quantised = (_rows(a_MK, a), _rows(b_NK, b)), (_rows(a_hat_MK, a), _rows(b_hat_NK, b))
+    return _figures_of_rows((a, b), exact, quantised, resamples, generator)
+
+
+def _drawn(matrix: Tensor, samples: int, generator: torch.Generator) -> Draw:
+    """Rows drawn by their power.
+
+    All rows, in order and undivided, where there are no more than `samples`. Of zeros and NaN any row may come.
+    """
+    count, device = matrix.size(0), matrix.device
+    if count <= samples:
+        return Draw(torch.arange(count, device=device), torch.ones(count, 1, dtype=torch.float64, device=device))
+    norms = torch.linalg.vector_norm(matrix, dim=1, dtype=torch.promote_types(matrix.dtype, torch.float32)).double()
+    powers = norms.square()
+    # by the inverse distribution function: torch.multinomial refuses zeros and NaN; in integers, whose cumulative sum is deterministic
+    cumulative = (powers / powers.sum() * 2.0**52).long().cumsum(dim=0)
+    uniform = torch.rand(samples, dtype=torch.float64, device=device, generator=generator)
+    rows = torch.searchsorted(cumulative, (uniform * cumulative[-1]).long(), right=True).clamp(max=count - 1)
+    return Draw(rows, norms[rows].unsqueeze(1))
+
+
+def _figures_of_rows(
+    draws: tuple[Draw, Draw],
+    exact: tuple[Tensor, Tensor],
+    quantised: tuple[Tensor, Tensor],
+    resamples: int,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """`product_figures` of the drawn rows of (a, b), not yet divided by their norms."""
+    a, b = (rows.double() / draw.norms for rows, draw in zip(exact, draws, strict=True))
+    a_hat, b_hat = (rows.double() / draw.norms for rows, draw in zip(quantised, draws, strict=True))
+    log_ratios, margins = _intervals(_powers(a, b, a_hat, b_hat), resamples, generator)
+    bounds = {"": log_ratios, "_lower": log_ratios - margins, "_upper": log_ratios + margins}
+    named = {suffix: _figures_of(values, a.size(1)) for suffix, values in bounds.items()}
     return {figure + suffix: values[i] for i, figure in enumerate(PRODUCT_FIGURES) for suffix, values in named.items()}
-
-
-def _sampled(matrix: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-    """Indices of sampled rows; all rows, in order, where there are no more than `samples`."""
-    if matrix.size(0) <= samples:
-        return torch.arange(matrix.size(0), device=matrix.device)
-    return torch.randperm(matrix.size(0), generator=generator, device=matrix.device)[:samples]
 
 
 def _powers(a: Tensor, b: Tensor, a_hat: Tensor, b_hat: Tensor) -> Tensor:
@@ -139,23 +171,69 @@ def _powers(a: Tensor, b: Tensor, a_hat: Tensor, b_hat: Tensor) -> Tensor:
     return torch.stack([signal.square(), noise.square(), signal_terms, noise_terms])
 
 
-def _figures_of(powers: Tensor, reduction: int) -> Tensor:
-    """[4, ...] figures, in the order of PRODUCT_FIGURES, of [4, ...] powers summed over output entries."""
+def _figures_of(log_ratios: Tensor, reduction: int) -> Tensor:
+    """[4] figures, in the order of PRODUCT_FIGURES, of the logarithms of their ratios of powers."""
+    return torch.cat([log_ratios[:2] * (10 / math.log(10)), log_ratios[2:].expm1() / (reduction - 1)])
+
+
+def _ratios(powers: Tensor) -> tuple[Tensor, Tensor]:
+    """Dividends and divisors of the ratios behind PRODUCT_FIGURES, [4, ...] of [4, ...]."""
     signal, noise, signal_terms, noise_terms = powers
-    return torch.stack(
-        [
-            _decibel(signal_terms / noise_terms),
-            _decibel(signal / noise),
-            (signal / signal_terms - 1) / (reduction - 1),
-            (noise / noise_terms - 1) / (reduction - 1),
-        ]
+    return torch.stack([signal_terms, signal, signal, noise]), torch.stack([noise_terms, noise, signal_terms, noise_terms])
+
+
+def _intervals(powers: Tensor, resamples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Log ratios [4] behind the figures and half the widths [4] of their intervals.
+
+    Where there is no spread, or no ratio, the width is zero; where resamples often lack one side of a ratio, it is infinite.
+    """
+    means = powers.mean(dim=(1, 2), keepdim=True)
+    dividends, divisors = _ratios(means.flatten())
+    above, below = _ratios(powers / means)  # of the size of 1, so that squares stay in range
+    equal = (powers.new_full((count, 1), 1 / count) for count in powers.shape[1:])
+    _, error = _log_ratios(above, below, *equal)
+    drawn = (_resampled(count, resamples, generator).t() / count for count in powers.shape[1:])
+    deviations, errors = _log_ratios(above, below, *drawn)
+    ordered = (deviations / errors).abs().nan_to_num(nan=math.inf, posinf=math.inf).sort(dim=1).values
+    quantile = ordered[:, min(resamples, math.ceil(CONFIDENCE * (resamples + 1))) - 1]
+    return (dividends / divisors).log(), (quantile * error.squeeze(1)).nan_to_num(nan=0.0, posinf=math.inf)
+
+
+def _log_ratios(above: Tensor, below: Tensor, row_weights: Tensor, column_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithm of the ratio of weighted means over entries, and its standard error from rows and columns as clusters.
+
+    To first order the logarithm is the mean over entries of g_ij = above_ij / mean - below_ij / mean. The variance of that mean is the one
+    between rows plus the one between columns less the one of single entries, which both contain, but not less than that.
+
+    Args:
+        above, below: [4, M, N].
+        row_weights, column_weights: [M, R] and [N, R], each column of sum 1.
+
+    Returns:
+        [4, R] and [4, R].
+    """
+    rows, columns = above.shape[1:]
+    sides, products = torch.stack([above, below]), torch.stack([above.square(), above * below, below.square()])
+    by_row, by_column = sides @ column_weights, sides.mT @ row_weights
+    means = (by_row * row_weights).sum(dim=-2, keepdim=True)
+    up, down = means.squeeze(-2)
+    above_square, product, below_square = (products @ column_weights * row_weights).sum(dim=-2)
+    squares = above_square / up.square() - 2 * product / (up * down) + below_square / down.square()
+    between_rows, between_columns = (
+        ((part[0] / means[0] - part[1] / means[1]).square() * weights).sum(dim=-2)
+        for part, weights in ((by_row, row_weights), (by_column, column_weights))
     )
+    of_entries = (squares - between_rows - between_columns) / ((rows - 1) * (columns - 1))
+    variance = between_rows / (rows - 1) + between_columns / (columns - 1) - of_entries
+    return up.log() - down.log(), torch.maximum(variance, of_entries).clamp(min=0).sqrt()
 
 
 def _resampled(count: int, resamples: int, generator: torch.Generator) -> Tensor:
     """fp64 [resamples, count]: how often each of `count` rows is drawn by `count` draws with replacement."""
     draws = torch.randint(count, (resamples, count), generator=generator, device=generator.device)
-    return (draws.unsqueeze(-1) == torch.arange(count, device=generator.device)).sum(dim=1).double()
+    places = draws + count * torch.arange(resamples, device=draws.device).unsqueeze(1)
+    counts = torch.zeros(draws.numel(), dtype=torch.float64, device=draws.device)
+    return counts.scatter_add_(0, places.flatten(), torch.ones_like(counts)).view(resamples, count)
 
 
 def _decibel(ratio: Tensor) -> Tensor:
@@ -174,7 +252,7 @@ class GemmWatch:
 
     Args:
         recipe: of the run.
-        samples, resamples, seed: as in `product_figures`. All layers and steps share the seed, so the same features are watched throughout.
+        samples, resamples, seed: as in `product_figures`.
 
     Attributes:
         figures: fp64 scalars on the device by `<input|weight|grad_output>/<figure>` and `<fprop|dgrad|wgrad>/<figure>`. Operand errors are
@@ -187,6 +265,7 @@ class GemmWatch:
         self.figures: dict[str, Tensor] = {}
         self._counters: dict[str, Tensor] = {}
         self._x_columns: Tensor | None = None
+        self._x_draw: Draw | None = None
 
     def counters(self, operand: str, device: torch.device) -> Tensor:
         """int64 [2, 2] for the `counters` of every quantisation of this operand: input | weight | grad_output.
@@ -198,19 +277,24 @@ class GemmWatch:
     @torch.no_grad()
     def forward(self, x_MK: Tensor, w_NK: Tensor, x_row: Operand, w_row: Operand) -> None:
         """Figures of input, weight and fprop; the tensors are those of this rank's GEMM."""
+        self._generator = torch.Generator(x_MK.device).manual_seed(self.seed)
         self._operand("input", x_MK, x_row)
         self._operand("weight", w_NK, w_row)
-        self._gemm("fprop", (self._rows(x_MK), self._rows(w_NK)), (self._rows(x_row), self._rows(w_row)))
-        self._x_columns = random_hadamard_transform(self._columns(x_MK), self.specs["input"].rht)
+        x, w = self._draw(x_MK), self._draw(w_NK)
+        self._gemm("fprop", (x, w), (_rows(x_MK, x), _rows(w_NK, w)), (_rows(x_row, x), _rows(w_row, w)))
+        self._x_draw = self._draw(x_MK.t())
+        self._x_columns = random_hadamard_transform(_columns(x_MK, self._x_draw), self.specs["input"].rht)
 
     @torch.no_grad()
     def backward(self, dy_MN: Tensor, w_NK: Tensor, dy_row: Operand, w_col: Operand, dy_col: Operand, x_col: Operand) -> None:
         """Figures of grad_output, dgrad and wgrad, after `forward`. dy_col and x_col are [M, N] and [M, K], never transposed."""
         self._operand("grad_output", dy_MN, dy_row)
-        self._gemm("dgrad", (self._rows(dy_MN), self._columns(w_NK)), (self._rows(dy_row), self._columns(w_col)))
-        dy_columns = random_hadamard_transform(self._columns(dy_MN), self.specs["grad_output"].rht)
-        self._gemm("wgrad", (dy_columns, self._x_columns), (self._columns(dy_col), self._columns(x_col)))
-        self._x_columns = None
+        dy, w = self._draw(dy_MN), self._draw(w_NK.t())
+        self._gemm("dgrad", (dy, w), (_rows(dy_MN, dy), _columns(w_NK, w)), (_rows(dy_row, dy), _columns(w_col, w)))
+        dy, x = self._draw(dy_MN.t()), self._x_draw  # the transform leaves norms as they are
+        dy_columns = random_hadamard_transform(_columns(dy_MN, dy), self.specs["grad_output"].rht)
+        self._gemm("wgrad", (dy, x), (dy_columns, self._x_columns), (_columns(dy_col, dy), _columns(x_col, x)))
+        self._x_columns = self._x_draw = None
         elements = {"input": x_col.values.numel(), "weight": w_NK.numel(), "grad_output": dy_MN.numel()}
         for operand, counters in self._counters.items():
             self._add(operand, clipping_figures(counters, elements[operand], self.specs[operand].block_shape))
@@ -218,21 +302,25 @@ class GemmWatch:
     def _operand(self, name: str, x: Tensor, quantised: Operand) -> None:
         self._add(name, operand_figures(x, quantised.values, quantised.decode_factor))
 
-    def _gemm(self, name: str, exact: tuple[Tensor, Tensor], quantised: tuple[Tensor, Tensor]) -> None:
-        self._add(name, product_figures(*exact, *quantised, samples=self.samples, resamples=self.resamples, seed=self.seed))
+    def _draw(self, matrix: Tensor) -> Draw:
+        return _drawn(matrix, self.samples, self._generator)
+
+    def _gemm(self, name: str, draws: tuple[Draw, Draw], exact: tuple[Tensor, Tensor], quantised: tuple[Tensor, Tensor]) -> None:
+        self._add(name, _figures_of_rows(draws, exact, quantised, self.resamples, self._generator))
 
     def _add(self, name: str, figures: dict[str, Tensor]) -> None:
         self.figures |= {f"{name}/{figure}": value for figure, value in figures.items()}
 
-    def _rows(self, x: Tensor | Operand) -> Tensor:
-        """[samples, columns]: sampled rows, of an Operand with its global scale. Of matrices of equal height always the same rows."""
-        if not isinstance(x, Tensor):
-            return _scaled(self._rows(x.values).double(), x.decode_factor)
-        generator = torch.Generator(x.device).manual_seed(self.seed)
-        return x.index_select(0, _sampled(x, self.samples, generator))
 
-    def _columns(self, x: Tensor | Operand) -> Tensor:
-        """[samples, rows]: as `_rows`, of the transpose."""
-        if not isinstance(x, Tensor):
-            return _scaled(self._columns(x.values).double(), x.decode_factor)
-        return self._rows(x.t())
+def _rows(x: Tensor | Operand, draw: Draw) -> Tensor:
+    """[samples, columns]: drawn rows, of an Operand with its global scale."""
+    if not isinstance(x, Tensor):
+        return _scaled(_rows(x.values, draw).double(), x.decode_factor)
+    return x.index_select(0, draw.rows)
+
+
+def _columns(x: Tensor | Operand, draw: Draw) -> Tensor:
+    """[samples, rows]: as `_rows`, of the transpose."""
+    if not isinstance(x, Tensor):
+        return _scaled(_columns(x.values, draw).double(), x.decode_factor)
+    return _rows(x.t(), draw)

@@ -11,7 +11,10 @@ SIGNS = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
 
 
 def random_hadamard_transform(x: Tensor, rht: Rht = "signed") -> Tensor:
-    """x viewed as [-1, 16] times diag(signs) H16 / 4 (Sylvester order), rounded to bf16.
+    """x viewed as [-1, 16] times diag(signs) H16 / 4 (Sylvester order), rounded to bf16, whatever dtype x has.
+
+    Transformer Engine refuses fp32 input with this transform; its Python reference keeps such input in fp32 through it.
+    `ngpt.precision.check_golden` accepts golden vectors that were made so by name.
 
     The sums run in fp64, where 16 bf16 terms are exact unless their exponents lie more than 40 apart. So the result does not depend on
     the order of additions. An fp32 accumulator differs from it in the last bit where large terms cancel.
@@ -28,8 +31,11 @@ def random_hadamard_transform(x: Tensor, rht: Rht = "signed") -> Tensor:
 
     Source: NVFP4 as Transformer Engine 2.20.2 computes it; arXiv 2509.25149.
     """
-    if rht == "off":
-        return x
+    return x if rht == "off" else exact_hadamard_transform(x, rht).float().to(torch.bfloat16)
+
+
+def exact_hadamard_transform(x: Tensor, rht: Literal["signed", "unsigned"]) -> Tensor:
+    """`random_hadamard_transform` before it rounds: fp64."""
     if x.shape[-1] % HADAMARD_SIZE:
         raise ValueError(
             f"transformed dimension {x.shape[-1]}: the Hadamard transform mixes groups of {HADAMARD_SIZE}. "
@@ -43,4 +49,4 @@ def random_hadamard_transform(x: Tensor, rht: Rht = "signed") -> Tensor:
         pairs = groups.view(-1, HADAMARD_SIZE // (2 * half), 2, half)
         groups = torch.stack((pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]), dim=2).reshape(-1, HADAMARD_SIZE)
         half *= 2
-    return (groups / 4).float().to(torch.bfloat16).reshape(x.shape)
+    return (groups / 4).reshape(x.shape)

@@ -137,7 +137,7 @@ def test_a_sample_of_a_large_product_is_drawn_from_all_of_it_and_repeats(generat
 def test_strides_do_not_matter(generator):
     a, b = normal(generator, 32, 100), normal(generator, 32, 90)
     figures = product_figures(a.t(), b.t(), 0.9 * a.t(), b.t())
-    assert numbers(figures) == pytest.approx(numbers(product_figures(*(m.t().contiguous() for m in (a, b, 0.9 * a, b)))), rel=1e-12)
+    assert numbers(figures) == pytest.approx(numbers(product_figures(*(m.t().contiguous() for m in (a, b, 0.9 * a, b)))), rel=1e-9)
 
 
 def population(generator: torch.Generator, rows: int, reduction: int) -> Tensor:
@@ -160,6 +160,36 @@ def test_the_interval_covers_the_true_correlation_and_is_not_much_wider_than_it_
     spread = torch.tensor(estimates).std().item()
     assert covered >= 0.93 * rounds
     assert 0.9 < widths / rounds / (2 * 1.96 * spread) < 1.7
+
+
+def test_the_intervals_hold_the_figures_of_the_whole_gemm_as_often_as_they_say_despite_long_rows(generator):
+    """Resampling rows and columns by themselves gives percentiles that hold three of the four in every set."""
+    sets = 250
+    a, b = normal(generator, 512, 1).exp() * normal(generator, 512, 32), normal(generator, 512, 32)
+    operands = (a, b, quantised_rows(a), quantised_rows(b))
+    truth = numbers(product_figures(*operands, samples=512, resamples=1))
+    drawn = [numbers(product_figures(*operands, seed=seed)) for seed in range(sets)]
+    for name in PRODUCT_FIGURES:
+        covered = sum(figures[name + "_lower"] <= truth[name] <= figures[name + "_upper"] for figures in drawn)
+        width = sum(figures[name + "_upper"] - figures[name + "_lower"] for figures in drawn) / sets
+        spread = torch.tensor([figures[name] for figures in drawn]).std().item()
+        assert 0.9 < width / (2 * 1.96 * spread) < 1.09, name
+        assert abs(covered / sets - 0.95) < 3 * math.sqrt(0.95 * 0.05 / sets), name
+
+
+def test_one_long_row_does_not_decide_the_figures(generator):
+    """Drawn with equal chances, the row that has nearly all of the power would be missed in three samples of four."""
+    a, b = normal(generator, 256, 32), normal(generator, 256, 32)
+    a[77] *= 1000
+    for seed in range(8):
+        figures = numbers(product_figures(a, b, torch.where(a.abs() > 100, 1.1 * a, 1.001 * a), b, seed=seed))
+        assert figures["product_snr_db"] == pytest.approx(20, abs=1)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_operands_without_a_power_have_no_figures_and_raise_nothing(value, generator):
+    a, b = torch.full((200, 32), value), normal(generator, 200, 32)
+    assert math.isnan(numbers(product_figures(a, b, a, b))["signal_correlation"])
 
 
 @pytest.mark.parametrize("shape", [(64, 2048), (2049, 2048), (1, 1)])
@@ -259,7 +289,8 @@ def test_terms_of_wgrad_are_those_of_the_rotated_domain(generator):
     hat = watched(watch, x, w, dy)
     a, b = (random_hadamard_transform(tensor.t().contiguous()) for tensor in (dy, x))
     expected = numbers(product_figures(a, b, hat["dy_col"].t(), hat["x_col"].t()))
-    assert {name: watch.figures[f"wgrad/{name}"].item() for name in expected} == pytest.approx(expected, rel=1e-6)
+    for name in PRODUCT_FIGURES:  # the bounds come of other resamples
+        assert watch.figures[f"wgrad/{name}"].item() == pytest.approx(expected[name], rel=1e-6)
 
 
 def test_operands_and_their_quantised_forms_are_sampled_at_the_same_places(generator):
@@ -269,6 +300,30 @@ def test_operands_and_their_quantised_forms_are_sampled_at_the_same_places(gener
     watched(watch, x, w, dy)
     for gemm in ("fprop", "dgrad", "wgrad"):
         assert 10 < watch.figures[f"{gemm}/product_snr_db"].item() < 30
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "gemm"),
+    [("x", 0, "fprop"), ("w", 0, "fprop"), ("dy", 0, "dgrad"), ("w", 1, "dgrad"), ("dy", 1, "wgrad"), ("x", 1, "wgrad")],
+)
+def test_each_gemm_weighs_the_rows_that_it_draws_by_their_power(name, dim, gemm, generator):
+    """One row with half of the power has an error of 1 / 10, all else is exact. Drawn by power but undivided, it would count twice."""
+    exact = dict(zip(("x", "w", "dy"), (normal(generator, *shape) for shape in ((TOKENS, K), (N, K), (TOKENS, N))), strict=True))
+    exact[name].select(dim, 7).mul_(math.sqrt(exact[name].size(dim) - 1))
+    hat = {operand_name: matrix.clone() for operand_name, matrix in exact.items()}
+    hat[name].select(dim, 7).mul_(1.1)
+    x, w, dy = (Operand(hat[operand_name], None, 448) for operand_name in ("x", "w", "dy"))
+    ratios = []
+    for seed in range(8):
+        watch = GemmWatch(recipe("off"), samples=24, resamples=1, seed=seed)
+        watch.forward(exact["x"], exact["w"], x, w)
+        watch.backward(exact["dy"], exact["w"], dy, w, dy, x)
+        ratios.append(10 ** (-watch.figures[f"{gemm}/product_snr_db"].item() / 10))
+    a, b = {"fprop": ("x", "w"), "dgrad": ("dy", "w"), "wgrad": ("dy", "x")}[gemm]
+    long, powers = exact[name].select(dim, 7).square(), exact[name].square().sum(dim=dim)
+    other = exact[b if name == a else a].square()
+    reduced = other.sum(dim=0 if other.size(1) == long.numel() else 1)
+    assert sum(ratios) / 8 == pytest.approx((0.01 * (long * reduced).sum() / (powers * reduced).sum()).item(), rel=0.15)
 
 
 def test_the_recorder_names_every_figure_and_watches_the_first_call_with_a_backward_pass(generator):
