@@ -31,9 +31,12 @@ setup(
         "jinja2>=3.1,<4",
         "matplotlib>=3.11,<4",
         "numpy>=2.1,<3",  # from the one in NVIDIA's images on
+        "fsspec>=2024.6",  # no upper bound: s3fs and gcsfs pin it to their own version
+        "huggingface_hub>=0.34,<3",
         "psutil>=7.2,<8",  # Megatron's distributed checkpoints import it and do not declare it
         "pyarrow>=26,<27",
         "pyyaml>=6,<7",
+        "sentencepiece>=0.2.3,<1",  # earlier ones crash on a damaged model
         "tensorboard>=2.21,<3",
         "tiktoken>=0.14,<1",
         "tokenizers>=0.23,<1",

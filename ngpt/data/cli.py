@@ -18,6 +18,7 @@ from ngpt.data.manifest import NAME, Manifest
 from ngpt.data.plan import Options
 from ngpt.data.readers import DOCUMENTS
 from ngpt.data.verify import verify_deep
+from ngpt.data.vocabulary import NAMED_BY_PATH
 
 ROOT = Path("data")
 USAGE_ERROR = 2
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--out", type=Path, help=f"folder to write (default: {ROOT}/<input>_<tokenizer>)")
     command.add_argument("--tokenizer", default="bytes", metavar="NAME", help="a file of conf/tokenizer (default: %(default)s)")
-    command.add_argument("--tokenizer-path", help="vocabulary file; kind bpe without one trains one")
+    command.add_argument("--tokenizer-path", help="vocabulary file, its folder, or ORG/NAME[@REVISION] of the Hugging Face Hub")
     command.add_argument("--vocab-size", type=int, help="kind bpe: entries to train; tiktoken: where to cut")
     command.add_argument("--config-dir", action="append", default=[], type=Path, metavar="DIR", help="config files of your own")
     command.add_argument("--split", default="90,5,5", help="shares of train, valid, test, in order, by bytes (default: %(default)s)")
@@ -161,7 +162,8 @@ def _print_result(out: Path, manifest: Manifest) -> None:
     words = [f"data.{name}=[{{path: {_in_override(str(out / name))}}}]" for name in manifest.splits if name != "test"]
     words.append(f"tokenizer={tokenizer.name}")
     words += [f"tokenizer.vocab_size={tokenizer.vocab_size}"] if tokenizer.kind == "bpe" else []
-    words += [f"tokenizer.path={_uninterpolated(str(out / 'tokenizer.json'))}"] if tokenizer.kind == "huggingface" else []
+    if tokenizer.kind in NAMED_BY_PATH and tokenizer.path:
+        words.append(f"tokenizer.path={_uninterpolated(str(out / tokenizer.path))}")
     print(f"{out / 'manifest.json'} is written. To train on it, in a model whose vocabulary holds {tokenizer.vocab_size:,} entries:")
     print(f"  ngpt train ... data.mock=false {shlex.join(words)}")
 

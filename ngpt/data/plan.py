@@ -18,6 +18,7 @@ from ngpt.data.manifest import NAME, SPLITS, Manifest, SourceInfo
 from ngpt.data.readers import DOCUMENTS
 from ngpt.data.tokenizers import BPE_DEFAULT_VOCAB, check_bpe_size, from_config
 from ngpt.data.verify import CHECKED, verify
+from ngpt.data.vocabulary import FILES, SETTINGS
 
 WORK = ".prepare"
 PLAN = "plan.json"
@@ -106,7 +107,7 @@ def locked(out: Path) -> Iterator[None]:
 
 def clear(out: Path) -> None:
     """Remove prepared data, and what an unfinished preparation would continue from."""
-    for name in (NAME, CHECKED, *(f"{split}.{suffix}" for split in SPLITS for suffix in ("bin", "idx")), TOKENIZER):
+    for name in (NAME, CHECKED, *(f"{split}.{suffix}" for split in SPLITS for suffix in ("bin", "idx")), *FILES.values(), SETTINGS):
         (out / name).unlink(missing_ok=True)
     # The plan goes first: shards without one are never used.
     (out / WORK / PLAN).unlink(missing_ok=True)

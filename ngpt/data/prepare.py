@@ -27,6 +27,7 @@ from ngpt.data.manifest import Manifest, SourceInfo
 from ngpt.data.plan import PLAN, TOKENIZER, WORK, Options, clear, find_finished, is_trained, locked, make_plan, open_shards
 from ngpt.data.readers import Record, Source, find_sources, read_records, shortened
 from ngpt.data.tokenizers import train_bpe
+from ngpt.data.vocabulary import FILES, located
 
 CHUNK_BYTES = 4 << 20  # of text, in a chunk
 
@@ -59,6 +60,10 @@ def prepare(
     """
     out, options = Path(out), options or Options()
     options.check()
+    origin = None
+    if tokenizer.path is not None and tokenizer.kind in FILES:
+        path, origin = located(tokenizer)  # once: the workers read the file
+        tokenizer = replace(tokenizer, path=str(path))
     sources, left_out = find_sources(inputs)
     infos = _hash_sources(sources)
     plan = make_plan(infos, tokenizer, options, chunk_bytes)
@@ -82,7 +87,7 @@ def prepare(
                     shutil.rmtree(folder)
                 raise
             notes = [f"{len(left_out):,} left out of the sources: {shortened(left_out)}"] if left_out else []
-            manifest = assemble(out, job, infos, plan["result"]["options"], count, notes)
+            manifest = assemble(out, job, infos, plan["result"]["options"], count, notes, origin)
         shutil.rmtree(out / WORK, ignore_errors=True)
     return manifest
 
