@@ -55,6 +55,10 @@ setup(
         # What Transformer Engine declares and an installation without dependencies (docker/Dockerfile) leaves out.
         "image": ["nvdlfw-inspect==0.2.2", "nvidia-cudnn-frontend>=1.29,<2", "onnxscript>=0.7,<0.8"],
         "tekken": ["mistral-common>=1.13,<2"],  # ships the 131,072-entry vocabulary of tokenizer=tekken
+        # Texts by URL; hf:// needs no more than what is installed anyway.
+        "s3": ["s3fs>=2024.6"],
+        "gs": ["gcsfs>=2024.6"],
+        "http": ["aiohttp>=3.9,<4"],
         "dev": ["hypothesis>=6.170,<7", "pytest>=9.2,<10", "ruff>=0.17,<0.18"],
     },
 )

@@ -16,7 +16,7 @@ from ngpt.data.hub import Origin
 from ngpt.data.indexed import bin_path, dtype_for, idx_path, write_indexed
 from ngpt.data.manifest import SPLITS, Manifest, SourceInfo, SplitInfo
 from ngpt.data.plan import TOKENIZER, parse_split
-from ngpt.data.readers import shortened
+from ngpt.data.sources import shortened
 from ngpt.data.tokenizers import Tokenizer, describe, from_config
 from ngpt.data.vocabulary import FILES, SETTINGS
 
@@ -125,7 +125,7 @@ def _refuse_empty(job: Job, sources: Sequence[SourceInfo], members: Sequence[np.
     if not any(source.documents for source in sources):
         reasons = sum((Counter(source.skipped) for source in sources), Counter[str]())
         skipped = ", ".join(f"{number} x {reason}" for reason, number in reasons.items()) or "nothing there"
-        names = ", ".join(str(source.path) for source in job.sources[:3])
+        names = ", ".join(source.place for source in job.sources[:3])
         raise ConfigError(names, f"no documents ({skipped})", "There must be one at least", "Check format, encoding and --text-key")
     for number, (name, share) in enumerate(zip(SPLITS, parse_split(split), strict=True)):
         if share and not any((member == number).any() for member in members):

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
@@ -17,6 +17,8 @@ from ngpt.data.fetch import DATASETS, fetch, raw_path
 from ngpt.data.manifest import NAME, Manifest
 from ngpt.data.plan import Options
 from ngpt.data.readers import DOCUMENTS
+from ngpt.data.remote import is_url, without_query
+from ngpt.data.sources import format_of
 from ngpt.data.verify import verify_deep
 from ngpt.data.vocabulary import NAMED_BY_PATH
 
@@ -65,9 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_fetch)
 
     command = commands.add_parser("prepare", help="text files to tokens on disk; an interrupted run is continued by the same command")
-    command.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="a .txt, .jsonl or .parquet file, a folder of them, or a fetched text's name"
-    )
+    what = "a .txt, .jsonl or .parquet file, a folder of them, a URL of either (s3://, hf://, https:// ...), or a fetched text's name"
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help=what)
     command.add_argument("--out", type=Path, help=f"folder to write (default: {ROOT}/<input>_<tokenizer>)")
     command.add_argument("--tokenizer", default="bytes", metavar="NAME", help="a file of conf/tokenizer (default: %(default)s)")
     command.add_argument("--tokenizer-path", help="vocabulary file, its folder, or ORG/NAME[@REVISION] of the Hugging Face Hub")
@@ -136,7 +137,9 @@ def _tokenizer(arguments: argparse.Namespace) -> TokenizerConfig:
     return replace(config, **given)
 
 
-def _input(given: str, root: Path) -> Path:
+def _input(given: str, root: Path) -> Path | str:
+    if is_url(given):
+        return given
     if given not in DATASETS or Path(given).exists():
         return Path(given)
     path = raw_path(given, root)
@@ -145,11 +148,16 @@ def _input(given: str, root: Path) -> Path:
     return path
 
 
-def _default_out(inputs: Sequence[Path], tokenizer: TokenizerConfig) -> Path:
+def _default_out(inputs: Sequence[Path | str], tokenizer: TokenizerConfig) -> Path:
     if len(inputs) > 1:
         raise ConfigError("--out", "not given", "Several inputs have no name in common", "Name the folder to write")
-    path = Path(os.path.abspath(inputs[0]))  # "." has no name
-    name = path.name if path.is_dir() else path.name.split(".")[0]
+    if isinstance(inputs[0], str):
+        path: PurePath = PurePosixPath(without_query(inputs[0]))
+        is_folder = format_of(path) is None
+    else:
+        path = Path(os.path.abspath(inputs[0]))  # "." has no name
+        is_folder = path.is_dir()
+    name = path.name if is_folder else path.name.split(".")[0]
     return ROOT / f"{name}_{tokenizer.name}"
 
 

@@ -40,13 +40,17 @@ class TokenizerInfo:
 
 @dataclass
 class SourceInfo:
-    """One source file: its name, size, checksum, documents taken and records skipped, by reason."""
+    """One source file: its name or URL, size, checksum, documents taken and records skipped, by reason.
+
+    Of a URL whose file system has a checksum of the content, this one, as `checksum`, takes the place of `sha256`, which is empty then.
+    """
 
     path: str
     bytes: int
     sha256: str
     documents: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    checksum: str = ""
 
 
 @dataclass

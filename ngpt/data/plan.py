@@ -67,7 +67,7 @@ def parse_split(split: str) -> list[Fraction]:
 
 def make_plan(infos: Sequence[SourceInfo], tokenizer: TokenizerConfig, options: Options, chunk_bytes: int) -> dict[str, Any]:
     """`result`: what the prepared data depends on. `shards`: what the shards depend on, which is not the split."""
-    sources = [{"path": info.path, "bytes": info.bytes, "sha256": info.sha256} for info in infos]
+    sources = [_identity(info) for info in infos]
     wanted: dict[str, Any]
     if is_trained(tokenizer):
         sample = min(BPE_SAMPLE_BYTES, int(sum(info.bytes for info in infos) * parse_split(options.split)[0]))
@@ -83,6 +83,11 @@ def make_plan(infos: Sequence[SourceInfo], tokenizer: TokenizerConfig, options: 
         "result": {"options": result_options, "sources": sources},
         "shards": {"version": PLAN_VERSION, "chunk_bytes": chunk_bytes, "options": shard_options, "sources": sources},
     }
+
+
+def _identity(info: SourceInfo) -> dict[str, Any]:
+    checksum = {"checksum": info.checksum} if info.checksum else {}  # plans of earlier versions have none
+    return {"path": info.path, "bytes": info.bytes, "sha256": info.sha256, **checksum}
 
 
 def is_trained(tokenizer: TokenizerConfig) -> bool:
@@ -127,7 +132,7 @@ def find_finished(out: Path, plan: dict[str, Any]) -> Manifest | None:
             )
         return None
     manifest = Manifest.load(out)
-    sources = [{"path": source.path, "bytes": source.bytes, "sha256": source.sha256} for source in manifest.sources]
+    sources = [_identity(source) for source in manifest.sources]
     have = {"options": manifest.options, "sources": sources}
     _refuse_difference(out, "holds data prepared otherwise", have, plan["result"])
     for split in manifest.splits:

@@ -19,7 +19,7 @@ from ngpt.data.fingerprint import is_record
 from ngpt.data.inspect import blend, data_lines
 from ngpt.data.manifest import Manifest, check_against_model
 from ngpt.data.prepare import prepare
-from ngpt.data.readers import format_of
+from ngpt.data.sources import format_of
 from ngpt.data.tokenizers import train_bpe
 from ngpt.data.verify import CHECKED, verify, verify_deep
 
