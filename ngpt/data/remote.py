@@ -65,7 +65,9 @@ def listing(url: str) -> dict[str, dict[str, Any]] | None:
     with _one_kind_of_error(url):
         try:
             top = system.info(path)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if is_web(url) and error.__cause__ is not None:  # there it stands for every failure
+                raise error.__cause__ from None
             return None
         if top["type"] != "directory":
             return {"": top}

@@ -155,6 +155,7 @@ def test_prepared_data_decodes_without_the_original(workers, tmp_path):
     manifest = prepare([source], out, config, Options(split="100,0,0"), workers=workers, chunk_bytes=300)
     for file in folder.iterdir():
         file.unlink()
+    assert manifest.tokenizer.path == "tokenizer.model" and manifest.tokenizer.hub == ""
     tokenizer = from_manifest(Manifest.load(out))
     documents = [document.tolist() for document in IndexedReader(out / "train")]
     assert [tokenizer.decode(document) for document in documents] == texts
@@ -164,6 +165,8 @@ def test_prepared_data_decodes_without_the_original(workers, tmp_path):
     (out / "tokenizer.model").write_bytes(model_file(tmp_path / "other.model", **ONE_SPACE).read_bytes())
     with pytest.raises(ConfigError, match="changed since the preparation"):
         from_manifest(manifest)
+    prepare([source], out, TokenizerConfig(name="bytes", kind="bytes"), Options(split="100,0,0"), workers=1, overwrite=True)
+    assert not [path for path in out.iterdir() if path.name.startswith("tokenizer")]
 
 
 def test_the_command_prints_how_to_train_and_notes_what_is_lost(tmp_path, monkeypatch, capsys):

@@ -276,6 +276,18 @@ def test_an_absent_package_names_the_extra(url, extra, store):
     assert f"pip install 'ngpt-megatron[{extra}]'" in str(error.value) and "SECRET" not in str(error.value)
 
 
+def test_a_web_server_that_cannot_be_reached_is_not_an_absent_file(store):
+    def unreachable(self, path, **keywords):
+        raise FileNotFoundError(path) from ConnectionError("Cannot connect to host")
+
+    store.setattr(Store, "info", unreachable)
+    store.setattr("fsspec.core.url_to_fs", lambda url: (Store(), url))
+    with pytest.raises(ConfigError, match="https://host/a.txt: unreadable: ConnectionError: Cannot connect to host"):
+        find_sources(["https://host/a.txt"])
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        find_sources(["store://host/a.txt"])
+
+
 @pytest.mark.parametrize("error", [PermissionError("Forbidden\nfor you"), RuntimeError("no credentials"), TimeoutError()])
 def test_a_store_that_refuses_to_list_is_one_line(error, store):
     def refuse(self, path, **keywords):
