@@ -28,11 +28,11 @@ setup(
         # a0: NVIDIA's images name their build of 2.11 2.11.0a0, which sorts before 2.11.0.
         "torch>=2.11.0a0,<2.12",
         "einops>=0.8,<1",  # Megatron's Mamba mixer imports it and does not declare it
+        "fsspec>=2024.6",  # no upper bound: s3fs and gcsfs pin it to their own version
+        "huggingface_hub>=0.34,<3",
         "jinja2>=3.1,<4",
         "matplotlib>=3.11,<4",
         "numpy>=2.1,<3",  # from the one in NVIDIA's images on
-        "fsspec>=2024.6",  # no upper bound: s3fs and gcsfs pin it to their own version
-        "huggingface_hub>=0.34,<3",
         "psutil>=7.2,<8",  # Megatron's distributed checkpoints import it and do not declare it
         "pyarrow>=26,<27",
         "pyyaml>=6,<7",

@@ -71,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("inputs", nargs="+", metavar="INPUT", help=what)
     command.add_argument("--out", type=Path, help=f"folder to write (default: {ROOT}/<input>_<tokenizer>)")
     command.add_argument("--tokenizer", default="bytes", metavar="NAME", help="a file of conf/tokenizer (default: %(default)s)")
-    command.add_argument("--tokenizer-path", help="vocabulary file, its folder, or ORG/NAME[@REVISION] of the Hugging Face Hub")
+    what = "vocabulary file, its folder, or ORG/NAME[@REVISION] of the Hugging Face Hub; kind bpe without one trains one"
+    command.add_argument("--tokenizer-path", metavar="PATH", help=what)
     command.add_argument("--vocab-size", type=int, help="kind bpe: entries to train; tiktoken: where to cut")
     command.add_argument("--config-dir", action="append", default=[], type=Path, metavar="DIR", help="config files of your own")
     command.add_argument("--split", default="90,5,5", help="shares of train, valid, test, in order, by bytes (default: %(default)s)")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}  # of setup.py
 # What a file system calls the checksum of a content. fsspec's own `ukey` may be of the time stamp, or of the URL alone.
 CHECKSUMS = ("ETag", "etag", "md5Hash", "Content-MD5", "blob_id")
+_PASSWORD = re.compile(r"://[^/@]*:(?!\d+/)[^@]*@")  # which may hold a slash; host:port/ is none
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
 
@@ -40,8 +41,9 @@ def is_web(url: str) -> bool:
 
 def check_url(url: str) -> None:
     """Raise a ConfigError for a URL that holds a password, or a file system inside another."""
-    if re.search(r"://[^/]*:[^/]*@", url):
-        hidden = re.sub(r"://[^/]*@", "://***@", without_query(url))
+    # Elsewhere than on the web a name before an @ is a container or the like.
+    if _PASSWORD.search(url) or (is_web(url) and re.search("://[^/]*@", url)):
+        hidden = re.sub("://.*@", "://***@", without_query(url))
         raise ConfigError(hidden, "a password", "A URL is kept in the manifest", "Leave it out; give it as the file system's library asks")
     if "::" in url:
         raise ConfigError(without_query(url), "a chain of file systems", "A URL names files of one", "Unpack them first")
@@ -147,7 +149,7 @@ def _one_kind_of_error(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of any library: botocore's, aiohttp's, httpx's
-        said = " ".join(str(error).split())
+        said = str(error)
         if query := url.removeprefix(without_query(url)):
             said = said.replace(query, "")
         raise OSError(f"{type(error).__name__}: {said}") from error

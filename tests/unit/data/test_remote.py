@@ -250,7 +250,9 @@ def test_a_stream_that_cannot_seek_is_read(store, tmp_path):
         ("https://host/folder?sig=SECRET", "https://host/folder: unknown extension"),
         ("nothing://bucket/a.txt", "nothing://bucket/a.txt: Protocol not known: nothing. A URL begins with the protocol"),
         ("s3://user:SECRET@bucket/a.txt", "s3://***@bucket/a.txt: a password. A URL is kept in the manifest"),
+        ("s3://KEY:SECRET/of@bucket/a.txt", "s3://***@bucket/a.txt: a password"),
         ("https://user:SECRET@host/a.txt?x=SECRET", "https://***@host/a.txt: a password"),
+        ("https://SECRET@host/a.txt", "https://***@host/a.txt: a password"),
         ("zip://a.txt::s3://bucket/a.zip", "a chain of file systems"),
     ],
 )
@@ -263,6 +265,13 @@ def test_unusable_urls_are_refused(url, message, tmp_path):
     with pytest.raises(ConfigError, match="named twice"):
         put("bucket/a.txt", b"x")
         find_sources(["memory://bucket/a.txt", "memory://bucket/a.txt"])
+
+
+@pytest.mark.parametrize(
+    "url", ["hf://datasets/org/name@v1/a.txt", "abfs://container@account.host/a.txt", "https://host:8080/a@b.txt", "s3://bucket/a:b@c.txt"]
+)
+def test_an_at_sign_alone_is_no_password(url):
+    remote.check_url(url)
 
 
 @pytest.mark.parametrize(("url", "extra"), [("s3://b/a.txt", "s3"), ("gs://b/a.txt", "gs"), ("https://b/a.txt?sig=SECRET", "http")])
