@@ -73,12 +73,15 @@ setup(
         # a0: NVIDIA's images name their build of 2.11 2.11.0a0, which sorts before 2.11.0.
         "torch>=2.11.0a0,<2.12",
         "einops>=0.8,<1",  # Megatron's Mamba mixer imports it and does not declare it
+        "fsspec>=2024.6",  # no upper bound: s3fs and gcsfs pin it to their own version
+        "huggingface_hub>=0.34,<3",
         "jinja2>=3.1,<4",
         "matplotlib>=3.11,<4",
         "numpy>=2.1,<3",  # from the one in NVIDIA's images on
         "psutil>=7.2,<8",  # Megatron's distributed checkpoints import it and do not declare it
         "pyarrow>=26,<27",
         "pyyaml>=6,<7",
+        "sentencepiece>=0.2.3,<1",  # earlier ones crash on a damaged model
         "tensorboard>=2.21,<3",
         "tiktoken>=0.14,<1",
         "tokenizers>=0.23,<1",
@@ -97,6 +100,10 @@ setup(
         # What Transformer Engine declares and an installation without dependencies (docker/Dockerfile) leaves out.
         "image": ["nvdlfw-inspect==0.2.2", "nvidia-cudnn-frontend>=1.29,<2", "onnxscript>=0.7,<0.8"],
         "tekken": ["mistral-common>=1.13,<2"],  # ships the 131,072-entry vocabulary of tokenizer=tekken
+        # Texts by URL; hf:// needs no more than what is installed anyway.
+        "s3": ["s3fs>=2024.6"],
+        "gs": ["gcsfs>=2024.6"],
+        "http": ["aiohttp>=3.9,<4"],
         "dev": ["hypothesis>=6.170,<7", "pytest>=9.2,<10", "ruff>=0.17,<0.18"],
     },
 )

@@ -127,8 +127,9 @@ class DataConfig:
 @dataclass
 class TokenizerConfig:
     name: str = MISSING
-    kind: str = MISSING  # bytes | bpe | huggingface | tiktoken
-    path: str | None = None  # vocabulary file of bpe, huggingface, tiktoken; null: the kind's default
+    kind: str = MISSING  # bytes | bpe | huggingface | sentencepiece | tiktoken
+    # Vocabulary file, or its folder; huggingface, sentencepiece: also ORG/NAME[@REVISION] of the Hugging Face Hub. null: the kind's default
+    path: str | None = None
     vocab_size: int | None = None  # bpe: size to train; tiktoken: where to cut; null: all
 
 

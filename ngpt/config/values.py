@@ -61,7 +61,7 @@ _CHOICES = {
     "schedule.wsd_decay": ("minus_sqrt", "linear", "cosine", "exponential"),
     "train.on_nonfinite": ("stop", "skip", "rollback"),
     "train.on_spike": ("note", "skip", "rollback"),
-    "tokenizer.kind": ("bytes", "bpe", "huggingface", "tiktoken"),
+    "tokenizer.kind": ("bytes", "bpe", "huggingface", "sentencepiece", "tiktoken"),
     "parallel.token_dispatcher": ("alltoall", "allgather"),
     "parallel.recompute": ("none", "selective", "full"),
     "parallel.recompute_method": ("uniform", "block"),

@@ -12,15 +12,19 @@ import numpy as np
 from ngpt.config.errors import ConfigError
 from ngpt.data.encode import Counts, Job, load_header, load_shard, shard_path
 from ngpt.data.files import atomic_write, progress
+from ngpt.data.hub import Origin
 from ngpt.data.indexed import bin_path, dtype_for, idx_path, write_indexed
 from ngpt.data.manifest import SPLITS, Manifest, SourceInfo, SplitInfo
 from ngpt.data.plan import TOKENIZER, parse_split
-from ngpt.data.readers import shortened
-from ngpt.data.tokenizers import describe, from_config
+from ngpt.data.sources import shortened
+from ngpt.data.tokenizers import Tokenizer, describe, from_config
+from ngpt.data.vocabulary import FILES, SETTINGS
 
 
-def assemble(out: Path, job: Job, infos: Sequence[SourceInfo], options: dict[str, Any], count: int, notes: list[str]) -> Manifest:
-    """Join `count` shards into the splits and write the manifest, `notes` in it.
+def assemble(
+    out: Path, job: Job, infos: Sequence[SourceInfo], options: dict[str, Any], count: int, notes: list[str], origin: Origin | None = None
+) -> Manifest:
+    """Join `count` shards into the splits and write the manifest, `notes` and the tokenizer's `origin` in it.
 
     Raises:
         ConfigError: No documents at all, or none for a split that has a share.
@@ -55,16 +59,24 @@ def assemble(out: Path, job: Job, infos: Sequence[SourceInfo], options: dict[str
                 idx_blocks=written.idx_blocks,
             )
             bar.update(documents)
-    vocabulary = None
-    if tokenizer.path is not None:
-        # The data keeps its vocabulary: it decodes anywhere, with nothing else installed or left in place.
-        with atomic_write(out / TOKENIZER) as stream:
-            stream.write(tokenizer.path.read_bytes())
-        vocabulary = TOKENIZER
+    vocabulary = _keep_vocabulary(out, tokenizer)
     notes = [*notes, *tokenizer.notes, *_dropped_note(sum((dropped for _, _, dropped in headers), Counter[str]()))]
-    manifest = Manifest(describe(tokenizer, vocabulary), sources, splits, dtype.name, options, notes)
+    manifest = Manifest(describe(tokenizer, vocabulary, origin), sources, splits, dtype.name, options, notes)
     manifest.save(out)
     return manifest
+
+
+def _keep_vocabulary(out: Path, tokenizer: Tokenizer) -> str | None:
+    """The data keeps its vocabulary, and what names its last token: it decodes anywhere, with nothing else left in place."""
+    if tokenizer.path is None:
+        return None
+    name = FILES.get(tokenizer.kind, TOKENIZER)
+    copies = {name: tokenizer.path, SETTINGS: tokenizer.path.with_name(SETTINGS)}
+    for copied, original in copies.items():
+        if original.is_file() and (copied == name or tokenizer.kind in FILES):
+            with atomic_write(out / copied) as stream:
+                stream.write(original.read_bytes())
+    return name
 
 
 def split_documents(text_bytes: Sequence[np.ndarray], split: str) -> list[np.ndarray]:
@@ -113,7 +125,7 @@ def _refuse_empty(job: Job, sources: Sequence[SourceInfo], members: Sequence[np.
     if not any(source.documents for source in sources):
         reasons = sum((Counter(source.skipped) for source in sources), Counter[str]())
         skipped = ", ".join(f"{number} x {reason}" for reason, number in reasons.items()) or "nothing there"
-        names = ", ".join(str(source.path) for source in job.sources[:3])
+        names = ", ".join(source.place for source in job.sources[:3])
         raise ConfigError(names, f"no documents ({skipped})", "There must be one at least", "Check format, encoding and --text-key")
     for number, (name, share) in enumerate(zip(SPLITS, parse_split(split), strict=True)):
         if share and not any((member == number).any() for member in members):

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
@@ -17,7 +17,10 @@ from ngpt.data.fetch import DATASETS, fetch, raw_path
 from ngpt.data.manifest import NAME, Manifest
 from ngpt.data.plan import Options
 from ngpt.data.readers import DOCUMENTS
+from ngpt.data.remote import is_url, without_query
+from ngpt.data.sources import format_of
 from ngpt.data.verify import verify_deep
+from ngpt.data.vocabulary import NAMED_BY_PATH
 
 ROOT = Path("data")
 USAGE_ERROR = 2
@@ -64,12 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_fetch)
 
     command = commands.add_parser("prepare", help="text files to tokens on disk; an interrupted run is continued by the same command")
-    command.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="a .txt, .jsonl or .parquet file, a folder of them, or a fetched text's name"
-    )
+    what = "a .txt, .jsonl or .parquet file, a folder of them, a URL of either (s3://, hf://, https:// ...), or a fetched text's name"
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help=what)
     command.add_argument("--out", type=Path, help=f"folder to write (default: {ROOT}/<input>_<tokenizer>)")
     command.add_argument("--tokenizer", default="bytes", metavar="NAME", help="a file of conf/tokenizer (default: %(default)s)")
-    command.add_argument("--tokenizer-path", help="vocabulary file; kind bpe without one trains one")
+    what = "vocabulary file, its folder, or ORG/NAME[@REVISION] of the Hugging Face Hub; kind bpe without one trains one"
+    command.add_argument("--tokenizer-path", metavar="PATH", help=what)
     command.add_argument("--vocab-size", type=int, help="kind bpe: entries to train; tiktoken: where to cut")
     command.add_argument("--config-dir", action="append", default=[], type=Path, metavar="DIR", help="config files of your own")
     command.add_argument("--split", default="90,5,5", help="shares of train, valid, test, in order, by bytes (default: %(default)s)")
@@ -135,7 +138,9 @@ def _tokenizer(arguments: argparse.Namespace) -> TokenizerConfig:
     return replace(config, **given)
 
 
-def _input(given: str, root: Path) -> Path:
+def _input(given: str, root: Path) -> Path | str:
+    if is_url(given):
+        return given
     if given not in DATASETS or Path(given).exists():
         return Path(given)
     path = raw_path(given, root)
@@ -144,11 +149,16 @@ def _input(given: str, root: Path) -> Path:
     return path
 
 
-def _default_out(inputs: Sequence[Path], tokenizer: TokenizerConfig) -> Path:
+def _default_out(inputs: Sequence[Path | str], tokenizer: TokenizerConfig) -> Path:
     if len(inputs) > 1:
         raise ConfigError("--out", "not given", "Several inputs have no name in common", "Name the folder to write")
-    path = Path(os.path.abspath(inputs[0]))  # "." has no name
-    name = path.name if path.is_dir() else path.name.split(".")[0]
+    if isinstance(inputs[0], str):
+        path: PurePath = PurePosixPath(without_query(inputs[0]))
+        is_folder = format_of(path) is None
+    else:
+        path = Path(os.path.abspath(inputs[0]))  # "." has no name
+        is_folder = path.is_dir()
+    name = path.name if is_folder else path.name.split(".")[0]
     return ROOT / f"{name}_{tokenizer.name}"
 
 
@@ -161,7 +171,8 @@ def _print_result(out: Path, manifest: Manifest) -> None:
     words = [f"data.{name}=[{{path: {_in_override(str(out / name))}}}]" for name in manifest.splits if name != "test"]
     words.append(f"tokenizer={tokenizer.name}")
     words += [f"tokenizer.vocab_size={tokenizer.vocab_size}"] if tokenizer.kind == "bpe" else []
-    words += [f"tokenizer.path={_uninterpolated(str(out / 'tokenizer.json'))}"] if tokenizer.kind == "huggingface" else []
+    if tokenizer.kind in NAMED_BY_PATH and tokenizer.path:
+        words.append(f"tokenizer.path={_uninterpolated(str(out / tokenizer.path))}")
     print(f"{out / 'manifest.json'} is written. To train on it, in a model whose vocabulary holds {tokenizer.vocab_size:,} entries:")
     print(f"  ngpt train ... data.mock=false {shlex.join(words)}")
 

@@ -17,7 +17,8 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
 from ngpt.data.files import atomic_write
 from ngpt.data.indexed import MAX_DOCUMENT_TOKENS, dtype_for
-from ngpt.data.readers import Record, Source
+from ngpt.data.readers import Record
+from ngpt.data.sources import Source
 from ngpt.data.tokenizers import Tokenizer, from_config
 
 
@@ -101,7 +102,7 @@ def encode_records(records: Sequence[Record], job: Job, tokenizer: Tokenizer) ->
     end = np.array([tokenizer.eod_id], dtype)
     for record in records:
         source = job.sources[record.source]
-        place = f"{source.path}:{record.number}"
+        place = f"{source.place}:{record.number}"
         try:
             text = text_of(record, source.format, job.text_key)
             size = _utf8_bytes(text)

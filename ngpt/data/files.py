@@ -39,13 +39,19 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 def sha256_of(path: Path, bar: tqdm | None = None) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(READ_BYTES):
-            digest.update(block)
-            if bar is not None:
-                bar.update(len(block))
-    return digest.hexdigest()
+        return sha256_of_stream(stream, bar)[0]
+
+
+def sha256_of_stream(stream: BinaryIO, bar: tqdm | None = None) -> tuple[str, int]:
+    """SHA-256 of what a stream still holds, in hexadecimal, and its size in bytes."""
+    digest, size = hashlib.sha256(), 0
+    while block := stream.read(READ_BYTES):
+        digest.update(block)
+        size += len(block)
+        if bar is not None:
+            bar.update(len(block))
+    return digest.hexdigest(), size
 
 
 def progress(total: int | None, description: str, unit: str = "B") -> tqdm:

@@ -13,6 +13,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.schema import DataSource, TokenizerConfig
 from ngpt.data.files import atomic_write
 from ngpt.data.fingerprint import is_record
+from ngpt.data.hub import is_hub_id, is_same
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
@@ -21,7 +22,11 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass
 class TokenizerInfo:
-    """The tokenizer of the data; `path` is its vocabulary file relative to the manifest's folder, null for bytes."""
+    """The tokenizer of the data.
+
+    `path` is its vocabulary file relative to the manifest's folder, null for bytes; `hub` the path by which it was fetched from the
+    Hugging Face Hub, `commit` what that stood for.
+    """
 
     kind: str
     name: str
@@ -29,17 +34,23 @@ class TokenizerInfo:
     eod_id: int
     identity: str
     path: str | None = None
+    hub: str = ""
+    commit: str = ""
 
 
 @dataclass
 class SourceInfo:
-    """One source file: its name, size, checksum, documents taken and records skipped, by reason."""
+    """One source file: its name or URL, size, checksum, documents taken and records skipped, by reason.
+
+    Of a URL whose file system has a checksum of the content, this one, as `checksum`, takes the place of `sha256`, which is empty then.
+    """
 
     path: str
     bytes: int
     sha256: str
     documents: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    checksum: str = ""
 
 
 @dataclass
@@ -161,7 +172,8 @@ def content_of(prefix: Path | str) -> str:
 def check_against_model(sources: Sequence[DataSource], tokenizer: TokenizerConfig, vocab_size: int) -> list[Manifest]:
     """Check that all sources were made with the configured tokenizer and that the model's vocabulary holds it.
 
-    Reads manifests only (see `ngpt.data.verify` for the data). A `bpe` tokenizer without a path stands for the sources' own.
+    Reads manifests only (see `ngpt.data.verify` for the data). A `bpe` tokenizer without a path stands for the sources' own, and so does
+    one of the Hub that all of them came from: nothing is fetched then.
 
     Args:
         sources: `data.train` or `data.valid`.
@@ -177,7 +189,8 @@ def check_against_model(sources: Sequence[DataSource], tokenizer: TokenizerConfi
     from ngpt.data.tokenizers import from_config
 
     manifests = [split_of(source.path)[0] for source in sources]
-    wanted = None if tokenizer.kind == "bpe" and tokenizer.path is None else from_config(tokenizer)
+    own = tokenizer.kind == "bpe" and tokenizer.path is None or all(_is_from(tokenizer.path, manifest) for manifest in manifests)
+    wanted = None if own else from_config(tokenizer)
     for source, manifest in zip(sources, manifests, strict=True):
         have = manifest.tokenizer
         if have.kind != tokenizer.kind:
@@ -199,3 +212,8 @@ def check_against_model(sources: Sequence[DataSource], tokenizer: TokenizerConfi
             rule = f"The tokenizer of {source.path} has {have.vocab_size} entries, the model must have at least as many"
             raise ConfigError("model.vocab_size", vocab_size, rule, f"Set model.vocab_size={have.vocab_size}")
     return manifests
+
+
+def _is_from(path: str | None, manifest: Manifest) -> bool:
+    """Whether a tokenizer's path is the Hub's name of what made the data."""
+    return path is not None and is_hub_id(path) and is_same(path, manifest.tokenizer.hub, manifest.tokenizer.commit)

@@ -18,6 +18,7 @@ from ngpt.data.manifest import NAME, SPLITS, Manifest, SourceInfo
 from ngpt.data.readers import DOCUMENTS
 from ngpt.data.tokenizers import BPE_DEFAULT_VOCAB, check_bpe_size, from_config
 from ngpt.data.verify import CHECKED, verify
+from ngpt.data.vocabulary import FILES, SETTINGS
 
 WORK = ".prepare"
 PLAN = "plan.json"
@@ -66,7 +67,7 @@ def parse_split(split: str) -> list[Fraction]:
 
 def make_plan(infos: Sequence[SourceInfo], tokenizer: TokenizerConfig, options: Options, chunk_bytes: int) -> dict[str, Any]:
     """`result`: what the prepared data depends on. `shards`: what the shards depend on, which is not the split."""
-    sources = [{"path": info.path, "bytes": info.bytes, "sha256": info.sha256} for info in infos]
+    sources = [_identity(info) for info in infos]
     wanted: dict[str, Any]
     if is_trained(tokenizer):
         sample = min(BPE_SAMPLE_BYTES, int(sum(info.bytes for info in infos) * parse_split(options.split)[0]))
@@ -82,6 +83,11 @@ def make_plan(infos: Sequence[SourceInfo], tokenizer: TokenizerConfig, options: 
         "result": {"options": result_options, "sources": sources},
         "shards": {"version": PLAN_VERSION, "chunk_bytes": chunk_bytes, "options": shard_options, "sources": sources},
     }
+
+
+def _identity(info: SourceInfo) -> dict[str, Any]:
+    checksum = {"checksum": info.checksum} if info.checksum else {}  # plans of earlier versions have none
+    return {"path": info.path, "bytes": info.bytes, "sha256": info.sha256, **checksum}
 
 
 def is_trained(tokenizer: TokenizerConfig) -> bool:
@@ -106,7 +112,7 @@ def locked(out: Path) -> Iterator[None]:
 
 def clear(out: Path) -> None:
     """Remove prepared data, and what an unfinished preparation would continue from."""
-    for name in (NAME, CHECKED, *(f"{split}.{suffix}" for split in SPLITS for suffix in ("bin", "idx")), TOKENIZER):
+    for name in (NAME, CHECKED, *(f"{split}.{suffix}" for split in SPLITS for suffix in ("bin", "idx")), *FILES.values(), SETTINGS):
         (out / name).unlink(missing_ok=True)
     # The plan goes first: shards without one are never used.
     (out / WORK / PLAN).unlink(missing_ok=True)
@@ -126,7 +132,7 @@ def find_finished(out: Path, plan: dict[str, Any]) -> Manifest | None:
             )
         return None
     manifest = Manifest.load(out)
-    sources = [{"path": source.path, "bytes": source.bytes, "sha256": source.sha256} for source in manifest.sources]
+    sources = [_identity(source) for source in manifest.sources]
     have = {"options": manifest.options, "sources": sources}
     _refuse_difference(out, "holds data prepared otherwise", have, plan["result"])
     for split in manifest.splits:

@@ -8,11 +8,12 @@ chunks in work; the same command continues.
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
 from ngpt.data import encode
 from ngpt.data.assemble import assemble
-from ngpt.data.files import atomic_write, progress, sha256_of
+from ngpt.data.files import atomic_write, progress, sha256_of_stream
 from ngpt.data.manifest import Manifest, SourceInfo
 from ngpt.data.plan import PLAN, TOKENIZER, WORK, Options, clear, find_finished, is_trained, locked, make_plan, open_shards
-from ngpt.data.readers import Record, Source, find_sources, read_records, shortened
+from ngpt.data.readers import Record, read_records
+from ngpt.data.sources import AT_A_URL, Source, find_sources, shortened
 from ngpt.data.tokenizers import train_bpe
+from ngpt.data.vocabulary import FILES, located
 
 CHUNK_BYTES = 4 << 20  # of text, in a chunk
 
@@ -46,7 +49,7 @@ def prepare(
     Needs free space for the tokens twice. The result does not depend on `workers`, `chunk_bytes` or interruptions.
 
     Args:
-        inputs: Files or folders (see `find_sources`), in the order of the documents.
+        inputs: Files, folders or URLs of them (see `find_sources`), in the order of the documents.
         out: The folder to write.
         tokenizer: Kind `bpe` without a path trains one, on the first texts of the train split's share.
         options: See `Options`; null: its defaults.
@@ -59,6 +62,10 @@ def prepare(
     """
     out, options = Path(out), options or Options()
     options.check()
+    origin = None
+    if tokenizer.path is not None and tokenizer.kind in FILES:
+        path, origin = located(tokenizer)  # once: the workers read the file
+        tokenizer = replace(tokenizer, path=str(path))
     sources, left_out = find_sources(inputs)
     infos = _hash_sources(sources)
     plan = make_plan(infos, tokenizer, options, chunk_bytes)
@@ -74,28 +81,41 @@ def prepare(
                 spec = plan["result"]["options"]["tokenizer"]
                 job = replace(job, tokenizer=_trained_bpe(job, options, spec["vocab_size"], spec["sample_bytes"]))
             # A process more than there are chunks would only cost its start.
-            chunks = 1 + sum(info.bytes for info in infos) // chunk_bytes
+            size = sum(info.bytes for info in infos)
+            chunks = 1 + size // chunk_bytes
             try:
-                count = _encode_all(job, options, chunk_bytes, min(workers or len(os.sched_getaffinity(0)), chunks))
+                count = _encode_all(job, options, size, chunk_bytes, min(workers or len(os.sched_getaffinity(0)), chunks))
             except ConfigError:
                 if os.listdir(folder) == [PLAN]:  # a mistake leaves no beginning that a corrected command stumbles over
                     shutil.rmtree(folder)
                 raise
             notes = [f"{len(left_out):,} left out of the sources: {shortened(left_out)}"] if left_out else []
-            manifest = assemble(out, job, infos, plan["result"]["options"], count, notes)
+            manifest = assemble(out, job, infos, plan["result"]["options"], count, notes, origin)
         shutil.rmtree(out / WORK, ignore_errors=True)
     return manifest
 
 
 def _hash_sources(sources: Sequence[Source]) -> list[SourceInfo]:
+    with progress(sum(_read_or_refused(source, Source.known_size) for source in sources), "checksums") as bar:
+        return [_read_or_refused(source, partial(_hash, bar=bar)) for source in sources]
+
+
+def _hash(source: Source, bar: tqdm) -> SourceInfo:
+    if source.checksum and source.size is not None:
+        bar.update(source.size)
+        return SourceInfo(source.name, source.size, "", checksum=source.checksum)
+    with source.open() as stream:
+        sha256, size = sha256_of_stream(stream, bar)
+    return SourceInfo(source.name, size, sha256)
+
+
+def _read_or_refused[T](source: Source, read: Callable[[Source], T]) -> T:
     try:
-        sizes = [source.path.stat().st_size for source in sources]
-        with progress(sum(sizes), "checksums") as bar:
-            return [SourceInfo(source.name, size, sha256_of(source.path, bar)) for source, size in zip(sources, sizes, strict=True)]
+        return read(source)
     except OSError as error:
-        raise ConfigError(
-            str(error.filename), f"unreadable: {error.strerror}", "A source must be readable", "Check its permissions"
-        ) from error
+        got = f"unreadable: {error.strerror or error}"
+        way_out = "Check its permissions" if isinstance(source.path, Path) else AT_A_URL
+        raise ConfigError(source.place, got, "A source must be readable", way_out) from error
 
 
 def _records(job: encode.Job, options: Options) -> Iterator[Record]:
@@ -128,10 +148,10 @@ def _chunks(records: Iterator[Record], chunk_bytes: int) -> Iterator[tuple[list[
         yield group, consumed
 
 
-def _encode_all(job: encode.Job, options: Options, chunk_bytes: int, workers: int) -> int:
+def _encode_all(job: encode.Job, options: Options, size: int, chunk_bytes: int, workers: int) -> int:
     """Write every shard that is not there yet; returns how many there are."""
     count = 0
-    with progress(sum(source.path.stat().st_size for source in job.sources), "tokenizing") as bar, _pool(job, workers) as pool:
+    with progress(size, "tokenizing") as bar, _pool(job, workers) as pool:
         running: dict[Future[None], int] = {}
         for records, consumed in _chunks(_records(job, options), chunk_bytes):
             index, count = count, count + 1

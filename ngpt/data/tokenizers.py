@@ -1,11 +1,11 @@
-"""Tokenizers: bytes, a BPE trained on the spot, Hugging Face's tokenizer.json, tiktoken vocabularies (Tekken)."""
+"""Tokenizers: bytes, a BPE trained on the spot, Hugging Face's tokenizer.json, SentencePiece, tiktoken vocabularies (Tekken)."""
 
 import base64
 import hashlib
-import importlib.util
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,18 +13,17 @@ import numpy as np
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
+from ngpt.data.hub import Origin
 from ngpt.data.manifest import Manifest, TokenizerInfo
+from ngpt.data.pieces import SentencePieceTokenizer
+from ngpt.data.vocabulary import EOD, FILES, MAX_VOCAB, cannot_encode, default_tekken, end_of_document, located, unreadable
 
-KINDS = ("bytes", "bpe", "huggingface", "tiktoken")
-EOD = "<|endoftext|>"
-EOD_NAMES = (EOD, "</s>", "<|end_of_text|>", "<eos>", "<|eod|>", "<|end|>", "<｜end▁of▁sentence｜>")
+KINDS = ("bytes", "bpe", "huggingface", "sentencepiece", "tiktoken")
 BPE_DEFAULT_VOCAB = 4096
 BPE_MAX_VOCAB = 1 << 22  # the library takes memory for all entries at once, and aborts where there is none
-MAX_VOCAB = 1 << 31  # token ids are int32
 TIKTOKEN_DEFAULT_VOCAB = 131_072
 TIKTOKEN_SPECIAL_TOKENS = 1000  # ids before the first rank, unless the file says otherwise
 TIKTOKEN_EOD = 2  # Tekken's and Megatron's numbering: <unk>, <s>, </s>
-TEKKEN_FILE = "tekken_240911.json"
 
 
 class Tokenizer(Protocol):
@@ -53,7 +52,10 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> np.ndarray: ...
 
     def dropped(self, text: str) -> Counter[str]:
-        """How often each character stands in a text that has no token and leaves no trace in `encode(text)`."""
+        """How often each character stands in a text that has no token and is lost: it leaves no trace in `encode(text)`.
+
+        Of a SentencePiece model also those whose only trace is the unknown token.
+        """
         ...
 
     def decode(self, ids: Iterable[int]) -> str: ...
@@ -90,12 +92,11 @@ class HuggingFaceTokenizer:
         from tokenizers.models import BPE
 
         self.kind, self.name, self.path = kind, name, path
-        self.notes: list[str] = []
         content = path.read_bytes()
         try:
             self._backend = Backend.from_str(content.decode("utf-8"))
         except BaseException as error:  # the library raises bare Exception, and its panics are no Exception
-            raise _unreadable(error, path, "Not a tokenizer.json", "Name a file that the tokenizers library wrote") from error
+            raise unreadable(error, path, "Not a tokenizer.json", "Name a file that the tokenizers library wrote") from error
         # Text that spells a special token stays text: a document cannot end itself.
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
@@ -105,7 +106,7 @@ class HuggingFaceTokenizer:
         if self.vocab_size > MAX_VOCAB:
             got = f"{path}: largest id {self.vocab_size - 1}" if vocabulary else f"{path}: no entries"
             raise ConfigError("tokenizer.path", got, f"Its tokens have ids below {MAX_VOCAB}", "Name an undamaged file")
-        self.eod_id = self._find_eod(vocabulary) if eod_id is None else eod_id
+        self.eod_id, self.notes = end_of_document(path, vocabulary) if eod_id is None else (eod_id, [])
         self.identity = hashlib.sha256(content + f"\neod {self.eod_id}".encode()).hexdigest()
         model = self._backend.model  # the other models have an unknown token, or fail
         self._may_drop = isinstance(model, BPE) and model.unk_token is None
@@ -115,7 +116,7 @@ class HuggingFaceTokenizer:
         try:
             return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
         except BaseException as error:
-            raise _cannot_encode(error, self.path) from error
+            raise cannot_encode(error, self.path) from error
 
     def dropped(self, text: str) -> Counter[str]:
         if not self._may_drop:
@@ -139,30 +140,6 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode([int(i) for i in ids if 0 <= i < self.vocab_size], skip_special_tokens=True)
-
-    def _find_eod(self, vocabulary: dict[str, int]) -> int:
-        names, declared = EOD_NAMES, None
-        beside = self.path.with_name("tokenizer_config.json")
-        if beside.is_file():
-            try:
-                settings = json.loads(beside.read_text(encoding="utf-8"))
-                if not isinstance(settings, dict):
-                    raise ValueError(f"a JSON {type(settings).__name__}, no object")
-            except (OSError, ValueError, RecursionError) as error:
-                got = f"unreadable: {error}"
-                raise ConfigError(str(beside), got, "A JSON object names the end-of-document token", "Restore or remove it") from error
-            declared = settings.get("eos_token")
-            declared = declared.get("content") if isinstance(declared, dict) else declared
-            names = (declared, *names) if isinstance(declared, str) else names
-        for token in names:
-            if token in vocabulary:
-                if declared is not None and token != declared:
-                    used = f"{token!r} (id {vocabulary[token]}) ends documents instead"
-                    self.notes.append(f"{beside} declares eos_token {declared!r}, which the vocabulary lacks: {used}")
-                return vocabulary[token]
-        got = f"{self.path} has none" + ("" if declared is None else f", not the {declared!r} of {beside.name} either")
-        rule = f"It needs an end-of-document token: eos_token in {beside.name} beside it, or one of {', '.join(EOD_NAMES)}"
-        raise ConfigError("tokenizer.path", got, rule, f"Put a {beside.name} with an eos_token beside it")
 
 
 class TiktokenTokenizer:
@@ -201,7 +178,7 @@ class TiktokenTokenizer:
         try:
             self._backend = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         except BaseException as error:
-            raise _unreadable(error, path, "Its pattern cannot be used", "Name an undamaged file") from error
+            raise unreadable(error, path, "Its pattern cannot be used", "Name an undamaged file") from error
         digest = hashlib.sha256(f"{self.vocab_size} {self.specials} {self.eod_id} {pattern}\n".encode())
         for token in ranks:
             digest.update(len(token).to_bytes(4, "little") + token)
@@ -211,7 +188,7 @@ class TiktokenTokenizer:
         try:
             return np.array(self._backend.encode_ordinary(text), dtype=np.int32) + np.int32(self.specials)
         except BaseException as error:
-            raise _cannot_encode(error, self.path) from error
+            raise cannot_encode(error, self.path) from error
 
     def dropped(self, text: str) -> Counter[str]:
         return Counter()
@@ -226,17 +203,22 @@ def from_config(config: TokenizerConfig) -> Tokenizer:
     Raises:
         ConfigError: Unknown kind, missing or damaged file, no end-of-document token.
     """
+    if config.kind not in KINDS:
+        raise ConfigError("tokenizer.kind", config.kind, f"It is one of {', '.join(KINDS)}", "Choose one of these")
     if config.kind == "bytes":
         return BytesTokenizer(config.name)
+    if config.kind == "tiktoken" and config.path is None:
+        config = replace(config, path=str(default_tekken()))
+    return _from_file(located(config)[0], config)
+
+
+def _from_file(path: Path, config: TokenizerConfig, eod_id: int | None = None) -> Tokenizer:
+    """The tokenizer of a vocabulary file; `eod_id` is what ends documents where that is known already."""
     if config.kind == "tiktoken":
-        path = Path(config.path) if config.path else default_tekken()
-        return TiktokenTokenizer(_existing(path), config.name, config.vocab_size)
-    if config.kind in ("bpe", "huggingface"):
-        if config.path is None:
-            way_out = "Set it to the tokenizer.json in the prepared data's folder" if config.kind == "bpe" else "Set it to a tokenizer.json"
-            raise ConfigError("tokenizer.path", "null", f"Kind {config.kind} needs a file", way_out)
-        return HuggingFaceTokenizer(_existing(Path(config.path)), config.name, config.kind)
-    raise ConfigError("tokenizer.kind", config.kind, f"It is one of {', '.join(KINDS)}", "Choose one of these")
+        return TiktokenTokenizer(path, config.name, config.vocab_size)
+    if config.kind == "sentencepiece":
+        return SentencePieceTokenizer(path, config.name, eod_id)
+    return HuggingFaceTokenizer(path, config.name, config.kind, eod_id)
 
 
 def from_manifest(manifest: Manifest) -> Tokenizer:
@@ -247,21 +229,19 @@ def from_manifest(manifest: Manifest) -> Tokenizer:
     """
     info = manifest.tokenizer
     path = manifest.folder / info.path if manifest.folder is not None and info.path else None
-    tokenizer: Tokenizer
-    if info.kind in ("bpe", "huggingface") and path is not None:
-        tokenizer = HuggingFaceTokenizer(_existing(path), info.name, info.kind, info.eod_id)
-    else:
-        size = info.vocab_size if info.kind == "tiktoken" else None
-        tokenizer = from_config(TokenizerConfig(name=info.name, kind=info.kind, path=str(path) if path else None, vocab_size=size))
+    config = TokenizerConfig(name=info.name, kind=info.kind, path=str(path) if path else None)
+    config.vocab_size = info.vocab_size if info.kind == "tiktoken" else None
+    tokenizer = from_config(config) if path is None or info.kind not in FILES else _from_file(located(config)[0], config, info.eod_id)
     if tokenizer.identity != info.identity:
         rule = "The manifest names another tokenizer: the vocabulary file changed since the preparation"
         raise ConfigError(str(path or manifest.folder), tokenizer.identity[:12], rule, "Restore the file, or prepare the data again")
     return tokenizer
 
 
-def describe(tokenizer: Tokenizer, path: str | None) -> TokenizerInfo:
-    """The manifest's entry for a tokenizer whose vocabulary file lies at `path` in the data's folder."""
-    return TokenizerInfo(tokenizer.kind, tokenizer.name, tokenizer.vocab_size, tokenizer.eod_id, tokenizer.identity, path)
+def describe(tokenizer: Tokenizer, path: str | None, origin: Origin | None = None) -> TokenizerInfo:
+    """The manifest's entry for a tokenizer whose vocabulary file lies at `path` in the data's folder, fetched from `origin`."""
+    hub, commit = (origin.hub, origin.commit) if origin else ("", "")
+    return TokenizerInfo(tokenizer.kind, tokenizer.name, tokenizer.vocab_size, tokenizer.eod_id, tokenizer.identity, path, hub, commit)
 
 
 def check_bpe_size(vocab_size: int) -> None:
@@ -300,47 +280,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
     return backend.to_str(pretty=False)
 
 
-def default_tekken() -> Path:
-    """The vocabulary file that the package mistral-common ships.
-
-    Raises:
-        ConfigError: The package is not installed.
-    """
-    spec = importlib.util.find_spec("mistral_common")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(folder) / "data" / TEKKEN_FILE).is_file():
-            return path
-    raise ConfigError(
-        "tokenizer.path",
-        "null",
-        f"The default, {TEKKEN_FILE}, comes with mistral-common",
-        "Run `pip install mistral-common`, or set a path",
-    )
-
-
-def _unreadable(error: BaseException, path: Path, what: str, way_out: str) -> BaseException:
-    """The error that the user sees for one of a tokenizer library; what ends the process stays what it is."""
-    if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-        return error
-    return ConfigError("tokenizer.path", path, f"{what}: {error}", way_out)
-
-
-def _cannot_encode(error: BaseException, path: Path) -> BaseException:
-    """The same for a text that a library refuses."""
-    if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-        return error
-    rule = "It has no token for a part of this text"
-    if "unk" in str(error).lower():
-        rule += ", and no unknown token to take its place"
-    return ConfigError(str(path), error, rule, "Add an unknown token to its vocabulary, or choose another tokenizer")
-
-
 def _bare(text: str) -> str:
     """Text without white space, the mark that stands for it, and the one that stands for incomplete bytes."""
     return "".join(text.replace("\u2581", " ").replace("\ufffd", " ").split())
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise ConfigError("tokenizer.path", path, "No such file", "Name the tokenizer's vocabulary file")
-    return path

@@ -1,5 +1,6 @@
 """What the fuzzer feeds: each target writes one damaged input and hands it to the code that a command would."""
 
+import io
 import json
 import os
 import random
@@ -9,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fuzz_mutators import json_bytes, mutate_bytes, override, yaml_bytes
+from sentencepiece import SentencePieceTrainer
 
 from launch.resume_checks import SOURCES_FILE
 from launch.run_folder import check_resumable, nothing_left, record_launch, resume_notes
@@ -39,6 +41,11 @@ class Fixtures:
         self.data, self.bpe = folder / "bytes", folder / "bpe"
         prepare([self.text], self.data, BYTES, workers=1)
         prepare([self.text], self.bpe, TokenizerConfig(name="bpe", kind="bpe", vocab_size=262), workers=1)
+        pieces = io.BytesIO()
+        sentences = (f"hello {i} größe" for i in range(120))
+        trained = {"vocab_size": 280, "byte_fallback": True, "hard_vocab_limit": False, "minloglevel": 2}
+        SentencePieceTrainer.train(sentence_iterator=sentences, model_writer=pieces, **trained)
+        self.pieces = pieces.getvalue()
         run = folder / "run"
         sources = [f"data.train=[{{path: {self.data / 'train'}}}]", "data.valid=[]", "data.mock=false", "train.eval_steps=0"]
         self.config = compose([TINY, f"run.dir={run}", *sources])
@@ -122,14 +129,14 @@ def tracker(rng: random.Random, fixtures: Fixtures) -> None:
 
 def tokenizer(rng: random.Random, fixtures: Fixtures) -> None:
     work = fixtures.fresh()
-    kind = rng.choice(["huggingface", "huggingface", "tiktoken"])
+    kind = rng.choice(["huggingface", "huggingface", "tiktoken", "sentencepiece"])
     if kind == "tiktoken":
         vocabulary = [{"rank": i, "token_bytes": "QQ=="[:0] + _base64(i)} for i in range(256)]
         tree = {"config": {"pattern": r"\w+|\W", "default_num_special_tokens": 3, "default_vocab_size": 259}, "vocab": vocabulary}
     else:
         tree = json.loads((fixtures.bpe / "tokenizer.json").read_bytes())
     path = work / "tokenizer.json"
-    path.write_bytes(json_bytes(rng, tree))
+    path.write_bytes(mutate_bytes(rng, fixtures.pieces) if kind == "sentencepiece" else json_bytes(rng, tree))
     if rng.random() < 0.3:
         (work / "tokenizer_config.json").write_bytes(json_bytes(rng, {"eos_token": "<|endoftext|>"}))
     built = from_config(TokenizerConfig(name="x", kind=kind, path=str(path)))

@@ -176,6 +176,7 @@ BAD = {
     "vocabulary": Bad(["model.vocab_size=256"], "model.vocab_size", "256", "has 257 tokens", ["model.vocab_size=257"]),
     "vocabulary_of_tekken": Bad(["tokenizer=tekken"], "model.vocab_size", "257", "has 131072", ["model.vocab_size=131072"]),
     "tokenizer_file": Bad(["tokenizer=huggingface"], "tokenizer.path", "None", "read from a file", ["tokenizer.path=t.json"]),
+    "tokenizer_model": Bad(["tokenizer=sentencepiece"], "tokenizer.path", "None", "read from a file", ["tokenizer.path=t.model"]),
     "async_without_saving": Bad(
         ["checkpoint=none", "checkpoint.async_save=true"], "checkpoint.async_save", "True", "Nothing", ["checkpoint.save_at_end=true"]
     ),

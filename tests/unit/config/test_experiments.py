@@ -26,6 +26,7 @@ COMPANIONS = {
     ("parallel", "tp4"): ["cluster.gpus_per_node=4", "model.num_query_groups=4"],
     ("tokenizer", "bpe"): ["model.vocab_size=4096"],
     ("tokenizer", "huggingface"): ["tokenizer.path=tokenizer.json"],
+    ("tokenizer", "sentencepiece"): ["tokenizer.path=tokenizer.model"],
     ("tokenizer", "tekken"): ["model.vocab_size=131072"],
     ("cluster", "b200_128"): ["train.global_batch_size=256"],
     ("cluster", "gb200_64"): ["train.global_batch_size=128"],

@@ -22,7 +22,7 @@ from ngpt.data.inspect import data_lines
 from ngpt.data.manifest import NAME, Manifest
 from ngpt.data.plan import Options
 from ngpt.data.prepare import prepare
-from ngpt.data.readers import find_sources
+from ngpt.data.sources import find_sources
 from ngpt.data.tokenizers import EOD, from_manifest
 
 BYTES = TokenizerConfig(name="bytes", kind="bytes")

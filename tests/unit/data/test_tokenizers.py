@@ -11,7 +11,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
-from ngpt.data.tokenizers import EOD, TEKKEN_FILE, BytesTokenizer, HuggingFaceTokenizer, TiktokenTokenizer, from_config, train_bpe
+from ngpt.data.tokenizers import EOD, BytesTokenizer, HuggingFaceTokenizer, TiktokenTokenizer, from_config, train_bpe
+from ngpt.data.vocabulary import TEKKEN_FILE
 
 TEXTS = ["The norm of a row is one.\n", "Größe, naïve, 数学, 🙂 and the rest of the row.\n", "the the the norm norm norm\n"] * 20
 AWKWARD = ["", " ", "\n\n \t", "ünïcödé 数学 🙂", "a" * 500, f"spelled {EOD} and </s> inside", "\x00\x7f", "\ufeffbom"]
