@@ -23,6 +23,7 @@ from megatron_ext.models.builder import PluginModelConfig
 from megatron_ext.precision.policy import choose_executor
 from megatron_ext.training.watchdog import SLOW_FACTOR
 from ngpt.config import Config, ConfigError
+from ngpt.config.activations import ACTIVATIONS, FUSIONS
 from ngpt.config.checkpoints import is_own, start_checkpoint
 from ngpt.config.pattern import cut_pattern, parse
 from ngpt.config.precision import takes_grouped_experts
@@ -32,7 +33,7 @@ from ngpt.data.validation import evaluation_batches
 # Arguments set here that the pass-through group may still set otherwise: they choose how, not what, is computed.
 _SWITCHES = {
     "apply_rope_fusion",
-    "bias_swiglu_fusion",
+    *FUSIONS,
     "gradient_accumulation_fusion",
     "cross_entropy_loss_fusion",
     "attention_softmax_in_fp32",
@@ -51,8 +52,7 @@ def _model(cfg: Config, backend: str) -> dict[str, Any]:
         group_query_attention=True,
         num_query_groups=model.num_query_groups,
         kv_channels=model.head_dim,
-        squared_relu=model.activation == "squared_relu",
-        swiglu=model.activation == "swiglu",
+        **ACTIVATIONS[model.activation].megatron,
         untie_embeddings_and_output_weights=not model.tied_embeddings,
         position_embedding_type=model.position_embedding,
         rotary_base=model.rope_base,
@@ -73,7 +73,7 @@ def _model(cfg: Config, backend: str) -> dict[str, Any]:
         no_persist_layer_norm=local,
         masked_softmax_fusion=False,
         apply_rope_fusion=not local,
-        bias_swiglu_fusion=not local,
+        **dict.fromkeys(FUSIONS, not local),
         bias_gelu_fusion=False,
         bias_dropout_fusion=False,
         gradient_accumulation_fusion=not local and find_spec("fused_weight_gradient_mlp_cuda") is not None,

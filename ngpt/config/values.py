@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ngpt.config.activations import ACTIVATIONS
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.estimate.hardware import GPUS
@@ -40,7 +41,7 @@ _FRACTIONS = {  # key: (does the range hold this value, the range in words)
 _AMAX = ("dynamic", "dynamic_pow2", "static")
 _CHOICES = {
     "model.architecture": ("ngpt", "gpt"),
-    "model.activation": ("squared_relu", "swiglu"),
+    "model.activation": tuple(ACTIVATIONS),
     "model.position_embedding": ("rope", "none"),
     "model.transformer_impl": ("auto", "local", "transformer_engine"),
     "model.moe_score": ("sigmoid", "softmax"),

@@ -6,6 +6,7 @@ model's dtype unless its factor says otherwise. "x" is what enters a layer, D th
 
 from collections.abc import Callable
 
+from ngpt.config.activations import ACTIVATIONS
 from ngpt.config.linears import BlockLinear
 from ngpt.config.schema import Config
 from ngpt.estimate.calibration import ROUTING_BYTES
@@ -95,7 +96,7 @@ def _moe(cfg: Config, layer: Layer, tokens: Tokens) -> Saved:
     routed = copies + _mlp_numbers(cfg, layer, fc1, fc2)
     if model.architecture == "ngpt":
         routed += hidden * size + _FP32  # the outputs that the probabilities multiply
-    elif model.activation != "swiglu":
+    elif not ACTIVATIONS[model.activation].fusion:
         routed += fc2.in_features * size
     router = ROUTING_BYTES * model.num_experts / 64
     saved = {"moe": tokens.routed * routed + tokens.stream * router}

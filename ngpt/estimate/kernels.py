@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from ngpt.config.activations import ACTIVATIONS
 from ngpt.config.linears import BlockLinear
 from ngpt.config.schema import Config
 from ngpt.config.sizes import padded_vocab_size
@@ -175,7 +176,7 @@ def _moe(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
     forward, backward = _mlp_passes(cfg, fc1, fc2)
     if cfg.model.architecture == "ngpt":  # the factor of ones, and the probabilities on the outputs
         forward, backward = forward + 2 * fc2.in_features + 2 * hidden, backward + 2 * fc2.in_features + 3 * hidden
-    elif cfg.model.activation != "swiglu":  # times fp32 probabilities, through fp32 copies
+    elif not ACTIVATIONS[cfg.model.activation].fusion:  # times fp32 probabilities, through fp32 copies
         forward, backward = forward + 6 * fc2.in_features, backward + 13 * fc2.in_features
     moved = [
         tokens.routed * size * (passes + dispatch * hidden)
