@@ -47,7 +47,7 @@ def test_megatron_is_told_to_compute_it(name):
 
     told = megatron_arguments(model_of(name), "transformer_engine") | {"apply_rope_fusion": False}  # asks for Transformer Engine itself
     args = add_megatron_arguments(argparse.ArgumentParser()).parse_args(to_argv(told))
-    args.params_dtype = torch.float32
+    args.params_dtype, args.num_layers = torch.float32, 1  # as Megatron derives them
     config = core_transformer_config_from_args(args)
     assert config.gated_linear_unit == (FC1[name] == 2 * FFN)
     assert config.bias_activation_fusion == bool(ACTIVATIONS[name].fusion)
