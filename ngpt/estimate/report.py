@@ -8,6 +8,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.pattern import parse
 from ngpt.config.schema import Config
 from ngpt.config.sizes import data_parallel_size, padded_vocab_size, world_size
+from ngpt.durations import duration
 from ngpt.estimate.calibration import LINK_FRACTION, LOW_PRECISION_GEMM_FRACTION, RESERVED
 from ngpt.estimate.counts import count_parameters, mamba_scan_flops, training_flops_per_token
 from ngpt.estimate.layout import ASSUMED_GPU, chunks_by_rank, executor, gpu_of, has_grouped_experts
@@ -190,7 +191,7 @@ def as_table(cfg: Config, values: dict[str, Any]) -> str:
         + ", ".join(f"{name} {_time(seconds)}" for name, seconds in parts.items()),
         "  once": f"optimizer {_time(step['optimizer_s'])}, pipeline bubble {_time(step['bubble_s'])}, "
         f"gradients and weights on the way {_time(step['data_parallel_s'])}",
-        "whole run": f"{cost['steps']:,} steps, {_count(cost['tokens'])} tokens: {_duration(cost['days'])}, "
+        "whole run": f"{cost['steps']:,} steps, {_count(cost['tokens'])} tokens: {duration(86400 * cost['days'])}, "
         f"{_count(cost['gpu_hours'])} GPU hours"
         + ("" if cost["total"] is None else f", {_count(cost['total'])} at {cost['price_per_gpu_hour']:g} a GPU hour"),
     }
@@ -277,12 +278,6 @@ def _scaled(size: float, units: dict[str, float], digits: int) -> str:
     """In the largest unit that leaves a tenth or more, else in the smallest; nothing is 0 of the largest."""
     unit = next((unit for unit, one in units.items() if size >= 0.1 * one or size == 0), list(units)[-1])
     return f"{size / units[unit]:.{digits}f} {unit}" if size else f"0 {unit}"
-
-
-def _duration(days: float) -> str:
-    units = {"days": 1.0, "hours": 1 / 24, "minutes": 1 / 1440, "seconds": 1 / 86400}
-    unit = next((unit for unit, one in units.items() if days >= one), "seconds")
-    return f"{days / units[unit]:,.3g} {unit}" if days / units[unit] < 1000 else f"{days / units[unit]:,.0f} {unit}"
 
 
 def _count(number: float) -> str:
