@@ -5,13 +5,14 @@ import shlex
 from typing import Any
 
 from ngpt.config.errors import ConfigError
+from ngpt.config.executor import expected_executor
 from ngpt.config.pattern import parse
 from ngpt.config.schema import Config
 from ngpt.config.sizes import data_parallel_size, padded_vocab_size, world_size
 from ngpt.durations import duration
 from ngpt.estimate.calibration import LINK_FRACTION, LOW_PRECISION_GEMM_FRACTION, RESERVED
 from ngpt.estimate.counts import count_parameters, mamba_scan_flops, training_flops_per_token
-from ngpt.estimate.layout import ASSUMED_GPU, chunks_by_rank, executor, gpu_of, has_grouped_experts
+from ngpt.estimate.layout import ASSUMED_GPU, chunks_by_rank, gpu_of, has_grouped_experts
 from ngpt.estimate.layouts import Layout, Proposals, fits, usable_memory
 from ngpt.estimate.memory import MemoryEstimate, estimate_memory
 from ngpt.estimate.states import rank_parameters
@@ -147,7 +148,7 @@ def left_out(cfg: Config, step: StepTime) -> list[str]:
         notes.append("nGPT's steps took 1.02 to 1.19 times their estimates on an H100, its control's 0.89 to 1.04 times")
     if "E" in cfg.model.layer_pattern and not has_grouped_experts(cfg):
         notes.append("experts run one by one: their host time was measured under emulation alone, on one host")
-    if executor(cfg) == "native":
+    if expected_executor(cfg) == "native":
         notes.append(f"native {cfg.precision.format} was not measured: {LOW_PRECISION_GEMM_FRACTION:.0%} of its rate is assumed")
     if cfg.precision.bf16_tail:
         notes.append(f"the last {cfg.precision.bf16_tail:g} of the steps in {cfg.precision.dtype}")
