@@ -118,7 +118,7 @@ class PrecisionConfig:
     grad_reduce_in_fp32: bool = True
     # Of the operands of the matrix products of the linear layers in the blocks.
     format: str = choice(
-        "none", {"none": "dtype", "fp8": "8 bits", "mxfp8": "8 bits, scales of 32 values", "nvfp4": "4 bits, scales of 16 values"}
+        "none", {"none": "as dtype", "fp8": "8 bits", "mxfp8": "8 bits, a scale for 32 values", "nvfp4": "4 bits, a scale for 16 values or more"}
     )
     executor: str = choice(
         "auto",
@@ -132,7 +132,7 @@ class PrecisionConfig:
     weight_amax: str = choice("dynamic", _AMAX)
     grad_output_amax: str = choice("dynamic", _AMAX)
     static_grad_amax: float = 1.3125  # nvfp4 with grad_output_amax=static: magnitude that saturates, 1.3125 * 2^j
-    weight_blocks: str = choice("16x16", {"16x16": "nvfp4: one scale for both directions", "1x16": "nvfp4: scales along each product"})
+    weight_blocks: str = choice("16x16", {"16x16": "nvfp4: the same scales both ways", "1x16": "nvfp4: scales of their own each way"})
     rht: bool = False  # nvfp4: random Hadamard transform of both operands of the weight gradient
     stochastic_rounding: bool = True  # nvfp4: of grad_output
     num_layers_at_start_in_bf16: int = 0  # blocks, counted as model.num_layers counts them
@@ -173,9 +173,9 @@ class ScheduleConfig:
         "minus_sqrt",
         {
             "minus_sqrt": "1 - sqrt(r) of the way is left after a part r of the decay",
-            "linear": "1 - r",
-            "cosine": "half a cosine",
-            "exponential": "2 * 2^-r - 1",
+            "linear": "1 - r of it",
+            "cosine": "(1 + cos(pi * r)) / 2 of it",
+            "exponential": "2 * 2^-r - 1 of it",
         },
     )
 
