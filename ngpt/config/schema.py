@@ -118,7 +118,7 @@ class PrecisionConfig:
     grad_reduce_in_fp32: bool = True
     # Of the operands of the matrix products of the linear layers in the blocks.
     format: str = choice(
-        "none", {"none": "as dtype", "fp8": "8 bits", "mxfp8": "8 bits, a scale for 32 values", "nvfp4": "4 bits, a scale for 16 values or more"}
+        "none", {"none": "as dtype", "fp8": "8 bits", "mxfp8": "8 bits, scales of 32 values", "nvfp4": "4 bits, scales of 16 or 16x16"}
     )
     executor: str = choice(
         "auto",
