@@ -5,7 +5,51 @@ if sys.version_info < (3, 12):
     message = "ngpt-megatron needs Python 3.12 or newer, this is %d.%d. Install one and use it, for instance: make PYTHON=python3.12"
     sys.exit(message % sys.version_info[:2])
 
+import json
+import os
+import subprocess
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
+
+HERE = os.path.dirname(os.path.abspath(__file__)) if "__file__" in globals() else os.getcwd()
+COMMIT_FILE = os.path.join("launch", "commit.json")  # launch/provenance.py reads it where there is no checkout
+
+
+def git(*arguments):
+    """Output of a git command about this folder; None where git is missing or refuses."""
+    try:
+        return subprocess.check_output(("git",) + arguments, cwd=HERE, stderr=subprocess.DEVNULL).decode().strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def record_commit(folder):
+    """Writes into a built `folder` which commit it was built of: git's word here, or NGPT_COMMIT."""
+    top = git("rev-parse", "--show-toplevel")
+    if top and os.path.samefile(top, HERE):
+        known = {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    elif os.environ.get("NGPT_COMMIT"):
+        known = {"commit": os.environ["NGPT_COMMIT"], "dirty": None}
+    else:
+        return  # the archive that these sources were unpacked from may have brought a file
+    with open(os.path.join(folder, COMMIT_FILE), "w") as stream:
+        json.dump(known, stream)
+
+
+class BuildWithCommit(build_py):
+    def run(self):
+        super().run()
+        if not getattr(self, "editable_mode", False):
+            record_commit(self.build_lib)
+
+
+class ArchiveWithCommit(sdist):
+    def make_release_tree(self, base_dir, files):
+        super().make_release_tree(base_dir, files)
+        record_commit(base_dir)
+
 
 CODE = ["ngpt", "ngpt.*", "megatron_ext", "megatron_ext.*", "launch", "launch.*"]
 
@@ -18,7 +62,8 @@ setup(
     # conf/ stands at the top level for people to read, and is installed inside the package for the program to find.
     packages=find_packages(include=CODE) + ["ngpt.conf"],
     package_dir={"ngpt.conf": "conf"},
-    package_data={"ngpt": ["**/*.j2"], "ngpt.conf": ["**/*.yaml"], "launch": ["*.sh", "slurm/*.sbatch"]},
+    package_data={"ngpt": ["**/*.j2"], "ngpt.conf": ["**/*.yaml"], "launch": ["*.sh", "slurm/*.sbatch", "commit.json"]},
+    cmdclass={"build_py": BuildWithCommit, "sdist": ArchiveWithCommit},
     entry_points={"console_scripts": ["ngpt = launch.cli:main"]},
     install_requires=[
         # Exact: the plug-ins rely on details of these that move between minor versions.

@@ -64,9 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _config(arguments: Sequence[str]) -> int:
+    from launch.unchecked import check_unchecked
     from ngpt.config.cli import main as config_main
 
-    return config_main(arguments)
+    return config_main(arguments, check_unchecked)
 
 
 def _estimate(arguments: Sequence[str]) -> int:

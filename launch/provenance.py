@@ -1,6 +1,7 @@
 """Where a run comes from: the state of the code, the versions, the device and the command. Names neither a host nor a user."""
 
 import importlib.metadata
+import json
 import platform
 import shlex
 import subprocess
@@ -27,6 +28,7 @@ PACKAGES = (
 MAX_DIFF_BYTES = 4 << 20  # a launch keeps no more of how its code differs from the commit
 MAX_FILE_BYTES = 1 << 18  # of an untracked file
 SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".yml", ".toml", ".cfg", ".sh", ".sbatch", ".md", ".cpp", ".cu", ".h", ".j2", ".txt"})
+COMMIT_FILE = Path("launch/commit.json")  # of an installed package; written by setup.py
 SOURCE = Path(__file__).resolve().parent.parent
 
 
@@ -63,12 +65,14 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state(source: Path) -> tuple[dict[str, Any] | None, str]:
-    """Commit, branch, whether the tree differs, and the difference itself. (None, "") where `source` is not a checkout.
+    """Commit, branch, whether the tree differs, and the difference itself.
+
+    Where `source` is not a checkout: the commit that it was built of, as setup.py recorded it, or (None, "").
 
     The difference ends with the texts of untracked source files, as a patch that adds them; at most `MAX_DIFF_BYTES` are kept of all.
     """
     if not (source / ".git").exists():
-        return None, ""
+        return _recorded_commit(source), ""
     status = _git(source, "status", "--porcelain").splitlines()
     untracked = _git(source, "ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
     state = {
@@ -80,6 +84,14 @@ def git_state(source: Path) -> tuple[dict[str, Any] | None, str]:
     # Options of the user's git config would make it another format, or run a program of theirs.
     difference = _git(source, "diff", "--no-ext-diff", "--no-color", "--no-textconv", "HEAD", limit=MAX_DIFF_BYTES)
     return state, "".join(_bounded([difference, *(_as_patch(source, name) for name in untracked)]))
+
+
+def _recorded_commit(source: Path) -> dict[str, Any] | None:
+    try:
+        known = json.loads((source / COMMIT_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return {"commit": known.get("commit"), "branch": None, "dirty": known.get("dirty"), "untracked": [], "installed": True}
 
 
 def _as_patch(source: Path, name: str) -> str:

@@ -13,6 +13,7 @@ from launch.run_folder import check_resumable, locked, nothing_left, record_laun
 from launch.slurm import scheduler
 from launch.slurm.after import RESTARTS_FILE, STOP_FILE
 from launch.slurm.script import OUTPUT_FILE, SCRIPT_FILE, render
+from launch.unchecked import check_unchecked
 from ngpt.checkpoints import tracker
 from ngpt.config.checkpoints import newest_step, newest_verified_step
 from ngpt.config.compose import compose
@@ -52,6 +53,7 @@ def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
     from launch.train import check_prepared
 
     run_dir, work_dir = Path(config.run.dir).absolute(), Path.cwd()
+    check_unchecked(config)
     check_resumable(config)
     check_prepared(config)
     script = render(config, run_dir, work_dir)

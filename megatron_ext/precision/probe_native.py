@@ -10,14 +10,17 @@ from torch import Tensor
 
 from megatron_ext.precision.probe import (
     BF16_ROUNDING,
+    FP4_ERROR,
     NONZERO,
     K,
     N,
     amax_of_blocks,
+    exact_products,
     operands,
     reference_operands,
     relative,
     shipped_recipe,
+    shipped_recipes,
     unclipped,
 )
 from megatron_ext.precision.te_recipes import autocast, te_recipe, unavailable
@@ -35,22 +38,25 @@ ROUNDING_BIAS = 0.005  # of the mean magnitude: 8 random bits are biased towards
 
 def probe_native() -> Iterator[Finding]:
     """Checks of fp8, mxfp8 and nvfp4 by Transformer Engine, or why it cannot compute them here."""
-    for name in ("fp8", "mxfp8"):
-        recipe = shipped_recipe(name)
+    for name, recipe in shipped_recipes("fp8", "mxfp8").items():
         if reason := unavailable(recipe):
             yield Finding(name, "three products", UNAVAILABLE, reason)
         else:
             yield attempt(name, "three products", near_fp64, recipe)
-    paper = shipped_recipe("nvfp4_paper")
-    if reason := unavailable(paper):
-        yield Finding(NATIVE, "three products", UNAVAILABLE, reason)
-        return
-    for name in ("nvfp4_paper", "nvfp4_nvidia"):
+    reasons: dict[str, list[str]] = {}
+    for name, recipe in shipped_recipes("nvfp4").items():
+        if reason := unavailable(recipe):
+            reasons.setdefault(reason, []).append(name)
+            continue
         nearest = shipped_recipe(name, "precision.stochastic_rounding=false")
         yield attempt(NATIVE, f"quantise, {name}", same_values, nearest)
         yield attempt(NATIVE, f"three products, {name}", three_products, nearest)
-        yield attempt(NATIVE, f"gradients, {name}", live_gradients, shipped_recipe(name))
-    yield attempt(NATIVE, "stochastic rounding, mean", rounding_mean, paper.grad_output)
+        if recipe.grad_output.global_amax != "static":  # which flushes small gradients, as it is told to
+            yield attempt(NATIVE, f"gradients, {name}", live_gradients, recipe)
+        if recipe.grad_output.rounding == "sr":
+            yield attempt(NATIVE, f"stochastic rounding, mean, {name}", rounding_mean, recipe.grad_output)
+    for reason, names in reasons.items():
+        yield Finding(NATIVE, f"three products, {', '.join(names)}", UNAVAILABLE, reason)
 
 
 def linear_results(recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,9 +85,7 @@ def round_trip(x: Tensor, spec: QuantizerSpec) -> Tensor:
 
 def near_fp64(recipe: Recipe) -> tuple[bool, str]:
     """The three products against fp64 products of the operands before they are quantised."""
-    x, w, dy = (tensor.double() for tensor in operands().values())
-    wanted = {"fprop": x @ w.t(), "dgrad": dy @ w, "wgrad": dy.t() @ x}
-    errors = {name: relative(got, wanted[name]) for name, got in zip(wanted, linear_results(recipe), strict=True)}
+    errors = {name: relative(got, wanted) for (name, wanted), got in zip(exact_products().items(), linear_results(recipe), strict=True)}
     figures = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     return all(error < FP8_ERROR for error in errors.values()), f"{figures} of the fp64 products, bound {FP8_ERROR:g}"
 
@@ -98,12 +102,14 @@ def same_values(recipe: Recipe) -> tuple[bool, str]:
 
 
 def three_products(recipe: Recipe) -> tuple[bool, str]:
-    """The three products against fp64 products of the operands as the reference quantises them."""
-    bound = BF16_ROUNDING if recipe.input.rht == "off" else RHT_ERROR
-    pairs = reference_operands(recipe, operands())
-    errors = {name: relative(ours, qgemm(a, b).double()) for (name, a, b), ours in zip(pairs, linear_results(recipe), strict=True)}
-    figures = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-    return all(error < bound for error in errors.values()), f"{figures}, bound {bound:.1e}"
+    """The three products against fp64 products of the operands: as the reference quantises them, and not quantised."""
+    bound, truth = BF16_ROUNDING if recipe.input.rht == "off" else RHT_ERROR, exact_products()
+    figures, passed = [], True
+    for (name, a, b), ours in zip(reference_operands(recipe, operands()), linear_results(recipe), strict=True):
+        error, unquantised = relative(ours, qgemm(a, b).double()), relative(ours, truth[name])
+        passed = passed and error < bound and unquantised < FP4_ERROR
+        figures.append(f"{name} {error:.1e} ({unquantised:.2f} unquantised)")
+    return passed, f"{', '.join(figures)}, bounds {bound:.1e} and {FP4_ERROR:g}"
 
 
 def live_gradients(recipe: Recipe) -> tuple[bool, str]:

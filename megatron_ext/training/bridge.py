@@ -25,20 +25,11 @@ from megatron_ext.training.watchdog import SLOW_FACTOR
 from ngpt.config import Config, ConfigError
 from ngpt.config.activations import ACTIVATIONS, FUSIONS
 from ngpt.config.checkpoints import is_own, start_checkpoint
+from ngpt.config.megatron_arguments import passed_on
 from ngpt.config.pattern import cut_pattern, parse
 from ngpt.config.precision import takes_grouped_experts
 from ngpt.config.sizes import padded_vocab_size, pipeline_stages, wsd_decay_steps
 from ngpt.data.validation import evaluation_batches
-
-# Arguments set here that the pass-through group may still set otherwise: they choose how, not what, is computed.
-_SWITCHES = {
-    "apply_rope_fusion",
-    *FUSIONS,
-    "gradient_accumulation_fusion",
-    "cross_entropy_loss_fusion",
-    "attention_softmax_in_fp32",
-    "distributed_timeout_minutes",
-}
 
 
 def _model(cfg: Config, backend: str) -> dict[str, Any]:
@@ -245,9 +236,7 @@ def _files(cfg: Config) -> dict[str, Any]:
 def megatron_arguments(cfg: Config, backend: str) -> dict[str, Any]:
     """Every Megatron argument this config sets, by argparse name, the pass-through group `megatron` last."""
     ours = _model(cfg, backend) | _experts(cfg, backend) | _mamba(cfg) | _prediction(cfg) | _training(cfg) | _parallel(cfg) | _files(cfg)
-    for name in ours.keys() & cfg.megatron.keys() - _SWITCHES:
-        raise ConfigError(f"megatron.{name}", cfg.megatron[name], "this project sets the argument itself", "Remove it")
-    return ours | cfg.megatron
+    return ours | passed_on(cfg.megatron)
 
 
 def _check_value(name: str, value: Any, action: argparse.Action) -> None:

@@ -16,6 +16,7 @@ from ngpt.checkpoints.choice import Choice
 from ngpt.config import Config
 from ngpt.config.checkpoints import start_checkpoint
 from ngpt.config.linears import block_linears, quantized_linears
+from ngpt.config.megatron_arguments import unchecked_names, unchecked_note
 from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, tokens_per_step, wsd_decay_steps
 from ngpt.data.entropy import ngram_bits_per_byte
 from ngpt.data.indexed import IndexedReader
@@ -49,6 +50,7 @@ def run_header(cfg: Config, backend: str, executor: str, args: argparse.Namespac
         f"data {data_parallel_size(cfg)} ({optimizer}), recompute {parallel.recompute}",
         f"  {cfg.train.steps} steps of {cfg.train.global_batch_size} sequences x {cfg.train.seq_length} tokens = "
         f"{cfg.train.steps * tokens_per_step(cfg):,} tokens, {micro_batches_per_step(cfg)} micro-batches a step",
+        *unchecked_note(cfg.megatron),
         *schedule_lines(cfg),
         *evaluation_lines(cfg),
         start_line(args, start_checkpoint(cfg)),
@@ -183,6 +185,8 @@ def write_summary(cfg: Config, backend: str, executor: str, last: dict[str, Any]
         "wall_time_s": round(wall_time_s, 1),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    if names := unchecked_names(cfg.megatron):
+        summary["unchecked_megatron_arguments"] = {name: cfg.megatron[name] for name in names}
     if status == "finished":
         summary |= byte_level_figures(cfg, last.get("val_loss"))
     write_json(path, summary, indent=2)

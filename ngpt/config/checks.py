@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from ngpt.config import cluster, hybrid, precision, values
 from ngpt.config.errors import ConfigError, ConfigErrors
-from ngpt.config.megatron_keys import OWNED, REFUSED, captures
+from ngpt.config.megatron_arguments import check_megatron
+from ngpt.config.megatron_keys import captures
 from ngpt.config.pattern import parse
 from ngpt.config.schema import Config
 from ngpt.config.sizes import (
@@ -246,16 +247,6 @@ def check_checkpoint(cfg: Config) -> Iterator[ConfigError]:
     if checkpoint.load_optimizer and checkpoint.load is None:
         rule = "Says what to take from checkpoint.load, which is null"
         yield ConfigError("checkpoint.load_optimizer", True, rule, "Set checkpoint.load, or this to false; resuming a run needs neither")
-
-
-def check_megatron(cfg: Config) -> Iterator[ConfigError]:
-    """The pass-through group holds no argument that another key sets, and none that would break what this project guarantees."""
-    for name, value in cfg.megatron.items():
-        argument = name.lstrip("-").replace("-", "_")
-        if argument in OWNED:
-            yield ConfigError(f"megatron.{name}", value, f"{OWNED[argument]} sets this argument", f"Set {OWNED[argument]} instead")
-        elif argument in REFUSED:
-            yield ConfigError(f"megatron.{name}", value, f"Refused: {REFUSED[argument]}", "Remove it")
 
 
 def transformer_engine_attention(cfg: Config) -> Iterator[ConfigError]:

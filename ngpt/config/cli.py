@@ -2,29 +2,40 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ngpt.config.compose import compose, to_yaml
 from ngpt.config.errors import ConfigError
 from ngpt.config.linears import describe_precision
+from ngpt.config.megatron_arguments import unchecked_note
 from ngpt.config.schema import Config
 from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, padded_vocab_size, tokens_per_step, world_size
 from ngpt.estimate.counts import count_parameters, training_flops_per_token
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs `ngpt config`. Returns the exit status: 2 for a config that breaks a rule, which goes to stderr."""
+def main(argv: Sequence[str], check: Callable[[Config], None] = lambda cfg: None) -> int:
+    """Runs `ngpt config`.
+
+    Args:
+        argv: Its words.
+        check: What is still to be checked of a composed config; raises `ConfigError`.
+
+    Returns:
+        The exit status: 2 for a config that breaks a rule, which goes to stderr.
+    """
     parser = argparse.ArgumentParser(prog="ngpt config", description="Print the resolved config and its parameter, token and FLOP counts.")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, GROUP=NAME or key=value")
     parser.add_argument("--config-dir", type=Path, action="append", default=[], metavar="DIR", help="your own folder, laid out like conf/")
     arguments = parser.parse_intermixed_args(argv)
     try:
         cfg = compose(arguments.overrides, arguments.config_dir)
+        check(cfg)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     print(to_yaml(cfg))
+    print(*(f"# {line}" for line in unchecked_note(cfg.megatron)), sep="\n", end="\n" * bool(unchecked_note(cfg.megatron)))
     print(counts_table(cfg))
     return 0
 

@@ -1,4 +1,4 @@
-"""Which Megatron arguments this project's config sets itself; the pass-through group `megatron` may hold any other."""
+"""Which Megatron arguments this project's config sets itself, and which it refuses whoever asks. See ngpt/config/megatron_arguments.py."""
 
 from collections.abc import Mapping
 
@@ -97,6 +97,9 @@ OWNED = {
     "overlap_grad_reduce": "parallel.overlap_grad_reduce",
     "overlap_param_gather": "parallel.overlap_param_gather",
     "recompute_granularity": "parallel.recompute",
+    "recompute_activations": "parallel.recompute",
+    "checkpoint_activations": "parallel.recompute",
+    "moe_layer_recompute": "parallel.recompute_modules",
     "recompute_modules": "parallel.recompute_modules",
     "recompute_method": "parallel.recompute_method",
     "recompute_num_layers": "parallel.recompute_num_layers",
@@ -128,6 +131,7 @@ OWNED = {
 }
 
 # Megatron's argparse name -> why this project refuses it.
+_SET_HERE = "this project sets it itself"
 _MASTERS = "the retraction does not reach fp32 masters kept there yet"
 REFUSED = {
     "ckpt_step": "the tracker file of the checkpoints folder names the step to load, write it there",
@@ -162,18 +166,30 @@ REFUSED = {
     "moe_single_grouped_weight": "the retraction knows one matrix an expert",
     "mtp_use_repeated_layer": "each prediction depth has weights of its own",
     "mtp_detach_heads": "the prediction losses train the whole model, and its gradients are clipped together",
+    "window_size": "every token sees all earlier ones of its document here: a window replaces the mask of documents and of split sequences",
+    "window_attn_skip_freq": "no layer of this project has a window",
     "use_mup": "it scales logits and learning rates on its own",
     "fp8_output_proj": "the output layer stays in precision.dtype",
     "te_precision_config_file": "precision.bf16_modules says which layers stay high",
     "exit_signal_handler": "a signal saves and leaves always; the launcher and all ranks agree on it",
     "exit_signal": "SIGTERM, SIGHUP, SIGINT, SIGUSR1 and SIGUSR2 all save and leave",
+    "log_straggler": "logging.straggler_ratio names slow ranks, without a server of Megatron's",
     "calculate_per_token_loss": "always on: the loss is a mean over the step's tokens",
     "dataloader_type": "batches come from megatron_ext/training/data.py",
     "distributed_backend": "follows from the device",
+    "log_timers_to_tensorboard": "the step's time is always taken; megatron.timing_log_level takes more",
+    "log_loss_scale_to_tensorboard": "no loss is scaled",
+    **dict.fromkeys(
+        """
+        async_strategy bias_dropout_fusion bias_gelu_fusion cross_entropy_fusion_impl enable_one_logger exit_on_missing_checkpoint
+        masked_softmax_fusion no_persist_layer_norm pad_vocab_size rerun_mode tensorboard_log_interval use_persistent_ckpt_worker
+        """.split(),
+        _SET_HERE,
+    ),
 }
 # Refused since configs of runs were first written: what such a config says of them is left out when it is read back.
 REFUSED_LATER = frozenset(
-    {"exit_signal", "exit_signal_handler", "ckpt_step", "save_retain_interval", "verify_integrity", "ckpt_fully_parallel_load"}
+    "exit_signal exit_signal_handler ckpt_step save_retain_interval verify_integrity ckpt_fully_parallel_load log_straggler".split()
 )
 _CAPTURES = frozenset({"cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph"})
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.executor import expected_executor
+from ngpt.config.megatron_arguments import passed_on
 from ngpt.config.pattern import parse
 from ngpt.config.schema import Config
 from ngpt.config.sizes import data_parallel_size, padded_vocab_size, world_size
@@ -160,8 +161,8 @@ def left_out(cfg: Config, step: StepTime) -> list[str]:
         notes.append("data.confine_attention: attention is counted over whole sequences")
     if cfg.debug.deterministic:
         notes.append("debug.deterministic: slower kernels")
-    if cfg.megatron:
-        notes.append(f"megatron.*: {', '.join(sorted(cfg.megatron))}")
+    if theirs := passed_on(cfg.megatron):
+        notes.append(f"megatron.*: {', '.join(sorted(theirs))}")
     return notes
 
 

@@ -48,6 +48,18 @@ CP2 = ["parallel.context=2", "cluster.gpus_per_node=2"]
 OVERLAP = ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]
 # Buckets so small that most end in padding: the state of what lies behind them must not move. Only overlapped gradients are in buckets.
 BUCKETS = [*OVERLAP, "megatron.ddp_bucket_size=3000"]
+# Megatron's arguments on the allow-list, as far as a CPU has them: none may change a bit.
+ALLOWED = [
+    f"megatron.{word}"
+    for word in """
+    log_params_norm=true log_throughput=true log_progress=true
+    log_validation_ppl_to_tensorboard=true log_num_zeros_in_grad=true log_world_size_to_tensorboard=true barrier_with_L1_time=false
+    timing_log_level=2 timing_log_option=all logging_level=30 manual_gc=true manual_gc_interval=1 manual_gc_eval=false
+    empty_unused_memory_level=2 train_sync_interval=1 num_dataset_builder_threads=2 ddp_pad_buckets_for_high_nccl_busbw=true
+    align_grad_reduce=false align_param_gather=false distributed_timeout_minutes=7 te_rng_tracker=true
+    cuda_graph_impl=none iterations_to_skip=[] check_for_nan_in_loss_and_grad=false attention_softmax_in_fp32=true
+    """.split()
+]
 BF16 = ["precision=bf16"]
 SAVE = ["checkpoint.save_at_end=true"]
 CONFINED = ["data.confine_attention=true"]
@@ -109,6 +121,7 @@ ONE_PROCESS = [
     *(_seed(model) for model in MODELS),
     *(_like(f"one_{model}", model) for model in MODELS),
     _like("one_bf16", "plain", BF16),
+    _like("one_allowed", "plain", ALLOWED),
     _like("one_confined", "plain", CONFINED),
     _like("one_whole_masters", "plain", WHOLE),
     _like("recompute_full", "plain", ["parallel.recompute=full"]),
@@ -170,6 +183,7 @@ TWO_PROCESSES = [
     _like("vpp2_confined", "plain", PP2, ["parallel.virtual_pipeline=2"], CONFINED),
     _like("dp2_overlap", "plain", DP2, OVERLAP),
     _like("dp2_buckets", "plain", DP2, BUCKETS),
+    _like("dp2_allowed", "plain", DP2, OVERLAP, ALLOWED),
     _like("dp2_whole_masters", "plain", DP2, WHOLE),
     _like("dp2_bf16", "plain", DP2, BF16),
     _like("dp2_bf16_overlap", "plain", DP2, BF16, OVERLAP),

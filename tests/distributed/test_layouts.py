@@ -32,10 +32,17 @@ BITWISE = [
     ("recompute_core_attn", "one_plain"),
     ("recompute_mlp", "one_plain"),
     ("dp2_overlap", "dp2_plain"),
+    ("one_allowed", "one_plain"),
     ("dp2_bf16_overlap", "dp2_bf16"),
 ]
 # Here only the reported gradient norm sums in another order.
-BITWISE_LOSS = [("pp2_plain", "one_plain"), ("vpp2_plain", "pp2_plain"), ("vpp2_gated", "pp2_gated"), ("tp2_pp2_plain", "tp2_plain")]
+BITWISE_LOSS = [
+    ("pp2_plain", "one_plain"),
+    ("vpp2_plain", "pp2_plain"),
+    ("vpp2_gated", "pp2_gated"),
+    ("tp2_pp2_plain", "tp2_plain"),
+    ("dp2_allowed", "dp2_overlap"),
+]
 
 
 @pytest.mark.parametrize(("layout", "reference"), FP32_LAYOUTS)

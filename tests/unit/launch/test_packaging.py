@@ -1,11 +1,14 @@
 """What a stranger meets first: the Python check, and a Makefile that does nothing twice."""
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from launch.provenance import git_state
 
 ROOT = Path(__file__).resolve().parents[3]
 OLD_PYTHON = """
@@ -63,3 +66,63 @@ def test_make_installs_again_only_when_the_package_changed(checkout):
 def test_make_hands_its_options_to_the_quickstart(checkout):
     shown = make(checkout, "--dry-run", "quickstart", "FRESH=1", "PRECISION=bf16").stdout
     assert "launch.quickstart --fresh --precision bf16" in shown
+
+
+def build(sources: Path, command: str, *options: str, **environment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", command, *options],
+        cwd=sources,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=A", "-c", "user.email=a@b.c"]
+    return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """A small checkout with the real setup.py."""
+    folder = tmp_path / "sources"
+    for package in ("launch", "ngpt"):
+        (folder / package).mkdir(parents=True)
+        (folder / package / "__init__.py").touch()
+    (folder / "conf").mkdir()
+    (folder / "conf" / "config.yaml").touch()
+    shutil.copy(ROOT / "setup.py", folder)
+    git(folder, "init", "--quiet")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message", "first")
+    return folder
+
+
+def test_what_is_installed_knows_its_commit(sources, tmp_path):
+    build(sources, "build_py", "--build-lib", str(tmp_path / "clean"))
+    commit = git(sources, "rev-parse", "HEAD")
+    wanted = {"commit": commit, "branch": None, "dirty": False, "untracked": [], "installed": True}
+    assert git_state(tmp_path / "clean") == (wanted, "")
+    (sources / "ngpt" / "changed.py").touch()
+    build(sources, "build_py", "--build-lib", str(tmp_path / "changed"))
+    assert git_state(tmp_path / "changed")[0] == wanted | {"dirty": True}
+
+
+def test_an_archive_hands_its_commit_on(sources, tmp_path):
+    build(sources, "sdist", "--dist-dir", str(tmp_path))
+    (archive,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    build(unpacked, "build_py", "--build-lib", str(tmp_path / "built"))
+    assert git_state(tmp_path / "built")[0]["commit"] == git(sources, "rev-parse", "HEAD")
+
+
+def test_sources_without_git_take_the_commit_from_whoever_builds(sources, tmp_path):
+    shutil.rmtree(sources / ".git")
+    build(sources, "build_py", "--build-lib", str(tmp_path / "told"), NGPT_COMMIT="abc")
+    assert git_state(tmp_path / "told")[0]["commit"] == "abc"
+    build(sources, "build_py", "--build-lib", str(tmp_path / "untold"), NGPT_COMMIT="")
+    assert git_state(tmp_path / "untold") == (None, "")

@@ -2,9 +2,11 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from megatron_ext.precision import linear, probe, probe_native
 from ngpt.findings import FAILED, OK, UNAVAILABLE
@@ -12,6 +14,8 @@ from ngpt.precision import QuantizerSpec, qgemm, quantize
 from ngpt.precision.formats import encode_e2m1
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[3]
+SHIPPED_NVFP4 = ("nvfp4_nvidia", "nvfp4_paper", "nvfp4_static")
 PAPER = probe.shipped_recipe("nvfp4_paper")
 NVIDIA = probe.shipped_recipe("nvfp4_nvidia")
 FORWARD = {"input": PAPER.input, "weight": PAPER.weight}
@@ -202,6 +206,27 @@ def test_sound_native_kernels_pass(native):
     findings = list(probe_native.probe_native())
     assert [finding for finding in findings if finding.status != OK] == []
     assert {finding.subject for finding in findings} == {"fp8", "mxfp8", "nvfp4 native"}
+    for name in SHIPPED_NVFP4:
+        assert {f"quantise, {name}", f"three products, {name}"} <= {finding.what for finding in findings}
+
+
+def test_every_recipe_of_conf_is_probed():
+    formats = {path.stem: yaml.safe_load(path.read_text()).get("format", "none") for path in (ROOT / "conf/precision").glob("*.yaml")}
+    assert set(probe.shipped_recipes("fp8", "mxfp8", "nvfp4")) == {name for name, of in formats.items() if of != "none"}
+    assert set(probe.shipped_recipes("nvfp4")) == set(SHIPPED_NVFP4)
+
+
+def test_a_product_that_is_right_for_its_operands_and_wrong_for_the_tensors_is_seen(monkeypatch):
+    """A scale that is forgotten in the stored amax and in the product alike."""
+    quantize, emulate = probe.quantize, linear.emulate
+
+    def smaller(quantized):
+        return quantized and dataclasses.replace(quantized, global_amax=quantized.global_amax * 0.7)
+
+    monkeypatch.setattr(probe, "quantize", lambda *arguments, **options: smaller(quantize(*arguments, **options)))
+    monkeypatch.setattr(linear, "emulate", lambda *arguments, **options: tuple(map(smaller, emulate(*arguments, **options))))
+    passed, figure = probe.three_products(probe.shipped_recipe("nvfp4_nvidia"), CPU)
+    assert not passed and "of the product that is not quantised" in figure and "and its rounding" not in figure
 
 
 @pytest.mark.parametrize(
@@ -213,8 +238,9 @@ def test_native_kernels_that_give_wrong_gradients_fail(native, spoil):
     native.spoil = staticmethod(spoil)
     failed = {(finding.subject, finding.what) for finding in probe_native.probe_native() if finding.status == FAILED}
     expected = {("fp8", "three products"), ("mxfp8", "three products")}
-    expected |= {("nvfp4 native", f"{what}, {name}") for what in ("quantise", "three products") for name in ("nvfp4_paper", "nvfp4_nvidia")}
-    assert failed >= expected | {("nvfp4 native", "stochastic rounding, mean")}
+    probes = ("quantise", "three products", "stochastic rounding, mean")
+    expected |= {("nvfp4 native", f"{what}, {name}") for what in probes for name in probe.shipped_recipes("nvfp4")}
+    assert failed >= expected
 
 
 def test_native_gradients_of_all_zeros_are_seen(native):
@@ -227,5 +253,5 @@ def test_what_the_hardware_lacks_is_unavailable_for_its_own_reason(monkeypatch):
     assert [(finding.subject, finding.status, finding.figure) for finding in probe_native.probe_native()] == [
         ("fp8", UNAVAILABLE, "no fp8 below sm_100"),
         ("mxfp8", UNAVAILABLE, "no mxfp8 below sm_100"),
-        ("nvfp4 native", UNAVAILABLE, "no nvfp4 below sm_100"),
+        ("nvfp4 native", UNAVAILABLE, "no nvfp4 below sm_100"),  # one line for all its recipes
     ]

@@ -1,0 +1,139 @@
+"""The pass-through group `megatron`: which of Megatron's own arguments a config may set, and what values they take.
+
+Allowed are those that are known not to change the function that is trained (tests/distributed trains with those that a CPU has).
+`megatron.unchecked=true` lets any other through that is neither owned nor refused (ngpt/config/megatron_keys.py); the run's header and
+summary then say so.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.megatron_keys import OWNED, REFUSED
+from ngpt.config.schema import Config
+
+UNCHECKED = "unchecked"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an argument takes: in words, and whether a value is one."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _one_of(*choices: str | int) -> Kind:
+    return Kind(f"one of {', '.join(map(str, choices))}", lambda value: not isinstance(value, bool) and value in choices)
+
+
+def _list_of(kind: Kind) -> Kind:
+    return Kind(f"a list, each of it {kind.words}", lambda value: isinstance(value, list) and all(map(kind.holds, value)))
+
+
+_FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+_COUNT = Kind("a whole number of 1 or more", lambda value: _whole(value) and value >= 1)
+_COUNT_OR_ZERO = Kind("a whole number of 0 or more", lambda value: _whole(value) and value >= 0)
+_TEXT = Kind("one word or path", lambda value: isinstance(value, str) or _number(value))
+
+ALLOWED = {
+    # What is logged, measured and profiled.
+    **dict.fromkeys(
+        """
+        log_params_norm log_throughput log_progress log_validation_ppl_to_tensorboard log_memory_to_tensorboard log_device_memory_used
+        log_num_zeros_in_grad log_max_attention_logit log_world_size_to_tensorboard log_energy barrier_with_L1_time moe_per_layer_logging
+        pytorch_profiler_collect_shapes pytorch_profiler_collect_callstack record_shapes nvtx_ranges record_memory_history
+        """.split(),
+        _FLAG,
+    ),
+    "log_memory_interval": _COUNT,
+    "timing_log_level": _one_of(0, 1, 2),
+    "timing_log_option": _one_of("max", "minmax", "all"),
+    "logging_level": _COUNT_OR_ZERO,
+    "memory_snapshot_path": _TEXT,
+    **dict.fromkeys("wandb_project wandb_exp_name wandb_save_dir wandb_entity".split(), _TEXT),
+    # The host, memory and communication of a rank.
+    "manual_gc": _FLAG,
+    "manual_gc_interval": _COUNT_OR_ZERO,
+    "manual_gc_eval": _FLAG,
+    "empty_unused_memory_level": _one_of(0, 1, 2),
+    "train_sync_interval": _COUNT,
+    "num_dataset_builder_threads": _COUNT,
+    "ddp_bucket_size": _COUNT,
+    "ddp_num_buckets": _COUNT,
+    "ddp_pad_buckets_for_high_nccl_busbw": _FLAG,
+    "align_grad_reduce": _FLAG,
+    "align_param_gather": _FLAG,
+    "distributed_timeout_minutes": _COUNT,
+    "nccl_communicator_config_path": _TEXT,
+    "high_priority_stream_groups": _list_of(_TEXT),
+    # Which of a layer's kernels runs, and how it is launched.
+    "attention_backend": _one_of("flash", "fused", "unfused", "local", "auto"),
+    "moe_permute_fusion": _FLAG,
+    "te_rng_tracker": _FLAG,
+    "cuda_graph_impl": _one_of("none", "local", "transformer_engine", "full_iteration"),
+    "cuda_graph_modules": _list_of(_one_of("attn", "mlp", "moe", "moe_router", "moe_preprocess", "mamba")),
+    "cuda_graph_warmup_steps": _COUNT_OR_ZERO,
+    "enable_cuda_graph": _FLAG,
+    "external_cuda_graph": _FLAG,
+    # Set by this project, and free to be set otherwise.
+    "apply_rope_fusion": _FLAG,
+    "bias_swiglu_fusion": _FLAG,
+    "gradient_accumulation_fusion": _FLAG,
+    "cross_entropy_loss_fusion": _FLAG,
+    "attention_softmax_in_fp32": _FLAG,
+    # Not the model: which batches a resumed run skips, whose schedule it follows, and whether steps are checked.
+    "iterations_to_skip": _list_of(_COUNT),
+    "override_opt_param_scheduler": _FLAG,
+    "check_for_nan_in_loss_and_grad": _FLAG,
+    # For measurements: tokens go to experts evenly, whatever the router says. Says so by its name.
+    "moe_router_force_load_balancing": _FLAG,
+}
+
+
+def passed_on(megatron: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes to Megatron of the group."""
+    return {name: value for name, value in megatron.items() if name != UNCHECKED}
+
+
+def unchecked_names(megatron: Mapping[str, Any]) -> list[str]:
+    """Arguments of which nobody knows whether they change the function that is trained."""
+    return sorted(name for name in passed_on(megatron) if name not in ALLOWED)
+
+
+def unchecked_note(megatron: Mapping[str, Any]) -> list[str]:
+    """A line for a run's header where such arguments are set; [] where none is."""
+    names = unchecked_names(megatron)
+    words = ", ".join(f"{name}={megatron[name]}" for name in names)
+    return [f"note: unchecked Megatron arguments ({words}): they may train another function than this config says"] if names else []
+
+
+def check_megatron(cfg: Config) -> Iterator[ConfigError]:
+    """The group holds allowed arguments with values they take, and others only where the config says that they are unchecked."""
+    lets_through = cfg.megatron.get(UNCHECKED, False)
+    if not isinstance(lets_through, bool):
+        yield ConfigError(f"megatron.{UNCHECKED}", lets_through, "Must be true or false", "Correct it")
+    for name, value in passed_on(cfg.megatron).items():
+        path, argument = f"megatron.{name}", name.lstrip("-").replace("-", "_")
+        if argument in OWNED:
+            yield ConfigError(path, value, f"{OWNED[argument]} sets this argument", f"Set {OWNED[argument]} instead")
+        elif argument in REFUSED:
+            yield ConfigError(path, value, f"Refused: {REFUSED[argument]}", "Remove it")
+        elif name in ALLOWED:
+            if value is not None and not ALLOWED[name].holds(value):
+                yield ConfigError(path, value, f"Takes {ALLOWED[name].words}", "Correct it, or leave it out")
+        elif lets_through is not True:
+            near = difflib.get_close_matches(argument, [*ALLOWED, *OWNED], n=1, cutoff=0.8)
+            meant = "".join(f"Did you mean {OWNED.get(word, f'megatron.{word}')}? " for word in near)
+            rule = "Is not among the arguments that are known not to change the function that is trained"
+            yield ConfigError(path, value, rule, f"{meant}Remove it; megatron.{UNCHECKED}=true passes it on and marks the run")
