@@ -23,8 +23,8 @@ from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import Changes, diff, flatten, listed
 from ngpt.config.schema import Config, DataSource
-from ngpt.data.files import atomic_write
 from ngpt.data.manifest import content_of, split_of
+from ngpt.files import replacing
 
 SOURCES_FILE = "data_sources.json"
 _NOT_OF_THE_DATA = frozenset({"data.name", "data.num_workers", "data.cache_dir", "data.accept_changed"})
@@ -94,7 +94,7 @@ def record_sources(config: Config) -> None:
         for source in sources:
             with suppress(ConfigError):
                 content.setdefault(split, {})[source.path] = _described(source)
-    with atomic_write(Path(config.run.dir) / SOURCES_FILE) as stream:
+    with replacing(Path(config.run.dir) / SOURCES_FILE) as stream:
         stream.write((json.dumps(content, indent=2) + "\n").encode())
 
 

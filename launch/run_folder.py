@@ -26,11 +26,12 @@ from ngpt.config.checkpoints import (
     newest_verified_step,
     start_checkpoint,
 )
-from ngpt.config.compose import dump, load
+from ngpt.config.compose import load, to_yaml
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import diff, listed, model_defining
 from ngpt.config.kept_keys import check_kept_keys
 from ngpt.config.schema import Config
+from ngpt.files import replacing
 from ngpt.progress import FAILURE_FILE, HEARTBEATS, read_records, write_json
 
 CONFIG_FILE = "config.yaml"
@@ -209,9 +210,8 @@ def record_launch(
         (folder / DIFF_FILE).write_text(code_diff, encoding="utf-8")
     (folder / ENVIRONMENT_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     record_sources(config)
-    unfinished = folder / (CONFIG_FILE + ".partial")
-    dump(config, unfinished)
-    unfinished.replace(folder / CONFIG_FILE)  # other ranks see the old file or the whole new one
+    with replacing(folder / CONFIG_FILE, synced=False) as stream:  # other ranks see the old file or the whole new one
+        stream.write(to_yaml(config).encode())
     return folder / CONFIG_FILE
 
 

@@ -22,6 +22,7 @@ from ngpt.checkpoints.manifest import BACKEND_FILE
 from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
+from ngpt.durations import duration
 from ngpt.progress import describe, read_heartbeats
 
 METRICS_FILE = "metrics.jsonl"
@@ -224,11 +225,3 @@ def _next(found: dict[str, Any]) -> str:
         return f"ngpt report {run}"
     command = found["command"] or "the command that started the run continues it"
     return f"with a later train.stop_after, or none: {command}" if found["state"] == "stopped" else command
-
-
-def duration(seconds: float) -> str:
-    """42 s, 7 min, 3.5 h or 2.1 days."""
-    for unit, size in (("days", 86400), ("h", 3600)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -5,12 +5,12 @@ them to `<run.dir>/heartbeat/rank<N>.json` and ends a rank that makes none for t
 """
 
 import json
-import os
-import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ngpt.files import replacing
 
 HEARTBEATS = "heartbeat"
 FAILURE_FILE = "failure_rank{rank}.json"
@@ -105,9 +105,8 @@ class Progress:
 def write_json(path: Path, values: dict[str, Any], indent: int | None = None) -> None:
     """Replaces a file in one move: a reader sees the old content or the new one, whoever else writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path, synced=False) as stream:
+        stream.write((json.dumps(values, indent=indent) + "\n").encode())
 
 
 def read_records(folder: Path, pattern: str) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ngpt.checkpoints.files import replace_synced
 from ngpt.config.errors import ConfigError
+from ngpt.files import replacing
 
 ROLLBACKS_FILE = "rollbacks.json"
 
@@ -46,7 +46,8 @@ def record_rollback(run_dir: Path, left: int, checkpoint: int, why: str) -> None
     """Called on one rank."""
     rollback = {"from": left, "to": checkpoint, "why": why, "time": time.time()}
     content = {"rollbacks": [*read_rollbacks(run_dir), rollback]}
-    replace_synced(run_dir / ROLLBACKS_FILE, json.dumps(content) + "\n")
+    with replacing(run_dir / ROLLBACKS_FILE) as stream:
+        stream.write((json.dumps(content) + "\n").encode())
 
 
 def refusal(rollbacks: list[dict[str, Any]], checkpoint: int | None, limit: int) -> str | None:

@@ -12,6 +12,7 @@ from megatron_ext.precision import te_recipes
 from megatron_ext.precision.executors import EmulatedExecutor, GroupedExecutor, NativeExecutor, Quantizable, QuantizableGrouped
 from megatron_ext.precision.state import PrecisionState
 from ngpt.config import Config, ConfigError
+from ngpt.config.executor import decide_executor
 from ngpt.config.linears import block_linears, quantized_linears
 from ngpt.config.precision import takes_grouped_experts
 from ngpt.optim.retraction import is_marked
@@ -29,25 +30,22 @@ def choose_executor(cfg: Config, backend: str) -> str:
         ConfigError: the executor or the format asked for cannot run on this device with this backend.
     """
     precision = cfg.precision
-    if precision.format == "none":
-        return "none"
     if precision.format == "nvfp4" and on_gpu() and torch.cuda.get_device_capability() < EMULATION_CAPABILITY:
         rule = f"the quantiser kernels need compute capability 9.0, and {torch.cuda.get_device_name()} has less"
         raise ConfigError("precision.format", "nvfp4", rule, "Use precision=bf16, or a Hopper or newer GPU")
-    if precision.format == "nvfp4" and precision.executor == "emulated":
-        return "emulated"
-    reason = _native_unavailable(cfg, backend)
-    if reason is None and precision.diagnostics:
-        rule = "the operands of Transformer Engine's kernels are not seen, so there is nothing to take figures of"
-        raise ConfigError("precision.diagnostics", True, rule, "Set precision.executor=emulated or precision.diagnostics=false")
-    if reason is None:
-        return "native"
-    if precision.format != "nvfp4":
+    reason = None if precision.format == "none" else _native_unavailable(cfg, backend)
+    chosen = decide_executor(precision, has_kernels=reason is None)
+    if chosen != "native":
+        return chosen
+    if reason is not None and precision.format != "nvfp4":
         way_out = "Use precision=bf16, or nvfp4_paper, which is emulated where it has no hardware"
         raise ConfigError("precision.format", precision.format, reason, way_out)
-    if precision.executor == "native":
+    if reason is not None:
         raise ConfigError("precision.executor", "native", reason, "Set precision.executor=auto or emulated")
-    return "emulated"
+    if precision.diagnostics:
+        rule = "the operands of Transformer Engine's kernels are not seen, so there is nothing to take figures of"
+        raise ConfigError("precision.diagnostics", True, rule, "Set precision.executor=emulated or precision.diagnostics=false")
+    return chosen
 
 
 def _native_unavailable(cfg: Config, backend: str) -> str | None:

@@ -23,6 +23,7 @@ from megatron_ext.models.builder import PluginModelConfig
 from megatron_ext.precision.policy import choose_executor
 from megatron_ext.training.watchdog import SLOW_FACTOR
 from ngpt.config import Config, ConfigError
+from ngpt.config.activations import ACTIVATIONS, FUSIONS
 from ngpt.config.checkpoints import is_own, start_checkpoint
 from ngpt.config.megatron_arguments import passed_on
 from ngpt.config.pattern import cut_pattern, parse
@@ -42,8 +43,7 @@ def _model(cfg: Config, backend: str) -> dict[str, Any]:
         group_query_attention=True,
         num_query_groups=model.num_query_groups,
         kv_channels=model.head_dim,
-        squared_relu=model.activation == "squared_relu",
-        swiglu=model.activation == "swiglu",
+        **ACTIVATIONS[model.activation].megatron,
         untie_embeddings_and_output_weights=not model.tied_embeddings,
         position_embedding_type=model.position_embedding,
         rotary_base=model.rope_base,
@@ -64,7 +64,7 @@ def _model(cfg: Config, backend: str) -> dict[str, Any]:
         no_persist_layer_norm=local,
         masked_softmax_fusion=False,
         apply_rope_fusion=not local,
-        bias_swiglu_fusion=not local,
+        **dict.fromkeys(FUSIONS, not local),
         bias_gelu_fusion=False,
         bias_dropout_fusion=False,
         gradient_accumulation_fusion=not local and find_spec("fused_weight_gradient_mlp_cuda") is not None,

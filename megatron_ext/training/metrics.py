@@ -23,6 +23,7 @@ from ngpt.config import Config
 from ngpt.config.compose import to_yaml
 from ngpt.config.pattern import parse
 from ngpt.config.sizes import last_low_precision_step, tokens_per_step, world_size
+from ngpt.durations import duration
 
 VALIDATION_LOSS = f"{LOSS_NAME} validation"
 _STEP_TIME = "iteration-time"  # the last scalar of a logged step
@@ -200,10 +201,3 @@ def tensorboard_tag(name: str) -> str | None:
         return f"health/{name}"
     group = "valid" if name.startswith("val_") else "train"
     return f"{group}/{name.removeprefix('val_').removeprefix('train_')}"
-
-
-def duration(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    minutes, seconds = divmod(math.ceil(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

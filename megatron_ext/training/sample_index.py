@@ -25,9 +25,10 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset
 
 from ngpt.config import ConfigError
-from ngpt.data.files import atomic_write, sha256_of
+from ngpt.data.files import sha256_of
 from ngpt.data.fingerprint import WHOLE_BYTES, changed_block, is_record, record_of
 from ngpt.data.manifest import content_of
+from ngpt.files import replacing
 
 _BUILDING = ".building-"
 _ABANDONED_S = 86_400  # a folder of a build that was killed
@@ -131,7 +132,7 @@ def _build_entry(dataset: Any, folder: Path, base: str, build: Callable[[], Any]
         record = {path.name: _record(path) for path in files}
         for path in files:
             os.replace(path, folder / path.name)
-    with atomic_write(folder / f"{base}.json") as stream:
+    with replacing(folder / f"{base}.json") as stream:
         stream.write(json.dumps(record).encode())
 
 

@@ -18,6 +18,7 @@ from ngpt.analysis import formats, metrics
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import flatten
 from ngpt.config.yaml_limits import check_yaml
+from ngpt.durations import duration
 
 # Keys that name the run itself: they differ between any two runs and say nothing.
 _IDENTITY_KEYS = frozenset({"run.name", "run.dir"})
@@ -199,8 +200,8 @@ _FINAL: list[tuple[str, Callable[[Run], Any], Callable[[Any], str]]] = [
     ("Model parallelism", _parallel, str),
     ("Steps", lambda run: run.total("steps"), "{:,.0f}".format),
     ("Tokens trained on", lambda run: run.total("tokens"), formats.full_count),
-    ("Wall time", lambda run: run.total("wall_time_s"), formats.duration),
-    ("Time in training steps", lambda run: run.training_seconds[-1] or None, formats.duration),
+    ("Wall time", lambda run: run.total("wall_time_s"), duration),
+    ("Time in training steps", lambda run: run.training_seconds[-1] or None, duration),
     ("Tokens per second", lambda run: run.total("tokens_per_second"), "{:,.0f}".format),
     ("MFU, last logged", lambda run: run.last("mfu"), "{:.1%}".format),
     ("Training loss, last (nats per token)", lambda run: run.total("train_loss"), _loss),

@@ -20,16 +20,6 @@ def full_count(value: float) -> str:
     return f"{value:,.0f} ({count(value)})" if value >= 10_000 else f"{value:,.0f}"
 
 
-def duration(seconds: float) -> str:
-    """`48.2 s`, `12 min 05 s`, `3 h 20 min`."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
-
-
 def plain(value: Any) -> str:
     """A config or environment value: text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

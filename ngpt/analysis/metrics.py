@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ngpt.config.errors import ConfigError
+from ngpt.files import replacing
 
 
 class MetricsWriter:
@@ -72,12 +73,8 @@ def truncate_after(path: str | os.PathLike[str], step: int) -> None:
     new = b"".join(line + b"\n" for line, record in _parse(path, old) if record["step"] <= step)
     if new == old:
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as file:
         file.write(new)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ngpt.checkpoints import hashing
-from ngpt.checkpoints.files import replace_synced
 from ngpt.checkpoints.hashing import FileRecord
+from ngpt.files import replacing
 
 NAME = "manifest.json"
 CONFIG_FILE = "config.yaml"  # the resolved config of the run that saved
@@ -53,7 +53,8 @@ class Manifest:
         """Writes the manifest into an iteration folder, whole or not at all, and flushes it."""
         content = asdict(self) | {"hash": hashing.NAME}
         content["checksum"] = _checksum(content)
-        replace_synced(folder / NAME, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        with replacing(folder / NAME) as stream:
+            stream.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
     @property
     def bytes(self) -> int:

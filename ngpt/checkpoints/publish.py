@@ -16,10 +16,10 @@ from pathlib import Path
 
 from ngpt.checkpoints import hashing, manifest, tracker
 from ngpt.checkpoints.choice import folder_of
-from ngpt.checkpoints.files import exchange, sync, write_synced
 from ngpt.checkpoints.hashing import FileRecord
 from ngpt.checkpoints.manifest import Manifest
 from ngpt.config.errors import ConfigError
+from ngpt.files import exchange, sync, write_synced
 
 SAVING = ".saving"  # the folder beside the iteration folders in which a save is written
 REPLACED = ".replaced"

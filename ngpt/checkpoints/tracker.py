@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ngpt.checkpoints.files import sync, write_synced
+from ngpt.files import sync, write_synced
 
 TRACKER_FILE = "latest_checkpointed_iteration.txt"  # Megatron's name, and its content: the step in decimal
 MAX_DIGITS = 12

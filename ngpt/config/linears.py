@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from ngpt.config.activations import ACTIVATIONS
 from ngpt.config.pattern import parse
 from ngpt.config.schema import Config
 from ngpt.config.sizes import expert_tensor_size
@@ -131,7 +132,7 @@ def _attention(cfg: Config) -> _Linears:
 def _mlp(cfg: Config) -> _Linears:
     model, tensor = cfg.model, cfg.parallel.tensor
     stream = Dimension("model.hidden_size", model.hidden_size)
-    gate_and_up = 2 if model.activation == "swiglu" else 1
+    gate_and_up = ACTIVATIONS[model.activation].gate_and_up
     fc1 = Dimension("model.ffn_hidden_size", model.ffn_hidden_size, gate_and_up, tensor)
     fc2 = Dimension("model.ffn_hidden_size", model.ffn_hidden_size, 1, tensor)
     return [("mlp.linear_fc1", stream, fc1, True), ("mlp.linear_fc2", fc2, stream, False)]
@@ -141,7 +142,7 @@ def _moe(cfg: Config) -> _Linears:
     """The routed experts' linears count as one: they have one shape and share their precision."""
     model, tensor = cfg.model, cfg.parallel.tensor
     stream = Dimension("model.hidden_size", model.hidden_size)
-    gate_and_up = 2 if model.activation == "swiglu" else 1
+    gate_and_up = ACTIVATIONS[model.activation].gate_and_up
     experts = [("experts", "model.moe_ffn_hidden_size", model.moe_ffn_hidden_size, expert_tensor_size(cfg))]
     if model.moe_shared_ffn_hidden_size:
         experts.append(("shared_experts", "model.moe_shared_ffn_hidden_size", model.moe_shared_ffn_hidden_size, tensor))

@@ -7,6 +7,7 @@ from dataclasses import fields
 from fnmatch import fnmatchcase
 
 from ngpt.config.errors import ConfigError
+from ngpt.config.executor import expected_executor
 from ngpt.config.linears import BlockLinear, Dimension, block_linears, quantized_linears
 from ngpt.config.schema import Config, PrecisionConfig
 from ngpt.config.sizes import round_up
@@ -209,9 +210,7 @@ def _multiple(cfg: Config) -> tuple[int, str]:
 
 def _runs_natively(cfg: Config) -> bool:
     """Whether Transformer Engine's NVFP4 kernels were asked for, or are chosen on the GPUs that the config names."""
-    if cfg.precision.executor != "auto":
-        return cfg.precision.executor == "native"
-    return cfg.cluster.gpu is not None and cfg.cluster.gpu not in _BEFORE_BLACKWELL and cfg.model.transformer_impl != "local"
+    return expected_executor(cfg) == "native"
 
 
 def _or_keep(linears: Iterable[BlockLinear], quantized: list[BlockLinear]) -> str:

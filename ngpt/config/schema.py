@@ -6,10 +6,37 @@ OmegaConf when a config is merged into `Config`; `ngpt.config.checks` holds the 
 `null` (None) means "derived": the field's comment says from what, and `ngpt.config.resolve` fills it in.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
+
+from ngpt.config.activations import ACTIVATIONS
+from ngpt.estimate.hardware import GPUS
+
+
+def choice(default: Any, described: Mapping[Any, str]) -> Any:
+    """A field that takes some values only.
+
+    Args:
+        described: each value with one line on it.
+    """
+    return field(default=default, metadata={"choices": described})
+
+
+_RECOMPUTED = {
+    "core_attn": "attention without its projections",
+    "mlp": "the MLPs",
+    "moe": "the routed experts, their router and dispatch",
+    "shared_experts": "the experts that see every token",
+}
+_AMAX = {
+    "dynamic": "the largest magnitude of the tensor",
+    "dynamic_pow2": "that, rounded up so that scales are powers of two",
+    "static": "input and weight: 1.3125; grad_output: static_grad_amax",
+}
+_LEFT_OUT = {"skip": "the step is left out", "rollback": "back to the newest checkpoint, then on behind the batches since"}
 
 
 @dataclass
@@ -17,7 +44,9 @@ class ModelConfig:
     """Architecture. Every field here except those in `EXECUTION_FIELDS` defines the function that is trained."""
 
     name: str = MISSING
-    architecture: str = "ngpt"  # ngpt | gpt (the control: pre-norm RMSNorm, additive residuals)
+    architecture: str = choice(
+        "ngpt", {"ngpt": "matrices and hidden states of unit norm", "gpt": "the control: pre-norm RMSNorm, additive residuals"}
+    )
     num_layers: int = MISSING  # layers of attention + MLP; with a layer_pattern other than "*-" repeated: symbols before its first /
     # M Mamba-2, E experts, * attention, - MLP, | pipeline cut, / before the layers of each multi-token prediction depth: ME*E/*E
     layer_pattern: str | None = None  # null: "*-" * num_layers
@@ -26,9 +55,9 @@ class ModelConfig:
     num_attention_heads: int = MISSING  # N
     num_query_groups: int | None = None  # G; null: num_attention_heads
     head_dim: int | None = None  # K; null: hidden_size / num_attention_heads
-    activation: str = "squared_relu"  # squared_relu | swiglu
+    activation: str = choice("squared_relu", {name: activation.description for name, activation in ACTIVATIONS.items()})
     tied_embeddings: bool = False
-    position_embedding: str = "rope"  # rope | none
+    position_embedding: str = choice("rope", {"rope": "queries and keys are rotated", "none": "positions show in the causal mask only"})
     rope_base: int = 10_000
     vocab_size: int = MISSING  # real entries; at least the tokenizer's
     vocab_padding_multiple: int = 128  # the padded vocabulary is the next multiple, whatever the tensor parallel size
@@ -36,26 +65,47 @@ class ModelConfig:
     norm_epsilon: float = 1e-5  # the control's RMSNorm; nGPT's own epsilon is fixed (ngpt.functional)
     fine_grained: bool = True  # nGPT: normalise the input of every output projection
     alpha_init: float = 0.05  # nGPT: eigen learning rates, of order 1 / num_layers
-    transformer_impl: str = "auto"  # auto | local | transformer_engine; auto: TE where CUDA and TE are present
+    transformer_impl: str = choice(
+        "auto",
+        {
+            "auto": "transformer_engine where CUDA and it are present, else local",
+            "local": "plain torch modules of Megatron",
+            "transformer_engine": "modules of Transformer Engine",
+        },
+    )
     num_experts: int = 0  # routed experts of each E layer
     moe_top_k: int = 2  # experts that a token is sent to
     moe_ffn_hidden_size: int | None = None  # F of a routed expert; null: ffn_hidden_size
     moe_shared_ffn_hidden_size: int = 0  # F of the expert that sees every token; 0: there is none
-    moe_score: str = "sigmoid"  # sigmoid | softmax: router scores
+    moe_score: str = choice("sigmoid", {"sigmoid": "router scores, each expert's by itself", "softmax": "router scores over all experts"})
     moe_scaling: float = 1.0  # of the selected, normalised scores
     moe_expert_bias: bool = False  # selection by score + bias, and the bias follows the load instead of a loss
     moe_expert_bias_rate: float = 1e-3  # change of the bias a step
-    moe_aux_loss: str = "none"  # none | seq_aux_loss (balance within each sequence) | aux_loss (within a micro-batch)
+    moe_aux_loss: str = choice(
+        "none",
+        {
+            "none": "no balancing loss",
+            "seq_aux_loss": "experts are balanced within each sequence",
+            "aux_loss": "experts are balanced within a micro-batch",
+        },
+    )
     moe_aux_loss_coeff: float = 0.0
-    moe_router_input: str = "scaled"  # nGPT: scaled (sqrt(D) * h) | unit (h)
+    moe_router_input: str = choice("scaled", {"scaled": "nGPT: sqrt(D) * h", "unit": "nGPT: h"})
     moe_router_normalized: bool = False  # nGPT: the router's rows are kept at unit norm, too
-    moe_suv: str = "per_expert"  # nGPT: per_expert | shared: one vector for all routed experts of a layer
-    expert_impl: str = "auto"  # auto: grouped with TE where the precision allows it | sequential | grouped
+    moe_suv: str = choice("per_expert", {"per_expert": "nGPT: a vector each", "shared": "nGPT: one for all routed experts of a layer"})
+    expert_impl: str = choice(
+        "auto",
+        {
+            "auto": "grouped with Transformer Engine where the precision allows it",
+            "sequential": "one expert after the other",
+            "grouped": "all experts of a rank in one grouped product",
+        },
+    )
     mamba_num_heads: int = 0  # of each M layer
     mamba_head_dim: int = 64
     mamba_state_dim: int = 128
     mamba_num_groups: int = 8  # heads of a group share B and C
-    mamba_conv_kernel: int = 4  # tokens
+    mamba_conv_kernel: int = choice(4, {tokens: f"{tokens} tokens" for tokens in (2, 3, 4)})
     mamba_chunk_size: int = 128  # tokens; how the scan is cut, no part of the function
     mtp_loss_coeff: float = 0.1  # of the mean of the losses of all prediction depths, added to the loss that trains
     mamba_gated_norm: bool = False  # nGPT: bring back Mamba's RMSNorm after the gate; the control always has it
@@ -64,15 +114,25 @@ class ModelConfig:
 @dataclass
 class PrecisionConfig:
     name: str = MISSING
-    dtype: str = MISSING  # fp32 | bf16: model weights and activations
+    dtype: str = choice(MISSING, {"fp32": "model weights and activations", "bf16": "model weights and activations; masters stay fp32"})
     grad_reduce_in_fp32: bool = True
-    format: str = "none"  # none | fp8 | mxfp8 | nvfp4: operands of the matrix products of the linear layers in the blocks
-    executor: str = "auto"  # nvfp4: auto | native (Transformer Engine on Blackwell) | emulated
-    input_amax: str = "dynamic"  # nvfp4: dynamic | dynamic_pow2 (rounded up, so that scales are powers of two) | static (1.3125)
-    weight_amax: str = "dynamic"  # nvfp4: as input_amax
-    grad_output_amax: str = "dynamic"  # nvfp4: dynamic | dynamic_pow2 | static (static_grad_amax)
+    # Of the operands of the matrix products of the linear layers in the blocks.
+    format: str = choice(
+        "none", {"none": "as dtype", "fp8": "8 bits", "mxfp8": "8 bits, scales of 32 values", "nvfp4": "4 bits, scales of 16 or 16x16"}
+    )
+    executor: str = choice(
+        "auto",
+        {
+            "auto": "nvfp4: native where the GPU and Transformer Engine have the recipe, else emulated",
+            "native": "nvfp4: Transformer Engine on Blackwell",
+            "emulated": "nvfp4: quantised operands, multiplied in dtype",
+        },
+    )
+    input_amax: str = choice("dynamic", _AMAX)  # nvfp4, here and below
+    weight_amax: str = choice("dynamic", _AMAX)
+    grad_output_amax: str = choice("dynamic", _AMAX)
     static_grad_amax: float = 1.3125  # nvfp4 with grad_output_amax=static: magnitude that saturates, 1.3125 * 2^j
-    weight_blocks: str = "16x16"  # nvfp4: 16x16 | 1x16
+    weight_blocks: str = choice("16x16", {"16x16": "nvfp4: the same scales both ways", "1x16": "nvfp4: scales of their own each way"})
     rht: bool = False  # nvfp4: random Hadamard transform of both operands of the weight gradient
     stochastic_rounding: bool = True  # nvfp4: of grad_output
     num_layers_at_start_in_bf16: int = 0  # blocks, counted as model.num_layers counts them
@@ -85,7 +145,7 @@ class PrecisionConfig:
 @dataclass
 class OptimConfig:
     name: str = MISSING
-    optimizer: str = "adam"
+    optimizer: str = choice("adam", {"adam": "AdamW: weight decay is decoupled"})
     lr: float = MISSING
     min_lr: float = 0.0
     beta1: float = 0.9
@@ -98,10 +158,26 @@ class OptimConfig:
 @dataclass
 class ScheduleConfig:
     name: str = MISSING
-    decay: str = MISSING  # constant | linear | cosine | wsd
+    decay: str = choice(
+        MISSING,
+        {
+            "constant": "lr to the end",
+            "linear": "to min_lr along a line",
+            "cosine": "to min_lr along half a cosine",
+            "wsd": "lr, then decay_fraction of the steps to min_lr as wsd_decay says",
+        },
+    )
     warmup_steps: int = 0
     decay_fraction: float = 0.15  # wsd: the last part of the run decays
-    wsd_decay: str = "minus_sqrt"  # minus_sqrt | linear | cosine | exponential
+    wsd_decay: str = choice(
+        "minus_sqrt",
+        {
+            "minus_sqrt": "1 - sqrt(r) of the way is left after a part r of the decay",
+            "linear": "1 - r of it",
+            "cosine": "(1 + cos(pi * r)) / 2 of it",
+            "exponential": "2 * 2^-r - 1 of it",
+        },
+    )
 
 
 @dataclass
@@ -127,7 +203,16 @@ class DataConfig:
 @dataclass
 class TokenizerConfig:
     name: str = MISSING
-    kind: str = MISSING  # bytes | bpe | huggingface | sentencepiece | tiktoken
+    kind: str = choice(
+        MISSING,
+        {
+            "bytes": "UTF-8 bytes and an end of document",
+            "bpe": "a byte-pair vocabulary that `ngpt data prepare` trains",
+            "huggingface": "a tokenizer.json",
+            "sentencepiece": "a tokenizer.model",
+            "tiktoken": "a vocabulary file of tiktoken",
+        },
+    )
     # Vocabulary file, or its folder; huggingface, sentencepiece: also ORG/NAME[@REVISION] of the Hugging Face Hub. null: the kind's default
     path: str | None = None
     vocab_size: int | None = None  # bpe: size to train; tiktoken: where to cut; null: all
@@ -141,16 +226,26 @@ class ParallelConfig:
     virtual_pipeline: int | None = None  # model chunks on each pipeline rank
     expert: int = 1  # ranks that share the experts of a layer
     expert_tensor: int | None = None  # ranks that share one expert; null: tensor
-    token_dispatcher: str = "alltoall"  # alltoall | allgather: how tokens reach their experts
+    token_dispatcher: str = choice(
+        "alltoall", {"alltoall": "each token goes to its experts' ranks", "allgather": "every rank gets all tokens and picks its own"}
+    )
     shared_expert_overlap: bool = False  # the shared expert runs while tokens travel
     context: int = 1
     sequence_parallel: bool | None = None  # null: tensor > 1
     distributed_optimizer: bool = True
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
-    recompute: str = "none"  # none | selective | full
-    recompute_modules: list[str] = field(default_factory=list)  # selective: core_attn, mlp, moe, shared_experts; empty: core_attn
-    recompute_method: str = "uniform"  # full: uniform | block
+    recompute: str = choice(
+        "none", {"none": "all activations are kept", "selective": "recompute_modules run again", "full": "whole layers run again"}
+    )
+    recompute_modules: list[str] = field(default_factory=list, metadata={"choices": _RECOMPUTED})  # selective; empty: core_attn
+    recompute_method: str = choice(
+        "uniform",
+        {
+            "uniform": "full: every layer, in groups of recompute_num_layers",
+            "block": "full: the first recompute_num_layers of each pipeline stage",
+        },
+    )
     recompute_num_layers: int = 1
 
 
@@ -161,13 +256,14 @@ class ClusterConfig:
     name: str = MISSING
     nodes: int = 1
     gpus_per_node: int = 1
-    gpu: str | None = None  # a name in ngpt/estimate/hardware.py: peak rates for MFU and estimates; null: detected, none on a CPU
+    # Peak rates for MFU and estimates.
+    gpu: str | None = choice(None, {None: "detected; none on a CPU"} | dict.fromkeys(GPUS, "as in ngpt/estimate/hardware.py"))
     rendezvous_port: int | None = None  # null: 29500; under srun one that follows from the job
     # A rank without progress for so long ends the run, and the rank that is behind is named; start-up, loads, saves and the first step may
     # take 6 times as long. null: only the heartbeat is written, and collectives have Megatron's own timeout.
     hang_timeout_s: float | None = 600.0
     environment: dict[str, str] = field(default_factory=dict)  # variables of the workers; a value that the user has exported wins
-    scheduler: str = "none"  # none | slurm: `ngpt launch` submits a job, one task for each process
+    scheduler: str = choice("none", {"none": "`ngpt train` starts the processes", "slurm": "`ngpt launch` submits a job, a task a process"})
     account: str | None = None  # null, here and below: the site's default
     partition: str | None = None
     qos: str | None = None
@@ -200,11 +296,12 @@ class CheckpointConfig:
     load: str | None = None  # start from the weights of another run's checkpoint folder
     load_optimizer: bool = False  # with load: also optimizer state, schedule position and RNG
     async_save: bool = False
-    verify: str = "full"  # full | sizes | none: how a checkpoint is compared with its manifest before it is loaded; full reads it through
+    # How a checkpoint is compared with its manifest before it is loaded.
+    verify: str = choice("full", {"full": "every byte is read", "sizes": "sizes of its files", "none": "not at all"})
     fallback: bool = True  # where the published checkpoint is damaged, take the newest intact one before it
     keep_last: int | None = None  # newest checkpoints that stay; null: all
     keep_every: int | None = None  # steps; with keep_last: multiples of it stay, too
-    on_full_disk: str = "stop"  # stop | continue: without the checkpoint that found no space
+    on_full_disk: str = choice("stop", {"stop": "the run ends", "continue": "without the checkpoint that found no space"})
 
 
 @dataclass
@@ -219,9 +316,10 @@ class TrainConfig:
     eval_sequences: int | None = None  # sequences per evaluation whatever the batch size, in place of eval_steps; null: eval_steps batches
     eval_whole_split: bool = False  # every sequence of data.valid once; eval_steps and eval_sequences are not read
     eval_seed: int = 1234  # of the order in which sequences of data.valid are taken: runs with other seeds evaluate the same text
-    on_nonfinite: str = "stop"  # stop | skip | rollback: a step whose loss or gradients are not finite, before the optimizer moves
+    # Of a step whose loss or gradients are not finite, before the optimizer moves.
+    on_nonfinite: str = choice("stop", {"stop": "the run ends"} | _LEFT_OUT)
     spike_threshold: float | None = None  # standard deviations above the mean loss of the last 100 steps; null: no loss is a spike
-    on_spike: str = "note"  # note | skip | rollback
+    on_spike: str = choice("note", {"note": "a line in the log"} | _LEFT_OUT)
     max_rollbacks: int = 3  # to one and the same checkpoint
     stop_after: int | None = None  # save and leave after this step of a longer schedule; a run beyond it has nothing to do
 

@@ -1,13 +1,13 @@
 """Checks of single values: ranges and choices. Nothing here looks at two keys at once."""
 
+import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
-from ngpt.estimate.hardware import GPUS
 
 _POSITIVE = """
     model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads model.num_query_groups model.head_dim
@@ -37,39 +37,17 @@ _FRACTIONS = {  # key: (does the range hold this value, the range in words)
     "train.eval_seed": (lambda value: 0 <= value < 2**31, "from 0 to 2147483647"),
     "cluster.rendezvous_port": (lambda value: value is None or 0 < value < 65536, "a port, 1 to 65535"),
 }
-_AMAX = ("dynamic", "dynamic_pow2", "static")
-_CHOICES = {
-    "model.architecture": ("ngpt", "gpt"),
-    "model.activation": ("squared_relu", "swiglu"),
-    "model.position_embedding": ("rope", "none"),
-    "model.transformer_impl": ("auto", "local", "transformer_engine"),
-    "model.moe_score": ("sigmoid", "softmax"),
-    "model.moe_aux_loss": ("none", "seq_aux_loss", "aux_loss"),
-    "model.moe_router_input": ("scaled", "unit"),
-    "model.moe_suv": ("per_expert", "shared"),
-    "model.expert_impl": ("auto", "sequential", "grouped"),
-    "model.mamba_conv_kernel": (2, 3, 4),
-    "precision.dtype": ("fp32", "bf16"),
-    "precision.format": ("none", "fp8", "mxfp8", "nvfp4"),
-    "precision.executor": ("auto", "native", "emulated"),
-    "precision.input_amax": _AMAX,
-    "precision.weight_amax": _AMAX,
-    "precision.grad_output_amax": _AMAX,
-    "precision.weight_blocks": ("16x16", "1x16"),
-    "optim.optimizer": ("adam",),
-    "schedule.decay": ("constant", "linear", "cosine", "wsd"),
-    "schedule.wsd_decay": ("minus_sqrt", "linear", "cosine", "exponential"),
-    "train.on_nonfinite": ("stop", "skip", "rollback"),
-    "train.on_spike": ("note", "skip", "rollback"),
-    "tokenizer.kind": ("bytes", "bpe", "huggingface", "sentencepiece", "tiktoken"),
-    "parallel.token_dispatcher": ("alltoall", "allgather"),
-    "parallel.recompute": ("none", "selective", "full"),
-    "parallel.recompute_method": ("uniform", "block"),
-    "cluster.gpu": (None, *GPUS),
-    "checkpoint.verify": ("full", "sizes", "none"),
-    "checkpoint.on_full_disk": ("stop", "continue"),
-    "cluster.scheduler": ("none", "slurm"),
-}
+
+
+def _choices(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Mapping[Any, str]]]:
+    for entry in dataclasses.fields(section):
+        if dataclasses.is_dataclass(entry.type):
+            yield from _choices(entry.type, f"{prefix}{entry.name}.")
+        elif "choices" in entry.metadata:
+            yield prefix + entry.name, entry.metadata["choices"]
+
+
+CHOICES = dict(_choices())  # dotted key: its values, or those in its list, each with one line on it
 _UNTESTED = "the retraction of the weights after its step is not built and tested yet"
 _REFUSED = {  # values that exist elsewhere, with the reason why not here
     "optim.optimizer": {
@@ -114,17 +92,18 @@ def check_ranges(cfg: Config) -> Iterator[ConfigError]:
 
 def check_choices(cfg: Config) -> Iterator[ConfigError]:
     """Yields an error for each name that is not one of the supported ones, with the reason where one is known."""
-    for key, choices in _CHOICES.items():
+    for key, choices in CHOICES.items():
         value = _get(cfg, key)
-        if value in choices:
+        if isinstance(value, list) or value in choices:
             continue
         listed = ", ".join(str(choice) for choice in choices if choice is not None)
         reason = _REFUSED.get(key, {}).get(value)
         rule = f"{value} is not supported: {reason}" if reason else f"Must be one of {listed}"
         yield ConfigError(key, value, rule, f"Set {key} to {listed.replace(', ', ' or ')}")
+    *modules, last = CHOICES["parallel.recompute_modules"]
     for module in cfg.parallel.recompute_modules:
-        if module not in ("core_attn", "mlp", "moe", "shared_experts"):
-            rule = "Selective recompute knows core_attn, mlp, moe and shared_experts"
+        if module not in (*modules, last):
+            rule = f"Selective recompute knows {', '.join(modules)} and {last}"
             yield ConfigError("parallel.recompute_modules", module, rule, "Set parallel.recompute_modules=[core_attn]")
 
 

@@ -6,10 +6,12 @@ model's dtype unless its factor says otherwise. "x" is what enters a layer, D th
 
 from collections.abc import Callable
 
+from ngpt.config.activations import ACTIVATIONS
+from ngpt.config.executor import expected_executor
 from ngpt.config.linears import BlockLinear
 from ngpt.config.schema import Config
 from ngpt.estimate.calibration import ROUTING_BYTES
-from ngpt.estimate.layout import Layer, Tokens, activation_bytes, executor, operand_bytes
+from ngpt.estimate.layout import Layer, Tokens, activation_bytes, operand_bytes
 
 Saved = dict[str, float]  # part of the layer: bytes
 _FP32 = 4
@@ -46,7 +48,7 @@ def _input_of_readers(cfg: Config, layer: Layer, tokens: Tokens) -> float:
     in_dtype = len(quantized) < len(readers) or layer.symbol == "E"  # the router and the experts' copy read the same tensor
     copies = size * (cfg.model.architecture == "gpt" and in_dtype)
     if quantized:
-        gathers = cfg.parallel.sequence_parallel and executor(cfg) == "emulated"  # then it keeps x as it is and quantises it again
+        gathers = cfg.parallel.sequence_parallel and expected_executor(cfg) == "emulated"  # then it keeps x as it is and quantises it again
         shares_x = gathers and (cfg.model.architecture == "ngpt" or in_dtype)
         copies += 0 if shares_x else operand_bytes(cfg)
     return tokens.stream * hidden * copies
@@ -95,7 +97,7 @@ def _moe(cfg: Config, layer: Layer, tokens: Tokens) -> Saved:
     routed = copies + _mlp_numbers(cfg, layer, fc1, fc2)
     if model.architecture == "ngpt":
         routed += hidden * size + _FP32  # the outputs that the probabilities multiply
-    elif model.activation != "swiglu":
+    elif not ACTIVATIONS[model.activation].fusion:
         routed += fc2.in_features * size
     router = ROUTING_BYTES * model.num_experts / 64
     saved = {"moe": tokens.routed * routed + tokens.stream * router}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ngpt.config.activations import ACTIVATIONS
 from ngpt.config.pattern import parse
 from ngpt.config.schema import ModelConfig
 from ngpt.config.sizes import padded_vocab_size
@@ -189,7 +190,7 @@ def _suv(model: ModelConfig, ffn: int) -> int:
 
 
 def _fc1_width(model: ModelConfig, ffn: int) -> int:
-    return ffn * (2 if model.activation == "swiglu" else 1)
+    return ffn * ACTIVATIONS[model.activation].gate_and_up
 
 
 def _conv_features(model: ModelConfig) -> int:

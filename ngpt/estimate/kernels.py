@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from ngpt.config.activations import ACTIVATIONS
+from ngpt.config.executor import expected_executor
 from ngpt.config.linears import BlockLinear
 from ngpt.config.schema import Config
 from ngpt.config.sizes import padded_vocab_size
@@ -11,7 +13,6 @@ from ngpt.estimate.layout import (
     Layer,
     Tokens,
     activation_bytes,
-    executor,
     gpu_of,
     has_grouped_experts,
     local_experts,
@@ -109,7 +110,7 @@ def _product(cfg: Config, rows: float, inputs: int, outputs: int, weight_gradien
     """
     gpu, size = gpu_of(cfg), activation_bytes(cfg)
     dtype, fraction = ("bf16" if cfg.precision.dtype == "bf16" else "tf32"), measured.GEMM_FRACTION
-    if quantized and executor(cfg) == "native":
+    if quantized and expected_executor(cfg) == "native":
         dtype, fraction, size = cfg.precision.format, measured.LOW_PRECISION_GEMM_FRACTION, operand_bytes(cfg)
     rate = gpu.rates[dtype] * fraction
     weight = inputs * outputs * (8 if weight_gradient else size)
@@ -175,7 +176,7 @@ def _moe(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
     forward, backward = _mlp_passes(cfg, fc1, fc2)
     if cfg.model.architecture == "ngpt":  # the factor of ones, and the probabilities on the outputs
         forward, backward = forward + 2 * fc2.in_features + 2 * hidden, backward + 2 * fc2.in_features + 3 * hidden
-    elif cfg.model.activation != "swiglu":  # times fp32 probabilities, through fp32 copies
+    elif not ACTIVATIONS[cfg.model.activation].fusion:  # times fp32 probabilities, through fp32 copies
         forward, backward = forward + 6 * fc2.in_features, backward + 13 * fc2.in_features
     moved = [
         tokens.routed * size * (passes + dispatch * hidden)
@@ -216,7 +217,7 @@ def _host(cfg: Config, layer: Layer) -> tuple[Work, Work]:
         both += local_experts(cfg) * measured.SEQUENTIAL_EXPERT_S
     elif layer.symbol == "E":
         both += 3 * 2 * local_experts(cfg) * measured.EXPERT_PRODUCT_S
-    if executor(cfg) == "emulated":
+    if expected_executor(cfg) == "emulated":
         calls = [local_experts(cfg) if one_by_one and ".experts." in name else 1 for name in layer.quantized]
         both += sum(calls) * measured.EMULATED_LINEAR_S
     return Work(host=forward + both / 3), Work(host=backward + both * 2 / 3)

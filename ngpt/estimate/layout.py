@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from itertools import accumulate
 
+from ngpt.config.executor import expected_executor
 from ngpt.config.linears import BlockLinear, block_linears, quantized_linears
 from ngpt.config.pattern import cut_pattern, parse
 from ngpt.config.precision import takes_grouped_experts
@@ -135,22 +136,11 @@ def has_grouped_experts(cfg: Config) -> bool:
     """Whether experts run through grouped linears on a GPU with Transformer Engine."""
     if cfg.model.transformer_impl == "local" or cfg.model.expert_impl == "sequential":
         return False
-    return takes_grouped_experts(cfg.precision) and executor(cfg) != "native"
-
-
-def executor(cfg: Config) -> str:
-    """none | emulated | native: what multiplies the quantised linears on this GPU."""
-    precision = cfg.precision
-    if precision.format != "nvfp4":
-        return "none" if precision.format == "none" else "native"
-    if precision.executor != "auto":
-        return precision.executor
-    has_fp4 = "nvfp4" in gpu_of(cfg).rates and cfg.model.transformer_impl != "local"
-    return "native" if has_fp4 else "emulated"
+    return takes_grouped_experts(cfg.precision) and expected_executor(cfg) != "native"
 
 
 def operand_bytes(cfg: Config) -> float:
     """Bytes of a number in a quantised operand, its block scales included."""
-    if executor(cfg) != "native":
+    if expected_executor(cfg) != "native":
         return activation_bytes(cfg)  # emulated operands hold codes times block scales
     return {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16}[cfg.precision.format]

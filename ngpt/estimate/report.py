@@ -5,13 +5,15 @@ import shlex
 from typing import Any
 
 from ngpt.config.errors import ConfigError
+from ngpt.config.executor import expected_executor
 from ngpt.config.megatron_arguments import passed_on
 from ngpt.config.pattern import parse
 from ngpt.config.schema import Config
 from ngpt.config.sizes import data_parallel_size, padded_vocab_size, world_size
+from ngpt.durations import duration
 from ngpt.estimate.calibration import LINK_FRACTION, LOW_PRECISION_GEMM_FRACTION, RESERVED
 from ngpt.estimate.counts import count_parameters, mamba_scan_flops, training_flops_per_token
-from ngpt.estimate.layout import ASSUMED_GPU, chunks_by_rank, executor, gpu_of, has_grouped_experts
+from ngpt.estimate.layout import ASSUMED_GPU, chunks_by_rank, gpu_of, has_grouped_experts
 from ngpt.estimate.layouts import Layout, Proposals, fits, usable_memory
 from ngpt.estimate.memory import MemoryEstimate, estimate_memory
 from ngpt.estimate.states import rank_parameters
@@ -147,7 +149,7 @@ def left_out(cfg: Config, step: StepTime) -> list[str]:
         notes.append("nGPT's steps took 1.02 to 1.19 times their estimates on an H100, its control's 0.89 to 1.04 times")
     if "E" in cfg.model.layer_pattern and not has_grouped_experts(cfg):
         notes.append("experts run one by one: their host time was measured under emulation alone, on one host")
-    if executor(cfg) == "native":
+    if expected_executor(cfg) == "native":
         notes.append(f"native {cfg.precision.format} was not measured: {LOW_PRECISION_GEMM_FRACTION:.0%} of its rate is assumed")
     if cfg.precision.bf16_tail:
         notes.append(f"the last {cfg.precision.bf16_tail:g} of the steps in {cfg.precision.dtype}")
@@ -191,7 +193,7 @@ def as_table(cfg: Config, values: dict[str, Any]) -> str:
         + ", ".join(f"{name} {_time(seconds)}" for name, seconds in parts.items()),
         "  once": f"optimizer {_time(step['optimizer_s'])}, pipeline bubble {_time(step['bubble_s'])}, "
         f"gradients and weights on the way {_time(step['data_parallel_s'])}",
-        "whole run": f"{cost['steps']:,} steps, {_count(cost['tokens'])} tokens: {_duration(cost['days'])}, "
+        "whole run": f"{cost['steps']:,} steps, {_count(cost['tokens'])} tokens: {duration(86400 * cost['days'])}, "
         f"{_count(cost['gpu_hours'])} GPU hours"
         + ("" if cost["total"] is None else f", {_count(cost['total'])} at {cost['price_per_gpu_hour']:g} a GPU hour"),
     }
@@ -278,12 +280,6 @@ def _scaled(size: float, units: dict[str, float], digits: int) -> str:
     """In the largest unit that leaves a tenth or more, else in the smallest; nothing is 0 of the largest."""
     unit = next((unit for unit, one in units.items() if size >= 0.1 * one or size == 0), list(units)[-1])
     return f"{size / units[unit]:.{digits}f} {unit}" if size else f"0 {unit}"
-
-
-def _duration(days: float) -> str:
-    units = {"days": 1.0, "hours": 1 / 24, "minutes": 1 / 1440, "seconds": 1 / 86400}
-    unit = next((unit for unit, one in units.items() if days >= one), "seconds")
-    return f"{days / units[unit]:,.3g} {unit}" if days / units[unit] < 1000 else f"{days / units[unit]:,.0f} {unit}"
 
 
 def _count(number: float) -> str:

@@ -58,7 +58,7 @@ class QuantizedTensor:
     @property
     def decode_factor(self) -> Tensor:
         """fp64 [1, 1], or [R, 1] where row-scaled: what `decode` is to be multiplied by."""
-        return self.global_amax.double().view(-1, 1) / (E2M1_MAX * self.e4m3_bound)
+        return _decode_factor(self.global_amax, self.e4m3_bound).view(-1, 1)
 
     def decode(self) -> Tensor:
         """fp32 [R, C]: code * block scale, exact in fp32 and in bf16, without the global scale."""
@@ -136,8 +136,13 @@ class Operand:
 
     @property
     def decode_factor(self) -> Tensor | None:
-        """fp64 global_amax / (6 * e4m3_bound), what values are still to be multiplied by; None where they hold it."""
-        return None if self.global_amax is None else self.global_amax.double() / (E2M1_MAX * self.e4m3_bound)
+        """fp64, as global_amax: what values are still to be multiplied by; None where they hold it."""
+        return None if self.global_amax is None else _decode_factor(self.global_amax, self.e4m3_bound)
+
+
+def _decode_factor(global_amax: Tensor, e4m3_bound: int) -> Tensor:
+    """fp64: the value of code 1 under block scale 1."""
+    return global_amax.double() / (E2M1_MAX * e4m3_bound)
 
 
 def decode_blocks(codes: Tensor, block_decode_scale: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def test_two_ranks_share_the_reading_and_agree(copied):
 # The fault strikes the first or a later save (COUNT or step), and the same command goes on afterwards.
 MOMENTS = {
     "mid shard": r"kill fsync 1 iter_%07d/.*distcp",
-    "before manifest": r"kill open 1 iter_%07d/manifest",
+    "before manifest": r"kill open 1 iter_%07d/\.manifest",
     "before tracker": r"kill rename 1 iter_%07d$",
     "before the tracker's rename": r"kill rename {count} latest_checkpointed_iteration.txt$",
     "after tracker": r"kill rmtree 1 iter_%07d.replaced",
@@ -181,7 +181,7 @@ def test_killed_in_a_save(tmp_path, trained, moment, step):
 REFUSALS = {
     "shard": "fsync 2 iter_.*distcp",
     "index": r"fsync 2 iter_.*\.metadata",
-    "manifest": "open 2 manifest.json.partial",
+    "manifest": r"open 2 \.manifest\.json\..*\.partial",
     "tracker": "open 2 latest_checkpointed_iteration.txt.partial",
 }
 

@@ -10,7 +10,8 @@ column block and half of a row block lie in its registers.
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+from ngpt.kernels.device import INTERPRETED, bits_of, float_of, round_to_bf16
+
 STATIC, DYNAMIC, DYNAMIC_POW2 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 RHT_OFF, RHT_SIGNED, RHT_UNSIGNED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
@@ -22,16 +23,6 @@ _SIXTH = tl.constexpr(0.1666666716337204)  # fl(1 / 6)
 CODE_BIAS = tl.constexpr(0x4B400000)  # bits of 1.5 * 2^23
 # Bit i says whether the signed transform negates row i.
 _NEGATED_ROWS = tl.constexpr(0b1101_0111_1110_1000)
-
-
-@triton.jit
-def bits_of(x):
-    return x.to(tl.int32, bitcast=True)
-
-
-@triton.jit
-def float_of(bits):
-    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -218,11 +209,3 @@ def hadamard_transform(x, RHT: tl.constexpr):
         pairs = tl.join(first + second, first - second)
         sums = tl.reshape(tl.permute(pairs, (0, 1, 4, 2, 3)), (S, 16, C))
     return round_to_bf16((sums * 0.25).to(tl.float32))
-
-
-@triton.jit
-def round_to_bf16(x):
-    """fp32 rounded to bf16, ties to even, in integers: the interpreter's cast truncates."""
-    bits = bits_of(x)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
-    return tl.where(x != x, x, float_of(rounded))

@@ -132,11 +132,3 @@ def test_a_damaged_run_names_the_file(tmp_path, file, content, message):
 )
 def test_counts_are_short(value, text):
     assert formats.count(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(48.24, "48.2 s"), (59.99, "1 min 00 s"), (725, "12 min 05 s"), (3599.7, "1 h 00 min"), (12_000, "3 h 20 min")],
-)
-def test_durations_carry_over(seconds, text):
-    assert formats.duration(seconds) == text

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from ngpt.checkpoints import files, hashing, manifest, publish, tracker
+from ngpt.checkpoints import hashing, manifest, publish, tracker
 from ngpt.checkpoints.choice import choose_by_sizes
 from ngpt.checkpoints.hashing import FileRecord
 from ngpt.checkpoints.manifest import Damage, Manifest
@@ -97,7 +97,7 @@ def test_killed_between_two_renames_the_old_checkpoint_gets_its_name_back(folder
 STEPS = {
     "config": (publish, "write_synced"),
     "index": (publish, "sync"),
-    "manifest": (manifest, "replace_synced"),
+    "manifest": (manifest, "replacing"),
     "coming tracker": (tracker, "write_synced"),
     "tracker": (tracker, "sync"),
 }
@@ -167,18 +167,6 @@ def test_the_line_of_a_full_disk():
     assert str(full) == "No space left on /x/ck; the previous checkpoint of step 8 is intact; the same command continues"
     assert "no checkpoint was published before" in str(publish.CheckpointNotWritten("/x", "needs 2 GB", True, None))
     assert "cannot be written: Input/output error" in str(publish.CheckpointNotWritten("/x", os.strerror(errno.EIO), False, 8))
-
-
-def test_an_error_of_fsync_names_its_file(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("x")
-
-    def refuse(_):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(OSError) as refusal:
-        files.sync(tmp_path / "file")
-    assert refusal.value.filename == str(tmp_path / "file")
 
 
 def test_hashes_in_flight_are_those_of_the_file(tmp_path):

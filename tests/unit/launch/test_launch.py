@@ -12,7 +12,7 @@ import pytest
 from launch import cli, submit
 from launch.slurm import scheduler
 from launch.slurm.script import TEMPLATE, render
-from launch.status import duration, holder, status
+from launch.status import holder, status
 from launch.stop import stop
 from ngpt.checkpoints.hashing import hash_file
 from ngpt.checkpoints.manifest import Manifest
@@ -267,10 +267,6 @@ def test_the_launcher_of_a_local_run_is_asked(workplace, queue, monkeypatch):
         assert holder(run)["pid"] == os.getpid()
         stop(run)
     assert killed == [os.getpid()]
-
-
-def test_durations_are_short():
-    assert [duration(seconds) for seconds in (5, 600, 7200, 864000)] == ["5 s", "10 min", "2.0 h", "10.0 days"]
 
 
 def test_a_finished_run_whose_last_checkpoint_has_changed_is_submitted_to_go_on(workplace, queue, capsys):

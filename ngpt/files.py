@@ -1,0 +1,66 @@
+"""Writes that an interruption leaves whole or undone: a file has its old content or the new one, also after a loss of power."""
+
+import ctypes
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # fsync does not say of which file
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Writes a file under its own name and flushes it. The folder's list of names is the caller's to flush."""
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+    sync(path)
+
+
+@contextmanager
+def replacing(path: Path, synced: bool = True) -> Iterator[BinaryIO]:
+    """Opens a file beside `path` for writing, and gives it that name in one step when the block ends without an error.
+
+    Readers see the old content or the whole new one, whoever else writes it. After an error the file beside it is removed: on a full
+    disk it is the room that the next try needs.
+
+    Args:
+        synced: file and name are flushed to the disk.
+
+    Raises:
+        OSError: it cannot be written; names `path`, which the system does not for a full disk.
+    """
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+            stream.flush()
+            if synced:
+                os.fsync(stream.fileno())
+        partial.replace(path)
+        if synced:
+            sync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(partial)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Gives two paths each other's names in one step. False where the system or the file system cannot, and nothing has happened."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return rename is not None and rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0

@@ -1,0 +1,61 @@
+"""A replaced file is the old one or the whole new one, and an error names it."""
+
+import errno
+import os
+
+import pytest
+
+from ngpt import files
+from ngpt.files import replacing
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_a_file_is_replaced_when_the_block_ends(tmp_path, synced):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with replacing(path, synced) as stream:
+        stream.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a"]
+
+
+def test_only_a_synced_file_and_its_name_are_flushed(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    with replacing(tmp_path / "a", synced=False):
+        pass
+    assert not flushed
+    with replacing(tmp_path / "a"):
+        pass
+    content, folder = flushed
+    assert os.path.dirname(content) == folder == str(tmp_path)
+
+
+def test_a_failure_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as stream:
+        stream.write(b"new")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError) as failure, replacing(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert failure.value.filename == str(tmp_path / "a") and failure.value.errno == errno.ENOSPC
+    with pytest.raises(OSError) as failure, replacing(tmp_path / "no folder" / "a"):
+        pass
+    assert failure.value.filename == str(tmp_path / "no folder" / "a")
+
+
+def test_an_error_of_fsync_names_its_file(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+
+    def refuse(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError) as refusal:
+        files.sync(tmp_path / "file")
+    assert refusal.value.filename == str(tmp_path / "file")
