@@ -30,7 +30,7 @@ def write_synced(path: Path, text: str) -> None:
 
 
 @contextmanager
-def replacing(path: Path, synced: bool = True) -> Iterator[BinaryIO]:
+def replacing(path: Path, synced: bool = True, alone: bool = False) -> Iterator[BinaryIO]:
     """Opens a file beside `path` for writing, and gives it that name in one step when the block ends without an error.
 
     Readers see the old content or the whole new one, whoever else writes it. After an error the file beside it is removed: on a full
@@ -38,11 +38,13 @@ def replacing(path: Path, synced: bool = True) -> Iterator[BinaryIO]:
 
     Args:
         synced: file and name are flushed to the disk.
+        alone: no other process writes it, so that the file beside it needs no name of its own.
 
     Raises:
         OSError: it cannot be written; names `path`, which the system does not for a full disk.
     """
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    writer = "" if alone else f".{socket.gethostname()}.{os.getpid()}"
+    partial = path.with_name(f".{path.name}{writer}.partial")
     try:
         with partial.open("wb") as stream:
             yield stream

@@ -1,40 +1,21 @@
 """Small file operations that survive an interruption: a file is either complete under its name or not there."""
 
 import hashlib
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from ngpt.files import replacing
+
 READ_BYTES = 1 << 20
 
 
-@contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` for binary writing and move it into place when the block ends without an error.
-
-    After an error the temporary file is removed: on a full disk it is the room that the next try needs.
-
-    Raises:
-        OSError: It cannot be written; names the file, which the system does not for a full disk.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+def atomic_write(path: Path) -> AbstractContextManager[BinaryIO]:
+    """`replacing` for a folder that is locked: what a killed process has begun, the next one overwrites."""
+    return replacing(path, alone=True)
 
 
 def sha256_of(path: Path, bar: tqdm | None = None) -> str:

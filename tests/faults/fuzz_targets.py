@@ -175,7 +175,7 @@ def sources(rng: random.Random, fixtures: Fixtures) -> None:
     try:
         prepare([work / name], work / "out", kind, workers=1)
     except BaseException:
-        left = [path.name for path in work.rglob("*") if path.name == "manifest.json" or path.name.endswith(".tmp")]
+        left = [path.name for path in work.rglob("*") if path.name == "manifest.json" or path.name.endswith(".partial")]
         assert not left, f"a failure left {left}"
         raise
 

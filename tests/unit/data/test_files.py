@@ -29,11 +29,11 @@ def test_prepare_on_a_full_disk_names_path_and_way_out(tmp_path, monkeypatch, ca
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("ngpt.data.files.os.fsync", full)
+    monkeypatch.setattr("ngpt.files.os.fsync", full)
     assert cli.main(["prepare", str(tmp_path / "x.txt"), "--out", str(tmp_path / "out"), "--split", "1,0,0", "--workers", "1"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"{tmp_path / 'out'}" in line and "No space left on device" in line and "the same command continues" in line
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_full_disk_without_a_path_is_one_line(monkeypatch, capsys):
