@@ -29,9 +29,11 @@ def record_commit(folder):
     """Writes into a built `folder` which commit it was built of: git's word here, or NGPT_COMMIT."""
     top = git("rev-parse", "--show-toplevel")
     if top and os.path.samefile(top, HERE):
-        known = {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        status = git("status", "--porcelain")
+        known = {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
     elif os.environ.get("NGPT_COMMIT"):
-        known = {"commit": os.environ["NGPT_COMMIT"], "dirty": None}
+        commit, _, dirty = os.environ["NGPT_COMMIT"].partition("-")
+        known = {"commit": commit, "dirty": bool(dirty)}
     else:
         return  # the archive that these sources were unpacked from may have brought a file
     with open(os.path.join(folder, COMMIT_FILE), "w") as stream:

@@ -12,6 +12,7 @@ from launch.world import Job, World
 from ngpt.config.cluster import PLACE_VARIABLES
 from ngpt.config.megatron_keys import captures
 from ngpt.config.schema import Config
+from ngpt.config.sizes import world_size
 
 # Would change what the precision recipe computes: approximate reciprocals and an unrounded Hadamard transform in Transformer Engine.
 REMOVED = ("NVTE_USE_FAST_MATH",)
@@ -53,7 +54,7 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
         # A worker's print appears when it happens, not when a pipe's buffer is full.
         "PYTHONUNBUFFERED": "1",
     }
-    if config.cluster.nodes == 1:
+    if local_processes == world_size(config):
         # Gloo otherwise resolves the machine's own name, which many containers, laptops and hosts without network cannot.
         variables["GLOO_SOCKET_IFNAME"] = "lo"
     if config.parallel.tensor > 1 or config.parallel.context > 1:

@@ -91,6 +91,8 @@ def _recorded_commit(source: Path) -> dict[str, Any] | None:
         known = json.loads((source / COMMIT_FILE).read_bytes())
     except (OSError, ValueError):
         return None
+    if not isinstance(known, dict):
+        return None
     return {"commit": known.get("commit"), "branch": None, "dirty": known.get("dirty"), "untracked": [], "installed": True}
 
 

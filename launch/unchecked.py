@@ -1,8 +1,8 @@
-"""Megatron arguments that no list of ours knows: names and values are Megatron's own parser's to judge."""
+"""Megatron arguments that a config leaves unchecked: names and values are Megatron's own parser's to judge."""
 
 import warnings
 
-from ngpt.config.megatron_arguments import unchecked_names
+from ngpt.config.megatron_arguments import UNCHECKED, passed_on
 from ngpt.config.schema import Config
 
 
@@ -12,8 +12,8 @@ def check_unchecked(config: Config) -> None:
     Raises:
         ConfigError: a name that Megatron does not have, or a value that it does not take.
     """
-    if names := unchecked_names(config.megatron):
+    if config.megatron.get(UNCHECKED):
         with warnings.catch_warnings(action="ignore"):  # about what Megatron misses: nothing is computed here
             from megatron_ext.training.bridge import to_argv
 
-        to_argv({name: config.megatron[name] for name in names})
+        to_argv(passed_on(config.megatron))

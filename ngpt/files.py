@@ -1,6 +1,7 @@
 """Writes that an interruption leaves whole or undone: a file has its old content or the new one, also after a loss of power."""
 
 import ctypes
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
+        if path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP):
+            return  # a file system that keeps its lists of names itself
         raise OSError(error.errno, error.strerror, str(path)) from error  # fsync does not say of which file
     finally:
         os.close(descriptor)

@@ -59,7 +59,7 @@ class PrecisionState:
         return self.diagnostics.watch(name) if self.diagnostics else None
 
     def figures(self) -> dict[str, float]:
-        """The figures of the watched step, each the mean over the ranks that have a finite one; {} where nothing was watched.
+        """The figures of the watched step, each the mean over the ranks that have it and its bounds; {} where nothing was watched.
 
         Parallelism: every rank calls this together; their dictionaries are gathered.
         """
@@ -68,9 +68,11 @@ class PrecisionState:
         everyone: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, self.diagnostics.figures())
         found: dict[str, list[float]] = {}
-        for name, value in (item for figures in everyone for item in figures.items()):
-            if math.isfinite(value):
-                found.setdefault(name, []).append(value)
+        for figures in everyone:
+            unusable = {_without_bound(name) for name, value in figures.items() if not math.isfinite(value)}
+            for name, value in figures.items():
+                if _without_bound(name) not in unusable:  # a figure and its bounds are means over the same ranks
+                    found.setdefault(name, []).append(value)
         return {name: statistics.fmean(found[name]) for name in sorted(found)}
 
     def next_rounding_seed(self, linear: int) -> int:
@@ -78,3 +80,8 @@ class PrecisionState:
         call = self._backward_passes[linear]
         self._backward_passes[linear] += 1
         return stream_seed(self.seed, self.rank, linear, self.step, call)
+
+
+def _without_bound(name: str) -> str:
+    """The figure that `name` is, or is a bound of."""
+    return name.removesuffix("_lower").removesuffix("_upper")

@@ -19,8 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 import ngpt
 from ngpt.config.checks import validate
 from ngpt.config.errors import ConfigError, ConfigErrors
-from ngpt.config.megatron_arguments import UNCHECKED, unchecked_names
-from ngpt.config.megatron_keys import OWNED, REFUSED, REFUSED_LATER
+from ngpt.config.megatron_arguments import of_earlier_run
 from ngpt.config.overrides import accepted, numbers_for_text
 from ngpt.config.resolve import resolve
 from ngpt.config.schema import Config
@@ -104,7 +103,7 @@ def load(path: Path) -> Config:
     try:
         sections = OmegaConf.to_container(loaded)
         if isinstance(sections.get("megatron"), dict):
-            sections["megatron"] = _megatron_of_run(sections["megatron"])
+            sections["megatron"] = of_earlier_run(sections["megatron"])
         if errors := numbers_for_text(sections):
             raise ConfigErrors(errors)
         return _finish(sections, config_dir())
@@ -113,13 +112,6 @@ def load(path: Path) -> Config:
         found = error.errors if isinstance(error, ConfigErrors) else [error]
         way_out = "Restore the file or start a new run"
         raise ConfigErrors([ConfigError(str(path), f"{one.path}: {one.got}", one.rule, way_out) for one in found]) from error
-
-
-def _megatron_of_run(recorded: dict[str, Any]) -> dict[str, Any]:
-    """What a run's config says of Megatron's arguments, as of this version: a run from before they were checked had them unchecked."""
-    kept = {name: value for name, value in recorded.items() if name not in REFUSED_LATER}
-    unknown = [name for name in unchecked_names(kept) if name not in OWNED and name not in REFUSED]
-    return kept | ({UNCHECKED: True} if unknown else {})
 
 
 def to_yaml(cfg: Config) -> str:

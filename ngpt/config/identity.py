@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ngpt.config.megatron_arguments import unchecked_names
 from ngpt.config.pattern import without_cuts
 from ngpt.config.schema import EXECUTION_FIELDS, Config
 
@@ -34,7 +35,8 @@ def model_defining(cfg: Config) -> dict[str, Any]:
     defining = {key: value for key, value in defining.items() if not key.startswith(absent)}
     # Pipeline cuts say where a layer runs, not what it computes.
     defining["model.layer_pattern"] = without_cuts(defining["model.layer_pattern"])
-    return defining | {key: flat[key] for key in DEFINING_KEYS}
+    unchecked = {f"megatron.{name}": cfg.megatron[name] for name in unchecked_names(cfg.megatron)}
+    return defining | {key: flat[key] for key in DEFINING_KEYS} | unchecked
 
 
 def diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> Changes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ngpt.config.errors import ConfigError
-from ngpt.config.megatron_keys import OWNED, REFUSED
+from ngpt.config.megatron_keys import OWNED, REFUSED, REFUSED_LATER
 from ngpt.config.schema import Config
 
 UNCHECKED = "unchecked"
@@ -23,6 +23,7 @@ class Kind:
 
     words: str
     holds: Callable[[Any], bool]
+    is_list: bool = False
 
 
 def _number(value: Any) -> bool:
@@ -38,7 +39,7 @@ def _one_of(*choices: str | int) -> Kind:
 
 
 def _list_of(kind: Kind) -> Kind:
-    return Kind(f"a list, each of it {kind.words}", lambda value: isinstance(value, list) and all(map(kind.holds, value)))
+    return Kind(f"a list, each of it {kind.words}", lambda value: isinstance(value, list) and all(map(kind.holds, value)), is_list=True)
 
 
 _FLAG = Kind("true or false", lambda value: isinstance(value, bool))
@@ -97,6 +98,13 @@ ALLOWED = {
     # For measurements: tokens go to experts evenly, whatever the router says. Says so by its name.
     "moe_router_force_load_balancing": _FLAG,
 }
+_NOT_ALLOWED = "Is not among the arguments that are known not to change the function that is trained"
+# What is known of some that are not allowed.
+_OTHERWISE = {
+    "window_size": "Replaces the mask that keeps documents apart and split sequences in order, and estimate and FLOPs know no window",
+    "window_attn_skip_freq": "Says which layers have a window, and none has",
+}
+EVENLY = "moe_router_force_load_balancing"
 
 
 def passed_on(megatron: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,14 +114,30 @@ def passed_on(megatron: Mapping[str, Any]) -> dict[str, Any]:
 
 def unchecked_names(megatron: Mapping[str, Any]) -> list[str]:
     """Arguments of which nobody knows whether they change the function that is trained."""
-    return sorted(name for name in passed_on(megatron) if name not in ALLOWED)
+    return sorted(str(name) for name in passed_on(megatron) if name not in ALLOWED)
+
+
+def of_earlier_run(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's config says of the group, as this version reads it.
+
+    A run from before arguments were checked had those that are not allowed now, and values that Megatron reads and the list does not,
+    unchecked. What is refused since, and chose only how something is computed, is left out.
+    """
+    kept = {name: value for name, value in recorded.items() if name not in REFUSED_LATER}
+    for name, kind in ALLOWED.items():
+        if kind.is_list and isinstance(kept.get(name), str | int):
+            kept[name] = [kept[name]]
+    unknown = [name for name in unchecked_names(kept) if name not in OWNED and name not in REFUSED]
+    odd = [name for name, kind in ALLOWED.items() if kept.get(name) is not None and not kind.holds(kept[name])]
+    return kept | ({UNCHECKED: True} if unknown or odd else {})
 
 
 def unchecked_note(megatron: Mapping[str, Any]) -> list[str]:
-    """A line for a run's header where such arguments are set; [] where none is."""
+    """Lines for a run's header where such arguments are set; [] where none is."""
     names = unchecked_names(megatron)
     words = ", ".join(f"{name}={megatron[name]}" for name in names)
-    return [f"note: unchecked Megatron arguments ({words}): they may train another function than this config says"] if names else []
+    notes = [f"note: unchecked Megatron arguments ({words}): they may train another function than this config says"] if names else []
+    return notes + ([f"note: megatron.{EVENLY}: the router's choice is not used, for measurements only"] if megatron.get(EVENLY) else [])
 
 
 def check_megatron(cfg: Config) -> Iterator[ConfigError]:
@@ -128,10 +152,10 @@ def check_megatron(cfg: Config) -> Iterator[ConfigError]:
         elif argument in REFUSED:
             yield ConfigError(path, value, f"Refused: {REFUSED[argument]}", "Remove it")
         elif name in ALLOWED:
-            if value is not None and not ALLOWED[name].holds(value):
+            if value is not None and lets_through is not True and not ALLOWED[name].holds(value):
                 yield ConfigError(path, value, f"Takes {ALLOWED[name].words}", "Correct it, or leave it out")
         elif lets_through is not True:
             near = difflib.get_close_matches(argument, [*ALLOWED, *OWNED], n=1, cutoff=0.8)
             meant = "".join(f"Did you mean {OWNED.get(word, f'megatron.{word}')}? " for word in near)
-            rule = "Is not among the arguments that are known not to change the function that is trained"
+            rule = _OTHERWISE.get(argument, _NOT_ALLOWED)
             yield ConfigError(path, value, rule, f"{meant}Remove it; megatron.{UNCHECKED}=true passes it on and marks the run")

@@ -166,8 +166,6 @@ REFUSED = {
     "moe_single_grouped_weight": "the retraction knows one matrix an expert",
     "mtp_use_repeated_layer": "each prediction depth has weights of its own",
     "mtp_detach_heads": "the prediction losses train the whole model, and its gradients are clipped together",
-    "window_size": "every token sees all earlier ones of its document here: a window replaces the mask of documents and of split sequences",
-    "window_attn_skip_freq": "no layer of this project has a window",
     "use_mup": "it scales logits and learning rates on its own",
     "fp8_output_proj": "the output layer stays in precision.dtype",
     "te_precision_config_file": "precision.bf16_modules says which layers stay high",
@@ -192,7 +190,7 @@ REFUSED = {
 # Refused since configs of runs were first written: what such a config says of them is left out when it is read back.
 REFUSED_LATER = frozenset(
     """exit_signal exit_signal_handler ckpt_step save_retain_interval verify_integrity ckpt_fully_parallel_load log_straggler
-    bias_swiglu_fusion gradient_accumulation_fusion""".split()
+    bias_swiglu_fusion gradient_accumulation_fusion recompute_activations checkpoint_activations moe_layer_recompute""".split()
 )
 _CAPTURES = frozenset({"cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph"})
 

@@ -29,7 +29,7 @@ def is_hub_id(path: str) -> bool:
 
 def is_same(path: str, hub: str, commit: str) -> bool:
     """Whether the Hub's `path` is what a manifest calls `hub` and `commit`: the same words, or that very commit."""
-    return bool(hub) and path in (hub, f"{hub.partition('@')[0]}@{commit}")
+    return bool(hub) and path.removesuffix("@main") in (hub.removesuffix("@main"), f"{hub.partition('@')[0]}@{commit}")
 
 
 def fetch_tokenizer(path: str, names: list[str]) -> tuple[Path, Origin]:

@@ -173,7 +173,7 @@ def check_against_model(sources: Sequence[DataSource], tokenizer: TokenizerConfi
     """Check that all sources were made with the configured tokenizer and that the model's vocabulary holds it.
 
     Reads manifests only (see `ngpt.data.verify` for the data). A `bpe` tokenizer without a path stands for the sources' own, and so does
-    one of the Hub that all of them came from: nothing is fetched then.
+    one of the Hub that any of them came from, for all must have the same: nothing is fetched then.
 
     Args:
         sources: `data.train` or `data.valid`.
@@ -189,7 +189,7 @@ def check_against_model(sources: Sequence[DataSource], tokenizer: TokenizerConfi
     from ngpt.data.tokenizers import from_config
 
     manifests = [split_of(source.path)[0] for source in sources]
-    own = tokenizer.kind == "bpe" and tokenizer.path is None or all(_is_from(tokenizer.path, manifest) for manifest in manifests)
+    own = tokenizer.kind == "bpe" and tokenizer.path is None or any(_is_from(tokenizer.path, manifest) for manifest in manifests)
     wanted = None if own else from_config(tokenizer)
     for source, manifest in zip(sources, manifests, strict=True):
         have = manifest.tokenizer

@@ -110,10 +110,17 @@ def locked(out: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def clear(out: Path) -> None:
-    """Remove prepared data, and what an unfinished preparation would continue from."""
-    for name in (NAME, CHECKED, *(f"{split}.{suffix}" for split in SPLITS for suffix in ("bin", "idx")), *FILES.values(), SETTINGS):
-        (out / name).unlink(missing_ok=True)
+def clear(out: Path, vocabulary: Path | None) -> None:
+    """Remove prepared data, and what an unfinished preparation would continue from.
+
+    The vocabulary that is asked for stays, and so do files of such names beside which no data was ever prepared.
+    """
+    tokens = [f"{split}.{suffix}" for split in SPLITS for suffix in ("bin", "idx")]
+    copied = [*FILES.values(), SETTINGS] if (out / NAME).exists() else []
+    kept = {path.resolve() for path in (vocabulary, vocabulary.with_name(SETTINGS))} if vocabulary else set()
+    for name in (NAME, CHECKED, *tokens, *(f".{name}.{ending}" for name in tokens for ending in ("partial", "tmp")), *copied):
+        if (out / name).resolve() not in kept:
+            (out / name).unlink(missing_ok=True)
     # The plan goes first: shards without one are never used.
     (out / WORK / PLAN).unlink(missing_ok=True)
 

@@ -72,7 +72,7 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         if overwrite:
-            clear(out)
+            clear(out, Path(tokenizer.path) if tokenizer.path is not None and tokenizer.kind in FILES else None)
         manifest = find_finished(out, plan)
         if manifest is None:
             folder = open_shards(out, plan)

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}  # of setup.py
 # What a file system calls the checksum of a content. fsspec's own `ukey` may be of the time stamp, or of the URL alone.
-CHECKSUMS = ("ETag", "etag", "md5Hash", "Content-MD5", "blob_id")
+CHECKSUMS = ("md5Hash", "Content-MD5", "blob_id")
+ETAGS = ("ETag", "etag")  # of the content on S3 alone: elsewhere of metadata, too, or of the server that answers
 _PASSWORD = re.compile(r"://[^/@]*:(?!\d+/)[^@]*@")  # which may hold a slash; host:port/ is none
+_QUERY = re.compile(r"""(\w+://[^\s'"?]*)\?[^\s'"]*""")  # of any URL in a message, as a library may have quoted or been redirected to it
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
 
@@ -42,7 +44,7 @@ def is_web(url: str) -> bool:
 def check_url(url: str) -> None:
     """Raise a ConfigError for a URL that holds a password, or a file system inside another."""
     # Elsewhere than on the web a name before an @ is a container or the like.
-    if _PASSWORD.search(url) or (is_web(url) and re.search("://[^/]*@", url)):
+    if (_PASSWORD.search(url) and _protocol(url) != "github") or (is_web(url) and re.search("://[^/]*@", url)):
         hidden = re.sub("://.*@", "://***@", without_query(url))
         raise ConfigError(hidden, "a password", "A URL is kept in the manifest", "Leave it out; give it as the file system's library asks")
     if "::" in url:
@@ -78,10 +80,10 @@ def listing(url: str) -> dict[str, dict[str, Any]] | None:
         return {name.removeprefix(below): info for name, info in files if info["type"] == "file" and not name.endswith("/")}
 
 
-def checksum_of(info: dict[str, Any]) -> str:
-    """The checksum that a file system gives a content, with its name; empty where it gives none, or a weak one."""
-    found = next((f"{key} {info[key]}" for key in CHECKSUMS if info.get(key)), "")
-    return "" if " W/" in found else found
+def checksum_of(url: str, info: dict[str, Any]) -> str:
+    """The checksum that a file system gives a content, with its name; empty where it gives none."""
+    keys = (*CHECKSUMS, *(ETAGS if _protocol(url) in ("s3", "s3a") else ()))
+    return next((f"{key} {info[key]}" for key in keys if info.get(key)), "")
 
 
 def open_url(url: str, size: int | None) -> BinaryIO:
@@ -139,7 +141,12 @@ def _file_system(url: str) -> "tuple[AbstractFileSystem, str]":
         extra = EXTRAS.get(_protocol(url))
         way_out = f"Run `pip install 'ngpt-megatron[{extra}]'`" if extra else "Install it"
         raise ConfigError(without_query(url), error, f"{_protocol(url)}:// is read by a package that is not installed", way_out) from error
-    except ValueError as error:
+    except Exception as error:
+        from fsspec import available_protocols
+
+        if _protocol(url) in available_protocols():
+            got, way_out = f"{type(error).__name__}: {error}", "Give it what its library asks for"
+            raise ConfigError(without_query(url), got, "The file system cannot be used", way_out) from error
         rule = "A URL begins with the protocol of a file system that fsspec knows"
         raise ConfigError(without_query(url), error, rule, "For instance s3://, gs://, hf:// or https://") from error
 
@@ -149,7 +156,5 @@ def _one_kind_of_error(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of any library: botocore's, aiohttp's, httpx's
-        said = str(error)
-        if query := url.removeprefix(without_query(url)):
-            said = said.replace(query, "")
+        said = _QUERY.sub(r"\1", " ".join(str(error).split()))
         raise OSError(f"{type(error).__name__}: {said}") from error

@@ -102,12 +102,13 @@ def _at_url(url: str) -> tuple[list[Source], list[str]]:
         raise _nothing_there(name)
     if "" in files:
         info = files[""]
-        return [Source(url, name, _known_format(PurePosixPath(name), name), info.get("size"), checksum_of(info))], []
+        return [Source(url, name, _known_format(PurePosixPath(name), name), info.get("size"), checksum_of(url, info))], []
     found, others = _sorted_out(files)
     if not found:
         raise _no_text(name, others)
     placed = [(f"{name}/{below}", files[below]) for below in found]
-    return [Source(path, path, format_of(PurePosixPath(path)) or "", info.get("size"), checksum_of(info)) for path, info in placed], others
+    sources = [Source(path, path, format_of(PurePosixPath(path)) or "", info.get("size"), checksum_of(url, info)) for path, info in placed]
+    return sources, others
 
 
 def _sorted_out(names: Iterable[str]) -> tuple[list[str], list[str]]:

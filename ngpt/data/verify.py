@@ -12,10 +12,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ngpt.config.errors import ConfigError, ConfigErrors
-from ngpt.data.files import atomic_write, progress, sha256_of
+from ngpt.data.files import progress, sha256_of
 from ngpt.data.fingerprint import WHOLE_BYTES, changed_block, is_record, record_of
 from ngpt.data.indexed import bin_path, idx_path
 from ngpt.data.manifest import NAME, Manifest, SplitInfo, split_of
+from ngpt.files import replacing
 
 CHECKED = ".checked.json"  # blocks of the files whose manifest has no hashes of them, as they were first found
 
@@ -125,7 +126,7 @@ def _check_as_first_found(file: PreparedFile, path: Path | None) -> None:
     elif path is not None:
         checked = _load_checked(path) | {file.path.name: {"sha256": file.sha256, "blocks": record_of(file.path, file.sha256)}}
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as stream:
+        with replacing(path) as stream:
             stream.write(json.dumps(checked).encode())
 
 

@@ -37,6 +37,7 @@ SAMPLES = 64
 RESAMPLES = 199
 CONFIDENCE = 0.95
 PRODUCT_FIGURES = ("product_snr_db", "dot_snr_db", "signal_correlation", "noise_correlation")
+_NO_SPREAD = 1e-12  # of a logarithm: what rounding makes of equal rows
 _CHUNK_ELEMENTS = 2**22  # of a tensor in fp64 at a time: 32 MiB
 
 
@@ -134,7 +135,7 @@ def _drawn(matrix: Tensor, samples: int, generator: torch.Generator) -> Draw:
     count, device = matrix.size(0), matrix.device
     if count <= samples:
         return Draw(torch.arange(count, device=device), torch.ones(count, 1, dtype=torch.float64, device=device))
-    norms = torch.linalg.vector_norm(matrix, dim=1, dtype=torch.promote_types(matrix.dtype, torch.float32)).double()
+    norms = torch.cat([chunk.double().norm(dim=1) for chunk in matrix.split(max(1, _CHUNK_ELEMENTS // max(1, matrix.size(1))))])
     powers = norms.square()
     # by the inverse distribution function: torch.multinomial refuses zeros and NaN; in integers, whose cumulative sum is deterministic
     cumulative = (powers / powers.sum() * 2.0**52).long().cumsum(dim=0)
@@ -185,18 +186,21 @@ def _ratios(powers: Tensor) -> tuple[Tensor, Tensor]:
 def _intervals(powers: Tensor, resamples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Log ratios [4] behind the figures and half the widths [4] of their intervals.
 
-    Where there is no spread, or no ratio, the width is zero; where resamples often lack one side of a ratio, it is infinite.
+    Where there is no spread, or no ratio, the width is zero; where there is one row or column, or resamples often lack one side of a ratio,
+    it is infinite.
     """
     means = powers.mean(dim=(1, 2), keepdim=True)
     dividends, divisors = _ratios(means.flatten())
     above, below = _ratios(powers / means)  # of the size of 1, so that squares stay in range
     equal = (powers.new_full((count, 1), 1 / count) for count in powers.shape[1:])
     _, error = _log_ratios(above, below, *equal)
+    error = torch.where(error < _NO_SPREAD, 0.0, error)
     drawn = (_resampled(count, resamples, generator).t() / count for count in powers.shape[1:])
     deviations, errors = _log_ratios(above, below, *drawn)
     ordered = (deviations / errors).abs().nan_to_num(nan=math.inf, posinf=math.inf).sort(dim=1).values
     quantile = ordered[:, min(resamples, math.ceil(CONFIDENCE * (resamples + 1))) - 1]
-    return (dividends / divisors).log(), (quantile * error.squeeze(1)).nan_to_num(nan=0.0, posinf=math.inf)
+    margins = (quantile * error.squeeze(1)).nan_to_num(nan=0.0, posinf=math.inf)
+    return (dividends / divisors).log(), margins if min(powers.shape[1:]) > 1 else torch.full_like(margins, math.inf)
 
 
 def _log_ratios(above: Tensor, below: Tensor, row_weights: Tensor, column_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,13 @@
 """The tables of Megatron arguments agree with Megatron, and the group `megatron` takes what they say."""
 
 import argparse
+import json
 
 import pytest
 
 from ngpt.config import ConfigError
 from ngpt.config.compose import compose, dump, load, to_yaml
+from ngpt.config.identity import diff, model_defining
 from ngpt.config.megatron_arguments import ALLOWED, passed_on, unchecked_note
 from ngpt.config.megatron_keys import OWNED, REFUSED
 
@@ -44,7 +46,8 @@ def test_an_allowed_argument_takes_what_megatron_takes(actions, name):
 @pytest.mark.parametrize(
     ("word", "rule"),
     [
-        ("megatron.window_size=[4,0]", "Refused: .*mask of documents"),
+        ("megatron.window_size=[4,0]", "mask that keeps documents apart"),
+        ("megatron.use_mup=true", "Refused: "),
         ("megatron.softmax_type=learnable", "not among the arguments"),
         ("megatron.ddp_buket_size=3", r"Did you mean megatron\.ddp_bucket_size\?"),
         ("megatron.microbatch_size=3", r"Did you mean train\.micro_batch_size\?"),
@@ -69,7 +72,7 @@ def test_unchecked_arguments_pass_and_mark_the_run():
     assert unchecked_note({"manual_gc": True, "unchecked": True}) == []
 
 
-@pytest.mark.parametrize("word", ["megatron.window_size=[4,0]", "megatron.hidden_size=64"])
+@pytest.mark.parametrize("word", ["megatron.use_mup=true", "megatron.hidden_size=64"])
 def test_unchecked_lets_nothing_through_that_is_owned_or_refused(word):
     with pytest.raises(ConfigError, match="Refused|sets this argument"):
         compose([TINY, word, "megatron.unchecked=true"])
@@ -82,6 +85,27 @@ def test_a_run_from_before_arguments_were_checked_reads_back_as_unchecked(tmp_pa
     assert load(file).megatron == {"softmax_type": "learnable", "unchecked": True}
     file.write_text(to_yaml(compose([TINY, "megatron.manual_gc=true"])))
     assert load(file).megatron == {"manual_gc": True}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "read"),
+    [
+        ({"window_size": [4, 0]}, {"window_size": [4, 0], "unchecked": True}),  # it was trained with it
+        ({"recompute_activations": True, "bias_swiglu_fusion": True}, {}),
+        ({"cuda_graph_modules": "attn", "iterations_to_skip": 5}, {"cuda_graph_modules": ["attn"], "iterations_to_skip": [5]}),
+        ({"log_memory_interval": 0}, {"log_memory_interval": 0, "unchecked": True}),
+    ],
+)
+def test_what_earlier_versions_took_is_read_back(recorded, read, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(compose([TINY])).replace("megatron: {}", f"megatron: {json.dumps(recorded)}"))
+    assert load(file).megatron == read
+
+
+def test_a_run_cannot_resume_without_the_unchecked_argument_that_it_learnt_with():
+    with_it = compose([TINY, "megatron.softmax_type=learnable", "megatron.unchecked=true"])
+    assert "megatron.softmax_type" in diff(model_defining(with_it), model_defining(compose([TINY])))
+    assert diff(model_defining(compose([TINY, "megatron.manual_gc=true"])), model_defining(compose([TINY]))) == {}
 
 
 @pytest.mark.parametrize("experiment", ["ngpt_tiny", "gpt_tiny", "ngpt_hybrid_tiny"])

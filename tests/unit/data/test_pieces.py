@@ -162,9 +162,13 @@ def test_prepared_data_decodes_without_the_original(workers, tmp_path):
     assert {document[-1] for document in documents} == {tokenizer.eod_id} == {manifest.tokenizer.eod_id}
     copied = TokenizerConfig(name="sentencepiece", kind="sentencepiece", path=str(out / "tokenizer.model"))
     check_against_model([DataSource(str(out / "train"))], copied, 400)
+    kept = (out / "tokenizer.model").read_bytes()
     (out / "tokenizer.model").write_bytes(model_file(tmp_path / "other.model", **ONE_SPACE).read_bytes())
     with pytest.raises(ConfigError, match="changed since the preparation"):
         from_manifest(manifest)
+    (out / "tokenizer.model").write_bytes(kept)
+    prepare([source], out, copied, Options(split="100,0,0"), workers=1, overwrite=True)  # the vocabulary asked for is not removed before
+    assert {"tokenizer.model", "tokenizer_config.json"} <= {path.name for path in out.iterdir()}
     prepare([source], out, TokenizerConfig(name="bytes", kind="bytes"), Options(split="100,0,0"), workers=1, overwrite=True)
     assert not [path for path in out.iterdir() if path.name.startswith("tokenizer")]
 

@@ -40,7 +40,7 @@ class Store(MemoryFileSystem):
 
     def info(self, path, **kwargs):
         info = super().info(path, **kwargs)
-        return info if info["type"] == "directory" else info | {"ETag": f'"{hash(self.store[info["name"]].getvalue())}"'}
+        return info if info["type"] == "directory" else info | {"md5Hash": f'"{hash(self.store[info["name"]].getvalue())}"'}
 
     def find(self, path, **kwargs):
         return {name: self.info(name) for name in super().find(path)}
@@ -114,7 +114,7 @@ def test_every_format_gives_the_tokens_of_the_local_file(name, protocol, tmp_pat
     (source,) = manifest.sources
     assert (source.path, source.bytes, source.documents) == (f"{protocol}://bucket/{name}", len(FORMS[name]), len(TEXTS))
     if protocol == "store":
-        assert source.checksum.startswith('ETag "') and not source.sha256
+        assert source.checksum.startswith('md5Hash "') and not source.sha256
     else:
         assert source.sha256 == local.sources[0].sha256 and not source.checksum
     assert manifest == Manifest.load(tmp_path / "out")
@@ -327,17 +327,41 @@ def test_a_signature_is_neither_kept_nor_shown(store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("info", "checksum"),
+    ("protocol", "info", "checksum"),
     [
-        ({"ETag": '"a"', "created": time.time()}, 'ETag "a"'),
-        ({"ETag": 'W/"a"'}, ""),  # of contents that are alike, not equal
-        ({"etag": "x", "md5Hash": "y"}, "etag x"),
-        ({"blob_id": "z"}, "blob_id z"),
-        ({"LastModified": 1, "created": 2}, ""),
+        ("s3", {"ETag": '"a"', "created": time.time()}, 'ETag "a"'),
+        ("https", {"ETag": '"a"'}, ""),  # of a server, or of contents that are alike
+        ("gs", {"etag": "x", "md5Hash": "y"}, "md5Hash y"),  # another etag for other metadata
+        ("gs", {"etag": "x"}, ""),
+        ("hf", {"blob_id": "z"}, "blob_id z"),
+        ("memory", {"LastModified": 1, "created": 2}, ""),
     ],
 )
-def test_checksums_that_file_systems_give(info, checksum):
-    assert remote.checksum_of(info) == checksum
+def test_checksums_that_file_systems_give(protocol, info, checksum):
+    assert remote.checksum_of(f"{protocol}://a/b", info) == checksum
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "403, url='https://b.s3.amazonaws.com/a.txt?X-Amz-Credential=AKIA/2024/us&X-Amz-Signature=SECRET'",  # quoted anew
+        "404 for https://cdn.host/x/a.txt?Signature=SECRET&Key=1",  # redirected
+        "404\n\nNot found:\nhttps://host/a.txt?sig=SECRET",
+    ],
+)
+def test_no_signature_of_any_url_is_shown_and_a_message_is_one_line(message):
+    with pytest.raises(OSError) as raised, remote._one_kind_of_error("https://host/a.txt?X-Amz-Credential=AKIA%2F2024"):
+        raise RuntimeError(message)
+    shown = str(raised.value)
+    assert "SECRET" not in shown and "\n" not in shown and "a.txt" in shown
+
+
+def test_a_file_system_that_cannot_be_used_is_one_line():
+    with pytest.raises(ConfigError, match="cannot be used"):
+        remote.listing("github://a/x.txt")
+    with pytest.raises(ConfigError, match="a protocol|begins with the protocol"):
+        remote.listing("nowhere://a/x.txt")
+    remote.check_url("github://org:repo@sha/x.txt")
 
 
 def test_the_command_takes_urls(tmp_path, monkeypatch, capsys):

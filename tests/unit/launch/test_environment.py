@@ -204,6 +204,8 @@ def test_cpu_workers_get_what_only_a_cpu_needs(config):
 def test_gloo_leaves_the_machine_on_several_nodes_only(config, cuda):
     assert worker_variables(config, local_processes=1, cuda=cuda)["GLOO_SOCKET_IFNAME"] == "lo"
     two_nodes = compose(["experiment=ngpt_tiny", "cluster.nodes=2"])
+    called_one = compose(["experiment=ngpt_tiny", "cluster.gpus_per_node=2"])  # and started by others as one process on each of two
+    assert "GLOO_SOCKET_IFNAME" not in worker_variables(called_one, local_processes=1, cuda=cuda)
     assert "GLOO_SOCKET_IFNAME" not in worker_variables(two_nodes, local_processes=1, cuda=cuda)
 
 

@@ -109,8 +109,24 @@ def test_an_error_proportional_to_the_operand_gains_nothing_by_summation(generat
 
 
 def test_tiny_errors_and_tiny_operands_keep_their_digits(generator):
-    a, b = 1e-30 * normal(generator, 16, 64), normal(generator, 16, 64)
-    assert numbers(product_figures(a, b, a * (1 + 2.0**-40), b))["product_snr_db"] == pytest.approx(20 * 40 * math.log10(2), rel=1e-4)
+    for rows, size in ((16, 1e-30), (200, 1e-24), (200, 1e25)):
+        a, b = size * normal(generator, rows, 64), normal(generator, rows, 64)
+        figures = numbers(product_figures(a, b, a * (1 + 2.0**-40), b))
+        assert figures["product_snr_db"] == pytest.approx(20 * 40 * math.log10(2), rel=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_one_row_tells_nothing_of_others(rows, generator):
+    a, b = normal(generator, rows, 64), normal(generator, 1 if rows > 1 else 40, 64)
+    figures = numbers(product_figures(a, b, quantised_rows(a), quantised_rows(b)))
+    assert math.isfinite(figures["dot_snr_db"])
+    assert (figures["dot_snr_db_lower"], figures["dot_snr_db_upper"]) == (-math.inf, math.inf)
+
+
+def test_equal_rows_have_no_spread(generator):
+    a, b = normal(generator, 1, 64).expand(256, 64), normal(generator, 1, 64).expand(256, 64)
+    figures = numbers(product_figures(a, b, quantised_rows(a), quantised_rows(b)))
+    assert figures["dot_snr_db_lower"] == pytest.approx(figures["dot_snr_db"]) == figures["dot_snr_db_upper"]
 
 
 def test_exact_operands_have_infinite_snrs_and_no_noise_to_correlate(generator):

@@ -49,8 +49,13 @@ def test_the_tail_is_the_last_part_of_the_steps(tail, last):
     assert active == [step <= last for step in range(1, 11)]
 
 
-def test_a_figure_is_the_mean_over_the_ranks_that_have_a_finite_one(monkeypatch):
-    ranks = [{"a": 1.0, "b": math.inf, "c": math.nan}, {"a": 3.0, "b": 5.0}, {"d": 7.0}]
+def test_a_figure_is_the_mean_over_the_ranks_that_have_a_finite_one_with_its_bounds(monkeypatch):
+    bounded = {"e": 20.0, "e_lower": 19.0, "e_upper": 21.0}
+    ranks = [
+        {"a": 1.0, "b": math.inf, "c": math.nan, "e": 30.0, "e_lower": -math.inf, "e_upper": math.inf},
+        {"a": 3.0, "b": 5.0} | bounded,
+        {"d": 7.0},
+    ]
 
     def gather(everyone, own):
         everyone[:] = ranks
@@ -59,4 +64,4 @@ def test_a_figure_is_the_mean_over_the_ranks_that_have_a_finite_one(monkeypatch)
     monkeypatch.setattr(state_module.dist, "all_gather_object", gather)
     state = make()
     state.begin_step(1, watched=True)
-    assert state.figures() == {"a": 2.0, "b": 5.0, "d": 7.0}
+    assert state.figures() == {"a": 2.0, "b": 5.0, "d": 7.0} | bounded
