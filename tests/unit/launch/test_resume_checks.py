@@ -57,7 +57,7 @@ def another(value):
         return not value
     if isinstance(value, int | float):
         return value * 2 + 1
-    return {"x": 1} if isinstance(value, dict) else ["x"] if isinstance(value, list) else f"{value}_other"
+    return {"manual_gc": True} if isinstance(value, dict) else ["x"] if isinstance(value, list) else f"{value}_other"
 
 
 @pytest.fixture(scope="module")
