@@ -84,7 +84,7 @@ def test_a_run_that_does_not_fit_says_so(capsys: pytest.CaptureFixture[str]):
 
 def test_tiny_models_print_figures_instead_of_zeros(capsys: pytest.CaptureFixture[str]):
     _, out, _ = run(capsys, "experiment=ngpt_hybrid_tiny", "--price", "2")
-    assert "total 0.876 MFLOP" in out and "weights 0.72 MiB" in out and re.search(r"\b\d\.\d+ seconds", out)
+    assert "total 0.876 MFLOP" in out and "weights 0.72 MiB" in out and re.search(r"tokens: \d\.\d s, ", out)
     assert not re.findall(r"-0\.0|e-0|\b0\.0+\b| 0 GPU hours", out)
 
 
