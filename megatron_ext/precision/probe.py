@@ -5,6 +5,7 @@ Capabilities are not asked: some GPUs have returned stochastically rounded gradi
 Shapes: x_MK tokens by input features, w_NK, dy_MN.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterator
@@ -57,6 +58,7 @@ def shipped_recipes(*formats: str) -> dict[str, Recipe]:
     return {name: recipe for name, recipe in recipes.items() if recipe.format in formats}
 
 
+@functools.cache
 def shipped_recipe(name: str, *changes: str) -> Recipe:
     """The recipe of conf/precision/<name>.yaml, with overrides such as "precision.executor=native"."""
     return recipe_of(compose(["experiment=ngpt_tiny", f"precision={name}", *changes]).precision)

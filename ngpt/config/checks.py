@@ -18,9 +18,9 @@ from ngpt.config.sizes import (
     world_size,
     wsd_decay_steps,
 )
+from ngpt.config.vocabularies import FILES, NAMED_BY_PATH
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
-_VOCABULARY_FILES = {"huggingface": "tokenizer.json", "sentencepiece": "tokenizer.model"}
 _SYMBOLS = "Use M for Mamba-2, E for experts, * for attention, - for an MLP, | for a pipeline cut and / before a prediction depth"
 
 
@@ -229,8 +229,8 @@ def check_data(cfg: Config) -> Iterator[ConfigError]:
     if known is not None and cfg.model.vocab_size < known:
         rule = f"The tokenizer {tokenizer.name} has {known} tokens"
         yield ConfigError("model.vocab_size", cfg.model.vocab_size, rule, f"Set model.vocab_size={known} or more")
-    if tokenizer.kind in _VOCABULARY_FILES and tokenizer.path is None:
-        way_out = f"Set tokenizer.path to its {_VOCABULARY_FILES[tokenizer.kind]}"
+    if tokenizer.kind in NAMED_BY_PATH and tokenizer.path is None:
+        way_out = f"Set tokenizer.path to its {FILES[tokenizer.kind]}"
         yield ConfigError("tokenizer.path", None, f"A {tokenizer.kind} tokenizer is read from a file", way_out)
 
 

@@ -35,7 +35,8 @@ def main(argv: Sequence[str], check: Callable[[Config], None] = lambda cfg: None
         print(error, file=sys.stderr)
         return 2
     print(to_yaml(cfg))
-    print(*(f"# {line}" for line in unchecked_note(cfg.megatron)), sep="\n", end="\n" * bool(unchecked_note(cfg.megatron)))
+    for line in unchecked_note(cfg.megatron):
+        print(f"# {line}")
     print(counts_table(cfg))
     return 0
 

@@ -15,6 +15,7 @@ from ngpt.config.megatron_keys import OWNED, REFUSED, REFUSED_LATER
 from ngpt.config.schema import Config
 
 UNCHECKED = "unchecked"
+EVENLY = "moe_router_force_load_balancing"
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ ALLOWED = {
     "iterations_to_skip": _list_of(_COUNT),
     "override_opt_param_scheduler": _FLAG,
     "check_for_nan_in_loss_and_grad": _FLAG,
-    # For measurements: tokens go to experts evenly, whatever the router says. Says so by its name.
-    "moe_router_force_load_balancing": _FLAG,
+    # For measurements: tokens go to experts evenly, whatever the router says. The header says so.
+    EVENLY: _FLAG,
 }
 _NOT_ALLOWED = "Is not among the arguments that are known not to change the function that is trained"
 # What is known of some that are not allowed.
@@ -104,7 +105,6 @@ _OTHERWISE = {
     "window_size": "Replaces the mask that keeps documents apart and split sequences in order, and estimate and FLOPs know no window",
     "window_attn_skip_freq": "Says which layers have a window, and none has",
 }
-EVENLY = "moe_router_force_load_balancing"
 
 
 def passed_on(megatron: Mapping[str, Any]) -> dict[str, Any]:

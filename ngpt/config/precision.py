@@ -11,6 +11,7 @@ from ngpt.config.executor import expected_executor
 from ngpt.config.linears import BlockLinear, Dimension, block_linears, quantized_linears
 from ngpt.config.schema import Config, PrecisionConfig
 from ngpt.config.sizes import round_up
+from ngpt.estimate.hardware import GPUS
 
 _NVFP4_OPTIONS = """
     executor input_amax weight_amax grad_output_amax static_grad_amax weight_blocks rht stochastic_rounding diagnostics
@@ -20,8 +21,7 @@ _STATIC_AMAX = 1.3125
 _STATIC_AMAX_EXPONENTS = (-115, 127)  # beyond them the amax, its scale or the inverse of that is no normal fp32 number
 _BLOCK = 16
 _NATIVE_BLOCK = 32
-_BEFORE_BLACKWELL = ("a100", "h100", "h200")
-_GPUS_WITHOUT = {"fp8": ("a100",), "mxfp8": _BEFORE_BLACKWELL, "nvfp4": ("a100",)}
+_NEEDED_RATE = {"fp8": "fp8", "mxfp8": "mxfp8", "nvfp4": "fp8"}  # NVFP4 is emulated from Hopper on, the first with fp8
 
 
 def takes_grouped_experts(precision: PrecisionConfig) -> bool:
@@ -40,11 +40,11 @@ def check_grouped_experts(cfg: Config) -> Iterator[ConfigError]:
     precision = cfg.precision
     if cfg.model.expert_impl != "grouped" or "E" not in cfg.model.layer_pattern:
         return
-    if takes_grouped_experts(precision) and not (precision.format == "nvfp4" and _runs_natively(cfg)):
+    if takes_grouped_experts(precision) and not (precision.format == "nvfp4" and expected_executor(cfg) == "native"):
         return
     amaxes = f" with input_amax {precision.input_amax}, weight_amax {precision.weight_amax}, grad_output_amax {precision.grad_output_amax}"
     found = f"precision={precision.name} has format {precision.format}{amaxes if precision.format == 'nvfp4' else ''}"
-    found += ", run by Transformer Engine's kernels" if precision.format == "nvfp4" and _runs_natively(cfg) else ""
+    found += ", run by Transformer Engine's kernels" if precision.format == "nvfp4" and expected_executor(cfg) == "native" else ""
     rule = f"Grouped linears take no format, or emulated NVFP4 with static input and weight and static or dynamic_pow2 grad_output; {found}"
     way_out = "Set model.expert_impl=auto: experts then run one by one; or precision=nvfp4_paper precision.executor=emulated"
     yield ConfigError("model.expert_impl", "grouped", rule, way_out)
@@ -76,7 +76,7 @@ def check_backend(cfg: Config) -> Iterator[ConfigError]:
     if impl == "local" and precision.format in ("fp8", "mxfp8"):
         rule = f"Exists in Transformer Engine only, and model.transformer_impl is {impl}"
         yield _error("format", precision.format, rule, "Set model.transformer_impl=auto, or choose precision=bf16")
-    if gpu in _GPUS_WITHOUT.get(precision.format, ()):
+    if gpu is not None and precision.format != "none" and _NEEDED_RATE[precision.format] not in GPUS[gpu].rates:
         rule = f"Does not run on the GPUs of cluster.gpu {gpu}"
         yield _error("format", precision.format, rule, "Choose precision=bf16, or the cluster that has the GPUs")
     if not (native and precision.format == "nvfp4"):
@@ -90,7 +90,7 @@ def check_backend(cfg: Config) -> Iterator[ConfigError]:
     if precision.rht and (precision.input_amax, precision.grad_output_amax) != ("dynamic", "dynamic"):
         rule = "Transformer Engine transforms operands of dynamic scale only"
         yield _error("executor", "native", rule, "Set precision.executor=emulated, or the amax of input and grad_output to dynamic")
-    if gpu in _BEFORE_BLACKWELL:
+    if gpu is not None and "nvfp4" not in GPUS[gpu].rates:
         yield _error("executor", "native", f"Needs Blackwell, and cluster.gpu is {gpu}", "Set precision.executor=emulated or auto")
     if precision.rht and precision.dtype != "bf16":
         rule = f"Transformer Engine's Hadamard transform reads bf16, and precision.dtype is {precision.dtype}"
@@ -203,14 +203,9 @@ def _multiple(cfg: Config) -> tuple[int, str]:
     precision = cfg.precision
     if precision.format != "nvfp4":
         return (_NATIVE_BLOCK if precision.format == "mxfp8" else _BLOCK), precision.format.upper()
-    if _runs_natively(cfg):
+    if expected_executor(cfg) == "native":
         return _NATIVE_BLOCK, "NVFP4 in cuBLAS (the native executor)"
     return _BLOCK, "NVFP4"
-
-
-def _runs_natively(cfg: Config) -> bool:
-    """Whether Transformer Engine's NVFP4 kernels were asked for, or are chosen on the GPUs that the config names."""
-    return expected_executor(cfg) == "native"
 
 
 def _or_keep(linears: Iterable[BlockLinear], quantized: list[BlockLinear]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ngpt.config.errors import ConfigError
+from ngpt.config.vocabularies import FILES
 from ngpt.data.encode import Counts, Job, load_header, load_shard, shard_path
 from ngpt.data.files import atomic_write, progress
 from ngpt.data.hub import Origin
@@ -18,7 +19,7 @@ from ngpt.data.manifest import SPLITS, Manifest, SourceInfo, SplitInfo
 from ngpt.data.plan import TOKENIZER, parse_split
 from ngpt.data.sources import shortened
 from ngpt.data.tokenizers import Tokenizer, describe, from_config
-from ngpt.data.vocabulary import FILES, SETTINGS
+from ngpt.data.vocabulary import SETTINGS
 
 
 def assemble(

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
+from ngpt.config.vocabularies import NAMED_BY_PATH
 from ngpt.data.fetch import DATASETS, fetch, raw_path
 from ngpt.data.manifest import NAME, Manifest
 from ngpt.data.plan import Options
@@ -20,7 +21,6 @@ from ngpt.data.readers import DOCUMENTS
 from ngpt.data.remote import is_url, without_query
 from ngpt.data.sources import format_of
 from ngpt.data.verify import verify_deep
-from ngpt.data.vocabulary import NAMED_BY_PATH
 
 ROOT = Path("data")
 USAGE_ERROR = 2

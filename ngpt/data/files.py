@@ -14,7 +14,7 @@ READ_BYTES = 1 << 20
 
 
 def atomic_write(path: Path) -> AbstractContextManager[BinaryIO]:
-    """`replacing` for a folder that is locked: what a killed process has begun, the next one overwrites."""
+    """`replacing` where one process writes at a time: what a killed one has begun, the next overwrites."""
     return replacing(path, alone=True)
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
+from ngpt.config.vocabularies import FILES
 from ngpt.data.files import atomic_write
 from ngpt.data.manifest import NAME, SPLITS, Manifest, SourceInfo
 from ngpt.data.readers import DOCUMENTS
 from ngpt.data.tokenizers import BPE_DEFAULT_VOCAB, check_bpe_size, from_config
 from ngpt.data.verify import CHECKED, verify
-from ngpt.data.vocabulary import FILES, SETTINGS
+from ngpt.data.vocabulary import SETTINGS
 
 WORK = ".prepare"
 PLAN = "plan.json"

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
+from ngpt.config.vocabularies import FILES
 from ngpt.data import encode
 from ngpt.data.assemble import assemble
 from ngpt.data.files import atomic_write, progress, sha256_of_stream
@@ -29,7 +30,7 @@ from ngpt.data.plan import PLAN, TOKENIZER, WORK, Options, clear, find_finished,
 from ngpt.data.readers import Record, read_records
 from ngpt.data.sources import AT_A_URL, Source, find_sources, shortened
 from ngpt.data.tokenizers import train_bpe
-from ngpt.data.vocabulary import FILES, located
+from ngpt.data.vocabulary import located
 
 CHUNK_BYTES = 4 << 20  # of text, in a chunk
 

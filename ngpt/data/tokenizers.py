@@ -13,10 +13,11 @@ import numpy as np
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
+from ngpt.config.vocabularies import FILES
 from ngpt.data.hub import Origin
 from ngpt.data.manifest import Manifest, TokenizerInfo
 from ngpt.data.pieces import SentencePieceTokenizer
-from ngpt.data.vocabulary import EOD, FILES, MAX_VOCAB, cannot_encode, default_tekken, end_of_document, located, unreadable
+from ngpt.data.vocabulary import EOD, MAX_VOCAB, cannot_encode, default_tekken, end_of_document, located, unreadable
 
 KINDS = ("bytes", "bpe", "huggingface", "sentencepiece", "tiktoken")
 BPE_DEFAULT_VOCAB = 4096

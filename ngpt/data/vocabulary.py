@@ -7,10 +7,9 @@ from pathlib import Path
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
+from ngpt.config.vocabularies import FILES, NAMED_BY_PATH
 from ngpt.data.hub import Origin, fetch_tokenizer, is_hub_id
 
-FILES = {"bpe": "tokenizer.json", "huggingface": "tokenizer.json", "sentencepiece": "tokenizer.model"}  # usual names
-NAMED_BY_PATH = ("huggingface", "sentencepiece")  # there is no default, and a path may be a name on the Hub
 SETTINGS = "tokenizer_config.json"  # beside the vocabulary file, names the end-of-document token
 EOD = "<|endoftext|>"
 EOD_NAMES = (EOD, "</s>", "<|end_of_text|>", "<eos>", "<|eod|>", "<|end|>", "<｜end▁of▁sentence｜>")

@@ -15,6 +15,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
 from ngpt.data.plan import Options, locked
 from ngpt.data.prepare import prepare
+from tests.unit.data.shards import saved_shards
 
 REPOSITORY = Path(__file__).parents[3]
 BPE = TokenizerConfig(name="bpe", kind="bpe", vocab_size=270)
@@ -118,24 +119,13 @@ def test_sigkill_with_workers_loses_no_finished_shard_and_leaves_no_process(sour
 
 
 def test_finished_shards_are_not_made_again(source, tmp_path, monkeypatch):
-    from ngpt.data import encode
-
-    made = []
-    save = encode.save_shard
-
-    def failing(path, shard):
-        if len(made) == 4:
-            raise KeyboardInterrupt
-        made.append(path.name)
-        save(path, shard)
-
-    monkeypatch.setattr(encode, "save_shard", failing)
+    first = saved_shards(monkeypatch, interrupted_after=4)
     bytes_tokenizer = TokenizerConfig(name="bytes", kind="bytes")
     with pytest.raises(KeyboardInterrupt):
         prepare([source], tmp_path / "out", bytes_tokenizer, workers=1, chunk_bytes=2000)
-    first = list(made)
-    monkeypatch.setattr(encode, "save_shard", lambda path, shard: (made.append(path.name), save(path, shard)))
+    then = saved_shards(monkeypatch)
     prepare([source], tmp_path / "out", bytes_tokenizer, Options(split="80,10,10"), workers=1, chunk_bytes=2000)
+    made = first + then
     assert len(made) == len(set(made)) > len(first) == 4
 
 

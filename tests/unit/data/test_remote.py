@@ -16,12 +16,13 @@ from pyarrow import parquet
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
-from ngpt.data import cli, encode, remote
+from ngpt.data import cli, remote
 from ngpt.data.files import READ_BYTES
 from ngpt.data.manifest import Manifest
 from ngpt.data.plan import Options
 from ngpt.data.prepare import prepare
 from ngpt.data.sources import find_sources
+from tests.unit.data.shards import saved_shards
 
 BYTES = TokenizerConfig(name="bytes", kind="bytes")
 TEXTS = [f"Document {i}: größe {'xy ' * (i * 37 % 101)}end" for i in range(100)]
@@ -188,24 +189,17 @@ def test_a_read_that_breaks_is_one_line_and_the_same_command_continues(name, err
 
 def test_finished_shards_are_not_made_again(store, tmp_path):
     put("bucket/a.jsonl", PLAIN)
-    made, save = [], encode.save_shard
-
-    def failing(path, shard):
-        if len(made) == 4:
-            raise KeyboardInterrupt
-        made.append(path.name)
-        save(path, shard)
-
-    store.setattr(encode, "save_shard", failing)
+    first = saved_shards(store, interrupted_after=4)
     with pytest.raises(KeyboardInterrupt):
         run("store://bucket/a.jsonl", tmp_path / "out", chunk_bytes=1000)
     put("bucket/a.jsonl", PLAIN + b'{"text": "more"}\n')
     with pytest.raises(ConfigError, match=r"unfinished preparation: sources.0.bytes: .*sources.0.checksum"):
         run("store://bucket/a.jsonl", tmp_path / "out", chunk_bytes=1000)
     put("bucket/a.jsonl", PLAIN)
-    store.setattr(encode, "save_shard", lambda path, shard: (made.append(path.name), save(path, shard)))
+    then = saved_shards(store)
     run("store://bucket/a.jsonl", tmp_path / "out", chunk_bytes=1000)
-    assert len(made) == len(set(made)) > 4
+    made = first + then
+    assert len(made) == len(set(made)) > len(first) == 4
 
 
 def test_a_file_that_ends_early_is_no_shorter_text(store, tmp_path):
