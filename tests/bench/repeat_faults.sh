@@ -10,7 +10,7 @@ export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=''
 
 lane() {
   local order=("${tests[@]}") cores
-  cores=$(nproc)
+  cores=$(nproc --all) # plain nproc prints OMP_NUM_THREADS where that is set
   local pair=$((2 * $1 % cores)),$(((2 * $1 + 1) % cores))
   (($1 % 2)) && mapfile -t order < <(printf '%s\n' "${tests[@]}" | tac)
   while :; do
