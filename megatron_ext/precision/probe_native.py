@@ -26,8 +26,8 @@ from megatron_ext.precision.probe import (
 from megatron_ext.precision.te_recipes import autocast, te_recipe, unavailable
 from ngpt.findings import UNAVAILABLE, Finding, attempt
 from ngpt.precision import QuantizerSpec, qgemm, quantize
-from ngpt.precision.recipe import Recipe
 from ngpt.precision.tensor import equal_values
+from ngpt.recipes import Recipe
 
 NATIVE = "nvfp4 native"
 FP8_ERROR = 0.1  # of products of E4M3 and E5M2 operands: 0.037 and 0.06 on such inputs

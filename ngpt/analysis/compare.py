@@ -186,6 +186,12 @@ def _parallel(run: Run) -> str | None:
     return ", ".join(split) or None
 
 
+def _precision(run: Run) -> str | None:
+    """The run's recipe and those of some of its layers."""
+    named = [name for key, name in run.flat_config.items() if key.startswith("precision.layers.")]
+    return " and ".join(dict.fromkeys(filter(None, [run.flat_config.get("precision.name"), *named]))) or None
+
+
 def _worst_deviation(run: Run) -> float | None:
     _, values = run.series("worst_norm_deviation", run.tokens)
     return max((value for value in values if math.isfinite(value)), default=None)
@@ -195,7 +201,7 @@ def _worst_deviation(run: Run) -> float | None:
 _FINAL: list[tuple[str, Callable[[Run], Any], Callable[[Any], str]]] = [
     ("Status", lambda run: run.status.kind, str),
     ("Architecture", lambda run: run.flat_config.get("model.architecture"), str),
-    ("Precision", lambda run: run.flat_config.get("precision.name"), str),
+    ("Precision", _precision, str),
     ("Parameters", lambda run: run.total("parameters"), formats.full_count),
     ("Model parallelism", _parallel, str),
     ("Steps", lambda run: run.total("steps"), "{:,.0f}".format),

@@ -12,7 +12,7 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,9 +20,9 @@ import ngpt
 from ngpt.config.checks import validate
 from ngpt.config.errors import ConfigError, ConfigErrors
 from ngpt.config.megatron_arguments import of_earlier_run
-from ngpt.config.overrides import accepted, numbers_for_text
+from ngpt.config.overrides import accepted, numbers_for_text, quoted
 from ngpt.config.resolve import resolve
-from ngpt.config.schema import Config
+from ngpt.config.schema import Config, RecipeConfig
 from ngpt.config.translate import leaf_types, section_error, translate
 from ngpt.config.yaml_limits import check_yaml
 
@@ -70,8 +70,11 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
     try:
         with initialize_config_dir(str(shipped), version_base="1.3"):
             composed = hydra_compose("config", overrides=arguments, return_hydra_config=True)
-        experiment = composed.hydra.runtime.choices.get("experiment")
-        sections = {key: value for key, value in OmegaConf.to_container(composed).items() if key != "hydra"}
+            experiment = composed.hydra.runtime.choices.get("experiment")
+            sections = {key: value for key, value in OmegaConf.to_container(composed).items() if key != "hydra"}
+            _add_named_recipes(sections["precision"], arguments[0])
+    except ConfigError:
+        raise
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, *_PLAIN) as error:
         # OmegaConf answers some malformed keys with plain exceptions, a value that names itself with a RecursionError, and a group's
         # option is a file's name, which the system may refuse.
@@ -79,6 +82,28 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
     if experiment and isinstance(sections["run"], dict) and OmegaConf.is_missing(composed.run, "name"):
         sections["run"]["name"] = PurePath(experiment).name
     return _finish(sections, shipped)
+
+
+def _add_named_recipes(precision: Any, search_path: str) -> None:
+    """Puts the recipes that `layers` names into `recipes`, so that a resolved config holds all that it trains with.
+
+    What else their files say (the executor, blocks kept in bf16) is of a run that has one as its own recipe.
+    """
+    if not isinstance(precision, dict) or not isinstance(precision.get("layers"), dict):
+        return
+    known = {entry.name for entry in dataclasses.fields(RecipeConfig)}
+    for name in dict.fromkeys(precision["layers"].values()):
+        if not isinstance(name, str) or name in precision["recipes"]:
+            continue
+        try:
+            chosen = hydra_compose("config", overrides=[search_path, f"precision={quoted(name)}"])
+        except MissingConfigException as error:
+            rule = "No recipe of that name in conf/precision or a --config-dir"
+            raise ConfigError("precision.layers", name, rule, f"Choose one of {', '.join(error.options or [])}") from error
+        found = {key: value for key, value in OmegaConf.to_container(chosen.precision).items() if key in known}
+        if found.get("format", "none") != "none":
+            found["dtype"] = "${precision.dtype}"  # of weights and activations: the run's
+        precision["recipes"][name] = found
 
 
 def load(path: Path) -> Config:
