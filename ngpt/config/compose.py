@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -26,6 +27,7 @@ from ngpt.config.schema import Config, RecipeConfig
 from ngpt.config.translate import leaf_types, section_error, translate
 from ngpt.config.yaml_limits import check_yaml
 
+_OF_NAMED_RECIPE = re.compile(r"\+{0,2}precision\.recipes\.(?P<name>[^.=]+)\.(?P<option>.+)", re.DOTALL)
 _PLAIN = (ValueError, TypeError, AssertionError, RecursionError, OSError)
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -66,13 +68,15 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
         ConfigError: An unknown key or option, a wrong type, a missing value or an impossible combination.
     """
     shipped = config_dir()
-    arguments = [_search_path(shipped, config_dirs), *map(accepted, overrides)]
+    search_path = _search_path(shipped, config_dirs)
+    of_named = {override: found for override in overrides if (found := _OF_NAMED_RECIPE.match(override))}
+    arguments = [search_path, *(accepted(override) for override in overrides if override not in of_named)]
     try:
         with initialize_config_dir(str(shipped), version_base="1.3"):
             composed = hydra_compose("config", overrides=arguments, return_hydra_config=True)
             experiment = composed.hydra.runtime.choices.get("experiment")
             sections = {key: value for key, value in OmegaConf.to_container(composed).items() if key != "hydra"}
-            _add_named_recipes(sections["precision"], arguments[0])
+            _add_named_recipes(sections["precision"], search_path, list(of_named.values()))
     except ConfigError:
         raise
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, *_PLAIN) as error:
@@ -84,19 +88,27 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
     return _finish(sections, shipped)
 
 
-def _add_named_recipes(precision: Any, search_path: str) -> None:
+def _add_named_recipes(precision: Any, search_path: str, changes: Sequence[re.Match]) -> None:
     """Puts the recipes that `layers` names into `recipes`, so that a resolved config holds all that it trains with.
 
     What else their files say (the executor, blocks kept in bf16) is of a run that has one as its own recipe.
+
+    Args:
+        changes: overrides of options of named recipes.
     """
-    if not isinstance(precision, dict) or not isinstance(precision.get("layers"), dict):
-        return
+    layers = precision.get("layers") if isinstance(precision, dict) else None
+    layers = layers if isinstance(layers, dict) else {}
+    for change in changes:
+        if change["name"] not in layers.values():
+            rule, way_out = "No linear layer has that recipe", f"Set precision.layers={{GLOB: {change['name']}}}, or leave this out"
+            raise ConfigError(f"precision.recipes.{change['name']}", change[0], rule, way_out)
     known = {entry.name for entry in dataclasses.fields(RecipeConfig)}
-    for name in dict.fromkeys(precision["layers"].values()):
+    for name in dict.fromkeys(layers.values()):
         if not isinstance(name, str) or name in precision["recipes"]:
             continue
         try:
-            chosen = hydra_compose("config", overrides=[search_path, f"precision={quoted(name)}"])
+            own = [accepted(f"precision.{change['option']}") for change in changes if change["name"] == name]
+            chosen = hydra_compose("config", overrides=[search_path, f"precision={quoted(name)}", *own])
         except MissingConfigException as error:
             rule = "No recipe of that name in conf/precision or a --config-dir"
             raise ConfigError("precision.layers", name, rule, f"Choose one of {', '.join(error.options or [])}") from error

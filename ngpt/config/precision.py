@@ -1,27 +1,21 @@
-"""The rules of low-precision formats: which options say something, which layers they may quantise, and shapes.
-
-A section is `precision` itself or one of the recipes that `precision.layers` names, `precision.recipes.NAME`.
-"""
+"""The rules of a run's recipes: which layers they may quantise, by what, and shapes. What one recipe says: `ngpt.config.recipe_rules`."""
 
 import difflib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 from fnmatch import fnmatchcase
 
+from ngpt.config import recipe_rules
 from ngpt.config.errors import ConfigError
 from ngpt.config.executor import beyond_kernels, expected_executor
 from ngpt.config.linears import BlockLinear, Dimension, block_linears, named_recipe, recipe_by_linear
-from ngpt.config.recipes import TABLE, key_of, options_of, recipe_of
-from ngpt.config.schema import Config, OperandConfig, PrecisionConfig, RecipeConfig
+from ngpt.config.recipe_rules import sections
+from ngpt.config.recipes import key_of, options_of, recipe_of
+from ngpt.config.schema import Config, RecipeConfig
 from ngpt.config.sizes import round_up
 from ngpt.estimate.hardware import GPUS
-from ngpt.recipes import DIRECTIONS, STATIC_AMAX, QuantizerSpec, Recipe
+from ngpt.recipes import DIRECTIONS, QuantizerSpec, Recipe
 
-_NVFP4_OPTIONS = "input_amax weight_amax grad_output_amax static_grad_amax weight_blocks rht stochastic_rounding operands".split()
-_NVFP4_RUN_OPTIONS = "executor diagnostics".split()
-_POLICY_OPTIONS = "num_layers_at_start_in_bf16 num_layers_at_end_in_bf16 bf16_modules bf16_tail".split()
-_STATIC_AMAX_EXPONENTS = (-115, 127)  # beyond them the amax, its scale or the inverse of that is no normal fp32 number
 _BLOCK = 16
 _NATIVE_BLOCK = 32
 _NEEDED_RATE = {"fp8": "fp8", "mxfp8": "mxfp8", "nvfp4": "fp8"}  # NVFP4 is emulated from Hopper on, the first with fp8
@@ -67,60 +61,6 @@ def check_grouped_experts(cfg: Config) -> Iterator[ConfigError]:
         yield ConfigError("model.expert_impl", "grouped", rule + found, way_out)
 
 
-def check_unread_options(cfg: Config) -> Iterator[ConfigError]:
-    """Options that the chosen format would ignore are refused."""
-    precision = cfg.precision
-    formats = {section.format for _, section in _sections(cfg)}
-    unread = {}
-    if "nvfp4" not in formats:
-        unread |= dict.fromkeys(_NVFP4_RUN_OPTIONS, "nvfp4")
-    if formats == {"none"}:
-        unread |= dict.fromkeys(_POLICY_OPTIONS, "fp8, mxfp8 or nvfp4")
-    yield from _unread("precision", precision, unread)
-    for path, section in _sections(cfg):
-        if section.format != "nvfp4":
-            yield from _unread(path, section, dict.fromkeys(_NVFP4_OPTIONS, "nvfp4"))
-            continue
-        amax, used = section.static_grad_amax, {options_of(section, "grad_output", direction).amax for direction in DIRECTIONS}
-        if "static" not in used and amax != _DEFAULTS["static_grad_amax"]:
-            rule = f"Is read by precision.grad_output_amax=static only, not {section.grad_output_amax}"
-            yield ConfigError(f"{path}.static_grad_amax", amax, rule, f"Set {path}.grad_output_amax=static, or this to {STATIC_AMAX}")
-
-
-def check_table(cfg: Config) -> Iterator[ConfigError]:
-    """The keys of `operands` exist, each option of theirs is read, and those of an operand can be combined."""
-    for path, section in _sections(cfg):
-        if section.format != "nvfp4":
-            continue
-        for key in (key for key in section.operands if key not in TABLE):
-            near = difflib.get_close_matches(key, TABLE, n=2, cutoff=0.0)
-            yield ConfigError(f"{path}.operands", key, f"Must be one of {', '.join(TABLE)}", f"Did you mean {' or '.join(near)}?")
-        for key, asked in section.operands.items():
-            yield from _unread_of_operand(path, section, key, asked)
-        if errors := list(_check_static_amaxes(path, section)):
-            yield from errors
-            continue
-        try:
-            recipe_of(section)
-        except ValueError as error:
-            rule, _, way_out = str(error).rstrip(".").partition(". ")
-            yield ConfigError(f"{path}.operands", section.name, rule, way_out)
-
-
-def _unread_of_operand(path: str, section: RecipeConfig, key: str, asked: OperandConfig) -> Iterator[ConfigError]:
-    """Options in one row of the table that need another one beside them."""
-    if key not in TABLE:
-        return
-    operand = next(name for name in TABLE[:3] if key.startswith(name))
-    cells = [options_of(section, operand, direction) for direction in DIRECTIONS if key in (operand, f"{operand}_{direction}")]
-    if asked.static_amax is not None and not any(cell.amax == "static" for cell in cells):
-        rule, way_out = "Is read with amax=static only", f"Set {path}.operands.{key}.amax=static, or leave it out"
-        yield ConfigError(f"{path}.operands.{key}.static_amax", asked.static_amax, rule, way_out)
-    if asked.bound is not None and not any(cell.four_over_six != "none" for cell in cells):
-        rule, way_out = "Is read with four_over_six only", f"Set {path}.operands.{key}.four_over_six=mae, or leave it out"
-        yield ConfigError(f"{path}.operands.{key}.bound", asked.bound, rule, way_out)
-
-
 def check_layers(cfg: Config) -> Iterator[ConfigError]:
     """`precision.layers` gives existing linear layers existing recipes of the run's dtype."""
     precision, names = cfg.precision, [linear.name for linear in block_linears(cfg)]
@@ -141,14 +81,14 @@ def check_layers(cfg: Config) -> Iterator[ConfigError]:
 def check_backend(cfg: Config) -> Iterator[ConfigError]:
     """Formats and executors that only Transformer Engine or newer GPUs have."""
     precision, impl, gpu = cfg.precision, cfg.model.transformer_impl, cfg.cluster.gpu
-    for path, section in _sections(cfg):
+    for path, section in sections(cfg):
         if impl == "local" and section.format in ("fp8", "mxfp8"):
             rule = f"Exists in Transformer Engine only, and model.transformer_impl is {impl}"
             yield ConfigError(f"{path}.format", section.format, rule, "Set model.transformer_impl=auto, or choose precision=bf16")
         if gpu is not None and section.format != "none" and _NEEDED_RATE[section.format] not in GPUS[gpu].rates:
             rule = f"Does not run on the GPUs of cluster.gpu {gpu}"
             yield ConfigError(f"{path}.format", section.format, rule, "Choose precision=bf16, or the cluster that has the GPUs")
-    recipes = [recipe for _, section in _sections(cfg) if (recipe := recipe_of(section)).format == "nvfp4"]
+    recipes = [recipe for _, section in sections(cfg) if (recipe := recipe_of(section)).format == "nvfp4"]
     if not recipes or precision.executor != "native":
         return
     if impl == "local":
@@ -167,7 +107,7 @@ def check_backend(cfg: Config) -> Iterator[ConfigError]:
 def check_policy(cfg: Config) -> Iterator[ConfigError]:
     """The layers kept in bf16 exist, and leave some to quantise."""
     precision, layers = cfg.precision, cfg.model.num_layers
-    if all(section.format == "none" for _, section in _sections(cfg)):
+    if all(section.format == "none" for _, section in sections(cfg)):
         return
     linears = block_linears(cfg)
     kept = precision.num_layers_at_start_in_bf16 + precision.num_layers_at_end_in_bf16
@@ -191,7 +131,7 @@ def check_static(cfg: Config) -> Iterator[ConfigError]:
     else:
         why, cure = "model.fine_grained=false leaves what enters the output projections at any length", "model.fine_grained=true"
     recipes = recipe_by_linear(cfg)
-    for path, section in _sections(cfg):
+    for path, section in sections(cfg):
         name = None if section is precision else path.rpartition(".")[2]
         quantized = [linears[linear] for linear in recipes if named_recipe(cfg, linears[linear]) == name]
         offending = {
@@ -254,56 +194,12 @@ def check_tokens(cfg: Config) -> Iterator[ConfigError]:
     yield ConfigError("train.seq_length", got, rule, f"Set train.seq_length={round_up(train.seq_length, step)}, or another micro-batch")
 
 
-def _sections(cfg: Config) -> Iterator[tuple[str, RecipeConfig]]:
-    """(its key, section) of the run's recipe and of those that `precision.layers` names."""
-    yield "precision", cfg.precision
-    for name, section in cfg.precision.recipes.items():
-        yield f"precision.recipes.{name}", section
-
-
-def _unread(path: str, section: RecipeConfig, unread: dict[str, str]) -> Iterator[ConfigError]:
-    """`unread`: option -> the formats that read it."""
-    for name, formats in unread.items():
-        value, default = getattr(section, name), _DEFAULTS[name]
-        if value != default:
-            rule = f"Is read by precision.format {formats} only, not {section.format}"
-            yield ConfigError(f"{path}.{name}", value, rule, f"Choose such a precision=NAME, or set {path}.{name}={_written(default)}")
-
-
 def _keys_of_static(section: RecipeConfig, operand: str) -> list[str]:
     """The keys within a section that make an operand's amax static, in either direction."""
     if section.format != "nvfp4":
         return []
     static = [direction for direction in DIRECTIONS if options_of(section, operand, direction).amax == "static"]
     return list(dict.fromkeys(key_of(section, operand, direction, "amax") for direction in static))
-
-
-def _check_static_amaxes(path: str, section: RecipeConfig) -> Iterator[ConfigError]:
-    """A constant amax is a power of two of the usual one, and no transform makes elements larger than it."""
-    seen = set()
-    for operand in TABLE[:3]:
-        for direction in DIRECTIONS:
-            options = options_of(section, operand, direction)
-            if options.amax != "static":
-                continue
-            amax_key, value_key = (key_of(section, operand, direction, option) for option in ("amax", "static_amax"))
-            if value_key not in seen:
-                yield from _check_static_amax(f"{path}.{value_key}", options.static_amax)
-            if options.rht != "none":
-                rule = "precision.rht makes elements up to 4 times as large, which a constant amax would saturate"
-                off = "false" if (key := key_of(section, operand, direction, "rht")) == "rht" else "none"
-                yield ConfigError(f"{path}.{amax_key}", "static", rule, f"Set {path}.{amax_key}=dynamic_pow2, or {path}.{key}={off}")
-            seen.add(value_key)
-
-
-def _check_static_amax(key: str, amax: float) -> Iterator[ConfigError]:
-    mantissa, exponent = math.frexp(amax)
-    lowest, highest = _STATIC_AMAX_EXPONENTS
-    if mantissa == STATIC_AMAX / 2 and lowest <= exponent - 1 <= highest:
-        return
-    rule = f"Must be {STATIC_AMAX} * 2^j with j from {lowest} to {highest}: the scale is then a power of two and exact"
-    nearest = 0 if not (amax > 0 and math.isfinite(amax)) else min(max(round(math.log2(amax / STATIC_AMAX)), lowest), highest)
-    yield ConfigError(key, amax, rule, f"Set {key}={math.ldexp(STATIC_AMAX, nearest)!r}")
 
 
 def _unmatched(option: str, glob: str, cfg: Config) -> ConfigError:
@@ -334,16 +230,9 @@ def _error(name: str, got: object, rule: str, way_out: str) -> ConfigError:
     return ConfigError(f"precision.{name}", got, rule, way_out)
 
 
-def _written(value: object) -> str:
-    """As the command line takes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-_DEFAULTS = {entry.name: getattr(PrecisionConfig(), entry.name) for entry in fields(PrecisionConfig)}
-
 # Each group reads what those before it have checked.
 CHECKS = (
-    (check_unread_options, check_table),
+    recipe_rules.CHECKS,
     (check_layers,),
     (check_backend, check_grouped_experts, check_policy, check_static, check_features, check_tokens),
 )

@@ -261,7 +261,15 @@ BAD = {
         "precision.recipes.nvfp4_paper.input_amax",
         "static",
         "input of layers.0.self_attention.linear_qkv (the first of 2",
-        ["precision.layers={layers.0.*: nvfp4_four_over_six}"],
+        ["precision.recipes.nvfp4_paper.input_amax=dynamic_pow2", "precision.recipes.nvfp4_paper.operands.weight.amax=dynamic"],
+        "precision.recipes.nvfp4_paper.input_amax=dynamic_pow2",
+    ),
+    "option_of_a_recipe_of_no_layer": Bad(
+        [PAPER, "precision.recipes.nvfp4_nvidia.rht=false"],
+        "precision.recipes.nvfp4_nvidia",
+        "rht=false",
+        "No linear layer",
+        ["precision.layers={layers.0.*: nvfp4_nvidia}"],
     ),
     "features_of_a_named_recipe": Bad(
         [PAPER, "precision.layers={*.linear_fc2: mxfp8}", "model.ffn_hidden_size=176"],

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ngpt.config import compose
-from ngpt.config.precision import check_table
+from ngpt.config.recipe_rules import check_table
 from ngpt.config.recipes import recipe_of
 from ngpt.recipes import DIRECTIONS, OPERANDS, STATIC_AMAX, FourOverSix, QuantizerSpec, Recipe
 
