@@ -6,6 +6,7 @@ columnwise. Made of a config by `ngpt.config.recipes`. Imports no torch.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -153,6 +154,12 @@ class Recipe:
         return {name: getattr(self, name) for name in OPERANDS} if self.format == "nvfp4" else {}
 
     @property
+    def quantised_by_kernels(self) -> bool:
+        """Whether the Triton kernels know all of it; on a GPU the rest is quantised by the reference in torch, which is slow."""
+        specs = [getattr(spec, direction) for spec in self.operands.values() for direction in DIRECTIONS]
+        return not any(spec.four_over_six or spec.row_scaled for spec in specs)
+
+    @property
     def rounds_stochastically(self) -> bool:
         return any("sr" in (spec.rowwise.rounding, spec.columnwise.rounding) for spec in self.operands.values())
 
@@ -161,16 +168,21 @@ class Recipe:
         return "; ".join(f"{name} {_describe_operand(spec)}" for name, spec in self.operands.items())
 
 
+def joined_names(own: str | None, named: Iterable[str]) -> str | None:
+    """A model's precision in a table: its recipe and those of some of its layers."""
+    return " and ".join(dict.fromkeys(filter(None, [own, *named]))) or None
+
+
 def _describe_operand(spec: OperandSpec) -> str:
     if isinstance(spec, SpecByDirection):
         return " and ".join(f"{_describe(getattr(spec, direction))} {direction}" for direction in DIRECTIONS)
-    return _describe(spec)
+    return _describe(spec, transformed=" columnwise")
 
 
-def _describe(spec: QuantizerSpec) -> str:
+def _describe(spec: QuantizerSpec, transformed: str = "") -> str:
     amax = f"static amax {spec.static_amax:.6g}" if spec.global_amax == "static" else f"{spec.global_amax} amax"
     height, width = spec.block_shape
     parts = [amax, f"{height}x{width}", spec.rounding]
-    parts += ["RHT columnwise"] if spec.rht != "off" else []
+    parts += [f"{'unsigned ' * (spec.rht == 'unsigned')}RHT{transformed}"] if spec.rht != "off" else []
     parts += [f"4 over 6 by {spec.four_over_six.error} up to {spec.e4m3_bound}"] if spec.four_over_six else []
     return ", ".join(parts)

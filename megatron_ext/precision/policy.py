@@ -29,7 +29,11 @@ def choose_executors(cfg: Config, backend: str) -> dict[Recipe, str]:
     Raises:
         ConfigError: the executor or the format asked for cannot run on this device with this backend.
     """
-    return {recipe: _choose_executor(cfg, recipe, backend) for recipe in recipes_in_use(cfg)}
+    executors = {recipe: _choose_executor(cfg, recipe, backend) for recipe in recipes_in_use(cfg)}
+    if cfg.precision.diagnostics and "emulated" not in executors.values():
+        rule = "the operands of Transformer Engine's kernels are not seen, so there is nothing to take figures of"
+        raise ConfigError("precision.diagnostics", True, rule, "Set precision.executor=emulated or precision.diagnostics=false")
+    return executors
 
 
 def _choose_executor(cfg: Config, recipe: Recipe, backend: str) -> str:
@@ -47,9 +51,6 @@ def _choose_executor(cfg: Config, recipe: Recipe, backend: str) -> str:
         raise ConfigError(key, f"{recipe.name} ({recipe.format})", reason, way_out)
     if reason is not None:
         raise ConfigError("precision.executor", "native", reason, "Set precision.executor=auto or emulated")
-    if precision.diagnostics:
-        rule = "the operands of Transformer Engine's kernels are not seen, so there is nothing to take figures of"
-        raise ConfigError("precision.diagnostics", True, rule, "Set precision.executor=emulated or precision.diagnostics=false")
     return chosen
 
 
@@ -106,7 +107,7 @@ def apply_recipes(chunks: Iterable[nn.Module], cfg: Config, executors: dict[Reci
         if name not in wanted:
             continue
         recipe = wanted[name]
-        check_normalized(name, linear, recipe)
+        check_normalized(name, linear, recipe, "precision" if recipe.name == cfg.precision.name else f"precision.recipes.{recipe.name}")
         if recipe in native:
             te_recipes.prepare(linear)
             linear.executor = NativeExecutor(state, native[recipe])
@@ -123,8 +124,11 @@ def apply_recipes(chunks: Iterable[nn.Module], cfg: Config, executors: dict[Reci
     return len(applied)
 
 
-def check_normalized(name: str, linear: Quantizable, recipe: Recipe) -> None:
+def check_normalized(name: str, linear: Quantizable, recipe: Recipe, key: str) -> None:
     """The precondition of static scaling: the operand of a static quantiser is normalised.
+
+    Args:
+        key: of the recipe in the config.
 
     Raises:
         ConfigError: names the linear.
@@ -133,15 +137,15 @@ def check_normalized(name: str, linear: Quantizable, recipe: Recipe) -> None:
     module = f"{name} ({type(linear).__name__})"
     if "input" in static and not linear.unit_norm_input:
         raise ConfigError(
-            "precision.input_amax",
+            f"{key}.input_amax",
             "static",
             f"the input of {module} is not normalised, so its magnitude has no bound",
-            f"Set model.fine_grained=true, precision.input_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
+            f"Set model.fine_grained=true, {key}.input_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
         )
     if "weight" in static and not all(is_marked(matrix) for matrix in linear.matrices):
         raise ConfigError(
-            "precision.weight_amax",
+            f"{key}.weight_amax",
             "static",
             f"the weight of {module} is not kept at unit norm",
-            f"Set precision.weight_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
+            f"Set {key}.weight_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
         )

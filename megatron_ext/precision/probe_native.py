@@ -4,6 +4,7 @@ Transformer Engine is imported inside the functions, after `unavailable` has fou
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from megatron_ext.precision.probe import (
     operands,
     reference_operands,
     relative,
-    shipped_recipe,
     shipped_recipes,
     unclipped,
 )
@@ -48,7 +48,7 @@ def probe_native() -> Iterator[Finding]:
         if reason := unavailable(recipe):
             reasons.setdefault(reason, []).append(name)
             continue
-        nearest = shipped_recipe(name, "precision.stochastic_rounding=false")
+        nearest = replace(recipe, grad_output=replace(recipe.grad_output, rounding="rtne"))
         yield attempt(NATIVE, f"quantise, {name}", same_values, nearest)
         yield attempt(NATIVE, f"three products, {name}", three_products, nearest)
         if recipe.grad_output.global_amax != "static":  # which flushes small gradients, as it is told to

@@ -45,7 +45,7 @@ def unavailable(recipe: Recipe) -> str | None:
 
 
 def te_recipe(recipe: Recipe) -> Any:
-    """Transformer Engine's object for a recipe in fp8, mxfp8 or nvfp4. Make one a run: modules compare it by identity.
+    """Transformer Engine's object for a recipe in fp8, mxfp8 or nvfp4. Make one a recipe of a run: modules compare it by identity.
 
     Returns:
         A `transformer_engine.common.recipe.Recipe` with every option given explicitly: the defaults of its fields come from environment

@@ -113,7 +113,8 @@ def has_grouped_experts(cfg: Config, backend: str) -> bool:
         rule = f"grouped linears are Transformer Engine's, and the backend is {backend}"
         raise ConfigError("model.expert_impl", impl, rule, "Set model.expert_impl=auto")
     if _runs_experts_natively(cfg, backend):
-        rule = f"grouped linears run in high precision or emulated, and this device has {cfg.precision.format} kernels"
+        formats = " and ".join(sorted({recipe.format for recipe in recipes_of_experts(cfg)}))
+        rule = f"grouped linears run in high precision or emulated, and this device has {formats} kernels"
         raise ConfigError("model.expert_impl", impl, rule, "Set model.expert_impl=auto, or precision.executor=emulated")
     return True
 

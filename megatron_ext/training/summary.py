@@ -25,7 +25,7 @@ from ngpt.data.validation import evaluation_sequences, repeats
 from ngpt.estimate.counts import count_parameters, training_flops_per_token
 from ngpt.kernels.rows import MAX_WIDTH
 from ngpt.progress import write_json
-from ngpt.recipes import Recipe
+from ngpt.recipes import Recipe, joined_names
 
 MAX_COUNTED_TOKENS = 1 << 28  # of a validation split, for its entropies
 
@@ -100,14 +100,11 @@ def precision_lines(cfg: Config, backend: str, executors: dict[Recipe, str]) -> 
     if not executors:
         return []
     modules = "Transformer Engine's modules" if backend == "transformer_engine" else "Megatron's modules"
-    by = {
-        "native": "Transformer Engine's kernels",
-        "emulated": f"emulated in {modules}, quantised by {'Triton kernels' if on_gpu() else 'the torch reference'}",
-    }
     lines = [f"  {line}" for line in describe_precision(cfg)]
-    for executor in sorted(set(executors.values())):
-        names = ", ".join(recipe.name for recipe, chosen in executors.items() if chosen == executor)
-        lines.append(f"  executor {executor} of {names}: {by[executor]}")
+    for recipe, executor in executors.items():
+        quantised = "Triton kernels" if on_gpu() and recipe.quantised_by_kernels else "the torch reference"
+        by = "Transformer Engine's kernels" if executor == "native" else f"emulated in {modules}, quantised by {quantised}"
+        lines.append(f"  executor {executor}{f' of {recipe.name}' if len(executors) > 1 else ''}: {by}")
     return lines
 
 
@@ -179,7 +176,7 @@ def write_summary(
         "run_name": cfg.run.name,
         "status": status,
         "architecture": cfg.model.architecture,
-        "precision": cfg.precision.name,
+        "precision": joined_names(cfg.precision.name, cfg.precision.layers.values()),
         "executor": " and ".join(sorted(set(executors.values()))) or "none",
         "transformer_impl": backend,
         "parallel": {key: value for key, value in asdict(cfg.parallel).items() if key != "name"},

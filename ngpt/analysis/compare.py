@@ -19,6 +19,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.identity import flatten
 from ngpt.config.yaml_limits import check_yaml
 from ngpt.durations import duration
+from ngpt.recipes import joined_names
 
 # Keys that name the run itself: they differ between any two runs and say nothing.
 _IDENTITY_KEYS = frozenset({"run.name", "run.dir"})
@@ -189,7 +190,7 @@ def _parallel(run: Run) -> str | None:
 def _precision(run: Run) -> str | None:
     """The run's recipe and those of some of its layers."""
     named = [name for key, name in run.flat_config.items() if key.startswith("precision.layers.")]
-    return " and ".join(dict.fromkeys(filter(None, [run.flat_config.get("precision.name"), *named]))) or None
+    return joined_names(run.flat_config.get("precision.name"), named)
 
 
 def _worst_deviation(run: Run) -> float | None:

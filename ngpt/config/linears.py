@@ -87,10 +87,15 @@ def block_linears(cfg: Config) -> list[BlockLinear]:
     ]
 
 
+def deciding_glob(cfg: Config, linear: str) -> str | None:
+    """Of the globs of `precision.layers` the last that matches the name of a linear layer."""
+    return next((glob for glob in reversed(cfg.precision.layers) if fnmatchcase(linear, glob)), None)
+
+
 def named_recipe(cfg: Config, linear: BlockLinear) -> str | None:
     """The recipe that `precision.layers` gives a linear layer, by its key in `precision.recipes`; None: that of the run."""
-    matching = [name for glob, name in cfg.precision.layers.items() if fnmatchcase(linear.name, glob)]
-    return matching[-1] if matching else None
+    glob = deciding_glob(cfg, linear.name)
+    return None if glob is None else cfg.precision.layers[glob]
 
 
 def recipe_by_linear(cfg: Config) -> dict[str, Recipe]:

@@ -18,7 +18,7 @@ _LISTS = {key for key, kind in leaf_types() if kind in (list[str], list[DataSour
 def accepted(override: str) -> str:
     """An override for Hydra.
 
-    Keys may be added to `megatron`, `cluster.environment`, `precision.operands` and `precision.layers`: these groups are open.
+    `megatron.NAME=VALUE` and `cluster.environment.NAME=VALUE` may add a key: these groups are open.
 
     Raises:
         ConfigError: it sets something of Hydra itself, which has no effect here, or gives numbers for a list of texts.
@@ -31,10 +31,7 @@ def accepted(override: str) -> str:
         value = quoted(value)
     if equals and name in _LISTS and (errors := numbers_for_text(_nested(name, _parsed(override)))):
         raise ConfigErrors(errors)
-    if equals and re.match(r"precision\.operands\b", name):  # Hydra adds no entry of a type of its own to a mapping
-        inner = name.split(".")[1:]
-        return f"++precision={''.join(f'{{{part}: ' for part in inner)}{value}{'}' * len(inner)}"
-    open_group = name.startswith(("megatron.", "cluster.environment.")) or name in ("megatron", "precision.layers")
+    open_group = name.startswith(("megatron.", "cluster.environment.")) or name == "megatron"
     return f"{'++' + name if open_group and not key.startswith('~') else key}{equals}{value}"
 
 

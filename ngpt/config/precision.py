@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from ngpt.config import recipe_rules
 from ngpt.config.errors import ConfigError
 from ngpt.config.executor import beyond_kernels, expected_executor
-from ngpt.config.linears import BlockLinear, Dimension, block_linears, named_recipe, recipe_by_linear
+from ngpt.config.linears import BlockLinear, Dimension, block_linears, deciding_glob, named_recipe, recipe_by_linear
 from ngpt.config.recipe_rules import sections
 from ngpt.config.recipes import key_of, options_of, recipe_of
 from ngpt.config.schema import Config, RecipeConfig
@@ -30,8 +30,10 @@ def takes_grouped_experts(recipe: Recipe) -> bool:
         return recipe.format == "none"
     if not all(isinstance(spec, QuantizerSpec) and spec.rht == "off" for spec in recipe.operands.values()):
         return False
-    constant = recipe.input.global_amax == recipe.weight.global_amax == "static"
-    return constant and recipe.grad_output.global_amax in ("static", "dynamic_pow2")
+    if not recipe.input.global_amax == recipe.weight.global_amax == "static":
+        return False
+    of_each_expert = recipe.grad_output.global_amax == "dynamic_pow2" and not recipe.grad_output.same_both_ways
+    return of_each_expert or recipe.grad_output.global_amax == "static"
 
 
 def recipes_of_experts(cfg: Config) -> list[Recipe]:
@@ -67,8 +69,12 @@ def check_layers(cfg: Config) -> Iterator[ConfigError]:
     for glob, name in precision.layers.items():
         if name not in precision.recipes:
             yield _error("layers", f"{glob}: {name}", "Names a recipe that is not in precision.recipes", "Name one of conf/precision")
-        if not any(fnmatchcase(linear, glob) for linear in names):
+        matched = [linear for linear in names if fnmatchcase(linear, glob)]
+        if not matched:
             yield _unmatched("layers", glob, cfg)
+        elif not any(deciding_glob(cfg, linear) == glob for linear in matched):
+            rule = f"Decides nothing: every linear layer that it matches is matched by a later glob, {deciding_glob(cfg, matched[0])} first"
+            yield _error("layers", f"{glob}: {name}", rule, "Write the narrower globs behind the wider ones")
     for name, section in precision.recipes.items():
         if name not in precision.layers.values():
             rule = "No linear layer has it: precision.layers does not name it"
@@ -82,12 +88,13 @@ def check_backend(cfg: Config) -> Iterator[ConfigError]:
     """Formats and executors that only Transformer Engine or newer GPUs have."""
     precision, impl, gpu = cfg.precision, cfg.model.transformer_impl, cfg.cluster.gpu
     for path, section in sections(cfg):
+        other = "choose precision=bf16" if section is precision else "name another recipe in precision.layers"
         if impl == "local" and section.format in ("fp8", "mxfp8"):
             rule = f"Exists in Transformer Engine only, and model.transformer_impl is {impl}"
-            yield ConfigError(f"{path}.format", section.format, rule, "Set model.transformer_impl=auto, or choose precision=bf16")
+            yield ConfigError(f"{path}.format", section.format, rule, f"Set model.transformer_impl=auto, or {other}")
         if gpu is not None and section.format != "none" and _NEEDED_RATE[section.format] not in GPUS[gpu].rates:
             rule = f"Does not run on the GPUs of cluster.gpu {gpu}"
-            yield ConfigError(f"{path}.format", section.format, rule, "Choose precision=bf16, or the cluster that has the GPUs")
+            yield ConfigError(f"{path}.format", section.format, rule, f"Choose the cluster that has the GPUs, or {other}")
     recipes = [recipe for _, section in sections(cfg) if (recipe := recipe_of(section)).format == "nvfp4"]
     if not recipes or precision.executor != "native":
         return

@@ -41,8 +41,13 @@ def check_unread_options(cfg: Config) -> Iterator[ConfigError]:
         if section.format != "nvfp4":
             yield from _unread(path, section, dict.fromkeys(_NVFP4_OPTIONS, "nvfp4"))
             continue
-        amax, used = section.static_grad_amax, {options_of(section, "grad_output", direction).amax for direction in DIRECTIONS}
-        if "static" not in used and amax != _DEFAULTS["static_grad_amax"]:
+        static = [direction for direction in DIRECTIONS if options_of(section, "grad_output", direction).amax == "static"]
+        read = any(key_of(section, "grad_output", direction, "static_amax") == "static_grad_amax" for direction in static)
+        amax = section.static_grad_amax
+        if static and not read and amax != _DEFAULTS["static_grad_amax"]:
+            rule, way_out = f"{path}.operands says another static_amax for grad_output", f"Set one of the two, or this to {STATIC_AMAX}"
+            yield ConfigError(f"{path}.static_grad_amax", amax, rule, way_out)
+        elif not read and amax != _DEFAULTS["static_grad_amax"]:
             rule = f"Is read by {path}.grad_output_amax=static only, not {section.grad_output_amax}"
             yield ConfigError(f"{path}.static_grad_amax", amax, rule, f"Set {path}.grad_output_amax=static, or this to {STATIC_AMAX}")
 
@@ -115,7 +120,8 @@ def _unread(path: str, section: RecipeConfig, unread: dict[str, str]) -> Iterato
         value, default = getattr(section, name), _DEFAULTS[name]
         if value != default:
             rule = f"Is read by precision.format {formats} only, not {section.format}"
-            yield ConfigError(f"{path}.{name}", value, rule, f"Choose such a precision=NAME, or set {path}.{name}={_written(default)}")
+            got = ", ".join(value) if isinstance(value, dict) else value
+            yield ConfigError(f"{path}.{name}", got, rule, f"Choose such a precision=NAME, or set {path}.{name}={_written(default)}")
 
 
 def _written(value: object) -> str:

@@ -34,7 +34,7 @@ _RECOMPUTED = {
 _AMAX = {
     "dynamic": "the largest magnitude of the tensor",
     "dynamic_pow2": "that, rounded up so that scales are powers of two",
-    "static": "input and weight: 1.3125; grad_output: static_grad_amax",
+    "static": "a constant: 1.3125, of grad_output static_grad_amax, or static_amax of operands",
 }
 _BLOCKS = {"16x16": "nvfp4: the same scales both ways", "1x16": "nvfp4: scales of their own each way"}
 _AS_RECIPE = {None: "as the recipe's other options say"}

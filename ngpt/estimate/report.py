@@ -150,6 +150,8 @@ def left_out(cfg: Config, step: StepTime) -> list[str]:
         notes.append("nGPT's steps took 1.02 to 1.19 times their estimates on an H100, its control's 0.89 to 1.04 times")
     if "E" in cfg.model.layer_pattern and not has_grouped_experts(cfg):
         notes.append("experts run one by one: their host time was measured under emulation alone, on one host")
+    if any(expected_executor(cfg, recipe) == "emulated" and not recipe.quantised_by_kernels for recipe in recipes_in_use(cfg)):
+        notes.append("four over six has no kernel: quantised by the torch reference, which takes longer than is counted")
     native = {recipe.format for recipe in recipes_in_use(cfg) if expected_executor(cfg, recipe) == "native"}
     for format in sorted(native):
         notes.append(f"native {format} was not measured: {LOW_PRECISION_GEMM_FRACTION:.0%} of its rate is assumed")

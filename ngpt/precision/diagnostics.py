@@ -81,10 +81,9 @@ def clipping_figures(counters: Tensor, elements: int, spec: OperandSpec) -> dict
     Returns:
         fp64 scalars saturated_fraction (of elements) and flushed_fraction (of blocks).
     """
-    blocks = [elements / math.prod(getattr(spec, direction).block_shape) for direction in DIRECTIONS]
-    whole = torch.tensor([[elements, count] for count in blocks], dtype=torch.float64, device=counters.device)
-    saturated, flushed = (counters / whole).amax(dim=0)
-    return {"saturated_fraction": saturated, "flushed_fraction": flushed}
+    row, column = (math.prod(getattr(spec, direction).block_shape) / elements for direction in DIRECTIONS)
+    flushed = torch.maximum(counters[0, 1].double() * row, counters[1, 1].double() * column)
+    return {"saturated_fraction": counters[:, 0].amax().double() / elements, "flushed_fraction": flushed}
 
 
 def product_figures(

@@ -108,7 +108,7 @@ def _checked(x: Tensor, spec: QuantizerSpec, rowwise: bool, columnwise: bool, se
 def _emulate_slowly(
     matrix: Tensor, spec: QuantizerSpec, wanted: tuple[bool, bool], dtype: torch.dtype, counters: Tensor | None
 ) -> tuple[Operand | None, Operand | None]:
-    """The options that no recipe trains with, through the reference."""
+    """The options without kernels, through the reference."""
     operands: list[Operand | None] = [None, None]
     for i, name in enumerate(DIRECTIONS):
         if not wanted[i]:

@@ -66,6 +66,13 @@ BAD = {
         "grad_output dynamic amax",
         ["precision.grad_output_amax=dynamic_pow2"],
     ),
+    "grouped_with_square_gradients": Bad(
+        [HYBRID, "model.expert_impl=grouped", "precision=nvfp4_paper", "precision.operands.grad_output.blocks=16x16"],
+        "model.expert_impl",
+        "grouped",
+        "grad_output dynamic_pow2 amax, 16x16",
+        ["precision.operands.grad_output.amax=static"],
+    ),
     "grouped_fp8": Bad(
         [HYBRID, "model.expert_impl=grouped", "precision=fp8"], "model.expert_impl", "grouped", "format fp8", ["model.expert_impl=auto"]
     ),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ngpt.config import compose, dump, load, to_yaml
+from ngpt.config import ConfigError, compose, dump, load, to_yaml
 from ngpt.config.linears import block_linears, describe_precision, recipe_by_linear
 from ngpt.estimate.counts import count_parameters
 from tests.unit.config.refusals import Bad, check
@@ -170,7 +170,7 @@ BAD = {
         "=64",
     ),
     "unread_table": Bad(
-        ["precision=fp8", "precision.operands.input.amax=dynamic"], "precision.operands", "amax", "nvfp4 only", ["precision=nvfp4_nvidia"]
+        ["precision=fp8", "precision.operands.input.amax=dynamic"], "precision.operands", "input", "nvfp4 only", ["precision.operands={}"]
     ),
     "row_of_the_table": Bad(
         [PAPER, "precision.operands.weights.amax=dynamic"], "precision.operands", "weights", "weight_columnwise", [], "weight"
@@ -245,6 +245,32 @@ BAD = {
         "no linear",
         [f"precision.layers={{{FC2}: bf16}}"],
         FC2,
+    ),
+    "glob_that_decides_nothing": Bad(
+        [PAPER, "precision.layers={*.linear_fc2: nvfp4_nvidia, *.mlp.*: bf16}"],
+        "precision.layers",
+        "*.linear_fc2",
+        "*.mlp.*",
+        ["precision.layers={*.mlp.*: bf16, *.linear_fc2: nvfp4_nvidia}"],
+    ),
+    "layers_that_are_no_names": Bad([PAPER, "precision.layers={*: [bf16]}"], "precision.layers", "bf16", "", []),
+    "operands_of_another_section": Bad(
+        [PAPER, "precision.operands={input: '${optim}'}"], "precision.operands", "OptimConfig", "OperandConfig", ["precision.operands={}"]
+    ),
+    "path_through_a_value": Bad([PAPER, "precision.layers.x.y=1"], "precision.layers", "", "", ["precision.layers={}"]),
+    "run_option_of_a_named_recipe": Bad(
+        [PAPER, "precision.layers={layers.0.*: nvfp4_nvidia}", "precision.recipes.nvfp4_nvidia.executor=native"],
+        "precision.recipes.nvfp4_nvidia.executor",
+        "native",
+        "no option of a recipe",
+        [],
+    ),
+    "unread_static_grad_amax": Bad(
+        [STATIC, "precision.static_grad_amax=5.25", "precision.operands.grad_output.static_amax=2.625"],
+        "precision.static_grad_amax",
+        "5.25",
+        "operands",
+        ["precision.static_grad_amax=1.3125"],
     ),
     "named_dtype": Bad(
         [PAPER, "precision.layers={layers.0.*: fp32}"], "precision.layers", "fp32", "in bf16", ["precision.layers={layers.0.*: bf16}"]
@@ -372,6 +398,48 @@ def test_a_resolved_config_holds_the_recipes_that_its_layers_name(tmp_path):
     assert again == cfg
     weight = recipe_by_linear(again)["layers.1.mlp.linear_fc1"].weight
     assert (weight.rowwise.block_shape, weight.columnwise.block_shape) == ((16, 16), (1, 16))
+
+
+def test_what_a_command_line_says_of_a_mapping_replaces_what_an_experiment_says(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    mixed = "precision: {layers: {'*.linear_fc1': bf16, '*.mlp.*': nvfp4_nvidia}, operands: {input: {amax: dynamic}}}"
+    text = f"# @package _global_\ndefaults:\n  - ngpt_tiny\n  - override /precision: nvfp4_paper\n{mixed}\n"
+    (tmp_path / "experiment/mixed.yaml").write_text(text.replace("'*.linear_fc1': bf16, ", ""))
+    words = ["experiment=mixed"]
+    assert {recipe.name for recipe in recipe_by_linear(compose(words, [tmp_path])).values()} == {"nvfp4_paper", "nvfp4_nvidia"}
+    plain = compose([*words, "precision.layers={}", "precision.operands={}"], [tmp_path])
+    assert recipe_by_linear(plain) == recipe_by_linear(compose(["experiment=ngpt_tiny", PAPER]))
+    other = recipe_by_linear(compose([*words, "precision.layers={*.linear_fc1: nvfp4_static}"], [tmp_path]))
+    static = [name for name, recipe in other.items() if recipe.name == "nvfp4_static"]
+    assert static == ["layers.1.mlp.linear_fc1", "layers.3.mlp.linear_fc1"]
+    assert "nvfp4_nvidia" not in {recipe.name for recipe in other.values()}
+
+
+def test_an_interpolation_of_a_named_recipe_is_of_itself(tmp_path):
+    (tmp_path / "precision").mkdir()
+    recipe = "name: own\ndtype: bf16\nformat: nvfp4\nweight_amax: ${precision.input_amax}\n"
+    (tmp_path / "precision/own.yaml").write_text(recipe)
+    cfg = compose(["experiment=ngpt_tiny", PAPER, "precision.layers={*.linear_fc1: own}"], [tmp_path])
+    assert recipe_by_linear(cfg)["layers.1.mlp.linear_fc1"].weight.global_amax == "dynamic"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "names"),
+    [
+        ("defaults: [absent]\nname: own", ["absent"]),
+        ("name: own\ndtype: bf16\nformat: nvfp4\noperands: {input: '${optim}'}", ["precision.recipes.own.operands", "OptimConfig"]),
+        ("name: own\ndtype: bf16\nformat: nvfp4\noperands: '${model}'", ["operands"]),
+        ("name: own\ndtype: bf16\nlayers: {'*': bf16}", ["precision.layers", "own", "layers of its own"]),
+        ("name: own\ndtype: bf16\nformat: nvfp4\nweight_amax: ${precision.executor}", ["executor"]),
+    ],
+    ids=["parent", "section", "mapping", "nested", "run_option"],
+)
+def test_a_named_recipe_that_cannot_be_one_is_refused(tmp_path, recipe, names):
+    (tmp_path / "precision").mkdir()
+    (tmp_path / "precision/own.yaml").write_text(recipe + "\n")
+    with pytest.raises(ConfigError) as caught:
+        compose(["experiment=ngpt_tiny", PAPER, "precision.layers={*.linear_fc1: own}"], [tmp_path])
+    assert all(name in str(caught.value) for name in names), str(caught.value)
 
 
 def test_a_config_of_before_the_table_is_read(tmp_path):
