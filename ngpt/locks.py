@@ -18,7 +18,7 @@ _held: list[IO[str]] = []  # locks that end with this process
 
 
 @contextmanager
-def locked(folder: Path, key: str, rule: str, way_out: str) -> Iterator[None]:
+def locked(folder: Path, key: str, rule: str, way_out: str, named: bool = True) -> Iterator[None]:
     """Holds a folder that exists. File systems without locks get none.
 
     The holder needs the lock for itself and then shares it with the processes that it starts (`join_lock`), so that it lives as long as
@@ -26,24 +26,28 @@ def locked(folder: Path, key: str, rule: str, way_out: str) -> Iterator[None]:
 
     Args:
         key, rule, way_out: of the error; `{holder}` in the rule stands for who holds it.
+        named: leaves a file in the folder that names the holder; otherwise nothing shows in it.
 
     Raises:
         ConfigError: another process holds it.
     """
-    with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:
-        try:
-            _lock_alone(file)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            who = file.read().strip() or "another process"
-            raise ConfigError(key, str(folder), rule.format(holder=who), way_out) from None
-        except OSError:  # no locks here
-            pass
+    file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644) if named else os.open(folder, os.O_RDONLY)
+    try:
+        _lock_alone(file)
+        if named:
+            os.truncate(file, 0)
+            os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = os.pread(file, 200, 0).decode(errors="replace").strip() if named else ""
+        os.close(file)
+        raise ConfigError(key, str(folder), rule.format(holder=who or "another process"), way_out) from None
+    except OSError:  # no locks here
+        pass
+    try:
         yield
+    finally:
+        os.close(file)
 
 
 def join_lock(folder: Path) -> None:
@@ -65,7 +69,7 @@ def holder(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _lock_alone(file: IO[str]) -> None:
+def _lock_alone(file: int) -> None:
     """Raises BlockingIOError where others hold it. Who looks (`holder`) has it for a moment: that is waited for."""
     deadline = time.monotonic() + LOOK_SECONDS
     while True:

@@ -98,7 +98,7 @@ def is_trained(tokenizer: TokenizerConfig) -> bool:
 def locked(out: Path) -> AbstractContextManager[None]:
     """Hold the folder: two preparations at once would mix."""
     rule = "Data is being prepared there by {holder}, and one preparation at a time may write a folder"
-    return locks.locked(out, "--out", rule, "Wait, or choose another --out")
+    return locks.locked(out, "--out", rule, "Wait, or choose another --out", named=False)
 
 
 def clear(out: Path, vocabulary: Path | None) -> None:
