@@ -101,16 +101,16 @@ def _format(name: str, modules: str, overrides: list[str]) -> Finding:
     try:
         install_compat()
         from megatron_ext.layers.backend import choose_backend, get_backend
-        from megatron_ext.precision.policy import choose_executor
+        from megatron_ext.precision.policy import choose_executors
 
         backend = get_backend(choose_backend(modules))
-        executor = choose_executor(config, backend.name)
+        executors = set(choose_executors(config, backend.name).values())
     except ConfigError as error:
         return Finding(name, "", UNAVAILABLE, error.rule)
     except Exception as error:  # whatever a broken installation raises
         return Finding(name, "", FAILED, f"{type(error).__name__}: {first_line(str(error))}")
     if modules == "auto":
-        return Finding(f"nvfp4 {executor}", f"chosen for {name}", OK, f"model.transformer_impl={backend.name}")
+        return Finding(f"nvfp4 {executors.pop()}", f"chosen for {name}", OK, f"model.transformer_impl={backend.name}")
     return Finding(name, "", OK, "")
 
 

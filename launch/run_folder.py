@@ -1,22 +1,20 @@
 """The run folder: made once, checked and its launch recorded at every start."""
 
-import fcntl
 import json
 import math
-import os
 import re
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from launch.outcome import OUTCOME_FILE, SIGNALLED_CODE, Outcome, read_outcome
 from launch.provenance import describe_launch
 from launch.resume_checks import SOURCES_FILE, notes, record_sources
+from ngpt import locks
 from ngpt.config.checkpoints import (
     check_same_model,
     check_unmixed,
@@ -39,8 +37,6 @@ ENVIRONMENT_FILE = "environment.json"
 DIFF_FILE = "code.diff"
 SUMMARY_FILE = "summary.json"
 CONSOLE_FILE = "console.log"
-LOCK_FILE = ".lock"
-LOOK_SECONDS = 1.0
 _LOST_PEER = re.compile(
     r"Connection (reset|closed|refused)|Broken pipe|[Tt]imed out|remote process exited|Socket Timeout|peer|NCCL .*(abort|unhandled system)"
 )
@@ -102,9 +98,6 @@ def resume_notes(config: Config) -> list[str]:
     return list(notes(config, own)) if own.exists() and newest_step(config) is not None else []
 
 
-_held: list[IO[str]] = []  # locks that end with this process
-
-
 def lock_folders(config: Config) -> dict[str, Path]:
     """Key -> folder that one launch at a time may write: the run's, and that of its checkpoints."""
     run_dir, checkpoint_dir = Path(config.run.dir), Path(config.checkpoint.dir)
@@ -128,42 +121,15 @@ def locked_run(config: Config) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path, key: str = "run.dir") -> Iterator[None]:
-    """Holds the run folder for this launch: two in one folder would overwrite each other's checkpoints and metrics.
-
-    A launch needs the lock for itself and then shares it with its ranks (`join_locks`), so that it lives as long as any of them, however
-    the launcher ends. File systems without locks get none.
+    """Holds a folder of a run for this launch: two in one folder would overwrite each other's checkpoints and metrics.
 
     Raises:
         ConfigError: another launch, or a rank of one, holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:
-        try:
-            _lock_alone(file)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            way_out = "Wait for it, stop it, or choose another run.name"
-            raise ConfigError(key, str(folder), f"Is being trained by {holder}, or its ranks are still leaving", way_out) from None
-        except OSError:  # no locks here
-            pass
+    rule = "Is being trained by {holder}, or its ranks are still leaving"
+    with locks.locked(folder, key, rule, "Wait for it, stop it, or choose another run.name"):
         yield
-
-
-def _lock_alone(file: IO[str]) -> None:
-    """Raises BlockingIOError where others hold it. `ngpt status` looks at the lock for a moment: that is waited for."""
-    deadline = time.monotonic() + LOOK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(LOOK_SECONDS / 10)
 
 
 def join_locks(config: Config) -> None:
@@ -172,10 +138,7 @@ def join_locks(config: Config) -> None:
     To be called once the ranks have met: then the launch holds the locks.
     """
     for folder in lock_folders(config).values():
-        with suppress(OSError):  # no locks here, or a disk that this machine does not share with rank 0
-            file = (folder / LOCK_FILE).open("r", encoding="utf-8")
-            _held.append(file)
-            fcntl.flock(file, fcntl.LOCK_SH)  # at once, but for the moment in which `ngpt status` looks
+        locks.join_lock(folder)
 
 
 def record_launch(

@@ -1,9 +1,7 @@
 """`ngpt status RUN`: what a run does, read from its folder and, where it is a job, asked of the scheduler."""
 
 import argparse
-import fcntl
 import json
-import re
 import shlex
 import socket
 import time
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.failures import cause
-from launch.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, LOCK_FILE, first_failure, outcome_of
+from launch.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, first_failure, outcome_of
 from launch.slurm import scheduler
 from launch.slurm.after import LOG_FILE, STOP_FILE
 from launch.submit import JOB_FILE
@@ -23,6 +21,7 @@ from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.durations import duration
+from ngpt.locks import LOCK_FILE, holder
 from ngpt.progress import describe, read_heartbeats
 
 METRICS_FILE = "metrics.jsonl"
@@ -87,17 +86,6 @@ def config_of_run(run_dir: Path) -> tuple[Config | None, str | None]:
             rule = f"A run folder holds {CONFIG_FILE}"
             raise ConfigError(str(run_dir), "Not a run", rule, "Give the folder of a run, for instance runs/NAME") from error
         return None, str(error).splitlines()[0]
-
-
-def holder(run_dir: Path) -> dict[str, Any] | None:
-    """The launcher that trains in the folder now: {"pid", "host"}; None where nobody does."""
-    with suppress(OSError), (run_dir / LOCK_FILE).open("r+", encoding="utf-8") as file:
-        match = re.search(r"process (\d+) on (\S+)", file.read())
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return {"pid": int(match[1]), "host": match[2]} if match else {"pid": None, "host": None}
-    return None
 
 
 def _state(run_dir: Path, job: dict | None, outcome: str | None, failure: dict | None, saved: int | None, config: Config | None) -> str:

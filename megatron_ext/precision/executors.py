@@ -1,7 +1,7 @@
 """How a linear of the blocks runs in low precision: emulated on any device, or by Transformer Engine's kernels.
 
 `Quantizable` is a mixin over a backend's linear, tensor-parallel or of all experts of a rank. It runs the backend's own forward pass
-until `apply_recipe` (megatron_ext/precision/policy.py) hands it an executor.
+until `apply_recipes` (megatron_ext/precision/policy.py) hands it an executor.
 """
 
 from typing import Protocol
@@ -13,6 +13,7 @@ from megatron_ext.precision.grouped import emulated_grouped_linear
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from megatron_ext.precision.state import PrecisionState
 from megatron_ext.precision.te_recipes import autocast
+from ngpt.recipes import Recipe
 
 
 class Executor(Protocol):
@@ -83,12 +84,13 @@ class EmulatedExecutor:
 
     Args:
         state: shared by the rank's linears.
+        recipe: of the linear.
         name: of the linear, for the diagnostics.
         index: of the linear among all linears of the model, for its rounding stream.
     """
 
-    def __init__(self, state: PrecisionState, name: str, index: int):
-        self.state, self.name, self.index = state, name, index
+    def __init__(self, state: PrecisionState, recipe: Recipe, name: str, index: int):
+        self.state, self.recipe, self.name, self.index = state, recipe, name, index
 
     def __call__(self, linear: _QuantizableParallel, x: Tensor) -> tuple[Tensor, None]:
         if not self.state.active:
@@ -97,12 +99,12 @@ class EmulatedExecutor:
         alone = group.size() == 1 or _is_served_by_dispatcher(linear)
         column = group if linear.splits_rows and not alone else None
         call = LinearCall(
-            recipe=self.state.recipe,
+            recipe=self.recipe,
             rounding_seed=lambda: self.state.next_rounding_seed(self.index),
             needs_backward=is_grad_enabled(),
             gather_group=column if linear.sequence_parallel else None,
             reduce_group=None if linear.sequence_parallel else column,
-            watch=self.state.watch(self.name),
+            watch=self.state.watch(self.name, self.recipe),
         )
         y = emulated_linear(x, linear.weight, call)
         if linear.splits_rows or alone:
@@ -115,17 +117,17 @@ class EmulatedExecutor:
 class GroupedExecutor:
     """The linears of all experts of a rank with NVFP4 operands, emulated; arguments as of `EmulatedExecutor`."""
 
-    def __init__(self, state: PrecisionState, name: str, index: int):
-        self.state, self.name, self.index = state, name, index
+    def __init__(self, state: PrecisionState, recipe: Recipe, name: str, index: int):
+        self.state, self.recipe, self.name, self.index = state, recipe, name, index
 
     def __call__(self, linear: QuantizableGrouped, x: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
         if not self.state.active or x.size(0) == 0:
             return linear.forward_in_backend(x, sizes)
         call = LinearCall(
-            recipe=self.state.recipe,
+            recipe=self.recipe,
             rounding_seed=lambda: self.state.next_rounding_seed(self.index),
             needs_backward=is_grad_enabled(),
-            watch=self.state.watch(self.name),
+            watch=self.state.watch(self.name, self.recipe),
         )
         return emulated_grouped_linear(x, linear.matrices, sizes, call), None
 
@@ -139,7 +141,7 @@ def _is_served_by_dispatcher(linear: _QuantizableParallel) -> bool:
 
 
 class NativeExecutor:
-    """Transformer Engine's own kernels, under its autocast context with the run's recipe."""
+    """Transformer Engine's own kernels, under its autocast context with the linear's recipe."""
 
     def __init__(self, state: PrecisionState, te_recipe):
         self.state, self.te_recipe = state, te_recipe

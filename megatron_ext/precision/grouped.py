@@ -18,8 +18,9 @@ from torch import Tensor
 
 from megatron_ext.precision.linear import LinearCall, add_product, adds_in_place, multiply, operand_dtype
 from ngpt.kernels.nvfp4_quantize import emulate
-from ngpt.precision.quantize import STATIC_AMAX, QuantizerSpec, rounded_amax
+from ngpt.precision.quantize import rounded_amax
 from ngpt.precision.tensor import Operand
+from ngpt.recipes import STATIC_AMAX, QuantizerSpec
 
 TOKEN_MULTIPLE = 32  # the largest block along tokens of all formats: MXFP8's
 
@@ -218,7 +219,8 @@ def _watch_backward(call: LinearCall, tokens: ExpertTokens, dy_TN: Tensor, weigh
     dy, weight, dtype = tokens.split(dy_TN)[expert], weights[expert], operand_dtype(dy_TN)
     dy_row, dy_col = emulate(dy, call.recipe.grad_output, seed=seed, dtype=dtype, counters=call.counters("grad_output", dy))
     _, w_col = emulate(weight, call.recipe.weight, rowwise=False, dtype=dtype, counters=call.counters("weight", dy))
-    call.watch.backward(dy, weight, dy_row, w_col, dy_col, Operand(tokens.split(x_col_TK)[expert], None, call.recipe.input.e4m3_bound))
+    x_col = Operand(tokens.split(x_col_TK)[expert], None, call.recipe.input.columnwise.e4m3_bound)
+    call.watch.backward(dy, weight, dy_row, w_col, dy_col, x_col)
 
 
 def _watched_expert(tokens: ExpertTokens) -> int:

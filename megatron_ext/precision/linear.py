@@ -18,8 +18,9 @@ from torch import Tensor
 from ngpt.kernels.nvfp4_quantize import emulate
 from ngpt.precision.diagnostics import GemmWatch
 from ngpt.precision.gemm import alpha_of_operands
-from ngpt.precision.recipe import Recipe
+from ngpt.precision.rounding import operand_seed
 from ngpt.precision.tensor import Operand
+from ngpt.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class LinearCall:
 
     Attributes:
         recipe: quantisers of input, weight and grad_output.
-        rounding_seed: gives the seed of this call's stochastic rounding when its backward pass begins.
+        rounding_seed: gives the seed of this call's stochastic rounding when its backward pass begins. fprop's operands round to nearest.
         needs_backward: whether the forward pass keeps what a backward pass needs.
         gather_group: column parallel with sequence parallelism: tokens are gathered over it, their gradient is reduce-scattered.
         reduce_group: column parallel without: the input's gradient is all-reduced over it.
@@ -54,8 +55,9 @@ class _EmulatedLinear(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, call: LinearCall) -> Tensor:
         recipe, x_MK = call.recipe, x.flatten(0, -2)
         whole_MK = _gather(x_MK, call.gather_group)[0] if call.gather_group else x_MK
-        # The gathered tokens are gathered again in the backward pass, so that only this rank's part stays in memory.
-        keeps_columnwise = call.needs_backward and call.gather_group is None
+        # The gathered tokens are gathered again in the backward pass, so that only this rank's part stays in memory. Stochastic rounding
+        # draws there, too: a forward pass may be run twice.
+        keeps_columnwise = call.needs_backward and call.gather_group is None and recipe.input.columnwise.rounding == "rtne"
         dtype = operand_dtype(x)
         x_row, x_col = emulate(whole_MK, recipe.input, columnwise=keeps_columnwise, dtype=dtype, counters=call.counters("input", x))
         w_row, _ = emulate(weight, recipe.weight, columnwise=False, dtype=dtype, counters=call.counters("weight", x))
@@ -75,21 +77,24 @@ class _EmulatedLinear(torch.autograd.Function):
         x, x_amax, weight = ctx.saved_tensors
         call, recipe = ctx.call, ctx.call.recipe
         dtype, dy_MN = operand_dtype(grad), grad.flatten(0, -2)
-        gathered = None
-        if not ctx.columnwise and ctx.needs_input_grad[1]:
-            gathered, gathering = _gather(x, call.gather_group, asynchronous=True)
+        gathering = None
+        if call.gather_group is not None and ctx.needs_input_grad[1]:
+            x, gathering = _gather(x, call.gather_group, asynchronous=True)
         seed, counters = call.rounding_seed(), call.counters("grad_output", grad)
         dy_row, dy_col = emulate(dy_MN, recipe.grad_output, seed=seed, dtype=dtype, counters=counters)
-        _, w_col = emulate(weight, recipe.weight, rowwise=False, dtype=dtype, counters=call.counters("weight", grad))
+        w_seed, w_counters = operand_seed(seed, "weight"), call.counters("weight", grad)
+        _, w_col = emulate(weight, recipe.weight, rowwise=False, seed=w_seed, dtype=dtype, counters=w_counters)
         dx_MK = multiply(dy_row.values, w_col.values, alpha_of_operands(dy_row, w_col), grad.dtype)
-        if gathered is not None:
+        if gathering is not None:
             gathering.wait()
         reducing, dx_MK = _reduce(dx_MK, call)
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            x_col = Operand(x, x_amax, recipe.input.e4m3_bound)
-            if gathered is not None:
-                _, x_col = emulate(gathered, recipe.input, rowwise=False, dtype=dtype, counters=call.counters("input", grad))
+            if ctx.columnwise:
+                x_col = Operand(x, x_amax, recipe.input.columnwise.e4m3_bound)
+            else:
+                x_seed, x_counters = operand_seed(seed, "input"), call.counters("input", grad)
+                _, x_col = emulate(x, recipe.input, rowwise=False, seed=x_seed, dtype=dtype, counters=x_counters)
             grad_weight = _weight_gradient(dy_col, x_col, weight, ctx.main_grad)
             if call.watch:
                 call.watch.backward(dy_MN, weight, dy_row, w_col, dy_col, x_col)

@@ -1,4 +1,4 @@
-"""Applies a recipe to the module tree: which linears run in low precision, by which executor, and whether they may."""
+"""Applies recipes to the module tree: which linears run in low precision, by which executor, and whether they may."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -13,48 +13,54 @@ from megatron_ext.precision.executors import EmulatedExecutor, GroupedExecutor, 
 from megatron_ext.precision.state import PrecisionState
 from ngpt.config import Config, ConfigError
 from ngpt.config.executor import decide_executor
-from ngpt.config.linears import block_linears, quantized_linears
+from ngpt.config.linears import block_linears, recipe_by_linear, recipes_in_use
 from ngpt.config.precision import takes_grouped_experts
 from ngpt.optim.retraction import is_marked
-from ngpt.precision.recipe import Recipe, recipe_of
+from ngpt.recipes import Recipe
 
 EMULATION_CAPABILITY = (9, 0)
 _EXPERT = re.compile(r"local_experts\.\d+\.")
 _DEPTH = re.compile(r"\bmtp\.layers\.(\d+)\.")
 
 
-def choose_executor(cfg: Config, backend: str) -> str:
-    """`none` (the format is none), `native` (Transformer Engine's kernels) or `emulated`.
+def choose_executors(cfg: Config, backend: str) -> dict[Recipe, str]:
+    """What runs each recipe in use: `native` (Transformer Engine's kernels) or `emulated`; {} where nothing is quantised.
 
     Raises:
         ConfigError: the executor or the format asked for cannot run on this device with this backend.
     """
-    precision = cfg.precision
-    if precision.format == "nvfp4" and on_gpu() and torch.cuda.get_device_capability() < EMULATION_CAPABILITY:
-        rule = f"the quantiser kernels need compute capability 9.0, and {torch.cuda.get_device_name()} has less"
-        raise ConfigError("precision.format", "nvfp4", rule, "Use precision=bf16, or a Hopper or newer GPU")
-    reason = None if precision.format == "none" else _native_unavailable(cfg, backend)
-    chosen = decide_executor(precision, has_kernels=reason is None)
-    if chosen != "native":
-        return chosen
-    if reason is not None and precision.format != "nvfp4":
-        way_out = "Use precision=bf16, or nvfp4_paper, which is emulated where it has no hardware"
-        raise ConfigError("precision.format", precision.format, reason, way_out)
-    if reason is not None:
-        raise ConfigError("precision.executor", "native", reason, "Set precision.executor=auto or emulated")
-    if precision.diagnostics:
+    executors = {recipe: _choose_executor(cfg, recipe, backend) for recipe in recipes_in_use(cfg)}
+    if cfg.precision.diagnostics and "emulated" not in executors.values():
         rule = "the operands of Transformer Engine's kernels are not seen, so there is nothing to take figures of"
         raise ConfigError("precision.diagnostics", True, rule, "Set precision.executor=emulated or precision.diagnostics=false")
+    return executors
+
+
+def _choose_executor(cfg: Config, recipe: Recipe, backend: str) -> str:
+    precision = cfg.precision
+    if recipe.format == "nvfp4" and on_gpu() and torch.cuda.get_device_capability() < EMULATION_CAPABILITY:
+        rule = f"the quantiser kernels need compute capability 9.0, and {torch.cuda.get_device_name()} has less"
+        raise ConfigError("precision.format", "nvfp4", rule, "Use precision=bf16, or a Hopper or newer GPU")
+    reason = _native_unavailable(cfg, recipe, backend)
+    chosen = decide_executor(recipe, precision.executor, has_kernels=reason is None)
+    if chosen != "native":
+        return chosen
+    if reason is not None and recipe.format != "nvfp4":
+        way_out = "Use precision=bf16, or nvfp4_paper, which is emulated where it has no hardware"
+        key = "precision.format" if recipe.format == precision.format else "precision.layers"
+        raise ConfigError(key, f"{recipe.name} ({recipe.format})", reason, way_out)
+    if reason is not None:
+        raise ConfigError("precision.executor", "native", reason, "Set precision.executor=auto or emulated")
     return chosen
 
 
-def _native_unavailable(cfg: Config, backend: str) -> str | None:
+def _native_unavailable(cfg: Config, recipe: Recipe, backend: str) -> str | None:
     """Why Transformer Engine cannot run this recipe here, or None."""
     if backend != "transformer_engine":
         asked = cfg.model.transformer_impl
         cause = "it needs a CUDA GPU and the package transformer-engine" if asked == "auto" else f"model.transformer_impl is {asked}"
         return f"Transformer Engine's kernels need its modules, and the backend is {backend}: {cause}"
-    return te_recipes.unavailable(recipe_of(cfg.precision))
+    return te_recipes.unavailable(recipe)
 
 
 def linears_of(chunks: Iterable[nn.Module]) -> Iterator[tuple[str, Quantizable]]:
@@ -75,13 +81,13 @@ def _layers_of(chunks: Iterable[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
                 yield from ((f"{prefix}layers.{layer.layer_number - 1}", layer) for layer in stack.layers)
 
 
-def apply_recipe(chunks: Iterable[nn.Module], cfg: Config, executor: str, state: PrecisionState) -> int:
-    """Give every linear that the policy quantises its executor.
+def apply_recipes(chunks: Iterable[nn.Module], cfg: Config, executors: dict[Recipe, str], state: PrecisionState) -> int:
+    """Give every linear that the policy quantises the executor of its recipe.
 
     Args:
         chunks: this rank's model chunks, wrapped or not.
-        executor: native | emulated.
-        state: of this rank, with the recipe.
+        executors: native | emulated, of each recipe.
+        state: of this rank.
 
     Returns:
         The number of names on this rank whose linears run in low precision; the experts of a layer share theirs.
@@ -89,13 +95,10 @@ def apply_recipe(chunks: Iterable[nn.Module], cfg: Config, executor: str, state:
     Raises:
         ConfigError: a static quantiser would get a tensor that is not normalised.
     """
-    recipe = state.recipe
     indices = {linear.name: index for index, linear in enumerate(block_linears(cfg))}
-    wanted = {linear.name for linear in quantized_linears(cfg)}
-    te_recipe = None
-    if executor == "native":
-        te_recipe = te_recipes.te_recipe(recipe)
-    else:
+    wanted = recipe_by_linear(cfg)
+    native = {recipe: te_recipes.te_recipe(recipe) for recipe, executor in executors.items() if executor == "native"}
+    if "emulated" in executors.values():
         # Partial sums of a split reduction would otherwise be added in bf16.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     applied, chunks = set(), list(chunks)
@@ -103,15 +106,16 @@ def apply_recipe(chunks: Iterable[nn.Module], cfg: Config, executor: str, state:
         assert name in indices, f"{name}: a linear that ngpt/config/linears.py does not list"
         if name not in wanted:
             continue
-        check_normalized(name, linear, recipe)
-        if te_recipe is not None:
+        recipe = wanted[name]
+        check_normalized(name, linear, recipe, "precision" if recipe.name == cfg.precision.name else f"precision.recipes.{recipe.name}")
+        if recipe in native:
             te_recipes.prepare(linear)
-            linear.executor = NativeExecutor(state, te_recipe)
+            linear.executor = NativeExecutor(state, native[recipe])
         elif isinstance(linear, QuantizableGrouped):
-            assert takes_grouped_experts(cfg.precision), f"{name}: {recipe.name} has no grouped linears"
-            linear.executor = GroupedExecutor(state, name, indices[name])
+            assert takes_grouped_experts(recipe), f"{name}: {recipe.name} has no grouped linears"
+            linear.executor = GroupedExecutor(state, recipe, name, indices[name])
         else:
-            linear.executor = EmulatedExecutor(state, name, indices[name])
+            linear.executor = EmulatedExecutor(state, recipe, name, indices[name])
         applied.add(name)
     layers = tuple(f"{name}." for name, _ in _layers_of(chunks))
     missing = sorted(name for name in wanted if name.startswith(layers) and name not in applied)
@@ -120,26 +124,28 @@ def apply_recipe(chunks: Iterable[nn.Module], cfg: Config, executor: str, state:
     return len(applied)
 
 
-def check_normalized(name: str, linear: Quantizable, recipe: Recipe) -> None:
+def check_normalized(name: str, linear: Quantizable, recipe: Recipe, key: str) -> None:
     """The precondition of static scaling: the operand of a static quantiser is normalised.
+
+    Args:
+        key: of the recipe in the config.
 
     Raises:
         ConfigError: names the linear.
     """
-    if recipe.format != "nvfp4":
-        return
+    static = {operand for operand, spec in recipe.operands.items() if "static" in (spec.rowwise.global_amax, spec.columnwise.global_amax)}
     module = f"{name} ({type(linear).__name__})"
-    if recipe.input.global_amax == "static" and not linear.unit_norm_input:
+    if "input" in static and not linear.unit_norm_input:
         raise ConfigError(
-            "precision.input_amax",
+            f"{key}.input_amax",
             "static",
             f"the input of {module} is not normalised, so its magnitude has no bound",
-            f"Set model.fine_grained=true, precision.input_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
+            f"Set model.fine_grained=true, {key}.input_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
         )
-    if recipe.weight.global_amax == "static" and not all(is_marked(matrix) for matrix in linear.matrices):
+    if "weight" in static and not all(is_marked(matrix) for matrix in linear.matrices):
         raise ConfigError(
-            "precision.weight_amax",
+            f"{key}.weight_amax",
             "static",
             f"the weight of {module} is not kept at unit norm",
-            f"Set precision.weight_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
+            f"Set {key}.weight_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
         )

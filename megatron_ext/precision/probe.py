@@ -17,13 +17,15 @@ from torch.nn.functional import normalize
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from ngpt.config import compose
 from ngpt.config.compose import config_dir
+from ngpt.config.recipes import recipe_of
 from ngpt.findings import Finding, attempt
 from ngpt.kernels.nvfp4_quantize import emulate, quantize_packed
-from ngpt.precision import QuantizedTensor, QuantizerSpec, qgemm, quantize
+from ngpt.precision import QuantizedTensor, qgemm, quantize
 from ngpt.precision.check_golden import gemm_within_bound
 from ngpt.precision.philox import random_bits
-from ngpt.precision.recipe import Recipe, recipe_of
-from ngpt.precision.tensor import BLOCK, Direction, Operand
+from ngpt.precision.rounding import operand_seed
+from ngpt.precision.tensor import Operand
+from ngpt.recipes import BLOCK, DIRECTIONS, Direction, OperandSpec, QuantizerSpec, Recipe
 
 BF16, EMULATED = "bf16", "nvfp4 emulated"
 M, K, N = 256, 256, 384  # multiples of 128: every kernel takes them
@@ -105,21 +107,25 @@ def known_answer() -> tuple[bool, str]:
     return found == KNOWN_DIGEST, f"digest {found}" + ("" if found == KNOWN_DIGEST else f", expected {KNOWN_DIGEST}")
 
 
-def same_bits(specs: dict[str, QuantizerSpec], device: torch.device) -> tuple[bool, str]:
+def same_bits(specs: dict[str, OperandSpec], device: torch.device) -> tuple[bool, str]:
     """Packed and emulated operands of the device against the reference, bit for bit, both directions."""
     given, compared, wrong = operands(), 0, []
     for name, spec in specs.items():
-        x, seed = given[name].to(device), SEED if spec.rounding == "sr" else None
-        for direction, packed, operand in zip(
-            ("rowwise", "columnwise"), quantize_packed(x, spec, seed=seed), emulate(x, spec, seed=seed), strict=True
-        ):
-            expected = quantize(given[name], spec, direction, seed=seed)
+        x = given[name].to(device)
+        for direction, packed, operand in zip(DIRECTIONS, quantize_packed(x, spec, seed=SEED), emulate(x, spec, seed=SEED), strict=True):
+            expected = reference(given[name], spec, direction)
             compared += given[name].numel()
             if not on_cpu(packed).same_as(expected):
                 wrong.append(f"packed {name} {direction}")
             if different := differing_values(operand, expected):
                 wrong.append(f"{different} values of {name} {direction}")
     return not wrong, f"differ: {', '.join(wrong)}" if wrong else f"{compared:,} elements bit-identical, packed and as operands"
+
+
+def reference(x: Tensor, spec: OperandSpec, direction: Direction, seed: int = SEED) -> QuantizedTensor:
+    """What the reference quantiser makes of an operand in one direction."""
+    own = getattr(spec, direction)
+    return quantize(x, own, direction, seed=seed if own.rounding == "sr" else None)
 
 
 def on_cpu(quantized: QuantizedTensor) -> QuantizedTensor:
@@ -158,8 +164,7 @@ def reference_operands(recipe: Recipe, given: dict[str, Tensor]) -> Iterator[tup
     """(name, a, b) of the products a b^T of a linear."""
 
     def quantized(name: str, direction: Direction) -> QuantizedTensor:
-        spec = getattr(recipe, name)
-        return quantize(given[name], spec, direction, seed=SEED if spec.rounding == "sr" else None)
+        return reference(given[name], getattr(recipe, name), direction, operand_seed(SEED, name))
 
     yield "fprop", quantized("input", "rowwise"), quantized("weight", "rowwise")
     yield "dgrad", quantized("grad_output", "rowwise"), quantized("weight", "columnwise")

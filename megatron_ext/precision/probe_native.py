@@ -4,6 +4,7 @@ Transformer Engine is imported inside the functions, after `unavailable` has fou
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,15 +20,14 @@ from megatron_ext.precision.probe import (
     operands,
     reference_operands,
     relative,
-    shipped_recipe,
     shipped_recipes,
     unclipped,
 )
 from megatron_ext.precision.te_recipes import autocast, te_recipe, unavailable
 from ngpt.findings import UNAVAILABLE, Finding, attempt
 from ngpt.precision import QuantizerSpec, qgemm, quantize
-from ngpt.precision.recipe import Recipe
 from ngpt.precision.tensor import equal_values
+from ngpt.recipes import Recipe
 
 NATIVE = "nvfp4 native"
 FP8_ERROR = 0.1  # of products of E4M3 and E5M2 operands: 0.037 and 0.06 on such inputs
@@ -48,7 +48,7 @@ def probe_native() -> Iterator[Finding]:
         if reason := unavailable(recipe):
             reasons.setdefault(reason, []).append(name)
             continue
-        nearest = shipped_recipe(name, "precision.stochastic_rounding=false")
+        nearest = replace(recipe, grad_output=replace(recipe.grad_output, rounding="rtne"))
         yield attempt(NATIVE, f"quantise, {name}", same_values, nearest)
         yield attempt(NATIVE, f"three products, {name}", three_products, nearest)
         if recipe.grad_output.global_amax != "static":  # which flushes small gradients, as it is told to

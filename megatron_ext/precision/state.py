@@ -1,4 +1,4 @@
-"""What the low-precision linears of one rank share: the recipe, the step, the stochastic rounding streams, the diagnostics."""
+"""What the low-precision linears of one rank share: the step, the stochastic rounding streams, the diagnostics."""
 
 import math
 import statistics
@@ -9,9 +9,9 @@ import torch.distributed as dist
 
 from ngpt.config.sizes import last_low_precision_step
 from ngpt.precision.diagnostics import GemmWatch
-from ngpt.precision.recipe import Recipe
 from ngpt.precision.recorder import Diagnostics
 from ngpt.precision.rounding import stream_seed
+from ngpt.recipes import Recipe
 
 
 class PrecisionState:
@@ -21,17 +21,17 @@ class PrecisionState:
     nothing else: a resumed run rounds like one that never stopped, recompute changes nothing, and no generator's state is saved.
 
     Args:
-        recipe: of the run.
         seed: `train.seed`.
         rank: global rank.
-        steps: `train.steps`; `recipe.bf16_tail` is a part of them.
+        steps: `train.steps`.
+        bf16_tail: the last part of the steps, 0 to 1, that computes in high precision.
         seeds_device: Transformer Engine's kernels round stochastically, from torch's generator of the device. Megatron seeds it alike on
             data-parallel ranks, so it gets a seed of its own rank and step.
     """
 
-    def __init__(self, recipe: Recipe, seed: int, rank: int, steps: int, seeds_device: bool = False):
-        self.recipe, self.seed, self.rank = recipe, seed, rank
-        self.last_low_precision_step = last_low_precision_step(steps, recipe.bf16_tail)
+    def __init__(self, seed: int, rank: int, steps: int, bf16_tail: float = 0.0, seeds_device: bool = False):
+        self.seed, self.rank = seed, rank
+        self.last_low_precision_step = last_low_precision_step(steps, bf16_tail)
         self.step, self.seeds_device = 0, seeds_device
         self.diagnostics: Diagnostics | None = None  # of the step that runs, where it is watched
         self._backward_passes: Counter[int] = Counter()
@@ -45,7 +45,7 @@ class PrecisionState:
         if step != self.step:
             self.step = step
             self._backward_passes.clear()
-            self.diagnostics = Diagnostics(self.recipe) if watched else None
+            self.diagnostics = Diagnostics() if watched else None
             if self.seeds_device:
                 torch.cuda.manual_seed(stream_seed(self.seed, self.rank, module=0, step=step, call=0))
 
@@ -54,9 +54,9 @@ class PrecisionState:
         """False in the tail of the run, which trains in bf16."""
         return self.step <= self.last_low_precision_step
 
-    def watch(self, name: str) -> GemmWatch | None:
+    def watch(self, name: str, recipe: Recipe) -> GemmWatch | None:
         """What takes the figures of this call of a linear, or None."""
-        return self.diagnostics.watch(name) if self.diagnostics else None
+        return self.diagnostics.watch(name, recipe) if self.diagnostics else None
 
     def figures(self) -> dict[str, float]:
         """The figures of the watched step, each the mean over the ranks that have it and its bounds; {} where nothing was watched.

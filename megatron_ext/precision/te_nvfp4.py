@@ -14,8 +14,8 @@ from transformer_engine.pytorch.quantized_tensor import Quantizer
 from transformer_engine.pytorch.tensor.identity_tensor import IdentityQuantizer
 from transformer_engine.pytorch.tensor.nvfp4_tensor import NVFP4Quantizer
 
-from ngpt.precision.quantize import QuantizerSpec, round_up_to_pow2_scale
-from ngpt.precision.tensor import BLOCK
+from ngpt.precision.quantize import round_up_to_pow2_scale
+from ngpt.recipes import BLOCK, QuantizerSpec
 
 
 def quantizer_of(spec: QuantizerSpec | None) -> Quantizer:

@@ -18,9 +18,8 @@ from typing import Any
 from torch import nn
 
 from megatron_ext.device import on_gpu
-from ngpt.precision.quantize import QuantizerSpec
-from ngpt.precision.recipe import Recipe
-from ngpt.precision.tensor import BLOCK
+from ngpt.config.executor import beyond_kernels
+from ngpt.recipes import QuantizerSpec, Recipe
 
 _AVAILABILITY = {"fp8": "is_fp8_available", "mxfp8": "is_mxfp8_available", "nvfp4": "is_nvfp4_available"}
 
@@ -42,11 +41,11 @@ def unavailable(recipe: Recipe) -> str | None:
     except (ImportError, OSError, RuntimeError) as error:
         return f"Transformer Engine does not import: {error}"
     available, reason = getattr(quantization, _AVAILABILITY[recipe.format])(return_reason=True)
-    return _unsupported(recipe) if available else reason
+    return beyond_kernels(recipe) if available else reason
 
 
 def te_recipe(recipe: Recipe) -> Any:
-    """Transformer Engine's object for a recipe in fp8, mxfp8 or nvfp4. Make one a run: modules compare it by identity.
+    """Transformer Engine's object for a recipe in fp8, mxfp8 or nvfp4. Make one a recipe of a run: modules compare it by identity.
 
     Returns:
         A `transformer_engine.common.recipe.Recipe` with every option given explicitly: the defaults of its fields come from environment
@@ -58,8 +57,8 @@ def te_recipe(recipe: Recipe) -> Any:
     """
     if recipe.format not in _AVAILABILITY:
         raise ValueError(f"format {recipe.format!r}: Transformer Engine has recipes for {', '.join(_AVAILABILITY)}. Run it without one.")
-    if unsupported := _unsupported(recipe):
-        raise NotImplementedError(unsupported)
+    if unsupported := beyond_kernels(recipe):
+        raise NotImplementedError(f"{unsupported}. Set precision.executor=emulated")
     from transformer_engine.common import recipe as te
 
     common = {"fp8_dpa": False, "fp8_mha": False, "backward_override": None}
@@ -135,32 +134,3 @@ def _current_scaling(te: Any, common: dict[str, Any]) -> Any:
     )
     scaling.fp8_quant_fwd_inp = scaling.fp8_quant_fwd_weight = scaling.fp8_quant_bwd_grad = operand
     return scaling
-
-
-def _unsupported(recipe: Recipe) -> str | None:
-    """The combination that Transformer Engine's NVFP4 kernels do not compute, or None."""
-    if recipe.format != "nvfp4":
-        return None
-    operands = {"input": recipe.input, "weight": recipe.weight, "grad_output": recipe.grad_output}
-    for name, spec in operands.items():
-        if spec is None:
-            return f"{name} in bf16 beside NVFP4 operands: a GEMM of Transformer Engine takes two of one format. Give {name} a quantiser"
-        if combination := _unsupported_operand(spec):
-            return f"{combination} of {name}: not what Transformer Engine's NVFP4 kernels compute. Set precision.executor=emulated"
-    if recipe.weight.rht != "off" or recipe.input.rht != recipe.grad_output.rht:
-        return "rht: the transform cancels in wgrad alone. Give input and grad_output the same one, and weight none"
-    if recipe.input.rht != "off" and recipe.dtype != "bf16":
-        return f"rht with dtype {recipe.dtype}: the transform of Transformer Engine reads bf16. Set precision.dtype=bf16"
-    return None
-
-
-def _unsupported_operand(spec: QuantizerSpec) -> str | None:
-    if spec.rht != "off" and spec.global_amax != "dynamic":
-        return f"rht with global_amax={spec.global_amax}"  # the columnwise amax is that of the transformed tensor
-    if spec.rht != "off" and spec.block_shape == (BLOCK, BLOCK):
-        return "rht with 16x16 blocks"
-    if spec.rounding == "sr" and spec.block_shape == (BLOCK, BLOCK):
-        return "stochastic rounding with 16x16 blocks"  # both directions would have to draw the same numbers
-    if spec.row_scaled:
-        return "row_scaled"
-    return "four_over_six" if spec.four_over_six else None

@@ -20,14 +20,14 @@ from megatron.training.global_vars import set_global_variables
 
 from megatron_ext.device import on_gpu
 from megatron_ext.models.builder import PluginModelConfig
-from megatron_ext.precision.policy import choose_executor
+from megatron_ext.precision.policy import choose_executors
 from megatron_ext.training.watchdog import SLOW_FACTOR
 from ngpt.config import Config, ConfigError
 from ngpt.config.activations import ACTIVATIONS, FUSIONS
 from ngpt.config.checkpoints import is_own, start_checkpoint
 from ngpt.config.megatron_arguments import passed_on
 from ngpt.config.pattern import cut_pattern, parse
-from ngpt.config.precision import takes_grouped_experts
+from ngpt.config.precision import can_group_experts, recipes_of_experts
 from ngpt.config.sizes import padded_vocab_size, pipeline_stages, wsd_decay_steps
 from ngpt.data.validation import evaluation_batches
 
@@ -107,15 +107,21 @@ def has_grouped_experts(cfg: Config, backend: str) -> bool:
     """
     impl, has_te = cfg.model.expert_impl, backend == "transformer_engine"
     if impl != "grouped":
-        wanted = impl == "auto" and has_te and takes_grouped_experts(cfg.precision)
-        return wanted and choose_executor(cfg, backend) != "native"
+        wanted = impl == "auto" and has_te and can_group_experts(cfg)
+        return wanted and not _runs_experts_natively(cfg, backend)
     if not has_te:
         rule = f"grouped linears are Transformer Engine's, and the backend is {backend}"
         raise ConfigError("model.expert_impl", impl, rule, "Set model.expert_impl=auto")
-    if choose_executor(cfg, backend) == "native":
-        rule = f"grouped linears run in high precision or emulated, and this device has {cfg.precision.format} kernels"
+    if _runs_experts_natively(cfg, backend):
+        formats = " and ".join(sorted({recipe.format for recipe in recipes_of_experts(cfg)}))
+        rule = f"grouped linears run in high precision or emulated, and this device has {formats} kernels"
         raise ConfigError("model.expert_impl", impl, rule, "Set model.expert_impl=auto, or precision.executor=emulated")
     return True
+
+
+def _runs_experts_natively(cfg: Config, backend: str) -> bool:
+    executors = choose_executors(cfg, backend)
+    return any(executors.get(recipe) == "native" for recipe in recipes_of_experts(cfg))
 
 
 def _mamba(cfg: Config) -> dict[str, Any]:

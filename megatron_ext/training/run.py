@@ -18,7 +18,7 @@ from megatron_ext.compat.loop_marks import loop_marks
 from megatron_ext.layers.backend import check_backend, choose_backend
 from megatron_ext.optim.norm_check import worst_norm_deviation
 from megatron_ext.optim.retraction import RetractionHook
-from megatron_ext.precision.policy import apply_recipe, choose_executor
+from megatron_ext.precision.policy import apply_recipes, choose_executors
 from megatron_ext.precision.state import PrecisionState
 from megatron_ext.training.bridge import setup_megatron
 from megatron_ext.training.checkpoint_load import checked_loading
@@ -37,7 +37,7 @@ from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import gpu_of_device
 from ngpt.estimate.peak import product_peaks
-from ngpt.precision.recipe import recipe_of
+from ngpt.recipes import Recipe
 from ngpt.rollbacks import read_rollbacks, resume_step
 from ngpt.stopping import StopRequest
 from ngpt.streams import GivenUp
@@ -50,21 +50,20 @@ class Session:
         self,
         cfg: Config,
         backend: str,
-        executor: str,
+        executors: dict[Recipe, str],
         guard: StepGuard,
         rank: int,
         say: Callable[[str], None],
         stop_request: StopRequest | None = None,
     ):
-        self.cfg, self.executor, self.guard, self.rank, self.say = cfg, executor, guard, rank, say
+        self.cfg, self.executors, self.guard, self.rank, self.say = cfg, executors, guard, rank, say
         self.status = "failed"  # finished | stopped (train.stop_after) | signalled | failed
         self.stopper = Stopper(stop_request)
-        recipe = recipe_of(cfg.precision)
-        native_sr = executor == "native" and recipe.format == "nvfp4" and recipe.grad_output.rounding == "sr"
-        self.precision = PrecisionState(recipe, cfg.train.seed, rank, cfg.train.steps, seeds_device=native_sr)
+        native_sr = any(executor == "native" and recipe.rounds_stochastically for recipe, executor in executors.items())
+        self.precision = PrecisionState(cfg.train.seed, rank, cfg.train.steps, cfg.precision.bf16_tail, seeds_device=native_sr)
         # Transformer Engine multiplies fp32 matrices in TF32.
         dtype = "tf32" if (cfg.precision.dtype, backend) == ("fp32", "transformer_engine") else cfg.precision.dtype
-        peaks = product_peaks(cfg, cfg.cluster.gpu or gpu_of_device(torch.cuda.get_device_name()), dtype, native=executor == "native")
+        peaks = product_peaks(cfg, cfg.cluster.gpu or gpu_of_device(torch.cuda.get_device_name()), dtype, executors)
         self.recorder = MetricsRecorder(cfg, training_flops_per_token(cfg.model, cfg.train.seq_length), peaks, say)
         self.optimizer: Any = None
         self.hook: RetractionHook | None = None
@@ -76,8 +75,8 @@ class Session:
     def attach(self, chunks: list) -> None:
         """Called with the wrapped model chunks once they are built."""
         self.chunks = chunks
-        if self.executor != "none":
-            apply_recipe(chunks, self.cfg, self.executor, self.precision)
+        if self.executors:
+            apply_recipes(chunks, self.cfg, self.executors, self.precision)
         self.probe = HiddenNormProbe(chunks)
         self.policy = StepPolicy(self.cfg, self.rank, self.say, self.after_skipped_step)
         self.guard.attach(chunks, self.policy)
@@ -232,16 +231,16 @@ def train(
     """
     backend = choose_backend(cfg.model.transformer_impl)
     check_backend(cfg, backend)
-    executor = choose_executor(cfg, backend)
+    executors = choose_executors(cfg, backend)
     with megatron_log(Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log") as say:
         guard = StepGuard(cfg, rank, world_size(cfg))
         guard.start()
         args, container = setup_megatron(cfg, backend)
         is_last = args.rank == args.world_size - 1
-        session = Session(cfg, backend, executor, guard, args.rank, say if is_last else print, stop_request)
+        session = Session(cfg, backend, executors, guard, args.rank, say if is_last else print, stop_request)
         container.model.on_built += [*on_built, session.attach]
         if is_last:
-            for line in run_header(cfg, backend, executor, args):
+            for line in run_header(cfg, backend, executors, args):
                 say(line)
             if cfg.checkpoint.resume and (note := leftovers(listing(cfg.checkpoint.dir))) is not None:
                 say(note)
@@ -271,7 +270,7 @@ def train(
                     "start_norm_deviation": session.start_deviation,
                     "tokens_per_second": session.recorder.typical_rate(),
                 }
-                write_summary(cfg, backend, executor, last, status, time.monotonic() - session.started, session.recorder.start_step)
+                write_summary(cfg, backend, executors, last, status, time.monotonic() - session.started, session.recorder.start_step)
     return session
 
 

@@ -15,7 +15,7 @@ from megatron_ext.training.bridge import has_grouped_experts
 from ngpt.checkpoints.choice import Choice
 from ngpt.config import Config
 from ngpt.config.checkpoints import start_checkpoint
-from ngpt.config.linears import block_linears, quantized_linears
+from ngpt.config.linears import block_linears, describe_precision
 from ngpt.config.megatron_arguments import unchecked_names, unchecked_note
 from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, tokens_per_step, wsd_decay_steps
 from ngpt.data.entropy import ngram_bits_per_byte
@@ -24,13 +24,13 @@ from ngpt.data.manifest import split_of
 from ngpt.data.validation import evaluation_sequences, repeats
 from ngpt.estimate.counts import count_parameters, training_flops_per_token
 from ngpt.kernels.rows import MAX_WIDTH
-from ngpt.precision.recipe import recipe_of
 from ngpt.progress import write_json
+from ngpt.recipes import Recipe, joined_names
 
 MAX_COUNTED_TOKENS = 1 << 28  # of a validation split, for its entropies
 
 
-def run_header(cfg: Config, backend: str, executor: str, args: argparse.Namespace) -> list[str]:
+def run_header(cfg: Config, backend: str, executors: dict[Recipe, str], args: argparse.Namespace) -> list[str]:
     """What this run is and which implementation was chosen for each operation, a line each."""
     parallel, counts = cfg.parallel, count_parameters(cfg.model)
     te = backend == "transformer_engine"
@@ -41,7 +41,7 @@ def run_header(cfg: Config, backend: str, executor: str, args: argparse.Namespac
         f"{cfg.run.name}: {cfg.model.architecture}, {counts.total:,} parameters, "
         f"{training_flops_per_token(cfg.model, cfg.train.seq_length) / 1e9:.3g} GFLOP a token",
         f"  device {device} x {args.world_size}, precision {cfg.precision.name}{fp32}, backend {args.distributed_backend}",
-        *precision_lines(cfg, backend, executor),
+        *precision_lines(cfg, backend, executors),
         *hybrid_lines(cfg, backend),
         f"  linears {'Transformer Engine' if te else 'Megatron local'}, attention {'Transformer Engine' if te else 'unfused'}, "
         f"{row_operations(cfg, backend)}",
@@ -95,18 +95,17 @@ def row_operations(cfg: Config, backend: str) -> str:
     return "normalisation, residual step and scales Triton kernels" + (f", but eager torch for rows of {wide} features" if wide else "")
 
 
-def precision_lines(cfg: Config, backend: str, executor: str) -> list[str]:
+def precision_lines(cfg: Config, backend: str, executors: dict[Recipe, str]) -> list[str]:
     """What the linears of the blocks multiply, and what executes it; [] in plain fp32 or bf16."""
-    if executor == "none":
+    if not executors:
         return []
-    precision = cfg.precision
-    if executor == "native":
-        by = "Transformer Engine's kernels"
-    else:
-        modules = "Transformer Engine's modules" if backend == "transformer_engine" else "Megatron's modules"
-        by = f"emulated in {modules}, quantised by {'Triton kernels' if on_gpu() else 'the torch reference'}"
-    linears = f"{len(quantized_linears(cfg))} of {len(block_linears(cfg))} linears of the blocks"
-    return [*(f"  {line}" for line in recipe_of(precision).describe().splitlines()), f"  {linears}, executor {executor}: {by}"]
+    modules = "Transformer Engine's modules" if backend == "transformer_engine" else "Megatron's modules"
+    lines = [f"  {line}" for line in describe_precision(cfg)]
+    for recipe, executor in executors.items():
+        quantised = "Triton kernels" if on_gpu() and recipe.quantised_by_kernels else "the torch reference"
+        by = "Transformer Engine's kernels" if executor == "native" else f"emulated in {modules}, quantised by {quantised}"
+        lines.append(f"  executor {executor}{f' of {recipe.name}' if len(executors) > 1 else ''}: {by}")
+    return lines
 
 
 def hybrid_lines(cfg: Config, backend: str) -> list[str]:
@@ -149,11 +148,19 @@ def _earlier(path: Path) -> dict[str, Any]:
     return earlier if usable else {}
 
 
-def write_summary(cfg: Config, backend: str, executor: str, last: dict[str, Any], status: str, wall_time_s: float, start_step: int) -> None:
+def write_summary(
+    cfg: Config,
+    backend: str,
+    executors: dict[Recipe, str],
+    last: dict[str, Any],
+    status: str,
+    wall_time_s: float,
+    start_step: int,
+) -> None:
     """Write summary.json.
 
     Args:
-        executor: none | native | emulated.
+        executors: native | emulated, of each recipe in use.
         last: the newest value of every recorded figure.
         status: finished | stopped | failed.
         wall_time_s: of this process; what an earlier part of a resumed run took is added.
@@ -169,8 +176,8 @@ def write_summary(cfg: Config, backend: str, executor: str, last: dict[str, Any]
         "run_name": cfg.run.name,
         "status": status,
         "architecture": cfg.model.architecture,
-        "precision": cfg.precision.name,
-        "executor": executor,
+        "precision": joined_names(cfg.precision.name, cfg.precision.layers.values()),
+        "executor": " and ".join(sorted(set(executors.values()))) or "none",
         "transformer_impl": backend,
         "parallel": {key: value for key, value in asdict(cfg.parallel).items() if key != "name"},
         "parameters": count_parameters(cfg.model).total,

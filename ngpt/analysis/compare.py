@@ -19,6 +19,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.identity import flatten
 from ngpt.config.yaml_limits import check_yaml
 from ngpt.durations import duration
+from ngpt.recipes import joined_names
 
 # Keys that name the run itself: they differ between any two runs and say nothing.
 _IDENTITY_KEYS = frozenset({"run.name", "run.dir"})
@@ -186,6 +187,12 @@ def _parallel(run: Run) -> str | None:
     return ", ".join(split) or None
 
 
+def _precision(run: Run) -> str | None:
+    """The run's recipe and those of some of its layers."""
+    named = [name for key, name in run.flat_config.items() if key.startswith("precision.layers.")]
+    return joined_names(run.flat_config.get("precision.name"), named)
+
+
 def _worst_deviation(run: Run) -> float | None:
     _, values = run.series("worst_norm_deviation", run.tokens)
     return max((value for value in values if math.isfinite(value)), default=None)
@@ -195,7 +202,7 @@ def _worst_deviation(run: Run) -> float | None:
 _FINAL: list[tuple[str, Callable[[Run], Any], Callable[[Any], str]]] = [
     ("Status", lambda run: run.status.kind, str),
     ("Architecture", lambda run: run.flat_config.get("model.architecture"), str),
-    ("Precision", lambda run: run.flat_config.get("precision.name"), str),
+    ("Precision", _precision, str),
     ("Parameters", lambda run: run.total("parameters"), formats.full_count),
     ("Model parallelism", _parallel, str),
     ("Steps", lambda run: run.total("steps"), "{:,.0f}".format),

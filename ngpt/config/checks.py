@@ -27,7 +27,7 @@ _SYMBOLS = "Use M for Mamba-2, E for experts, * for attention, - for an MLP, | f
 def validate(cfg: Config) -> None:
     """Raises a `ConfigError` with every rule that a resolved config breaks."""
     # The rules between keys divide by values, and those of a precision read the layers and shards that these have checked.
-    for group in (values.CHECKS, (*CHECKS, *hybrid.CHECKS, *cluster.CHECKS), precision.CHECKS):
+    for group in (values.CHECKS, (*CHECKS, *hybrid.CHECKS, *cluster.CHECKS), *precision.CHECKS):
         errors = [error for check in group for error in check(cfg)]
         if errors:
             raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
@@ -274,8 +274,10 @@ def check_graphs(cfg: Config) -> Iterator[ConfigError]:
     """What the host decides at each step is not in a CUDA graph: rounding seeds, the BF16 tail, tokens of experts, documents."""
     for name, value in captures(cfg.megatron).items():
         path = f"megatron.{name}"
-        if cfg.precision.format != "none":
-            rule = f"A graph repeats one step's rounding seeds and keeps its format to the end; precision.format is {cfg.precision.format}"
+        formats = {cfg.precision.format, *(recipe.format for recipe in cfg.precision.recipes.values())} - {"none"}
+        if formats:
+            found = " and ".join(sorted(formats))
+            rule = f"A graph repeats one step's rounding seeds and keeps its format to the end; precision.format is {found}"
             yield ConfigError(path, value, rule, "Remove it, or choose precision=bf16")
         if cfg.data.confine_attention:
             rule = "A graph repeats one sequence's document boundaries, and data.confine_attention is true"

@@ -54,7 +54,7 @@ def counts_table(cfg: Config) -> str:
         "  embedding and head": f"{counts.embedding + counts.head:,}",
         "  other": f"{counts.logit_scale + counts.final_norm:,} (logit scale, final norm)",
         "vocabulary": f"{cfg.model.vocab_size:,} padded to {padded_vocab_size(cfg.model):,}",
-        "precision": describe_precision(cfg),
+        "precision": "; ".join(describe_precision(cfg)),
         "tokens": f"{tokens:,} ({tokens_per_step(cfg):,} a step, {cfg.train.steps:,} steps)",
         "training FLOPs": f"{flops / 1e9:.4g} GFLOP a token, {flops * tokens:.4g} FLOP in all",
         "processes": f"{world_size(cfg)}, data parallel {data_parallel_size(cfg)}",

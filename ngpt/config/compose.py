@@ -1,7 +1,6 @@
 """From `conf/`, user folders and command-line overrides to a checked `Config`."""
 
 import dataclasses
-import functools
 import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,17 +12,18 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import ngpt
 from ngpt.config.checks import validate
 from ngpt.config.errors import ConfigError, ConfigErrors
 from ngpt.config.megatron_arguments import of_earlier_run
+from ngpt.config.named_recipes import add_named_recipes, is_of_mapping, set_mappings
 from ngpt.config.overrides import accepted, numbers_for_text
 from ngpt.config.resolve import resolve
 from ngpt.config.schema import Config
-from ngpt.config.translate import leaf_types, section_error, translate
+from ngpt.config.translate import section_error, translate
 from ngpt.config.yaml_limits import check_yaml
 
 _PLAIN = (ValueError, TypeError, AssertionError, RecursionError, OSError)
@@ -66,19 +66,29 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
         ConfigError: An unknown key or option, a wrong type, a missing value or an impossible combination.
     """
     shipped = config_dir()
-    arguments = [_search_path(shipped, config_dirs), *map(accepted, overrides)]
+    search_path = _search_path(shipped, config_dirs)
     try:
         with initialize_config_dir(str(shipped), version_base="1.3"):
-            composed = hydra_compose("config", overrides=arguments, return_hydra_config=True)
-        experiment = composed.hydra.runtime.choices.get("experiment")
-        sections = {key: value for key, value in OmegaConf.to_container(composed).items() if key != "hydra"}
+            sections, experiment = _composed(overrides, search_path)
+            add_named_recipes(sections["precision"], overrides, lambda words: _composed(words, search_path)[0]["precision"])
+    except ConfigError:
+        raise
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, *_PLAIN) as error:
         # OmegaConf answers some malformed keys with plain exceptions, a value that names itself with a RecursionError, and a group's
         # option is a file's name, which the system may refuse.
         raise translate(error) from error
-    if experiment and isinstance(sections["run"], dict) and OmegaConf.is_missing(composed.run, "name"):
+    if experiment and isinstance(sections["run"], dict) and sections["run"].get("name") == MISSING:
         sections["run"]["name"] = PurePath(experiment).name
     return _finish(sections, shipped)
+
+
+def _composed(overrides: Sequence[str], search_path: str) -> tuple[dict[str, Any], str | None]:
+    """The sections as Hydra composes them, interpolations unresolved, and the name of the experiment."""
+    of_hydra = [accepted(override) for override in overrides if not is_of_mapping(override)]
+    composed = hydra_compose("config", overrides=[search_path, *of_hydra], return_hydra_config=True)
+    sections = {key: value for key, value in OmegaConf.to_container(composed).items() if key != "hydra"}
+    set_mappings(sections["precision"], overrides)
+    return sections, composed.hydra.runtime.choices.get("experiment")
 
 
 def load(path: Path) -> Config:
@@ -144,16 +154,23 @@ def _finish(sections: Mapping[str, Any], shipped: Path) -> Config:
     return cfg
 
 
-def _untyped_containers(cfg: Config) -> Iterator[ConfigError]:
+def _untyped_containers(section: Any, prefix: str = "") -> Iterator[ConfigError]:
     """Lists and mappings that are none, or hold values of another type: OmegaConf takes over what an interpolation names as it is."""
-    for key, kind in leaf_types():
-        container = typing.get_origin(kind)
+    for name, kind in typing.get_type_hints(type(section)).items():
+        value, key, container, of = getattr(section, name), prefix + name, typing.get_origin(kind), typing.get_args(kind)
+        if dataclasses.is_dataclass(kind):
+            yield from _untyped_containers(value, f"{key}.")
         if container not in (list, dict):
             continue
-        value = functools.reduce(getattr, key.split("."), cfg)
-        of = typing.get_args(kind)[0]  # a mapping's keys
-        if not isinstance(value, container) or not all(isinstance(item, of) for item in value):
-            yield ConfigError(key, repr(value), f"Must be a {container.__name__} of {of.__name__}", "Correct it")
+        whole = isinstance(value, container) and all(isinstance(item, of[0]) for item in value)
+        if whole and container is dict and of[1] is not Any:
+            whole = all(isinstance(item, of[1]) for item in value.values())
+        if not whole:
+            got = type(value).__name__ if dataclasses.is_dataclass(value) else repr(value)
+            yield ConfigError(key, got, f"Must be a {container.__name__} of {of[-1].__name__}", "Correct it")
+        elif container is dict and dataclasses.is_dataclass(of[1]):
+            for entry, item in value.items():
+                yield from _untyped_containers(item, f"{key}.{entry}.")
 
 
 def _missing(key: str, shipped: Path) -> ConfigError:

@@ -1,25 +1,52 @@
 """What multiplies the quantised linears. The one decision of it: for a run, for the rules of its config and for its estimate."""
 
-from ngpt.config.schema import Config, PrecisionConfig
+from ngpt.config.schema import Config
 from ngpt.estimate.hardware import GPUS
+from ngpt.recipes import BLOCK, OperandSpec, QuantizerSpec, Recipe
 
 
-def decide_executor(precision: PrecisionConfig, has_kernels: bool) -> str:
+def decide_executor(recipe: Recipe, asked: str, has_kernels: bool) -> str:
     """`none` (the format is none), `native` (Transformer Engine's kernels) or `emulated`, which only nvfp4 can be.
 
     Args:
+        asked: `precision.executor`.
         has_kernels: Transformer Engine can run the recipe where the model will be.
     """
-    if precision.format == "none":
+    if recipe.format == "none":
         return "none"
-    if precision.format != "nvfp4":
+    if recipe.format != "nvfp4":
         return "native"
-    if precision.executor != "auto":
-        return precision.executor
+    if asked != "auto":
+        return asked
     return "native" if has_kernels else "emulated"
 
 
-def expected_executor(cfg: Config) -> str:
+def expected_executor(cfg: Config, recipe: Recipe) -> str:
     """`decide_executor` for the GPU that the config names, with Transformer Engine on it. An unnamed one has no NVFP4 kernels."""
     gpu = cfg.cluster.gpu
-    return decide_executor(cfg.precision, gpu is not None and "nvfp4" in GPUS[gpu].rates and cfg.model.transformer_impl != "local")
+    has_kernels = gpu is not None and "nvfp4" in GPUS[gpu].rates and cfg.model.transformer_impl != "local"
+    return decide_executor(recipe, cfg.precision.executor, has_kernels and beyond_kernels(recipe) is None)
+
+
+def beyond_kernels(recipe: Recipe) -> str | None:
+    """What of an NVFP4 recipe Transformer Engine 2.20.2 has no kernels for, on any GPU; None: nothing."""
+    for name, spec in recipe.operands.items():
+        if combination := _beyond_kernels(spec):
+            return f"{combination} of {name}: not what Transformer Engine's NVFP4 kernels compute"
+    if recipe.operands and recipe.input.columnwise.rht != "off" and recipe.dtype != "bf16":
+        return f"rht with dtype {recipe.dtype}: the transform of Transformer Engine reads bf16"
+    return None
+
+
+def _beyond_kernels(spec: OperandSpec) -> str | None:
+    if not isinstance(spec, QuantizerSpec):
+        return "directions that differ by more than the transform"
+    if spec.rht != "off" and spec.global_amax != "dynamic":
+        return f"rht with global_amax={spec.global_amax}"  # the columnwise amax is that of the transformed tensor
+    if spec.rht != "off" and spec.block_shape == (BLOCK, BLOCK):
+        return "rht with 16x16 blocks"
+    if spec.rounding == "sr" and spec.block_shape == (BLOCK, BLOCK):
+        return "stochastic rounding with 16x16 blocks"  # both directions would have to draw the same numbers
+    if spec.row_scaled:
+        return "row_scaled"
+    return "four_over_six" if spec.four_over_six else None

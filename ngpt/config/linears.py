@@ -13,8 +13,10 @@ from fnmatch import fnmatchcase
 
 from ngpt.config.activations import ACTIVATIONS
 from ngpt.config.pattern import parse
+from ngpt.config.recipes import recipe_of
 from ngpt.config.schema import Config
 from ngpt.config.sizes import expert_tensor_size
+from ngpt.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -85,37 +87,58 @@ def block_linears(cfg: Config) -> list[BlockLinear]:
     ]
 
 
-def quantized_linears(cfg: Config) -> list[BlockLinear]:
-    """The linear layers that compute in `precision.format`: all but those of the first and last blocks and of `bf16_modules`.
+def deciding_glob(cfg: Config, linear: str) -> str | None:
+    """Of the globs of `precision.layers` the last that matches the name of a linear layer."""
+    return next((glob for glob in reversed(cfg.precision.layers) if fnmatchcase(linear, glob)), None)
 
-    Prediction depths come after the blocks and are none of them: `bf16_modules=["mtp.*"]` keeps them high.
+
+def named_recipe(cfg: Config, linear: BlockLinear) -> str | None:
+    """The recipe that `precision.layers` gives a linear layer, by its key in `precision.recipes`; None: that of the run."""
+    glob = deciding_glob(cfg, linear.name)
+    return None if glob is None else cfg.precision.layers[glob]
+
+
+def recipe_by_linear(cfg: Config) -> dict[str, Recipe]:
+    """The recipe of each linear layer of the blocks that is quantised, by its name, in order.
+
+    The first and last blocks and `bf16_modules` are left out, whatever recipe they have. Prediction depths come after the blocks and are
+    none of them: `bf16_modules=["mtp.*"]` keeps them high.
+
+    Raises:
+        ValueError: as `recipe_of`, of a config that is not checked.
     """
     precision = cfg.precision
-    if precision.format == "none":
-        return []
+    recipes: dict[str | None, Recipe] = {None: recipe_of(precision)}
+    recipes |= {name: recipe_of(section) for name, section in precision.recipes.items()}
+    if all(recipe.format == "none" for recipe in recipes.values()):
+        return {}
     blocks = range(precision.num_layers_at_start_in_bf16, cfg.model.num_layers - precision.num_layers_at_end_in_bf16)
-    return [
-        linear
+    return {
+        linear.name: recipe
         for linear in block_linears(cfg)
-        if (linear.block_index is None or linear.block_index in blocks)
+        if (recipe := recipes[named_recipe(cfg, linear)]).format != "none"
+        and (linear.block_index is None or linear.block_index in blocks)
         and not any(fnmatchcase(linear.name, glob) for glob in precision.bf16_modules)
-    ]
+    }
 
 
-def describe_precision(cfg: Config) -> str:
-    """One line: how many linear layers are quantised, and how."""
+def recipes_in_use(cfg: Config) -> dict[Recipe, list[str]]:
+    """Every recipe that quantises some linear layers of the blocks, with their names."""
+    names: dict[Recipe, list[str]] = {}
+    for name, recipe in recipe_by_linear(cfg).items():
+        names.setdefault(recipe, []).append(name)
+    return names
+
+
+def describe_precision(cfg: Config) -> list[str]:
+    """Lines on how many linear layers are quantised, and how: two for each recipe of NVFP4, one for another."""
     precision = cfg.precision
-    if precision.format == "none":
-        return f"{precision.dtype}: every layer"
-    parts = [f"{precision.format}: {len(quantized_linears(cfg))} of {len(block_linears(cfg))} linear layers of the blocks"]
-    if precision.format == "nvfp4":
-        rounding = "sr" if precision.stochastic_rounding else "rtne"
-        weight = f"{precision.weight_amax} {precision.weight_blocks}"
-        parts.append(f"input {precision.input_amax}, weight {weight}, grad_output {precision.grad_output_amax} {rounding}")
-        parts += ["RHT in wgrad"] * precision.rht
-    if precision.bf16_tail:
-        parts.append(f"the last {precision.bf16_tail:g} of the steps in {precision.dtype}")
-    return "; ".join(parts)
+    tail = f", {precision.dtype} everywhere in the last {precision.bf16_tail:.4g} of the steps" if precision.bf16_tail else ""
+    total, lines = len(block_linears(cfg)), []
+    for recipe, names in recipes_in_use(cfg).items():
+        lines.append(f"{recipe.name}: {recipe.format} operands in {len(names)} of {total} linear layers of the blocks{tail}")
+        lines += [recipe.describe()] if recipe.format == "nvfp4" else []
+    return lines or [f"{precision.name}: every layer in {precision.dtype}"]
 
 
 _Linears = Iterable[tuple[str, Dimension, Dimension, bool]]  # path in the layer, inputs, outputs, reads_stream

@@ -34,8 +34,10 @@ _RECOMPUTED = {
 _AMAX = {
     "dynamic": "the largest magnitude of the tensor",
     "dynamic_pow2": "that, rounded up so that scales are powers of two",
-    "static": "input and weight: 1.3125; grad_output: static_grad_amax",
+    "static": "a constant: 1.3125, of grad_output static_grad_amax, or static_amax of operands",
 }
+_BLOCKS = {"16x16": "nvfp4: the same scales both ways", "1x16": "nvfp4: scales of their own each way"}
+_AS_RECIPE = {None: "as the recipe's other options say"}
 _LEFT_OUT = {"skip": "the step is left out", "rollback": "back to the newest checkpoint, then on behind the batches since"}
 
 
@@ -112,14 +114,55 @@ class ModelConfig:
 
 
 @dataclass
-class PrecisionConfig:
+class OperandConfig:
+    """How an operand of the products is quantised (nvfp4), where that differs from what the recipe says; null: it does not."""
+
+    amax: str | None = choice(None, _AMAX | _AS_RECIPE)
+    static_amax: float | None = None  # with amax=static: magnitude that saturates, 1.3125 * 2^j
+    blocks: str | None = choice(None, _BLOCKS | _AS_RECIPE)
+    rounding: str | None = choice(None, {"nearest": "ties to even", "stochastic": "up or down by chance, right in the mean"} | _AS_RECIPE)
+    rht: str | None = choice(
+        None, {"none": "no transform", "signed": "Hadamard with fixed signs", "unsigned": "plain Hadamard", **_AS_RECIPE}
+    )  # of columnwise operands
+    four_over_six: str | None = choice(
+        None,
+        {
+            "none": "the largest value of a block becomes 6",
+            "mae": "6 or 4, by the smaller sum of magnitudes of errors",
+            "mse": "6 or 4, by the smaller sum of squares of errors",
+            **_AS_RECIPE,
+        },
+    )
+    bound: int | None = choice(None, {256: "four_over_six: block scale of the amax", 448: "the same, at the end of E4M3", **_AS_RECIPE})
+
+
+@dataclass
+class RecipeConfig:
+    """A recipe: the format of the linear layers of the blocks, and how each operand of their products is quantised."""
+
     name: str = MISSING
     dtype: str = choice(MISSING, {"fp32": "model weights and activations", "bf16": "model weights and activations; masters stay fp32"})
-    grad_reduce_in_fp32: bool = True
     # Of the operands of the matrix products of the linear layers in the blocks.
     format: str = choice(
         "none", {"none": "as dtype", "fp8": "8 bits", "mxfp8": "8 bits, scales of 32 values", "nvfp4": "4 bits, scales of 16 or 16x16"}
     )
+    input_amax: str = choice("dynamic", _AMAX)  # nvfp4, here and below
+    weight_amax: str = choice("dynamic", _AMAX)
+    grad_output_amax: str = choice("dynamic", _AMAX)
+    static_grad_amax: float = 1.3125  # nvfp4 with grad_output_amax=static: magnitude that saturates, 1.3125 * 2^j
+    weight_blocks: str = choice("16x16", _BLOCKS)
+    rht: bool = False  # nvfp4: random Hadamard transform of both operands of the weight gradient
+    stochastic_rounding: bool = True  # nvfp4: of grad_output
+    # nvfp4, what the options above do not say: input, weight or grad_output, and with _rowwise (blocks along features) or _columnwise one
+    # of its directions, which counts more: {grad_output_columnwise: {rounding: nearest}}
+    operands: dict[str, OperandConfig] = field(default_factory=dict)
+
+
+@dataclass
+class PrecisionConfig(RecipeConfig):
+    """The recipe of a run, where it holds, and what executes it."""
+
+    grad_reduce_in_fp32: bool = True
     executor: str = choice(
         "auto",
         {
@@ -128,16 +171,12 @@ class PrecisionConfig:
             "emulated": "nvfp4: quantised operands, multiplied in dtype",
         },
     )
-    input_amax: str = choice("dynamic", _AMAX)  # nvfp4, here and below
-    weight_amax: str = choice("dynamic", _AMAX)
-    grad_output_amax: str = choice("dynamic", _AMAX)
-    static_grad_amax: float = 1.3125  # nvfp4 with grad_output_amax=static: magnitude that saturates, 1.3125 * 2^j
-    weight_blocks: str = choice("16x16", {"16x16": "nvfp4: the same scales both ways", "1x16": "nvfp4: scales of their own each way"})
-    rht: bool = False  # nvfp4: random Hadamard transform of both operands of the weight gradient
-    stochastic_rounding: bool = True  # nvfp4: of grad_output
     num_layers_at_start_in_bf16: int = 0  # blocks, counted as model.num_layers counts them
     num_layers_at_end_in_bf16: int = 0
     bf16_modules: list[str] = field(default_factory=list)  # globs of linear layers that stay in dtype: "layers.*.mlp.linear_fc2"
+    # Globs of linear layers with another recipe of conf/precision, by its name; of those that match, the last: {"layers.*.mixer.*": mxfp8}
+    layers: dict[str, str] = field(default_factory=dict)
+    recipes: dict[str, RecipeConfig] = field(default_factory=dict)  # those that `layers` names, as they were read
     bf16_tail: float = 0.0  # the last part of the steps trains without `format`
     diagnostics: bool = False  # nvfp4: quantisation errors of every linear layer at each health step
 

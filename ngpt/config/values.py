@@ -47,6 +47,18 @@ def _choices(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Ma
             yield prefix + entry.name, entry.metadata["choices"]
 
 
+def _chosen(section: Any, prefix: str = "") -> Iterator[tuple[str, Mapping[Any, str], Any]]:
+    """(dotted key, its values, the one chosen) of every choice of a config, in the entries of its mappings, too."""
+    for entry in dataclasses.fields(section):
+        value, key = getattr(section, entry.name), prefix + entry.name
+        if "choices" in entry.metadata:
+            yield key, entry.metadata["choices"], value
+        parts = {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+        for path, part in parts.items():
+            if dataclasses.is_dataclass(part):
+                yield from _chosen(part, f"{path}.")
+
+
 CHOICES = dict(_choices())  # dotted key: its values, or those in its list, each with one line on it
 _UNTESTED = "the retraction of the weights after its step is not built and tested yet"
 _REFUSED = {  # values that exist elsewhere, with the reason why not here
@@ -92,8 +104,7 @@ def check_ranges(cfg: Config) -> Iterator[ConfigError]:
 
 def check_choices(cfg: Config) -> Iterator[ConfigError]:
     """Yields an error for each name that is not one of the supported ones, with the reason where one is known."""
-    for key, choices in CHOICES.items():
-        value = _get(cfg, key)
+    for key, choices, value in _chosen(cfg):
         if isinstance(value, list) or value in choices:
             continue
         listed = ", ".join(str(choice) for choice in choices if choice is not None)

@@ -1,13 +1,10 @@
 """A worker's part of the preparation: one chunk of records to one shard file of tokens."""
 
 import json
-import os
 import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from ngpt.data.indexed import MAX_DOCUMENT_TOKENS, dtype_for
 from ngpt.data.readers import Record
 from ngpt.data.sources import Source
 from ngpt.data.tokenizers import Tokenizer, from_config
+from ngpt.lifetime import end_with_parent
 
 
 class Skip(Exception):
@@ -173,7 +171,7 @@ _worker: tuple[Job, Tokenizer]
 def start_worker(job: Job) -> None:
     """Prepare a worker process: its tokenizer, and its end with the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     set_job(job)
 
 
@@ -187,13 +185,6 @@ def run_chunk(index: int, records: Sequence[Record]) -> None:
     """A worker's task: write one shard."""
     job, tokenizer = _worker
     save_shard(shard_path(job.folder, index), encode_records(records, job, tokenizer))
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _utf8_bytes(text: str) -> int:

@@ -1,16 +1,15 @@
 """What a preparation is of, and whether a folder holds this one, another one, or none."""
 
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from ngpt import locks
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
 from ngpt.config.vocabularies import FILES
@@ -96,19 +95,10 @@ def is_trained(tokenizer: TokenizerConfig) -> bool:
     return tokenizer.kind == "bpe" and tokenizer.path is None
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> AbstractContextManager[None]:
     """Hold the folder: two preparations at once would mix."""
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise ConfigError(
-            str(out), "another preparation is running", "One at a time in a folder", "Wait, or choose another --out"
-        ) from None
-    finally:
-        os.close(folder)
+    rule = "Data is being prepared there by {holder}, and one preparation at a time may write a folder"
+    return locks.locked(out, "--out", rule, "Wait, or choose another --out", named=False)
 
 
 def clear(out: Path, vocabulary: Path | None) -> None:

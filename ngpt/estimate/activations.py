@@ -44,20 +44,22 @@ def _input_of_readers(cfg: Config, layer: Layer, tokens: Tokens) -> float:
     """What the linears that read the stream keep: the control's normalised x; nGPT's is the stream itself; quantised: their own copy."""
     readers = [linear for linear in layer.linears if linear.reads_stream and ".experts." not in linear.name]
     hidden, size = cfg.model.hidden_size, activation_bytes(cfg)
-    quantized = [linear for linear in readers if linear.name in layer.quantized]
+    quantized = [layer.recipes[linear.name] for linear in readers if linear.name in layer.recipes]
     in_dtype = len(quantized) < len(readers) or layer.symbol == "E"  # the router and the experts' copy read the same tensor
     copies = size * (cfg.model.architecture == "gpt" and in_dtype)
     if quantized:
-        gathers = cfg.parallel.sequence_parallel and expected_executor(cfg) == "emulated"  # then it keeps x as it is and quantises it again
+        recipe = quantized[0]  # one of a layer's readers stands for all
+        emulated = expected_executor(cfg, recipe) == "emulated"
+        gathers = cfg.parallel.sequence_parallel and emulated  # then it keeps x as it is and quantises it again
         shares_x = gathers and (cfg.model.architecture == "ngpt" or in_dtype)
-        copies += 0 if shares_x else operand_bytes(cfg)
+        copies += 0 if shares_x else operand_bytes(cfg, recipe)
     return tokens.stream * hidden * copies
 
 
 def _written(cfg: Config, layer: Layer, linear: BlockLinear) -> float:
     """Bytes a token that an output projection keeps of its input, with the fine-grained norm in front of it."""
     size, features = activation_bytes(cfg), linear.in_features
-    operand = operand_bytes(cfg) if linear.name in layer.quantized else size
+    operand = operand_bytes(cfg, layer.recipes.get(linear.name))
     if cfg.model.architecture == "gpt" or not cfg.model.fine_grained:
         return features * operand
     return features * (size + operand) + _FP32
@@ -74,7 +76,7 @@ def _attention(cfg: Config, layer: Layer, tokens: Tokens) -> Saved:
     outside = qkv.out_features * size + _written(cfg, layer, proj)
     if model.architecture == "ngpt":
         core += (queries + keys) * size + (heads + groups) * _FP32
-    if proj.name in layer.quantized and not (model.architecture == "ngpt" and model.fine_grained):
+    if proj.name in layer.recipes and not (model.architecture == "ngpt" and model.fine_grained):
         outside += queries * size  # the attention keeps its output beside the projection's operand
     return {"core_attn": tokens.inner * core, "attention": tokens.inner * outside}
 
@@ -93,7 +95,7 @@ def _moe(cfg: Config, layer: Layer, tokens: Tokens) -> Saved:
     """Each token once for every expert it is sent to; the control keeps the activation before and after the probabilities."""
     model, size, hidden = cfg.model, activation_bytes(cfg), cfg.model.hidden_size
     fc1, fc2 = layer.linear(".experts.linear_fc1"), layer.linear(".experts.linear_fc2")
-    copies = hidden * (operand_bytes(cfg) if fc1.name in layer.quantized else size)
+    copies = hidden * operand_bytes(cfg, layer.recipes.get(fc1.name))
     routed = copies + _mlp_numbers(cfg, layer, fc1, fc2)
     if model.architecture == "ngpt":
         routed += hidden * size + _FP32  # the outputs that the probabilities multiply

@@ -18,6 +18,7 @@ from ngpt.estimate.layout import (
     local_experts,
     operand_bytes,
 )
+from ngpt.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -93,34 +94,34 @@ def _linears(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
         if ".experts." in linear.name:
             copies = local_experts(cfg)
             rows = tokens.routed / copies
-        quantized = linear.name in layer.quantized
+        recipe = layer.recipes.get(linear.name)
         sizes = (rows, linear.in_features, linear.out_features)
-        forward += copies * _product(cfg, *sizes, weight_gradient=False, quantized=quantized)
-        backward += copies * sum(_product(cfg, *sizes, weight_gradient=gradient, quantized=quantized) for gradient in (False, True))
-        if quantized:
-            before, after = _quantisation_bytes(cfg, linear, rows)
+        forward += copies * _product(cfg, *sizes, weight_gradient=False, recipe=recipe)
+        backward += copies * sum(_product(cfg, *sizes, weight_gradient=gradient, recipe=recipe) for gradient in (False, True))
+        if recipe is not None:
+            before, after = _quantisation_bytes(cfg, linear, recipe, rows)
             moved_forward, moved_backward = moved_forward + copies * before, moved_backward + copies * after
     return Work(products=forward, elementwise=_move(cfg, moved_forward)), Work(products=backward, elementwise=_move(cfg, moved_backward))
 
 
-def _product(cfg: Config, rows: float, inputs: int, outputs: int, weight_gradient: bool, quantized: bool = False) -> float:
+def _product(cfg: Config, rows: float, inputs: int, outputs: int, weight_gradient: bool, recipe: Recipe | None = None) -> float:
     """Seconds of one product of `rows` tokens: the larger of its FLOPs and its bytes, and a start.
 
     A weight gradient is added to the fp32 buffer: read and written.
     """
     gpu, size = gpu_of(cfg), activation_bytes(cfg)
     dtype, fraction = ("bf16" if cfg.precision.dtype == "bf16" else "tf32"), measured.GEMM_FRACTION
-    if quantized and expected_executor(cfg) == "native":
-        dtype, fraction, size = cfg.precision.format, measured.LOW_PRECISION_GEMM_FRACTION, operand_bytes(cfg)
+    if recipe is not None and expected_executor(cfg, recipe) == "native":
+        dtype, fraction, size = recipe.format, measured.LOW_PRECISION_GEMM_FRACTION, operand_bytes(cfg, recipe)
     rate = gpu.rates[dtype] * fraction
     weight = inputs * outputs * (8 if weight_gradient else size)
     moved = size * rows * (inputs + outputs) + weight
     return max(2 * rows * inputs * outputs / rate, moved / _copy_rate(cfg)) + measured.GEMM_RAMP_S
 
 
-def _quantisation_bytes(cfg: Config, linear: BlockLinear, rows: float) -> tuple[float, float]:
+def _quantisation_bytes(cfg: Config, linear: BlockLinear, recipe: Recipe, rows: float) -> tuple[float, float]:
     """Each operand is read once in the model's dtype and written twice, along both dimensions; emulated weights once in each pass."""
-    read, written = activation_bytes(cfg), operand_bytes(cfg)
+    read, written = activation_bytes(cfg), operand_bytes(cfg, recipe)
     weights = linear.in_features * linear.out_features * (read + written)
     forward = rows * linear.in_features * (read + 2 * written) + weights
     backward = rows * linear.out_features * (read + 2 * written) + weights
@@ -217,9 +218,9 @@ def _host(cfg: Config, layer: Layer) -> tuple[Work, Work]:
         both += local_experts(cfg) * measured.SEQUENTIAL_EXPERT_S
     elif layer.symbol == "E":
         both += 3 * 2 * local_experts(cfg) * measured.EXPERT_PRODUCT_S
-    if expected_executor(cfg) == "emulated":
-        calls = [local_experts(cfg) if one_by_one and ".experts." in name else 1 for name in layer.quantized]
-        both += sum(calls) * measured.EMULATED_LINEAR_S
+    emulated = [name for name, recipe in layer.recipes.items() if expected_executor(cfg, recipe) == "emulated"]
+    calls = [local_experts(cfg) if one_by_one and ".experts." in name else 1 for name in emulated]
+    both += sum(calls) * measured.EMULATED_LINEAR_S
     return Work(host=forward + both / 3), Work(host=backward + both * 2 / 3)
 
 

@@ -4,16 +4,18 @@ Names: a chunk is a piece of the model between two pipeline cuts; pipeline rank 
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
 from ngpt.config.executor import expected_executor
-from ngpt.config.linears import BlockLinear, block_linears, quantized_linears
+from ngpt.config.linears import BlockLinear, block_linears, recipe_by_linear
 from ngpt.config.pattern import cut_pattern, parse
-from ngpt.config.precision import takes_grouped_experts
+from ngpt.config.precision import can_group_experts, recipes_of_experts
 from ngpt.config.schema import Config
 from ngpt.config.sizes import data_parallel_size, expert_tensor_size, pipeline_stages, world_size
 from ngpt.estimate.hardware import GPUS, Gpu
+from ngpt.recipes import Recipe
 
 ASSUMED_GPU = "h100"  # where cluster.gpu does not say
 
@@ -26,12 +28,12 @@ class Layer:
         symbol: as in `model.layer_pattern`.
         linears: its linear layers with this rank's sizes; the routed experts' count as one, as in `ngpt.config.linears`. Equal layers
             are one object, with those of the first of them: what is computed for it holds for all.
-        quantized: the names of those that compute in `precision.format`.
+        recipes: of those that are quantised, by name.
     """
 
     symbol: str
     linears: tuple[BlockLinear, ...]
-    quantized: frozenset[str]
+    recipes: Mapping[str, Recipe]
 
     def linear(self, ending: str) -> BlockLinear | None:
         """The linear layer whose name ends so ("linear_qkv", ".experts.linear_fc1"), if it has one."""
@@ -73,16 +75,16 @@ class Tokens:
 def chunks(cfg: Config) -> list[Chunk]:
     """The chunks of the model in order, cut where the pattern says or, for a dense one, evenly."""
     pattern = parse(cut_pattern(cfg.model.layer_pattern, pipeline_stages(cfg)))
-    quantized = frozenset(linear.name for linear in quantized_linears(cfg))
+    recipes = recipe_by_linear(cfg)
     by_layer: dict[str, list[BlockLinear]] = {}
     for linear in block_linears(cfg):
         by_layer.setdefault(re.match(r"(mtp\.\d+\.)?layers\.\d+", linear.name).group(), []).append(linear)
     kinds: dict[tuple, Layer] = {}
     layers = []
     for linears in map(tuple, by_layer.values()):
-        kind = (linears[0].symbol, *(linear.name in quantized for linear in linears))
-        names = quantized & {linear.name for linear in linears}
-        layers.append(kinds.setdefault(kind, Layer(linears[0].symbol, linears, names)))
+        kind = (linears[0].symbol, *(recipes.get(linear.name) for linear in linears))
+        own = {linear.name: recipes[linear.name] for linear in linears if linear.name in recipes}
+        layers.append(kinds.setdefault(kind, Layer(linears[0].symbol, linears, own)))
     ends = list(accumulate(map(len, pattern.stages)))
     ends[-1] = len(layers)
     found = []
@@ -136,11 +138,11 @@ def has_grouped_experts(cfg: Config) -> bool:
     """Whether experts run through grouped linears on a GPU with Transformer Engine."""
     if cfg.model.transformer_impl == "local" or cfg.model.expert_impl == "sequential":
         return False
-    return takes_grouped_experts(cfg.precision) and expected_executor(cfg) != "native"
+    return can_group_experts(cfg) and "native" not in (expected_executor(cfg, recipe) for recipe in recipes_of_experts(cfg))
 
 
-def operand_bytes(cfg: Config) -> float:
-    """Bytes of a number in a quantised operand, its block scales included."""
-    if expected_executor(cfg) != "native":
+def operand_bytes(cfg: Config, recipe: Recipe | None) -> float:
+    """Bytes of a number in an operand of a linear with this recipe, its block scales included."""
+    if recipe is None or expected_executor(cfg, recipe) != "native":
         return activation_bytes(cfg)  # emulated operands hold codes times block scales
-    return {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16}[cfg.precision.format]
+    return {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16}[recipe.format]

@@ -1,29 +1,37 @@
 """The rate a model could reach at most on a GPU, by the formats its products execute in: the denominator of MFU. Needs no torch."""
 
-from ngpt.config.linears import BlockLinear, quantized_linears
+from collections.abc import Mapping
+
+from ngpt.config.linears import BlockLinear, block_linears, recipe_by_linear
 from ngpt.config.schema import Config
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import peak_flops
+from ngpt.recipes import Recipe
 
 
-def product_peaks(cfg: Config, gpu: str | None, dtype: str, native: bool) -> tuple[float, float] | None:
+def product_peaks(cfg: Config, gpu: str | None, dtype: str, executors: Mapping[Recipe, str]) -> tuple[float, float] | None:
     """FLOP/s of one GPU with every product at the peak of the format it executes in.
 
     Args:
         gpu: Name in the table of hardware; None: unknown.
         dtype: In which the products of high precision multiply: bf16, tf32 or fp32.
-        native: Whether the quantised linears multiply in precision.format. Emulation multiplies what it has quantised in BF16.
+        executors: Of each recipe: whether its linears multiply in its format. Emulation multiplies what it has quantised in BF16.
 
     Returns:
         (while low precision is on, in the tail of the run without it): the harmonic mean of the peaks over the FLOPs of a token. None
         where the GPU is unknown or has no such rate.
     """
-    high, low = peak_flops(gpu, dtype), peak_flops(gpu, cfg.precision.format if native else dtype)
-    if high is None or low is None:
+    high, recipes = peak_flops(gpu, dtype), recipe_by_linear(cfg)
+    native: dict[str, int] = {}  # FLOPs of a token by format
+    for linear in block_linears(cfg):
+        if linear.name in recipes and executors[recipe := recipes[linear.name]] == "native":
+            native[recipe.format] = native.get(recipe.format, 0) + _flops_per_token(linear, cfg)
+    rates = {format: peak_flops(gpu, format) for format in native}
+    if high is None or None in rates.values():
         return None
     total = training_flops_per_token(cfg.model, cfg.train.seq_length)
-    quantized = sum(_flops_per_token(linear, cfg) for linear in quantized_linears(cfg)) if native else 0
-    return total / (quantized / low + (total - quantized) / high), high
+    seconds = (total - sum(native.values())) / high + sum(flops / rates[format] for format, flops in native.items())
+    return total / seconds, high
 
 
 def _flops_per_token(linear: BlockLinear, cfg: Config) -> int:

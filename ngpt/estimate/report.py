@@ -6,6 +6,7 @@ from typing import Any
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.executor import expected_executor
+from ngpt.config.linears import recipes_in_use
 from ngpt.config.megatron_arguments import passed_on
 from ngpt.config.pattern import parse
 from ngpt.config.schema import Config
@@ -149,8 +150,11 @@ def left_out(cfg: Config, step: StepTime) -> list[str]:
         notes.append("nGPT's steps took 1.02 to 1.19 times their estimates on an H100, its control's 0.89 to 1.04 times")
     if "E" in cfg.model.layer_pattern and not has_grouped_experts(cfg):
         notes.append("experts run one by one: their host time was measured under emulation alone, on one host")
-    if expected_executor(cfg) == "native":
-        notes.append(f"native {cfg.precision.format} was not measured: {LOW_PRECISION_GEMM_FRACTION:.0%} of its rate is assumed")
+    if any(expected_executor(cfg, recipe) == "emulated" and not recipe.quantised_by_kernels for recipe in recipes_in_use(cfg)):
+        notes.append("four over six has no kernel: quantised by the torch reference, which takes longer than is counted")
+    native = {recipe.format for recipe in recipes_in_use(cfg) if expected_executor(cfg, recipe) == "native"}
+    for format in sorted(native):
+        notes.append(f"native {format} was not measured: {LOW_PRECISION_GEMM_FRACTION:.0%} of its rate is assumed")
     if cfg.precision.bf16_tail:
         notes.append(f"the last {cfg.precision.bf16_tail:g} of the steps in {cfg.precision.dtype}")
     if cfg.precision.diagnostics:

@@ -30,9 +30,10 @@ from ngpt.config.errors import ConfigError
 from ngpt.kernels.nvfp4_quantize import quantize_packed
 from ngpt.precision.formats import decode_e2m1, encode_e2m1_stochastic
 from ngpt.precision.gemm import global_alpha, qgemm
-from ngpt.precision.hadamard import HADAMARD_SIZE, Rht, exact_hadamard_transform, random_hadamard_transform
-from ngpt.precision.quantize import FourOverSix, QuantizerSpec, quantize_stored
-from ngpt.precision.tensor import Direction, QuantizedTensor, equal_codes, equal_scales, equal_values
+from ngpt.precision.hadamard import HADAMARD_SIZE, exact_hadamard_transform, random_hadamard_transform
+from ngpt.precision.quantize import quantize_stored
+from ngpt.precision.tensor import QuantizedTensor, equal_codes, equal_scales, equal_values
+from ngpt.recipes import Direction, FourOverSix, QuantizerSpec, Rht
 
 ROLES = ("x", "w", "dy")
 DIRECTIONS: dict[str, Direction] = {"row": "rowwise", "col": "columnwise"}

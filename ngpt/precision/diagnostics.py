@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from ngpt.precision.hadamard import random_hadamard_transform
-from ngpt.precision.recipe import Recipe
-from ngpt.precision.tensor import BlockShape, Operand
+from ngpt.precision.tensor import Operand
+from ngpt.recipes import DIRECTIONS, OperandSpec, Recipe
 
 SAMPLES = 64
 RESAMPLES = 199
@@ -70,20 +70,20 @@ def operand_figures(x: Tensor, x_hat: Tensor, global_decode_scale: Tensor | None
     return {"relative_error": (error / power).sqrt(), "snr_db": _decibel(power / error)}
 
 
-def clipping_figures(counters: Tensor, elements: int, block_shape: BlockShape) -> dict[str, Tensor]:
+def clipping_figures(counters: Tensor, elements: int, spec: OperandSpec) -> dict[str, Tensor]:
     """Shares of an operand that its quantisers clipped or lost; of its two directions, the worse.
 
     Args:
         counters: int64 [2, 2], (rowwise, columnwise) by (elements beyond the global amax, nonzero blocks whose scale rounded to zero).
         elements: of the tensor.
-        block_shape: of its quantiser.
+        spec: of its quantiser.
 
     Returns:
         fp64 scalars saturated_fraction (of elements) and flushed_fraction (of blocks).
     """
-    saturated, flushed = counters.amax(dim=0).double()
-    height, width = block_shape
-    return {"saturated_fraction": saturated / elements, "flushed_fraction": flushed * (height * width / elements)}
+    row, column = (math.prod(getattr(spec, direction).block_shape) / elements for direction in DIRECTIONS)
+    flushed = torch.maximum(counters[0, 1].double() * row, counters[1, 1].double() * column)
+    return {"saturated_fraction": counters[:, 0].amax().double() / elements, "flushed_fraction": flushed}
 
 
 def product_figures(
@@ -255,7 +255,7 @@ class GemmWatch:
     Hadamard transform, is kept from the forward to the backward pass; everything else is reduced to scalars at once, and none is read.
 
     Args:
-        recipe: of the run.
+        recipe: of the linear.
         samples, resamples, seed: as in `product_figures`.
 
     Attributes:
@@ -264,7 +264,7 @@ class GemmWatch:
     """
 
     def __init__(self, recipe: Recipe, samples: int = SAMPLES, resamples: int = RESAMPLES, seed: int = 0):
-        self.specs = {"input": recipe.input, "weight": recipe.weight, "grad_output": recipe.grad_output}
+        self.specs = recipe.operands
         self.samples, self.resamples, self.seed = samples, resamples, seed
         self.figures: dict[str, Tensor] = {}
         self._counters: dict[str, Tensor] = {}
@@ -287,7 +287,7 @@ class GemmWatch:
         x, w = self._draw(x_MK), self._draw(w_NK)
         self._gemm("fprop", (x, w), (_rows(x_MK, x), _rows(w_NK, w)), (_rows(x_row, x), _rows(w_row, w)))
         self._x_draw = self._draw(x_MK.t())
-        self._x_columns = random_hadamard_transform(_columns(x_MK, self._x_draw), self.specs["input"].rht)
+        self._x_columns = random_hadamard_transform(_columns(x_MK, self._x_draw), self.specs["input"].columnwise.rht)
 
     @torch.no_grad()
     def backward(self, dy_MN: Tensor, w_NK: Tensor, dy_row: Operand, w_col: Operand, dy_col: Operand, x_col: Operand) -> None:
@@ -296,12 +296,12 @@ class GemmWatch:
         dy, w = self._draw(dy_MN), self._draw(w_NK.t())
         self._gemm("dgrad", (dy, w), (_rows(dy_MN, dy), _columns(w_NK, w)), (_rows(dy_row, dy), _columns(w_col, w)))
         dy, x = self._draw(dy_MN.t()), self._x_draw  # the transform leaves norms as they are
-        dy_columns = random_hadamard_transform(_columns(dy_MN, dy), self.specs["grad_output"].rht)
+        dy_columns = random_hadamard_transform(_columns(dy_MN, dy), self.specs["grad_output"].columnwise.rht)
         self._gemm("wgrad", (dy, x), (dy_columns, self._x_columns), (_columns(dy_col, dy), _columns(x_col, x)))
         self._x_columns = self._x_draw = None
         elements = {"input": x_col.values.numel(), "weight": w_NK.numel(), "grad_output": dy_MN.numel()}
         for operand, counters in self._counters.items():
-            self._add(operand, clipping_figures(counters, elements[operand], self.specs[operand].block_shape))
+            self._add(operand, clipping_figures(counters, elements[operand], self.specs[operand]))
 
     def _operand(self, name: str, x: Tensor, quantised: Operand) -> None:
         self._add(name, operand_figures(x, quantised.values, quantised.decode_factor))

@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Rht = Literal["off", "signed", "unsigned"]
+from ngpt.recipes import Rht
+
 HADAMARD_SIZE = 16
 SIGNS = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngpt.precision.tensor import Direction
+from ngpt.recipes import Direction
 
 ROUNDS = 7
 STREAMS: dict[Direction, int] = {"rowwise": 0, "columnwise": 1}

@@ -5,8 +5,6 @@ reciprocal on CUDA, and number / tensor into reciprocal-then-multiply everywhere
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,98 +18,15 @@ from ngpt.precision.formats import (
     pack_e2m1,
     power_of_two,
 )
-from ngpt.precision.hadamard import Rht, random_hadamard_transform
+from ngpt.precision.hadamard import random_hadamard_transform
 from ngpt.precision.philox import STREAMS, random_bits, uniforms
-from ngpt.precision.tensor import BLOCK, BlockShape, Direction, QuantizedTensor, decode_blocks
+from ngpt.precision.tensor import QuantizedTensor, decode_blocks
+from ngpt.recipes import BLOCK, STATIC_AMAX, Direction, QuantizerSpec
 
-GlobalAmax = Literal["dynamic", "dynamic_pow2", "static"]
-Rounding = Literal["rtne", "sr"]
-
-# With this amax the global encode scale 2688 / amax is exactly 2^11.
-STATIC_AMAX = 1.3125
-E4M3_BOUND = 448
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Powers of two 2^j for which 1.3125 * 2^j, its encode scale and the inverse of that are normal fp32 numbers.
 _POW2_EXPONENTS = (-115, 127)
-
-
-@dataclass(frozen=True)
-class FourOverSix:
-    """Try each block with its largest value mapped to 6 and to 4, keep the better. `bound`: scale that the global amax maps to."""
-
-    bound: Literal[256, 448] = 256
-    error: Literal["MAE", "MSE"] = "MAE"
-
-    def __post_init__(self) -> None:
-        _check_choices(self, {"bound": (256, 448), "error": ("MAE", "MSE")})
-
-
-@dataclass(frozen=True)
-class QuantizerSpec:
-    """How a tensor is quantised.
-
-    Attributes:
-        block_shape: (1, 16), or (16, 16) for weights: the same codes in both directions.
-        global_amax: "dynamic": max |x|. "dynamic_pow2": rounded up so that the global encode scale is a power of two.
-            "static": `static_amax`.
-        static_amax: magnitude that saturates under "static"; the default makes the global encode scale 2^11.
-        rht: random Hadamard transform of the columnwise direction; the rowwise direction never has one.
-        rounding: "rtne" (nearest, ties to even) or "sr" (stochastic).
-        four_over_six: the 4over6 option.
-        row_scaled: one amax for each stored row instead of one for the tensor.
-
-    Raises:
-        ValueError: Options that exclude each other.
-    """
-
-    block_shape: BlockShape = (1, BLOCK)
-    global_amax: GlobalAmax = "dynamic"
-    static_amax: float = STATIC_AMAX
-    rht: Rht = "off"
-    rounding: Rounding = "rtne"
-    four_over_six: FourOverSix | None = None
-    row_scaled: bool = False
-
-    def __post_init__(self) -> None:
-        _check_choices(self, _CHOICES)
-        if not (0 < self.static_amax < math.inf):
-            raise ValueError(f"static_amax: {self.static_amax} must be positive and finite. {STATIC_AMAX} gives the scale 2^11.")
-        if self.four_over_six and (self.rht != "off" or self.rounding != "rtne" or self.global_amax != "dynamic"):
-            raise ValueError("four_over_six: set, but it needs rht='off', rounding='rtne', global_amax='dynamic'. Drop it or them.")
-        if self.row_scaled and (
-            self.rht != "off" or self.rounding != "rtne" or self.global_amax != "dynamic" or self.block_shape != (1, BLOCK)
-        ):
-            raise ValueError(
-                "row_scaled: set, but it needs block_shape=(1, 16), rht='off', rounding='rtne', global_amax='dynamic'. Drop it or them."
-            )
-
-    @property
-    def e4m3_bound(self) -> int:
-        return self.four_over_six.bound if self.four_over_six else E4M3_BOUND
-
-    @property
-    def same_both_ways(self) -> bool:
-        """Whether both directions hold the same codes, transposed: square blocks without a rotation."""
-        return self.block_shape == (BLOCK, BLOCK) and self.rht == "off"
-
-    def random_stream(self, direction: Direction) -> int:
-        """Which random numbers of a seed "sr" takes: each direction its own, except that square blocks have the same codes in both."""
-        return STREAMS["rowwise" if self.block_shape == (BLOCK, BLOCK) else direction]
-
-
-_CHOICES = {
-    "block_shape": ((1, BLOCK), (BLOCK, BLOCK)),
-    "global_amax": ("dynamic", "dynamic_pow2", "static"),
-    "rht": ("off", "signed", "unsigned"),
-    "rounding": ("rtne", "sr"),
-}
-
-
-def _check_choices(options: object, choices: dict[str, tuple]) -> None:
-    for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            raise ValueError(f"{name}: {getattr(options, name)!r} is not one of {', '.join(map(repr, allowed))}. Choose one of them.")
 
 
 def quantize(
@@ -272,11 +187,16 @@ def _encode(scaled: Tensor, spec: QuantizerSpec, direction: Direction, random_by
     return encode_e2m1_stochastic(scaled, random_bytes.float() / 256)
 
 
+def random_stream(spec: QuantizerSpec, direction: Direction) -> int:
+    """Which random numbers of a seed "sr" takes: each direction its own, except that square blocks have the same codes in both."""
+    return STREAMS["rowwise" if spec.block_shape == (BLOCK, BLOCK) else direction]
+
+
 def _drawn_bits(stored: Tensor, spec: QuantizerSpec, direction: Direction, seed: int) -> Tensor:
     """Random bits belong to the elements of the matrix before the transpose, so that one pass over it can draw those of both directions."""
     if direction == "rowwise":
-        return random_bits(seed, spec.random_stream(direction), range(stored.shape[0]), stored.shape[1], stored.device)
-    return random_bits(seed, spec.random_stream(direction), range(stored.shape[1]), stored.shape[0], stored.device).t()
+        return random_bits(seed, random_stream(spec, direction), range(stored.shape[0]), stored.shape[1], stored.device)
+    return random_bits(seed, random_stream(spec, direction), range(stored.shape[1]), stored.shape[0], stored.device).t()
 
 
 def _four_over_six(values: Tensor, block_amax: Tensor, amax: Tensor, encode: Tensor, spec: QuantizerSpec) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ngpt.precision.diagnostics import RESAMPLES, SAMPLES, GemmWatch
-from ngpt.precision.recipe import Recipe
+from ngpt.recipes import Recipe
 
 
 class Diagnostics:
@@ -20,22 +20,21 @@ class Diagnostics:
         are on their ranks.
 
     Args:
-        recipe: of the run.
         samples, resamples, seed: as in `ngpt.precision.diagnostics.product_figures`.
     """
 
-    def __init__(self, recipe: Recipe, samples: int = SAMPLES, resamples: int = RESAMPLES, seed: int = 0):
-        self._recipe, self._options = recipe, (samples, resamples, seed)
+    def __init__(self, samples: int = SAMPLES, resamples: int = RESAMPLES, seed: int = 0):
+        self._options = samples, resamples, seed
         self._watches: dict[str, GemmWatch] = {}
 
-    def watch(self, name: str) -> GemmWatch | None:
-        """The watch of the first call of linear `name` that a backward pass will follow; None for every other call.
+    def watch(self, name: str, recipe: Recipe) -> GemmWatch | None:
+        """The watch of the first call of linear `name`, which has this recipe, that a backward pass will follow; None for every other call.
 
         A forward pass without gradients is an evaluation, or will be run again by activation recompute.
         """
         if name in self._watches or not torch.is_grad_enabled():
             return None
-        self._watches[name] = GemmWatch(self._recipe, *self._options)
+        self._watches[name] = GemmWatch(recipe, *self._options)
         return self._watches[name]
 
     def figures(self) -> dict[str, float]:

@@ -34,3 +34,8 @@ def _mix(value: int) -> int:
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
     return value ^ (value >> 31)
+
+
+def operand_seed(seed: int, operand: str) -> int:
+    """The seed of input | weight | grad_output in a backward pass that has `seed`: the two operands of a product err independently."""
+    return seed ^ {"grad_output": 0, "input": 1, "weight": 2}[operand]

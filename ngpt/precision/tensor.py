@@ -1,20 +1,14 @@
 """A matrix in NVFP4: packed E2M1 codes, E4M3 block scales and the fp32 global amax."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ngpt.precision.formats import E2M1_MAX, decode_e2m1, decode_e4m3, unpack_e2m1
-from ngpt.precision.hadamard import Rht
-
-BLOCK = 16
-BlockShape = tuple[int, int]
-Direction = Literal["rowwise", "columnwise"]
+from ngpt.recipes import BLOCK, DIRECTIONS, BlockShape, Direction, Rht
 
 _STATE_VERSION = 1
-_DIRECTIONS: tuple[Direction, ...] = ("rowwise", "columnwise")
 _RHTS: tuple[Rht, ...] = ("off", "signed", "unsigned")
 _STATE_TENSORS = ("codes", "block_decode_scale", "global_amax", "saturated_elements", "flushed_blocks")
 
@@ -96,7 +90,7 @@ class QuantizedTensor:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The state as plain tensors, for checkpoints and autograd's saved tensors."""
-        layout = [_STATE_VERSION, *self.block_shape, _DIRECTIONS.index(self.direction), _RHTS.index(self.rht), self.e4m3_bound, *self.shape]
+        layout = [_STATE_VERSION, *self.block_shape, DIRECTIONS.index(self.direction), _RHTS.index(self.rht), self.e4m3_bound, *self.shape]
         return {name: getattr(self, name) for name in _STATE_TENSORS} | {"layout": torch.tensor(layout, dtype=torch.int64)}
 
     @classmethod
@@ -113,7 +107,7 @@ class QuantizedTensor:
             **{name: tensors[name] for name in _STATE_TENSORS},
             block_shape=(rows, columns),
             shape=tuple(shape),
-            direction=_DIRECTIONS[direction],
+            direction=DIRECTIONS[direction],
             rht=_RHTS[rht],
             e4m3_bound=e4m3_bound,
         )

@@ -17,7 +17,7 @@ from bench_tools import copy_bandwidth, environment, median_ms
 
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from ngpt.config import compose
-from ngpt.precision.recipe import recipe_of
+from ngpt.config.recipes import recipe_of
 
 RECIPES = ("nvfp4_paper", "nvfp4_static", "nvfp4_nvidia")
 

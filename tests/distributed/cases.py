@@ -67,6 +67,7 @@ WHOLE = ["parallel.distributed_optimizer=false"]
 PAPER = ["precision=nvfp4_paper"]
 NVFP4 = [*PAPER, "precision.dtype=fp32"]
 NVIDIA = ["precision=nvfp4_nvidia", "precision.dtype=fp32", "precision.num_layers_at_end_in_bf16=1"]
+NVIDIA_EVERYWHERE = [*NVIDIA, "precision.num_layers_at_end_in_bf16=0"]
 NEAREST = ["precision.stochastic_rounding=false"]
 STATIC = ["precision=nvfp4_static", "precision.dtype=fp32"]
 FIRST = ["train.steps=1", "train.eval_steps=0", "logging.health_interval=1"]  # of cases whose first step alone is compared
@@ -145,6 +146,8 @@ ONE_PROCESS += [
     _like("nvfp4_watched", "plain", NVFP4, NEAREST, ["precision.diagnostics=true"]),
     Case("nvfp4_first_half", overrides=[*NVFP4, *SAVE, "train.stop_after=2"]),
     Case("nvfp4_tail", overrides=[*NVFP4, "precision.bf16_tail=0.5"]),
+    Case("nvfp4_layers", overrides=[*NVFP4, "precision.layers={*.mlp.*: nvfp4_nvidia}", "precision.bf16_modules=['*.linear_fc2']"]),
+    Case("nvfp4_layers_swapped", overrides=[*NVIDIA_EVERYWHERE, "precision.layers={*.linear_fc2: fp32, *.self_attention.*: nvfp4_paper}"]),
     Case("nvfp4_tail_by_hand", overrides=["precision=fp32"], load_all="nvfp4_first_half"),
 ]
 _HALF = ["schedule.warmup_steps=0", "schedule.decay_fraction=0.5"]

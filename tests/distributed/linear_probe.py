@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from ngpt.config import compose
+from ngpt.config.recipes import recipe_of
 from ngpt.functional import l2_normalize
-from ngpt.precision.recipe import recipe_of
 
 S, B, K, N = 32, 4, 64, 96
 RECIPE = ["experiment=ngpt_tiny", "precision=nvfp4_static", "precision.stochastic_rounding=false"]

@@ -11,7 +11,7 @@ from cases import BASE, HYBRID_MODELS, NVFP4, NVIDIA, STATIC
 from hybrid_cases import DEEP, FOUR_PROCESSES, ONE_PROCESS, TWO_PROCESSES
 
 from ngpt.config import compose
-from ngpt.config.linears import quantized_linears
+from ngpt.config.linears import recipe_by_linear
 
 LOSS, GRAD_NORM = 4 * 2**-23, 8 * 2**-23  # relative, in units of fp32's last place: see test_layouts.py
 BF16_LOSS, BF16_GRAD_NORM, BF16_ROUNDING = 2e-4, 1e-2, 4e-3
@@ -98,7 +98,7 @@ def test_every_operand_of_a_static_quantiser_has_unit_norm(results, layout):
     results.rows(layout)
     cfg = compose([*BASE, *HYBRID_MODELS["hybrid_gated"], *DEEP, "precision=nvfp4_static"])
     norms = [item for result in results.results(layout) for item in result["operands"].items()]
-    assert {name for name, _ in norms} == {linear.name for linear in quantized_linears(cfg)}
+    assert {name for name, _ in norms} == set(recipe_by_linear(cfg))
     assert all(deviation < 1e-6 for _, both in norms for deviation in both), norms
 
 
@@ -170,7 +170,7 @@ def test_every_recipe_quantises_every_linear_of_the_blocks_and_nothing_else(resu
     row, high = results.rows(f"one_deep_{recipe}")[0], results.rows("one_deep")[0]["train_loss"]
     cfg = compose([*BASE, *HYBRID_MODELS["hybrid_gated"], *DEEP, *RECIPES[recipe]])
     names = {name.split("/")[1] for name in row if name.startswith("precision/")}
-    assert names == {linear.name for linear in quantized_linears(cfg)} and len(names) > 10
+    assert names == set(recipe_by_linear(cfg)) and len(names) > 10
     for name in names:
         errors = [row[f"precision/{name}/{operand}/relative_error"] for operand in ("input", "weight", "grad_output")]
         assert all(0.05 < error < 0.2 for error in errors), (name, errors)

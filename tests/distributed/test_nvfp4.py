@@ -77,6 +77,14 @@ def test_the_tail_in_high_precision_is_the_run_continued_without_the_recipe(resu
     assert rows["nvfp4_tail"][2:] == rows["nvfp4_tail_by_hand"]
 
 
+def test_a_recipe_computes_the_same_whether_it_is_the_runs_or_that_of_some_layers(results):
+    keys = ("train_loss", "grad_norm")
+    mixed = results.figures("nvfp4_layers", *keys)
+    assert mixed == results.figures("nvfp4_layers_swapped", *keys)
+    for pure in ("nvfp4_tail", "nvfp4_tail_by_hand"):  # of nvfp4_paper alone, and without a format
+        assert mixed[0] != results.figures(pure, *keys)[0]
+
+
 def test_watching_changes_nothing_and_sees_every_linear(results):
     assert results.figures("nvfp4_watched", "train_loss", "grad_norm") == results.figures("one_nvfp4", "train_loss", "grad_norm")
     step_1, step_2 = results.rows("nvfp4_watched")[:2]

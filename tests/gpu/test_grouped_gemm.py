@@ -8,7 +8,8 @@ from megatron_ext.precision import grouped
 from megatron_ext.precision.grouped import ExpertTokens, emulated_grouped_linear
 from megatron_ext.precision.linear import LinearCall
 from ngpt.config import compose
-from ngpt.precision.recipe import Recipe, recipe_of
+from ngpt.config.recipes import recipe_of
+from ngpt.recipes import Recipe
 
 pytestmark = pytest.mark.gpu
 

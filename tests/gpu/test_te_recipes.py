@@ -16,17 +16,17 @@ from torch.utils.checkpoint import checkpoint
 from megatron_ext.precision.te_recipes import autocast, prepare, te_recipe, unavailable
 from ngpt.precision import QuantizedTensor, QuantizerSpec, qgemm, quantize
 from ngpt.precision.check_golden import gemm_within_bound
-from ngpt.precision.recipe import Recipe
-from ngpt.precision.tensor import BLOCK, Direction, equal_codes, equal_scales, equal_values
+from ngpt.precision.tensor import equal_codes, equal_scales, equal_values
+from ngpt.recipes import BLOCK, Direction, Recipe
 
 pytestmark = pytest.mark.gpu
 
 M, K, N = 256, 512, 384
-FP8 = Recipe("fp8", "bf16", "fp8", "auto", None, None, None, 0.0)
+FP8 = Recipe("fp8", "bf16", "fp8")
 MXFP8 = dataclasses.replace(FP8, name="mxfp8", format="mxfp8")
 DYNAMIC, STATIC, POW2 = (QuantizerSpec(global_amax=amax) for amax in ("dynamic", "static", "dynamic_pow2"))
 SQUARE = {"block_shape": (BLOCK, BLOCK)}
-PAPER = Recipe("paper", "bf16", "nvfp4", "native", STATIC, dataclasses.replace(STATIC, **SQUARE), POW2, 0.0)
+PAPER = Recipe("paper", "bf16", "nvfp4", STATIC, dataclasses.replace(STATIC, **SQUARE), POW2)
 NVIDIA = dataclasses.replace(PAPER, name="nvidia", input=DYNAMIC, weight=dataclasses.replace(DYNAMIC, **SQUARE), grad_output=DYNAMIC)
 RHT = dataclasses.replace(DYNAMIC, rht="signed")
 SR = dataclasses.replace(POW2, rounding="sr")

@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from ngpt.config.linears import recipes_in_use
+
 NEAREST = "precision.stochastic_rounding=false"
 SPECS = {
     "paper": ["precision=nvfp4_paper", "precision.dtype=fp32", NEAREST],
@@ -52,11 +54,10 @@ def run(name: str, overrides: list[str], root: Path, params: dict | None = None)
     from model_probe import randomize, to_reference
 
     from megatron_ext.precision.executors import QuantizableGrouped
-    from megatron_ext.precision.policy import apply_recipe, linears_of
+    from megatron_ext.precision.policy import apply_recipes, linears_of
     from megatron_ext.precision.state import PrecisionState
     from megatron_ext.training.sample import load_model
     from ngpt.config import compose
-    from ngpt.precision.recipe import recipe_of
 
     cfg = compose(["experiment=ngpt_hybrid_tiny", *overrides, f"run.root={root}", f"run.name={name}"])
     use_grouped_experts(params is not None)
@@ -68,8 +69,8 @@ def run(name: str, overrides: list[str], root: Path, params: dict | None = None)
     for path, bias in model.named_buffers():
         if path.endswith("expert_bias"):
             bias[-1] = -10.0  # its expert gets no token
-    state = PrecisionState(recipe_of(cfg.precision), cfg.train.seed, 0, cfg.train.steps)
-    apply_recipe([model], cfg, "emulated", state)
+    state = PrecisionState(cfg.train.seed, 0, cfg.train.steps)
+    apply_recipes([model], cfg, dict.fromkeys(recipes_in_use(cfg), "emulated"), state)
     state.begin_step(1)
 
     kinds, sizes = {f"{path} {type(linear.executor).__name__}" for path, linear in linears_of([model])}, []

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from ngpt.kernels.nvfp4_quantize import eager
-from ngpt.precision.quantize import STATIC_AMAX, QuantizerSpec, as_matrix, check_stored, quantize
-from ngpt.precision.tensor import Direction, Operand, QuantizedTensor
+from ngpt.precision.quantize import as_matrix, check_stored, quantize
+from ngpt.precision.tensor import Operand, QuantizedTensor
+from ngpt.recipes import DIRECTIONS, STATIC_AMAX, OperandSpec, QuantizerSpec, SpecByDirection
 
-_DIRECTIONS: tuple[Direction, Direction] = ("rowwise", "columnwise")
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def emulate(
     x_MK: Tensor,
-    spec: QuantizerSpec,
+    spec: OperandSpec,
     *,
     rowwise: bool = True,
     columnwise: bool = True,
@@ -32,7 +32,7 @@ def emulate(
 
     Args:
         x_MK: fp32, bf16 or fp16; leading dimensions are flattened to rows.
-        spec: how to quantise.
+        spec: how to quantise; one for each direction reads x twice.
         rowwise: whether to make the operand with blocks along K.
         columnwise: whether to make the operand with blocks along M, rotated where the spec has an RHT. With unrotated square blocks it is
             the rowwise operand, the same object.
@@ -45,6 +45,10 @@ def emulate(
 
     Source: NVFP4 as Transformer Engine 2.20.2 computes it; arXiv 2509.25149.
     """
+    if isinstance(spec, SpecByDirection):
+        options = {"seed": seed, "dtype": dtype, "counters": counters}
+        row = emulate(x_MK, spec.rowwise, columnwise=False, **options)[0] if rowwise else None
+        return row, emulate(x_MK, spec.columnwise, rowwise=False, **options)[1] if columnwise else None
     matrix, wanted = _checked(x_MK, spec, rowwise, columnwise, seed), (rowwise, columnwise)
     dtype = dtype or x_MK.dtype
     if dtype not in _DTYPES:
@@ -59,17 +63,20 @@ def emulate(
 
 
 def quantize_packed(
-    x_MK: Tensor, spec: QuantizerSpec, *, rowwise: bool = True, columnwise: bool = True, seed: int | None = None
+    x_MK: Tensor, spec: OperandSpec, *, rowwise: bool = True, columnwise: bool = True, seed: int | None = None
 ) -> tuple[QuantizedTensor | None, QuantizedTensor | None]:
     """Quantise to packed codes and block scales: `ngpt.precision.quantize` of both directions in one read.
 
     Args and Raises: as `emulate`.
     """
+    if isinstance(spec, SpecByDirection):
+        row = quantize_packed(x_MK, spec.rowwise, columnwise=False, seed=seed)[0] if rowwise else None
+        return row, quantize_packed(x_MK, spec.columnwise, rowwise=False, seed=seed)[1] if columnwise else None
     matrix, wanted = _checked(x_MK, spec, rowwise, columnwise, seed), (rowwise, columnwise)
     if matrix.is_cuda and matrix.numel() and not (spec.four_over_six or spec.row_scaled):
         return _triton().quantize_packed(matrix, spec, wanted, tuple(x_MK.shape), seed)
     seed = seed if spec.rounding == "sr" else None
-    row, column = (quantize(x_MK, spec, name, seed=seed) if want else None for name, want in zip(_DIRECTIONS, wanted, strict=True))
+    row, column = (quantize(x_MK, spec, name, seed=seed) if want else None for name, want in zip(DIRECTIONS, wanted, strict=True))
     return row, column
 
 
@@ -101,9 +108,9 @@ def _checked(x: Tensor, spec: QuantizerSpec, rowwise: bool, columnwise: bool, se
 def _emulate_slowly(
     matrix: Tensor, spec: QuantizerSpec, wanted: tuple[bool, bool], dtype: torch.dtype, counters: Tensor | None
 ) -> tuple[Operand | None, Operand | None]:
-    """The options that no recipe trains with, through the reference."""
+    """The options without kernels, through the reference."""
     operands: list[Operand | None] = [None, None]
-    for i, name in enumerate(_DIRECTIONS):
+    for i, name in enumerate(DIRECTIONS):
         if not wanted[i]:
             continue
         quantised = quantize(matrix, spec, name)

@@ -14,8 +14,8 @@ from torch import Tensor
 from ngpt.precision.formats import E2M1_MAX, E4M3_MANTISSA_BITS, E4M3_MAX, E4M3_MIN_EXPONENT
 from ngpt.precision.hadamard import HADAMARD_SIZE, SIGNS
 from ngpt.precision.philox import random_bits, uniforms
-from ngpt.precision.quantize import QuantizerSpec, global_encode_scale, rounded_amax
-from ngpt.precision.tensor import BLOCK, Direction
+from ngpt.precision.quantize import global_encode_scale, random_stream, rounded_amax
+from ngpt.recipes import BLOCK, Direction, QuantizerSpec
 
 CHUNK_ELEMENTS = 1 << 18
 _EXPONENT_BITS = 0x7F800000
@@ -145,7 +145,7 @@ def _quantize_rows(task: _Task, rows: slice, scratch: Tensor, seed: int | None) 
 def _uniforms(task: _Task, rows: slice, seed: int | None) -> Tensor | None:
     if task.spec.rounding != "sr":
         return None
-    stream = task.spec.random_stream(task.name)
+    stream = random_stream(task.spec, task.name)
     return uniforms(random_bits(seed, stream, range(rows.start, rows.stop), task.source_MK.shape[1], task.source_MK.device))
 
 

@@ -9,8 +9,8 @@ import triton
 from torch import Tensor
 
 from ngpt.kernels.nvfp4_quantize.kernels import amax_kernel, dequantized_kernel, packed_kernel
-from ngpt.precision.quantize import QuantizerSpec
-from ngpt.precision.tensor import BLOCK, Direction, QuantizedTensor
+from ngpt.precision.tensor import QuantizedTensor
+from ngpt.recipes import BLOCK, Direction, QuantizerSpec
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,12 @@ def test_final_table_of_an_unfinished_run_holds_what_the_metrics_know(tmp_path):
     assert table["Validation loss (nats per token)"][1] == f"{record(50)['val_loss']:.4f}"
 
 
+def test_the_precision_of_a_mixed_model_names_the_recipes_of_its_layers(tmp_path):
+    mixed = {"precision": {"layers": {"*.out_proj": "mxfp8", "*.mlp.*": "bf16", "*.fc1": "mxfp8"}}}
+    runs = compare.load_runs([write_run(tmp_path / "a"), write_run(tmp_path / "b", config=mixed)])
+    assert cells(compare.final_rows(runs))["Precision"] == ["fp32", "fp32 and mxfp8 and bf16"]
+
+
 def test_the_last_loss_of_a_diverged_run_is_not_its_last_finite_one(tmp_path):
     run = compare.load_run(write_run(tmp_path / "a", [record(1), record(2, train_loss=math.nan)]))
     assert cells(compare.final_rows([run]))["Training loss, last (nats per token)"] == ["nan"]

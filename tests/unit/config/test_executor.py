@@ -4,6 +4,7 @@ import pytest
 
 from ngpt.config import compose
 from ngpt.config.executor import decide_executor, expected_executor
+from ngpt.config.recipes import recipe_of
 from ngpt.config.schema import Config, PrecisionConfig
 from ngpt.estimate.hardware import GPUS
 
@@ -22,8 +23,8 @@ BLACKWELL = {"b200", "b300", "gb200", "gb300"}
     ],
 )
 def test_only_nvfp4_left_to_the_run_follows_the_kernels(format, asked, with_kernels, without):
-    precision = PrecisionConfig(format=format, executor=asked)
-    assert [decide_executor(precision, has_kernels) for has_kernels in (True, False)] == [with_kernels, without]
+    recipe = recipe_of(PrecisionConfig(name="test", dtype="bf16", format=format))
+    assert [decide_executor(recipe, asked, has_kernels) for has_kernels in (True, False)] == [with_kernels, without]
 
 
 @pytest.fixture(scope="module")
@@ -35,4 +36,5 @@ def nvfp4() -> Config:
 @pytest.mark.parametrize("impl", ["auto", "local"])
 def test_a_config_expects_kernels_on_blackwell_with_transformer_engine(nvfp4, gpu, impl):
     nvfp4.cluster.gpu, nvfp4.model.transformer_impl = gpu, impl
-    assert expected_executor(nvfp4) == ("native" if gpu in BLACKWELL and impl == "auto" else "emulated")
+    expected = "native" if gpu in BLACKWELL and impl == "auto" else "emulated"
+    assert expected_executor(nvfp4, recipe_of(nvfp4.precision)) == expected

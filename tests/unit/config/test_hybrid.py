@@ -3,7 +3,7 @@
 import pytest
 
 from ngpt.config import ConfigError, compose
-from ngpt.config.linears import block_linears, quantized_linears
+from ngpt.config.linears import block_linears, recipe_by_linear
 from ngpt.config.precision import check_features
 from tests.unit.config.refusals import Bad, check
 
@@ -56,15 +56,22 @@ BAD = {
         [HYBRID, "model.expert_impl=grouped", "precision=nvfp4_nvidia"],
         "model.expert_impl",
         "grouped",
-        "weight_amax dynamic",
+        "weight dynamic amax",
         ["model.expert_impl=auto"],
     ),
     "grouped_with_one_dynamic_gradient": Bad(
         [HYBRID, "model.expert_impl=grouped", "precision=nvfp4_paper", "precision.grad_output_amax=dynamic"],
         "model.expert_impl",
         "grouped",
-        "grad_output_amax dynamic",
+        "grad_output dynamic amax",
         ["precision.grad_output_amax=dynamic_pow2"],
+    ),
+    "grouped_with_square_gradients": Bad(
+        [HYBRID, "model.expert_impl=grouped", "precision=nvfp4_paper", "precision.operands.grad_output.blocks=16x16"],
+        "model.expert_impl",
+        "grouped",
+        "grad_output dynamic_pow2 amax, 16x16",
+        ["precision.operands.grad_output.amax=static"],
     ),
     "grouped_fp8": Bad(
         [HYBRID, "model.expert_impl=grouped", "precision=fp8"], "model.expert_impl", "grouped", "format fp8", ["model.expert_impl=auto"]
@@ -252,5 +259,5 @@ def test_linears_of_every_kind_of_layer_on_one_rank():
 
 def test_all_linears_of_a_hybrid_take_static_scales():
     cfg = compose(["experiment=ngpt_hybrid_tiny", "precision=nvfp4_paper"])
-    assert len(quantized_linears(cfg)) == len(block_linears(cfg)) == 14
+    assert len(recipe_by_linear(cfg)) == len(block_linears(cfg)) == 14
     assert not list(check_features(cfg))

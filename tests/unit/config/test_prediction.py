@@ -4,7 +4,7 @@ import pytest
 
 from ngpt.config import compose
 from ngpt.config.identity import model_defining
-from ngpt.config.linears import block_linears, quantized_linears
+from ngpt.config.linears import block_linears, recipe_by_linear
 from ngpt.config.pattern import cut_pattern, parse
 from tests.unit.config.refusals import Bad, check
 
@@ -92,7 +92,7 @@ def test_recipes_quantise_depths_unless_their_modules_are_named():
     base = ["experiment=ngpt_tiny", "precision=nvfp4_paper", DEPTH]
 
     def in_depths(*overrides: str) -> list[str]:
-        return [linear.name for linear in quantized_linears(compose([*base, *overrides])) if linear.name.startswith("mtp.")]
+        return [name for name in recipe_by_linear(compose([*base, *overrides])) if name.startswith("mtp.")]
 
     assert len(in_depths()) == len(in_depths("precision.num_layers_at_end_in_bf16=1")) == 4
     assert in_depths("precision.bf16_modules=['mtp.*']") == []

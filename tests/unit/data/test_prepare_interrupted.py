@@ -103,7 +103,7 @@ def test_sigkill_with_workers_loses_no_finished_shard_and_leaves_no_process(sour
     wait_for(lambda: len(list(out.glob(".prepare/*.npz"))) >= 3)
     children = children_of(process.pid)
     assert len(children) >= 2
-    with pytest.raises(ConfigError, match="another preparation is running"), locked(out):
+    with pytest.raises(ConfigError, match="--out: .*is being prepared there by another process"), locked(out):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()

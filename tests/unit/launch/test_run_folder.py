@@ -11,7 +11,6 @@ import pytest
 from launch.outcome import Outcome, record_outcome
 from launch.provenance import git_state
 from launch.run_folder import (
-    LOCK_FILE,
     check_resumable,
     first_failure,
     locked,
@@ -29,6 +28,7 @@ from ngpt.checkpoints.manifest import Manifest
 from ngpt.config.checkpoints import newest_step
 from ngpt.config.compose import compose, dump, load
 from ngpt.config.errors import ConfigError
+from ngpt.locks import LOCK_FILE
 
 COMMAND = ["ngpt", "train", "experiment=ngpt_tiny", "run.name=a b"]
 

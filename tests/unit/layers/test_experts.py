@@ -8,7 +8,7 @@ from megatron_ext.layers import experts
 from megatron_ext.layers.backend import with_mixin
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from ngpt.config import compose
-from ngpt.precision.recipe import recipe_of
+from ngpt.config.recipes import recipe_of
 
 RECIPES = {
     "paper": ["precision=nvfp4_paper"],

@@ -9,9 +9,9 @@ from torch import Tensor
 from ngpt.precision import QuantizerSpec, quantize
 from ngpt.precision.diagnostics import PRODUCT_FIGURES, GemmWatch, clipping_figures, operand_figures, product_figures
 from ngpt.precision.hadamard import random_hadamard_transform
-from ngpt.precision.recipe import Recipe
 from ngpt.precision.recorder import Diagnostics
 from ngpt.precision.tensor import Operand
+from ngpt.recipes import Recipe
 
 TOKENS, K, N = 48, 64, 32
 
@@ -241,13 +241,13 @@ def test_operand_error_of_extremes(generator):
 
 @pytest.mark.parametrize(("block_shape", "blocks"), [((1, 16), 128), ((16, 16), 8)])
 def test_clipping_counts_elements_and_blocks_of_the_worse_direction(block_shape, blocks):
-    figures = numbers(clipping_figures(torch.tensor([[512, 1], [256, 4]]), 2048, block_shape))
+    figures = numbers(clipping_figures(torch.tensor([[512, 1], [256, 4]]), 2048, QuantizerSpec(block_shape)))
     assert figures == {"saturated_fraction": 0.25, "flushed_fraction": 4 / blocks}
 
 
 def recipe(rht: str) -> Recipe:
     specs = {"input": QuantizerSpec(rht=rht), "weight": QuantizerSpec(block_shape=(16, 16)), "grad_output": QuantizerSpec(rht=rht)}
-    return Recipe(name="test", dtype="fp32", format="nvfp4", executor="emulated", bf16_tail=0.0, **specs)
+    return Recipe(name="test", dtype="fp32", format="nvfp4", **specs)
 
 
 def operand(x: Tensor, spec: QuantizerSpec, direction: str, folded: bool = False) -> Operand:
@@ -344,13 +344,13 @@ def test_each_gemm_weighs_the_rows_that_it_draws_by_their_power(name, dim, gemm,
 
 def test_the_recorder_names_every_figure_and_watches_the_first_call_with_a_backward_pass(generator):
     x, w, dy = tensors(generator)
-    diagnostics = Diagnostics(recipe("signed"), samples=16, resamples=20)
+    diagnostics = Diagnostics(samples=16, resamples=20)
     assert diagnostics.figures() == {}
     with torch.no_grad():
-        assert diagnostics.watch("layers.0.mlp.linear_fc1") is None
-    watch = diagnostics.watch("layers.0.mlp.linear_fc1")
-    assert diagnostics.watch("layers.0.mlp.linear_fc1") is None
-    assert diagnostics.watch("layers.1.mlp.linear_fc1") is not None
+        assert diagnostics.watch("layers.0.mlp.linear_fc1", recipe("signed")) is None
+    watch = diagnostics.watch("layers.0.mlp.linear_fc1", recipe("signed"))
+    assert diagnostics.watch("layers.0.mlp.linear_fc1", recipe("signed")) is None
+    assert diagnostics.watch("layers.1.mlp.linear_fc1", recipe("signed")) is not None
     for name, counts in {"input": [[TOKENS * K // 2, 0], [0, 3]], "weight": [[0, 1], [0, 0]], "grad_output": [[0, 0], [0, 0]]}.items():
         counters = watch.counters(name, x.device)
         counters += torch.tensor(counts)

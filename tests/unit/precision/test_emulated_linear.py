@@ -7,10 +7,10 @@ import torch
 
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from ngpt.config import compose
+from ngpt.config.recipes import recipe_of
 from ngpt.precision import quantize
 from ngpt.precision.diagnostics import GemmWatch
-from ngpt.precision.quantize import FourOverSix, QuantizerSpec
-from ngpt.precision.recipe import recipe_of
+from ngpt.recipes import FourOverSix, QuantizerSpec
 
 SEED = 1234567
 TOKENS, K, N = 64, 48, 96
@@ -22,11 +22,21 @@ RECIPES = {
     "static_input_dynamic_grad": ["precision=nvfp4_paper", "precision.grad_output_amax=dynamic"],
     "dynamic_input_static_weight": ["precision=nvfp4_paper", "precision.input_amax=dynamic"],
     "rows_of_weights": ["precision=nvfp4_nvidia", "precision.weight_blocks=1x16"],
+    "four_over_six": ["precision=nvfp4_four_over_six"],
+    "six_cells": [  # an operand, a direction: each its own way
+        "precision=nvfp4_nvidia",
+        "precision.operands.input_rowwise={amax: static}",
+        "precision.operands.input_columnwise={amax: dynamic_pow2, rounding: stochastic, rht: none}",
+        "precision.operands.weight_rowwise={four_over_six: mse, bound: 448}",
+        "precision.operands.weight_columnwise={blocks: 1x16, rounding: stochastic}",
+        "precision.operands.grad_output_rowwise={amax: dynamic_pow2}",
+        "precision.operands.grad_output_columnwise={rounding: nearest, rht: none}",
+    ],
 }
 
 FOUR_OVER_SIX = QuantizerSpec(four_over_six=FourOverSix())  # its block scales reach 256, others' 448
 BY_HAND = {  # options of the quantiser that no shipped recipe has
-    "four_over_six": {"input": FOUR_OVER_SIX, "weight": FOUR_OVER_SIX, "grad_output": FOUR_OVER_SIX},
+    "four_over_six_everywhere": {"input": FOUR_OVER_SIX, "weight": FOUR_OVER_SIX, "grad_output": FOUR_OVER_SIX},
     "four_over_six_gradient": {"grad_output": FOUR_OVER_SIX},
 }
 
@@ -47,14 +57,15 @@ def operands(dtype=torch.float32):
 
 def dequantized(x, spec, direction, seed=None):
     """fp64 [rows, columns] of the stored matrix, the global scale exact."""
+    spec = getattr(spec, direction)
     stored = quantize(x.detach().flatten(0, -2), spec, direction, seed=seed if spec.rounding == "sr" else None)
     return stored.decode().double() * stored.decode_factor
 
 
 def expected(x, w, dy, recipe):
     y = dequantized(x, recipe.input, "rowwise") @ dequantized(w, recipe.weight, "rowwise").t()
-    dx = dequantized(dy, recipe.grad_output, "rowwise", SEED) @ dequantized(w, recipe.weight, "columnwise").t()
-    dw = dequantized(dy, recipe.grad_output, "columnwise", SEED) @ dequantized(x, recipe.input, "columnwise").t()
+    dx = dequantized(dy, recipe.grad_output, "rowwise", SEED) @ dequantized(w, recipe.weight, "columnwise", SEED ^ 2).t()
+    dw = dequantized(dy, recipe.grad_output, "columnwise", SEED) @ dequantized(x, recipe.input, "columnwise", SEED ^ 1).t()
     return y, dx, dw
 
 

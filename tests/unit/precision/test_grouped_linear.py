@@ -12,11 +12,11 @@ from megatron_ext.precision import grouped
 from megatron_ext.precision.grouped import ExpertTokens, emulated_grouped_linear
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from ngpt.config import compose
+from ngpt.config.recipes import recipe_of
 from ngpt.precision import QuantizedTensor, QuantizerSpec, quantize
 from ngpt.precision.diagnostics import GemmWatch
 from ngpt.precision.formats import decode_e4m3
-from ngpt.precision.recipe import Recipe, recipe_of
-from ngpt.precision.tensor import Direction
+from ngpt.recipes import Direction, Recipe
 
 K, N = 48, 80
 SIZES = [19, 0, 32, 1, 70, 0]

@@ -6,11 +6,12 @@ from megatron.core.models.hybrid.hybrid_block import HybridStack
 from torch import nn
 
 from megatron_ext.precision.executors import EmulatedExecutor, GroupedExecutor, QuantizableColumn, QuantizableGrouped
-from megatron_ext.precision.policy import apply_recipe, linears_of
+from megatron_ext.precision.policy import apply_recipes, linears_of
 from megatron_ext.precision.state import PrecisionState
-from ngpt.config import ConfigError, compose
+from ngpt.config import Config, ConfigError, compose
+from ngpt.config.linears import recipes_in_use
 from ngpt.optim.retraction import mark
-from ngpt.precision.recipe import recipe_of
+from ngpt.recipes import Recipe
 
 
 class Linear(nn.Module):
@@ -35,10 +36,14 @@ def stack(classes: dict[str, type]) -> HybridStack:
     return found
 
 
+def emulated(cfg: Config) -> dict[Recipe, str]:
+    return dict.fromkeys(recipes_in_use(cfg), "emulated")
+
+
 def apply(classes: dict[str, type], *overrides: str) -> HybridStack:
     cfg = compose(["experiment=ngpt_tiny", "precision=nvfp4_paper", *overrides])
     model = stack(classes)
-    apply_recipe([model], cfg, "emulated", PrecisionState(recipe_of(cfg.precision), 1, 0, 4))
+    apply_recipes([model], cfg, emulated(cfg), PrecisionState(1, 0, 4))
     return model
 
 
@@ -51,7 +56,7 @@ def test_every_linear_of_this_rank_gets_an_executor():
 def test_every_linear_rounds_from_a_stream_of_its_own():
     attention = apply({"linear_qkv": Quantizable, "linear_proj": Quantizable}).layers[0].self_attention
     seeds = [linear.executor.state.next_rounding_seed(linear.executor.index) for linear in attention.children()]
-    alone = PrecisionState(attention.linear_qkv.executor.state.recipe, 1, 0, 4)
+    alone = PrecisionState(1, 0, 4)
     assert seeds == [alone.next_rounding_seed(place) for place in (0, 1)]  # by their places in the whole model
     assert len(set(seeds)) == 2
 
@@ -62,7 +67,7 @@ def test_a_prediction_depth_is_named_after_its_depth_though_megatron_counts_its_
     model.decoder, model.mtp = stack({"linear_qkv": Quantizable}), nn.Module()
     model.mtp.layers = nn.ModuleList([depth, depth])
     cfg = compose(["experiment=ngpt_tiny", "precision=nvfp4_paper", "model.layer_pattern='*-*-/*/*'", 'precision.bf16_modules=["*_proj"]'])
-    assert apply_recipe([model], cfg, "emulated", PrecisionState(recipe_of(cfg.precision), 1, 0, 4)) == 2
+    assert apply_recipes([model], cfg, emulated(cfg), PrecisionState(1, 0, 4)) == 2
     assert [name for name, _ in linears_of([model])] == ["layers.0.self_attention.linear_qkv", "mtp.0.layers.0.self_attention.linear_qkv"]
     assert depth.mtp_model_layer.layers[0].self_attention.linear_qkv.executor is not None
     assert depth.eh_proj.executor is None
@@ -116,8 +121,8 @@ def grouped_stack(linear: nn.Module, *overrides: str, step: int = 1) -> nn.Modul
     nn.Module.__init__(found)
     experts.linear_fc1, layer.layer_number, layer.mlp = linear, 2, nn.Module()
     layer.mlp.experts, found.layers = experts, nn.ModuleList([layer])
-    state = PrecisionState(recipe_of(cfg.precision), 1, 0, 4)
-    assert apply_recipe([found], cfg, "emulated", state) == 1
+    state = PrecisionState(1, 0, 4, cfg.precision.bf16_tail)
+    assert apply_recipes([found], cfg, emulated(cfg), state) == 1
     state.begin_step(step)
     return linear
 

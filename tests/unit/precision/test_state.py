@@ -6,12 +6,10 @@ import pytest
 
 from megatron_ext.precision import state as state_module
 from megatron_ext.precision.state import PrecisionState
-from ngpt.config import compose
-from ngpt.precision.recipe import recipe_of
 
 
-def make(rank=0, seed=1, steps=10, overrides=()):
-    return PrecisionState(recipe_of(compose(["experiment=ngpt_tiny", "precision=nvfp4_paper", *overrides]).precision), seed, rank, steps)
+def make(rank=0, seed=1, steps=10, tail=0.0):
+    return PrecisionState(seed, rank, steps, tail)
 
 
 def seeds(state, steps=(1, 2), linears=3, passes=2):
@@ -41,7 +39,7 @@ def test_forward_passes_within_a_step_do_not_restart_the_streams():
 
 @pytest.mark.parametrize(("tail", "last"), [(0.0, 10), (0.25, 8), (0.5, 5)])
 def test_the_tail_is_the_last_part_of_the_steps(tail, last):
-    state = make(overrides=[f"precision.bf16_tail={tail}"])
+    state = make(tail=tail)
     active = []
     for step in range(1, 11):
         state.begin_step(step)

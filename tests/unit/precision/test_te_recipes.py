@@ -16,7 +16,7 @@ import torch
 
 from megatron_ext.precision.te_recipes import Nvfp4Factory, te_recipe, unavailable
 from ngpt.precision import FourOverSix, QuantizerSpec, quantize
-from ngpt.precision.recipe import Recipe
+from ngpt.recipes import Recipe, SpecByDirection
 
 STATIC = QuantizerSpec(global_amax="static")
 WEIGHT = QuantizerSpec(block_shape=(16, 16), global_amax="static")
@@ -25,7 +25,7 @@ RHT = QuantizerSpec(rht="signed")
 
 
 def nvfp4(**changes) -> Recipe:
-    recipe = Recipe("paper", "bf16", "nvfp4", "native", STATIC, WEIGHT, POW2_SR, 0.0)
+    recipe = Recipe("paper", "bf16", "nvfp4", STATIC, WEIGHT, POW2_SR)
     return dataclasses.replace(recipe, **changes)
 
 
@@ -132,14 +132,12 @@ def test_no_format_needs_no_recipe():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"grad_output": None}, "grad_output in bf16"),
         ({"input": RHT, "grad_output": dataclasses.replace(RHT, global_amax="dynamic_pow2")}, "rht with global_amax=dynamic_pow2 of grad"),
-        ({"input": dataclasses.replace(RHT, global_amax="static")}, "rht with global_amax=static of input"),
-        ({"input": dataclasses.replace(RHT, block_shape=(16, 16))}, "rht with 16x16 blocks of input"),
-        ({"input": RHT, "grad_output": RHT, "weight": RHT}, "rht.*wgrad alone"),
-        ({"input": RHT}, "rht.*the same one"),
+        ({"input": dataclasses.replace(RHT, global_amax="static"), "grad_output": RHT}, "rht with global_amax=static of input"),
+        ({"input": dataclasses.replace(RHT, block_shape=(16, 16)), "grad_output": RHT}, "rht with 16x16 blocks of input"),
+        ({"weight": SpecByDirection(WEIGHT, STATIC)}, "directions that differ by more than the transform of weight"),
         ({"input": RHT, "grad_output": RHT, "dtype": "fp32"}, "rht with dtype fp32"),
-        ({"weight": dataclasses.replace(WEIGHT, rounding="sr")}, "stochastic rounding with 16x16 blocks of weight"),
+        ({"grad_output": dataclasses.replace(WEIGHT, rounding="sr")}, "stochastic rounding with 16x16 blocks of grad_output"),
         ({"input": QuantizerSpec(row_scaled=True)}, "row_scaled of input"),
         ({"weight": QuantizerSpec(four_over_six=FourOverSix())}, "four_over_six of weight"),
     ],

@@ -17,7 +17,7 @@ INTACT = '{"wall_time_s": 5.0, "val_loss": 3.0}'
 def test_a_damaged_earlier_summary_does_not_fail_the_run(tmp_path, content):
     config = compose(["experiment=ngpt_tiny", f"run.dir={tmp_path}"])
     (tmp_path / "summary.json").write_text(content)
-    write_summary(config, "local", "none", {"step": 4}, "finished", 2.0, start_step=2)
+    write_summary(config, "local", {}, {"step": 4}, "finished", 2.0, start_step=2)
     summary = json.loads((tmp_path / "summary.json").read_text())
     intact = content == INTACT
     assert summary["wall_time_s"] == (7.0 if intact else 2.0) and summary["val_loss"] == (3.0 if intact else None)
