@@ -135,8 +135,9 @@ class Operand:
 
 
 def _decode_factor(global_amax: Tensor, e4m3_bound: int) -> Tensor:
-    """fp64: the value of code 1 under block scale 1."""
-    return global_amax.double() / (E2M1_MAX * e4m3_bound)
+    """fp64: the value of code 1 under block scale 1; by a tensor, as CUDA multiplies with the reciprocal of a Python number."""
+    amax = global_amax.double()
+    return torch.div(amax, torch.full_like(amax, E2M1_MAX * e4m3_bound))
 
 
 def decode_blocks(codes: Tensor, block_decode_scale: Tensor) -> Tensor:
