@@ -17,7 +17,7 @@ quickstart: $(STAMP)
 	$(VENV)/bin/python -m launch.quickstart $(QUICKSTART_OPTIONS)
 
 test: lint
-	$(VENV)/bin/python -m pytest --ignore=tests/slurm -m "not faults or quick"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/slurm -m "not faults or quick"
 
 test-faults: $(STAMP)
 	$(VENV)/bin/python -m pytest tests/faults
