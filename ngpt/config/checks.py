@@ -58,9 +58,9 @@ def check_pattern(cfg: Config) -> Iterator[ConfigError]:
     if not trunk:
         rule = f"Has no layers{' before its first /' * bool(depths)}"
         yield ConfigError(key, repr(pattern), rule, "Write the layers of the model there")
-    elif len(trunk) != layers and trunk != "*-" * layers:
-        rule = f"Holds {len(trunk)} layers{' before its first /' * bool(depths)}, but model.num_layers is {layers}"
-        yield ConfigError(key, repr(pattern), rule, f"Set model.num_layers={len(trunk)}, or correct the pattern")
+    elif (blocks := len(parse(pattern).blocks)) != layers:
+        rule = f"Holds {blocks} layers{' before its first /' * bool(depths)}, each *- counted as one, but model.num_layers is {layers}"
+        yield ConfigError(key, repr(pattern), rule, f"Set model.num_layers={blocks}, or correct the pattern")
     if not all(depths):
         rule = "/ begins the layers of a multi-token prediction depth, and none follow"
         yield ConfigError(key, repr(pattern), rule, "Write the layers of the depth after each /, or drop it")

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import ngpt
 from ngpt.config.checks import validate
+from ngpt.config.earlier_blocks import keep_blocks_of_earlier_run
 from ngpt.config.errors import ConfigError, ConfigErrors
 from ngpt.config.megatron_arguments import of_earlier_run
 from ngpt.config.named_recipes import add_named_recipes, is_of_mapping, set_mappings
@@ -114,6 +115,7 @@ def load(path: Path) -> Config:
         sections = OmegaConf.to_container(loaded)
         if isinstance(sections.get("megatron"), dict):
             sections["megatron"] = of_earlier_run(sections["megatron"])
+        keep_blocks_of_earlier_run(sections)
         if errors := numbers_for_text(sections):
             raise ConfigErrors(errors)
         return _finish(sections, config_dir())

@@ -45,7 +45,7 @@ class BlockLinear:
     Attributes:
         name: as in this module's docstring.
         symbol: of the layer pattern.
-        block_index: place in units of `model.num_layers`, from 0; None in a prediction depth, which `model.num_layers` does not count.
+        block_index: the block of the trunk that holds it, from 0 (`Pattern.blocks`); None in a prediction depth, which is none.
         inputs: the rank's input features.
         outputs: the rank's output features.
         reads_stream: its input is the residual stream; otherwise it writes to it and its input is the product of the sub-block.
@@ -75,8 +75,8 @@ class BlockLinear:
 def block_linears(cfg: Config) -> list[BlockLinear]:
     """All linear layers of the blocks, in order. For a resolved config whose layer pattern and tensor split are checked."""
     pattern = parse(cfg.model.layer_pattern)
-    symbols_in_a_block = len(pattern.trunk) // cfg.model.num_layers
-    layers = [(f"layers.{index}", symbol, index // symbols_in_a_block) for index, symbol in enumerate(pattern.trunk)]
+    block_of_symbol = [index for index, block in enumerate(pattern.blocks) for _ in block]
+    layers = [(f"layers.{index}", symbol, block_of_symbol[index]) for index, symbol in enumerate(pattern.trunk)]
     layers += [
         (f"mtp.{depth}.layers.{index}", symbol, None) for depth, part in enumerate(pattern.depths) for index, symbol in enumerate(part)
     ]

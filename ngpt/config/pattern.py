@@ -1,9 +1,10 @@
 """The grammar of `model.layer_pattern`: TRUNK/DEPTH/DEPTH, layers of the model and of its multi-token prediction heads.
 
-A symbol is a layer. `|` cuts the trunk into pipeline stages; each `/` begins the layers of one more prediction depth, which run on the
-last stage.
+A symbol is a layer of Megatron's hybrid model; an attention with the MLP behind it, `*-`, is one block of ours. `|` cuts the trunk into
+pipeline stages; each `/` begins the layers of one more prediction depth, which run on the last stage.
 """
 
+import re
 from typing import NamedTuple
 
 
@@ -20,8 +21,13 @@ class Pattern(NamedTuple):
 
     @property
     def trunk(self) -> str:
-        """The layers of the model itself, which `model.num_layers` counts."""
+        """The layers of the model itself."""
         return "".join(self.stages)
+
+    @property
+    def blocks(self) -> list[str]:
+        """The trunk in the units that `model.num_layers` counts: an attention with the MLP behind it, or any other layer alone."""
+        return re.findall(r"\*-|.", self.trunk, re.DOTALL)
 
     @property
     def layers(self) -> str:

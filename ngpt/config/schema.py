@@ -49,7 +49,7 @@ class ModelConfig:
     architecture: str = choice(
         "ngpt", {"ngpt": "matrices and hidden states of unit norm", "gpt": "the control: pre-norm RMSNorm, additive residuals"}
     )
-    num_layers: int = MISSING  # layers of attention + MLP; with a layer_pattern other than "*-" repeated: symbols before its first /
+    num_layers: int = MISSING  # blocks before the first / of the pattern: an attention with the MLP behind it, or any other layer alone
     # M Mamba-2, E experts, * attention, - MLP, | pipeline cut, / before the layers of each multi-token prediction depth: ME*E/*E
     layer_pattern: str | None = None  # null: "*-" * num_layers
     hidden_size: int = MISSING  # D
@@ -171,7 +171,7 @@ class PrecisionConfig(RecipeConfig):
             "emulated": "nvfp4: quantised operands, multiplied in dtype",
         },
     )
-    num_layers_at_start_in_bf16: int = 0  # blocks, counted as model.num_layers counts them
+    num_layers_at_start_in_bf16: int = 0  # blocks, as model.num_layers counts them
     num_layers_at_end_in_bf16: int = 0
     bf16_modules: list[str] = field(default_factory=list)  # globs of linear layers that stay in dtype: "layers.*.mlp.linear_fc2"
     # Globs of linear layers with another recipe of conf/precision, by its name; of those that match, the last: {"layers.*.mixer.*": mxfp8}

@@ -101,7 +101,7 @@ BAD = {
     "pattern_mamba": Bad([TINY_PATTERN + "'M-'"], "model.mamba_num_heads", "0", "has M layers", ["model.mamba_num_heads=8"]),
     "pattern_experts": Bad([TINY_PATTERN + "'*E'"], "model.num_experts", "0", "has E layers", ["model.num_experts=4"]),
     "pattern_length": Bad(
-        [TINY_PATTERN + "'**-'"], "model.layer_pattern", "**-", "3 layers, but model.num_layers is 2", ["model.num_layers=3"]
+        [TINY_PATTERN + "'**--'"], "model.layer_pattern", "**--", "3 layers, each *- counted as one, but", ["model.num_layers=3"]
     ),
     "pattern_cuts": Bad(
         ["parallel=pp2", TWO, "model.num_layers=4", TINY_PATTERN + "'*|-|*-'"],

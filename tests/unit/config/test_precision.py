@@ -358,9 +358,10 @@ def test_the_linears_hold_every_matrix_of_the_blocks(model: str):
     [
         (["model.num_layers=4"], [2, 3, 4, 5]),  # a block is attention and MLP
         (["model.num_layers=4", "model.layer_pattern='*-|*-*-*-'", "parallel=pp2", TWO], [2, 3, 4, 5]),
-        (["model.num_layers=4", "model.layer_pattern='**--'"], [1, 2]),  # a block is one symbol
+        (["model.num_layers=3", "model.layer_pattern='**--'"], [1, 2]),  # and any other layer alone
+        (["model.num_layers=3", "model.layer_pattern='*|-**-'", "parallel=pp2", TWO], [2]),  # a block may be cut
     ],
-    ids=["pairs", "cut", "symbols"],
+    ids=["pairs", "cut", "alone", "cut_inside"],
 )
 def test_blocks_kept_in_bf16_are_counted_as_num_layers_counts_them(overrides: list[str], layers: list[int]):
     kept = ["precision.num_layers_at_start_in_bf16=1", "precision.num_layers_at_end_in_bf16=1"]

@@ -19,7 +19,7 @@ BAD = {
     "no_trunk": Bad([PATTERN + "'/*-'"], KEY, "/*-", "no layers before", [DEPTH]),
     "cut_in_a_depth": Bad([PATTERN + "'*-*-/*|-'"], KEY, "*-*-/*|-", "last pipeline stage", [DEPTH], "Drop every |"),
     "symbol_in_a_depth": Bad([PATTERN + "'*-*-/*G'"], KEY, "*-*-/*G", "Unknown symbol G", [DEPTH]),
-    "length": Bad([DEPTH, "model.num_layers=3"], KEY, "*-*-/*-", "4 layers before its first /", ["model.num_layers=2"], "num_layers=4"),
+    "length": Bad([DEPTH, "model.num_layers=3"], KEY, "*-*-/*-", "2 layers before its first /", ["model.num_layers=2"], "num_layers=2"),
     "uncut": Bad(
         [PATTERN + "'**--/*-'", "model.num_layers=4", "parallel=pp2", TWO], KEY, "**--/*-", "not cut", [PATTERN + "'**|--/*-'"]
     ),
