@@ -17,7 +17,7 @@ class Launcher:
 
     Args:
         kernel: a `triton.jit` function of pointers, numbers it does not specialise on, numbers it does, and constants, in this order.
-        constants: the constants by name, and `num_warps`.
+        constants: the constants by name, and options of the compiler, such as `num_warps`.
     """
 
     def __init__(self, kernel: triton.JITFunction, **constants: object):
@@ -32,11 +32,13 @@ class Launcher:
 
         Args:
             tensors: None for a pointer that the kernel does not use.
-            free: the numbers that the kernel does not specialise on, each always of one type: integers below 2^31, floats.
-            special: those that it does: few different ones in a run, for each has a kernel of its own.
+            free: the numbers that the kernel does not specialise on, each always of one type: integers below 2^31, or below 2^63 where
+                the kernel annotates them `tl.int64`; floats.
+            special: integers that it does, below 2^31: those that are 1, and multiples of 16, have kernels of their own.
         """
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        key = (tensors[0].device, special, *[None if tensor is None else tensor.dtype for tensor in tensors])
+        kinds = [-1 if number == 1 else number % 16 == 0 for number in special]
+        key = (tensors[0].device, *kinds, *[None if tensor is None else tensor.dtype for tensor in tensors])
         with torch.cuda.device_of(tensors[0]):
             compiled = self._compiled.get(key)
             if compiled is not None and _aligned(pointers):

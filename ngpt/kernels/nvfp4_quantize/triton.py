@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ngpt.kernels.launch import Launcher
 from ngpt.kernels.nvfp4_quantize.kernels import amax_kernel, dequantized_kernel, packed_kernel
 from ngpt.precision.tensor import QuantizedTensor
 from ngpt.recipes import BLOCK, Direction, QuantizerSpec
@@ -23,14 +24,17 @@ class Tiling:
     vector: int
     registers: int | None = None
 
-    def grid(self, x_MK: Tensor) -> tuple[int]:
+    def grid(self, x_MK: Tensor) -> tuple[int, int, int]:
         rows, columns = x_MK.shape
-        return (triton.cdiv(rows, self.strips * BLOCK) * triton.cdiv(columns, self.columns),)
+        return triton.cdiv(rows, self.strips * BLOCK) * triton.cdiv(columns, self.columns), 1, 1
 
-    def options(self, x_MK: Tensor) -> dict[str, int | bool]:
+    def is_even(self, x_MK: Tensor) -> bool:
+        """Whether the tiles cover nothing but the matrix."""
         rows, columns = x_MK.shape
-        even = rows % (self.strips * BLOCK) == 0 and columns % self.columns == 0
-        options = {"S": self.strips, "C": self.columns, "VEC": self.vector, "EVEN": even, "num_warps": self.warps}
+        return rows % (self.strips * BLOCK) == 0 and columns % self.columns == 0
+
+    def constants(self, is_even: bool) -> dict[str, int | bool]:
+        options = {"S": self.strips, "C": self.columns, "VEC": self.vector, "EVEN": is_even, "num_warps": self.warps}
         return options | ({"maxnreg": self.registers} if self.registers else {})
 
 
@@ -117,12 +121,11 @@ def _raw_amax(x_MK: Tensor, spec: QuantizerSpec, rowwise: bool, columnwise: bool
     if spec.global_amax == "static":
         static = torch.full((1,), spec.static_amax, device=x_MK.device).view(torch.int32)
         return static, static
-    amax = torch.zeros(2, dtype=torch.int32, device=x_MK.device)
-    plain, rotated = amax[:1], amax[1:]
+    amax = torch.zeros(8, dtype=torch.int32, device=x_MK.device)
+    plain, rotated = amax[:1], amax[4:5]  # 16 bytes apart, see `Launcher`
     wanted = [(plain, "off")] * (rowwise or spec.rht == "off") + [(rotated, spec.rht)] * (columnwise and spec.rht != "off")
-    with torch.cuda.device_of(x_MK):
-        for out, rht in wanted if x_MK.numel() else ():
-            amax_kernel[AMAX.grid(x_MK)](x_MK, out, *x_MK.shape, RHT=_RHT[rht], enable_fp_fusion=False, **AMAX.options(x_MK))
+    for out, rht in wanted if x_MK.numel() else ():
+        _launcher(amax_kernel, AMAX, AMAX.is_even(x_MK), RHT=_RHT[rht])(AMAX.grid(x_MK), (x_MK, out), (), tuple(x_MK.shape))
     return plain, rotated if spec.rht != "off" else plain
 
 
@@ -134,22 +137,29 @@ def _static_scales(amax: float) -> tuple[float, float, float]:
 
 
 def _launch(
-    kernel, tiling: Tiling, x_MK: Tensor, tensors: tuple[Tensor | None, ...], spec: QuantizerSpec, seed: int | None, **switches: bool
+    kernel: triton.JITFunction,
+    tiling: Tiling,
+    x_MK: Tensor,
+    tensors: tuple[Tensor | None, ...],
+    spec: QuantizerSpec,
+    seed: int | None,
+    **switches: bool,
 ) -> None:
     if not x_MK.numel():
         return
-    with torch.cuda.device_of(x_MK):
-        kernel[tiling.grid(x_MK)](
-            x_MK,
-            *tensors,
-            *_static_scales(spec.static_amax),
-            seed or 0,
-            *x_MK.shape,
-            SQUARE=spec.block_shape == (BLOCK, BLOCK),
-            AMAX=_AMAX[spec.global_amax],
-            RHT=_RHT[spec.rht],
-            STOCHASTIC=spec.rounding == "sr",
-            **switches,
-            **tiling.options(x_MK),
-            enable_fp_fusion=False,  # see `device`
-        )
+    launch = _launcher(
+        kernel,
+        tiling,
+        tiling.is_even(x_MK),
+        SQUARE=spec.block_shape == (BLOCK, BLOCK),
+        AMAX=_AMAX[spec.global_amax],
+        RHT=_RHT[spec.rht],
+        STOCHASTIC=spec.rounding == "sr",
+        **switches,
+    )
+    launch(tiling.grid(x_MK), (x_MK, *tensors), (*_static_scales(spec.static_amax), seed or 0), tuple(x_MK.shape))
+
+
+@functools.cache
+def _launcher(kernel: triton.JITFunction, tiling: Tiling, is_even: bool, **constants: int | bool) -> Launcher:
+    return Launcher(kernel, **constants, **tiling.constants(is_even), enable_fp_fusion=False)  # see `device`

@@ -16,8 +16,8 @@ from triton.runtime import driver
 from ngpt.kernels.launch import Launcher
 
 
-@triton.jit(do_not_specialize=["rows"])
-def kernel(x_ptr, unused_ptr, y_ptr, rows, factor, stride, WIDTH: tl.constexpr, UNUSED: tl.constexpr):
+@triton.jit(do_not_specialize=["rows", "seed"])
+def kernel(x_ptr, unused_ptr, y_ptr, rows, factor, seed: tl.int64, stride, WIDTH: tl.constexpr, UNUSED: tl.constexpr):
     for row in range(rows):
         column = tl.arange(0, WIDTH)
         x = tl.load(x_ptr + row * stride + column)
@@ -78,31 +78,33 @@ def lookups(monkeypatch) -> list[tuple]:
 
 def test_a_second_launch_hands_over_the_same_without_asking_triton(recorder, launcher, monkeypatch):
     seen = lookups(monkeypatch)
-    for rows, factor in ((4, 1.0), (5, 2.5)):
-        x, y = torch.ones(rows, 16), torch.ones(rows, 16)
-        launcher((rows, 2, 1), (x, None, y), (rows, factor), (16,))
-        kernel[(rows, 2, 1)](x, None, y, rows, factor, 16, WIDTH=16, UNUSED=3, num_warps=2)
+    for rows, factor, seed, stride in ((4, 1.0, 0, 16), (5, 2.5, 2**62 + 1, 32)):
+        x, y = torch.ones(rows, 32), torch.ones(rows, 16)
+        launcher((rows, 2, 1), (x, None, y), (rows, factor, seed), (stride,))
+        kernel[(rows, 2, 1)](x, None, y, rows, factor, seed, stride, WIDTH=16, UNUSED=3, num_warps=2)
         ours, triton_s = recorder.launches[-2:]
-        assert ours == triton_s and ours[2] == [x.data_ptr(), None, y.data_ptr(), rows, factor, 16, 16, 3]
+        assert ours == triton_s and ours[2] == [x.data_ptr(), None, y.data_ptr(), rows, factor, seed, stride, 16, 3]
     assert seen == [(4, 2, 1), (4, 2, 1), (5, 2, 1)]
 
 
-@pytest.mark.parametrize("other", ["dtype", "stride", "alignment", "pointer"])
+@pytest.mark.parametrize("other", ["dtype", "stride", "stride_one", "alignment", "pointer"])
 def test_arguments_that_triton_tells_apart_get_a_kernel_of_their_own(recorder, launcher, other):
     x, y = torch.ones(4, 17).flatten(), torch.ones(4, 16)
-    tensors, special = (x, None, y), (16,)
+    tensors, special, free = (x, None, y), (16,), (4, 1.0, 7)
     for _ in range(2):
-        launcher((1, 1, 1), tensors, (4, 1.0), special)
+        launcher((1, 1, 1), tensors, free, special)
     if other == "dtype":
         tensors = (x.bfloat16(), None, y)
     elif other == "stride":
         special = (17,)
+    elif other == "stride_one":
+        special = (1,)
     elif other == "alignment":
         tensors = (x[1:], None, y)
     else:
         tensors = (x, y, y)
-    launcher((1, 1, 1), tensors, (4, 1.0), special)
-    kernel[(1, 1, 1)](*tensors, 4, 1.0, *special, WIDTH=16, UNUSED=3, num_warps=2)
-    launcher((1, 1, 1), (x, None, y), (4, 1.0), (16,))
+    launcher((1, 1, 1), tensors, free, special)
+    kernel[(1, 1, 1)](*tensors, *free, *special, WIDTH=16, UNUSED=3, num_warps=2)
+    launcher((1, 1, 1), (x, None, y), free, (16,))
     first, second, third, by_triton, last = (loaded for _, loaded, _ in recorder.launches)
     assert first == second == last and third == by_triton != first
