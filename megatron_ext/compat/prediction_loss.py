@@ -1,10 +1,12 @@
-"""Under context parallelism the loss of a multi-token prediction depth is a mean over the whole sequences, not over each rank's part.
+"""The loss of a multi-token prediction depth is a mean over the whole sequences, and nothing else is made of its logits.
 
-Upstream (megatron-core 0.19.2), `core/transformer/multi_token_prediction.py: process_mtp_loss` divides each rank's losses by the number of
-tokens that this rank keeps. The ranks keep different numbers, since a depth has no label at the end of a sequence, so that the gradient
-differs from that of one process.
-Reason: a model with prediction depths trains alike over any number of context-parallel ranks.
-Goes when: upstream sums the numbers of tokens over the context-parallel group.
+Upstream (megatron-core 0.19.2), `core/transformer/multi_token_prediction.py: process_mtp_loss`
+- divides each context-parallel rank's losses by the number of tokens that this rank keeps. The ranks keep different numbers, since a depth
+  has no label at the end of a sequence, so that the gradient differs from that of one process;
+- looks for the largest of the logits, to count the tokens that a draft would get right; here they are not scaled yet (`LogitHead`);
+- makes labels of the next tokens where there are none, in a text that is sampled or analysed.
+Reason: a model with prediction depths trains alike over any number of context-parallel ranks, and its logits are read once.
+Goes when: upstream sums the numbers of tokens over the context-parallel group and leaves the rest to a switch.
 """
 
 import functools
@@ -20,24 +22,14 @@ def install() -> bool:
     from megatron.core.models.hybrid import hybrid_model
 
     if not hasattr(hybrid_model.process_mtp_loss, "__wrapped__"):
-        hybrid_model.process_mtp_loss = _over_whole_sequences(hybrid_model.process_mtp_loss)
+        hybrid_model.process_mtp_loss = functools.wraps(hybrid_model.process_mtp_loss)(process_mtp_loss)
     return True
 
 
-def _over_whole_sequences(upstream: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @functools.wraps(upstream)
-    def process_mtp_loss(*, cp_group: dist.ProcessGroup, labels: Tensor | None, **kwargs: Any) -> Tensor:
-        if cp_group.size() == 1 or labels is None:
-            return upstream(cp_group=cp_group, labels=labels, **kwargs)
-        return _process(cp_group, labels, **kwargs)
-
-    return process_mtp_loss
-
-
-def _process(
-    cp_group: dist.ProcessGroup,
-    labels: Tensor,
+def process_mtp_loss(
     *,
+    cp_group: dist.ProcessGroup,
+    labels: Tensor | None,
     hidden_states: Tensor,
     loss_mask: Tensor,
     output_layer: Callable,
@@ -55,7 +47,7 @@ def _process(
 
     Args:
         hidden_states: [(1 + depths) * S, B, D], the model's and each depth's.
-        labels, loss_mask: [B, S] of this rank.
+        labels, loss_mask: [B, S] of this rank. Without labels the depths' logits are computed, for hooks on the output layer to see.
 
     Parallelism: one number all-reduced over the context-parallel group for each depth, and the labels' boundaries exchanged.
     """
@@ -64,6 +56,10 @@ def _process(
 
     assert config.calculate_per_token_loss and packed_seq_params is None and scale_logits_fn is None  # the config's checks refuse both
     own, *depths = hidden_states.chunk(1 + config.mtp_num_layers)
+    if labels is None:
+        for hidden in depths:
+            output_layer(hidden, weight=output_weight, runtime_gather_output=runtime_gather_output)
+        return own
     tokens = _sum(loss_mask, cp_group)  # what the whole gradient is divided by
     for depth, hidden in enumerate(depths):
         labels, loss_mask = (roll_tensor(x, cp_group=cp_group)[0] for x in (labels, loss_mask))
@@ -80,5 +76,6 @@ def _process(
 
 def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     total = x.sum()
-    dist.all_reduce(total, group=group)
+    if group.size() > 1:
+        dist.all_reduce(total, group=group)
     return total

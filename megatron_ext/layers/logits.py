@@ -1,11 +1,13 @@
-"""What happens to the logits after the output layer: nGPT's scale sz, and the mask of rows that only pad the vocabulary."""
+"""What happens to the logits after the output layer: nGPT's scale sz, the mask of rows that only pad the vocabulary, and the loss."""
 
 import torch
 from megatron.core.tensor_parallel.utils import VocabUtility
 from torch import Tensor, nn
 
 from megatron_ext.layers.scale import ParallelScale
-from ngpt.functional import scale_features
+from ngpt.functional import scale_features, scaled_cross_entropy
+
+_LABELS = 4  # place of the labels among the arguments of Megatron's models
 
 
 def logit_scale(hidden_size: int, output_layer: nn.Module) -> ParallelScale:
@@ -20,27 +22,51 @@ def logit_scale(hidden_size: int, output_layer: nn.Module) -> ParallelScale:
     )
 
 
-def finish_logits(output_layer: nn.Module, sz: ParallelScale | None, vocab_size: int) -> None:
-    """Make `output_layer` return scaled logits with padding rows at the lowest finite value, through a forward hook.
+class LogitHead:
+    """Takes the logits of a model over: where a loss follows, one function makes it of what the output layer returns; otherwise the
+    output layer returns scaled logits with padding rows at the lowest finite value.
 
-    A hook on the layer, rather than on the model, also reaches multi-token prediction heads, which call the same layer.
+    Hooks on the output layer, rather than on the model, also reach multi-token prediction heads, which call the same layer.
 
     Args:
+        model: a Megatron language model with an output layer; `forward` says by its labels whether a loss follows.
         sz: nGPT's logit scale; None for the GPT control.
         vocab_size: real entries; the layer's rows from there on are padding.
     """
-    tp_group, rows = output_layer.tp_group, output_layer.output_size_per_partition
-    first, _ = VocabUtility.vocab_range_from_per_partition_vocab_size(rows, tp_group.rank(), tp_group.size())
-    real_rows = min(max(vocab_size - first, 0), rows)
 
-    def finish(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    def __init__(self, model: nn.Module, sz: ParallelScale | None, vocab_size: int):
+        layer = model.output_layer
+        self._group, self._rows = layer.tp_group, layer.output_size_per_partition
+        self._first, _ = VocabUtility.vocab_range_from_per_partition_vocab_size(self._rows, self._group.rank(), self._group.size())
+        self._real_rows = min(max(vocab_size - self._first, 0), self._rows)
+        self._sz, self._loss_follows = sz, False
+        model.register_forward_pre_hook(self._look_for_labels, with_kwargs=True)
+        layer.register_forward_hook(self._finish)
+        model.compute_language_model_loss = self.losses
+
+    def losses(self, labels_BS: Tensor, logits_SBV: Tensor) -> Tensor:
+        """Cross entropies [B, S] fp32 of the output layer's own logits, in nats.
+
+        Args:
+            labels_BS: int64 entries of the vocabulary.
+            logits_SBV: this rank's part of the vocabulary; overwritten in the backward pass.
+        """
+        assert self._loss_follows, "the logits are scaled: the model was called without labels"
+        scale = () if self._sz is None else self._sz()
+        targets_SB = labels_BS.t() - self._first
+        return scaled_cross_entropy(logits_SBV, targets_SB, *scale, columns=self._real_rows, group=self._group).t().contiguous()
+
+    def _look_for_labels(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._loss_follows = (args[_LABELS] if len(args) > _LABELS else kwargs.get("labels")) is not None
+
+    def _finish(self, module: nn.Module, args: tuple, output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
         logits_SBV, bias = output
-        assert logits_SBV.size(-1) == rows, "gathered logits: call the output layer without gather_output"
-        if sz is not None:
-            logits_SBV = scale_features(logits_SBV, *sz())
-        if real_rows < rows:
-            padding = torch.arange(rows, device=logits_SBV.device) >= real_rows
+        assert logits_SBV.size(-1) == self._rows, "gathered logits: call the output layer without gather_output"
+        if self._loss_follows:
+            return logits_SBV, bias
+        if self._sz is not None:
+            logits_SBV = scale_features(logits_SBV, *self._sz())
+        if self._real_rows < self._rows:
+            padding = torch.arange(self._rows, device=logits_SBV.device) >= self._real_rows
             logits_SBV = logits_SBV.masked_fill(padding, torch.finfo(logits_SBV.dtype).min)
         return logits_SBV, bias
-
-    output_layer.register_forward_hook(finish)

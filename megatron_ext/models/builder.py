@@ -10,7 +10,7 @@ from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelpe
 from megatron.training.models.hybrid import HybridModelBuilder, HybridModelConfig
 
 from megatron_ext.layers.backend import get_backend
-from megatron_ext.layers.logits import finish_logits, logit_scale
+from megatron_ext.layers.logits import LogitHead, logit_scale
 from megatron_ext.models.stack import gpt_stack, ngpt_stack
 from ngpt.config.pattern import parse
 from ngpt.config.schema import ModelConfig
@@ -50,7 +50,7 @@ class PluginModelBuilder(HybridModelBuilder):
             model.output_layer.weight = None  # upstream makes one that it neither uses nor lets a checkpoint hold
         if model.post_process:
             model.sz = logit_scale(config.transformer.hidden_size, model.output_layer) if options.architecture == "ngpt" else None
-            finish_logits(model.output_layer, model.sz, options.vocab_size)
+            LogitHead(model, model.sz, options.vocab_size)
         if options.architecture == "ngpt":
             if model.pre_process or model.mtp_process:  # prediction depths have a copy of the embedding on the last stage
                 mark(model.embedding.word_embeddings.weight, unit_dim=1)

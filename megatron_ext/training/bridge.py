@@ -69,8 +69,6 @@ def _model(cfg: Config, backend: str) -> dict[str, Any]:
         bias_dropout_fusion=False,
         gradient_accumulation_fusion=not local and find_spec("fused_weight_gradient_mlp_cuda") is not None,
         attention_softmax_in_fp32=local,
-        cross_entropy_loss_fusion=not local,
-        cross_entropy_fusion_impl="native",
     )
 
 

@@ -176,6 +176,7 @@ REFUSED = {
     "dataloader_type": "batches come from megatron_ext/training/data.py",
     "distributed_backend": "follows from the device",
     "bias_swiglu_fusion": "follows from model.transformer_impl and model.activation",
+    "cross_entropy_loss_fusion": "one kernel of this project computes the loss",
     "gradient_accumulation_fusion": "follows from model.transformer_impl and what is installed",
     "log_timers_to_tensorboard": "the step's time is always taken; megatron.timing_log_level takes more",
     "log_loss_scale_to_tensorboard": "no loss is scaled",
@@ -190,7 +191,8 @@ REFUSED = {
 # Refused since configs of runs were first written: what such a config says of them is left out when it is read back.
 REFUSED_LATER = frozenset(
     """exit_signal exit_signal_handler ckpt_step save_retain_interval verify_integrity ckpt_fully_parallel_load log_straggler
-    bias_swiglu_fusion gradient_accumulation_fusion recompute_activations checkpoint_activations moe_layer_recompute""".split()
+    bias_swiglu_fusion cross_entropy_loss_fusion gradient_accumulation_fusion recompute_activations checkpoint_activations
+    moe_layer_recompute""".split()
 )
 _CAPTURES = frozenset({"cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph"})
 

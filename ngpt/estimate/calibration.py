@@ -19,7 +19,6 @@ GEMM_RAMP_S = 3e-6  # start and tail of a product: 768 x 1024 x 1024 in 6 us (ex
 COLLECTIVE_LATENCY_S = 20e-6  # assumed, not measured
 
 # Passes over memory, in units of the named tensor's bytes at KERNEL_FRACTION of copy.
-CROSS_ENTROPY_BYTES = 48  # a logit at copy speed: 17.7 ms for 8192 x 131072, five compiled kernels (same profile)
 SCAN_FORWARD_PASSES = 4.6  # over in_proj's output and the chunk states: 0.30 ms a layer (ngpt_hybrid_1p5b, tuned tilings)
 SCAN_BACKWARD_PASSES = 15.0  # the same: 0.97 ms
 DISPATCH_FORWARD_PASSES = 12.0  # over the tokens sent to experts: index select, sort, and back by atomic adds (same profile)

@@ -63,16 +63,13 @@ def embedding_work(cfg: Config, tokens: Tokens) -> tuple[Work, Work]:
 
 
 def output_work(cfg: Config, tokens: Tokens) -> tuple[Work, Work]:
-    """Output layer and cross entropy (no final norm); nGPT's sz reads and writes the logits (backward: reads them, too)."""
+    """Output layer and cross entropy (no final norm), which reads the logits, and writes their gradient in their place."""
     rows, hidden, size = padded_vocab_size(cfg.model) // cfg.parallel.tensor, cfg.model.hidden_size, activation_bytes(cfg)
     logits = tokens.inner * rows
-    scale = (2, 3) if cfg.model.architecture == "ngpt" else (0, 0)
     product = [_product(cfg, tokens.inner, hidden, rows, gradient) for gradient in (False, False, True)]
-    loss = logits * measured.CROSS_ENTROPY_BYTES * (size / 2) / _copy_rate(cfg)
-    # Three of the five kernels of the cross entropy run in the forward pass; the output layer's own gradient is a temporary.
-    forward = Work(products=product[0], loss=0.6 * loss, elementwise=_move(cfg, logits * scale[0] * size))
-    own = rows * hidden * (2 * size + 8)
-    backward = Work(products=product[1] + product[2], loss=0.4 * loss, elementwise=_move(cfg, logits * scale[1] * size + own))
+    own = rows * hidden * (2 * size + 8)  # the output layer's gradient is a temporary
+    forward = Work(products=product[0], loss=_move(cfg, logits * size))
+    backward = Work(products=product[1] + product[2], loss=_move(cfg, 2 * logits * size), elementwise=_move(cfg, own))
     half = Work(host=measured.STAGE_HOST_S / 2)
     return forward + half, backward + half
 

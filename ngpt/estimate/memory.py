@@ -10,7 +10,6 @@ from ngpt.estimate.calibration import WORKSPACE
 from ngpt.estimate.layout import Chunk, Layer, Tokens, activation_bytes, chunks_by_rank, tokens
 from ngpt.estimate.states import RankParameters, StateBytes, rank_parameters, state_bytes
 
-_FP32 = 4
 _JOIN_ROWS = 5  # a prediction depth: embedding and state before and after their norms, joined (2 * D); its output for the output layer
 
 
@@ -22,7 +21,7 @@ class MemoryEstimate:
         pipeline_rank: the stage with the highest peak.
         states: weights, gradients, optimizer state.
         activations: what layers keep for the backward pass, of all micro-batches in flight.
-        temporary: logits and what the loss makes of them, or the recomputed layers and their gradients, at the `moment`.
+        temporary: logits, or the recomputed layers and their gradients, at the `moment`.
         workspace: of the libraries.
         moment: what happens at the peak.
     """
@@ -51,8 +50,7 @@ def rank_memory(cfg: Config, pipeline_rank: int, held: list[Chunk]) -> MemoryEst
     kept = sum(chunk_bytes(cfg, chunk, sizes) for chunk in held) / len(held) * chunks_in_flight(cfg, pipeline_rank)
     moments = {"backward pass of a layer": max(_backward_bytes(cfg, chunk, sizes) for chunk in held)}
     if held[-1].last:
-        moments["backward pass of the loss"] = loss_bytes(cfg, sizes, held[-1].depths)
-        moments["backward pass of the output layer"] = _output_layer_bytes(cfg, sizes)
+        moments["backward pass of the output layer"] = output_layer_bytes(cfg, sizes, held[-1].depths)
     moment = max(moments, key=moments.get)
     return MemoryEstimate(pipeline_rank, parameters, state_bytes(cfg, parameters), kept, moments[moment], WORKSPACE, moment)
 
@@ -79,26 +77,15 @@ def chunk_bytes(cfg: Config, chunk: Chunk, sizes: Tokens) -> float:
     return total
 
 
-def loss_bytes(cfg: Config, sizes: Tokens, depths: int) -> float:
-    """Bytes at the start of the backward pass, in the cross entropy: the fp32 softmax, a copy of it, and the gradient of the logits.
+def output_layer_bytes(cfg: Config, sizes: Tokens, depths: int) -> float:
+    """Bytes at the start of the backward pass: logits, whose gradient takes their place, and the layer's own gradient, not yet summed up.
 
-    nGPT also keeps the logits that sz multiplies. Each prediction depth keeps its own softmax (and logits).
+    Each prediction depth keeps logits of its own.
     """
     size = activation_bytes(cfg)
-    saved = size if cfg.model.architecture == "ngpt" else 0
-    return _logits(cfg, sizes) * (2 * _FP32 + size + saved + depths * (_FP32 + saved))
-
-
-def _output_layer_bytes(cfg: Config, sizes: Tokens) -> float:
-    """The gradient of the logits, before and after sz's backward pass for nGPT, and the output layer's own, not yet summed up."""
-    size = activation_bytes(cfg)
-    held = size * (3 if cfg.model.architecture == "ngpt" else 1)
-    weight = padded_vocab_size(cfg.model) // cfg.parallel.tensor * cfg.model.hidden_size * size
-    return _logits(cfg, sizes) * held + weight
-
-
-def _logits(cfg: Config, sizes: Tokens) -> int:
-    return sizes.inner * padded_vocab_size(cfg.model) // cfg.parallel.tensor
+    logits = sizes.inner * padded_vocab_size(cfg.model) // cfg.parallel.tensor
+    weight = padded_vocab_size(cfg.model) // cfg.parallel.tensor * cfg.model.hidden_size
+    return size * (logits * (1 + depths) + weight)
 
 
 def _backward_bytes(cfg: Config, chunk: Chunk, sizes: Tokens) -> float:

@@ -1,5 +1,6 @@
-"""The mathematics of nGPT on plain tensors: normalisation, the residual step, scale parameters."""
+"""The mathematics of nGPT on plain tensors: normalisation, the residual step, scale parameters, the loss."""
 
+from ngpt.functional.cross_entropy import scaled_cross_entropy
 from ngpt.functional.normalize import EPSILON, l2_normalize, lerp_retract, scaled_l2_normalize
 from ngpt.functional.scale import ScaledParameter, scale_features, scale_groups, scale_tokens
 
@@ -11,5 +12,6 @@ __all__ = [
     "scale_features",
     "scale_groups",
     "scale_tokens",
+    "scaled_cross_entropy",
     "scaled_l2_normalize",
 ]

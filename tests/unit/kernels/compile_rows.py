@@ -1,4 +1,4 @@
-"""Compile the row-wise kernels with every option on for GPUs that need not be there: `python compile_rows.py CAPABILITY...`."""
+"""Compile the row-wise kernels and the cross entropy for GPUs that need not be there: `python compile_rows.py CAPABILITY...`."""
 
 import sys
 
@@ -6,13 +6,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ngpt.kernels.cross_entropy import kernels as cross_entropy
+from ngpt.kernels.cross_entropy import triton as cross_entropy_tilings
 from ngpt.kernels.normalize import kernels as normalize
 from ngpt.kernels.normalize import triton as normalize_tilings
 from ngpt.kernels.scale import kernels as scale
 from ngpt.kernels.scale import triton as scale_tilings
 
 FP32_POINTERS = {"scale_ptr", "alpha_ptr", "sums_ptr", "partial_ptr", "grad_scale_ptr"}
-INT32_POINTERS = {"table_ptr"}
+FP32_POINTERS |= {"largest_ptr", "total_ptr", "picked_ptr", "behind_ptr"}
+INTEGER_POINTERS = {"table_ptr": "*i32", "targets_ptr": "*i64"}
 OF_ROWS = {"EPSILON": 1e-12, "SCALED": True, "SQUARED": True, "SUMS": 0}
 HALF = {"SCALED": False, "SQUARED": False}
 WIDTH = 2048
@@ -38,12 +41,14 @@ CASES = {
     "sum of pieces": (scale.sum_pieces_kernel, scale_tilings.GROUPS, WIDTH, {}),
     "tokens forward": (scale.tokens_forward_kernel, scale_tilings.TOKENS, WIDTH, {}),
     "tokens backward": (scale.tokens_backward_kernel, scale_tilings.TOKENS, WIDTH, {}),
+    "cross entropy forward": (cross_entropy.forward_kernel, cross_entropy_tilings.FORWARD, WIDTH, {"SCALED": True, "E": 8}),
+    "cross entropy backward": (cross_entropy.backward_kernel, cross_entropy_tilings.BACKWARD, WIDTH, {"SCALED": True, "OTHER": True}),
 }
 
 
 def compiled(capability: int, kernel: triton.JITFunction, tiling, width: int, switches: dict, stages: int | None = None):
     """The compiled kernel for bf16 rows of this width."""
-    by_strip = kernel in (scale.forward_kernel, scale.backward_kernel, scale.sum_pieces_kernel)
+    by_strip = kernel in (scale.forward_kernel, scale.backward_kernel, scale.sum_pieces_kernel, cross_entropy.backward_kernel)
     rows, columns, warps = tiling.strip(width) if by_strip else tiling.tile(width)
     values = {"WIDTH": width, "R": rows, "C": columns, "STAGES": stages or tiling.stages} | switches
     names = kernel.arg_names
@@ -52,7 +57,7 @@ def compiled(capability: int, kernel: triton.JITFunction, tiling, width: int, sw
         if name.isupper():
             return "constexpr"
         if name.endswith("_ptr"):
-            return "*i32" if name in INT32_POINTERS else "*fp32" if name in FP32_POINTERS or "inverse" in name else "*bf16"
+            return INTEGER_POINTERS.get(name) or ("*fp32" if name in FP32_POINTERS or "inverse" in name else "*bf16")
         return "fp32" if name == "factor" else "i32"
 
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith(("_ptr", "stride", "width"))}

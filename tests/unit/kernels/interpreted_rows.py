@@ -39,6 +39,11 @@ def small_tiles_in_poisoned_memory(monkeypatch):
     """Few elements a tile and three programs, so that small tensors have several tiles a program; memory starts as NaN."""
     for module, name in TILINGS:
         monkeypatch.setattr(module, name, dataclasses.replace(getattr(module, name), warps=1, elements=8, resident=3))
+    poison(monkeypatch)
+
+
+def poison(monkeypatch) -> None:
+    """Memory starts as NaN."""
 
     def poisoned(empty):
         def make(*args, **kwargs) -> Tensor:
