@@ -20,7 +20,7 @@ def forward(x_TV: Tensor, scale: Tensor | None, factor: float, targets_T: Tensor
     rows, width = x_TV.shape
     statistics = [torch.empty(rows, dtype=torch.float32, device=x_TV.device) for _ in range(3)]
     tensors = x_TV, None if scale is None else scale.contiguous(), targets_T.contiguous(), *statistics
-    _forward(FORWARD, scale is not None)((-(-rows // ROWS), 1, 1), tensors, (rows, columns, float(factor)), (width, x_TV.stride(0)))
+    _forward(FORWARD, ROWS, scale is not None)((-(-rows // ROWS), 1, 1), tensors, (rows, columns, float(factor)), (width, x_TV.stride(0)))
     return tuple(statistics)
 
 
@@ -51,9 +51,9 @@ def backward_(
 
 
 @functools.cache
-def _forward(tiling: Tiling, is_scaled: bool) -> Launcher:
-    columns = tiling.warps * 32 * tiling.elements // ROWS
-    shape = dict(R=ROWS, C=columns, E=min(NEIGHBOURS, columns), STAGES=tiling.stages)
+def _forward(tiling: Tiling, rows: int, is_scaled: bool) -> Launcher:
+    columns = tiling.warps * 32 * tiling.elements // rows
+    shape = dict(R=rows, C=columns, E=min(NEIGHBOURS, columns), STAGES=tiling.stages)
     return Launcher(forward_kernel, SCALED=is_scaled, **shape, num_warps=tiling.warps, enable_fp_fusion=False)
 
 

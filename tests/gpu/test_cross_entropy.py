@@ -1,0 +1,56 @@
+"""The cross entropy's kernels on a GPU, at the vocabularies and micro-batches of the models, against fp64."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "kernels"))
+from cross_entropy_cases import check, make_inputs, ours, truth  # noqa: E402
+from row_cases import error, kernels_for, problems  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+@pytest.fixture(autouse=True)
+def need_cuda():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator("cuda").manual_seed(5)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+@pytest.mark.parametrize("is_scaled", [True, False], ids=["ngpt", "control"])
+@pytest.mark.parametrize("shape", [(1, 257, 257), (63, 384, 257), (700, 50304, 50257), (1024, 131072, 131072), (33, 32775, 32771)], ids=str)
+def test_losses_and_gradients(shape, is_scaled, dtype, generator):
+    inputs = make_inputs(*shape, dtype, generator)
+    assert not check(inputs if is_scaled else inputs | {"scale": None})
+
+
+def test_more_logits_than_32_bits_count(generator):
+    """16,400 tokens of 131,072 entries; the truth some rows at a time."""
+    inputs = make_inputs(16400, 131072, 131000, BF16, generator)
+    results = []
+    for devices in (("cuda",), ()):
+        with kernels_for(*devices):
+            results.append(ours(**inputs))
+    names, grad_scale = ["losses", "gradient of the logits"], 0
+    for first in range(0, 16400, 1025):
+        rows = slice(first, first + 1025)
+        part = {name: value[rows] if name in ("logits", "targets", "grad") else value for name, value in inputs.items()}
+        *wanted, of_rows = truth(**part)
+        grad_scale += of_rows
+        assert not problems(names, *([value[rows] for value in result[:2]] for result in results), wanted)
+    assert error(results[0][2], grad_scale) <= 2 * error(results[1][2], grad_scale) + 1e-5
+
+
+def test_two_runs_give_the_same_bits(generator):
+    inputs = make_inputs(2048, 131072, 131072, BF16, generator)
+    first, second = ours(**inputs), ours(**inputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
