@@ -10,8 +10,8 @@ from ngpt.kernels.launch import Launcher
 from ngpt.kernels.rows import Tiling, as_rows
 
 # Measured, see README.md. Forward: `warps` and `elements` of a tile of ROWS rows.
-FORWARD = Tiling(warps=8, elements=32, resident=0, stages=2)
-BACKWARD = Tiling(warps=4, elements=32, resident=32, stages=2)
+FORWARD = Tiling(warps=4, elements=64, resident=0, stages=3)
+BACKWARD = Tiling(warps=4, elements=16, resident=64, stages=3)
 ROWS, NEIGHBOURS = 4, 8  # rows that share a read of the scale; columns that a thread loads at once
 
 
