@@ -27,6 +27,7 @@ test-slurm: $(STAMP)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
 
 # The stamp is written last: an interrupted installation is taken up again.
 $(STAMP): setup.py pyproject.toml
@@ -37,4 +38,4 @@ $(STAMP): setup.py pyproject.toml
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -106,6 +106,6 @@ setup(
         "s3": ["s3fs>=2024.6"],
         "gs": ["gcsfs>=2024.6"],
         "http": ["aiohttp>=3.9,<4"],
-        "dev": ["hypothesis>=6.170,<7", "pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17,<0.18"],
+        "dev": ["hypothesis>=6.170,<7", "mypy>=2.4.1,<2.5", "pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17,<0.18"],
     },
 )

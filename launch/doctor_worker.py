@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.devices import gpu_names
-from launch.environment import current_world
+from launch.environment import own_world
 from launch.worker import install_compat
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
@@ -119,7 +119,7 @@ def all_reduce() -> int:
     import torch
     import torch.distributed as dist
 
-    world = current_world()
+    world = own_world()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", world.local_rank) if cuda else torch.device("cpu")
     if cuda:

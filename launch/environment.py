@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from launch import world as worlds
 from launch.world import Job, World
 from ngpt.config.cluster import PLACE_VARIABLES
+from ngpt.config.errors import ConfigError
 from ngpt.config.megatron_keys import captures
 from ngpt.config.schema import Config
 from ngpt.config.sizes import world_size
@@ -25,6 +26,18 @@ RECORDED_PREFIXES = ("CUDA_", "CUBLAS_", "GLOO_", "NCCL_", "NVTE_", "OMP_", "PYT
 def current_world(environ: Mapping[str, str] = os.environ, default_port: int | None = None) -> World | None:
     """The world that this process is part of (launch/world.py), or None for a process started by hand."""
     return worlds.world_of(environ, default_port)
+
+
+def own_world(environ: Mapping[str, str] = os.environ) -> World:
+    """The world of a worker, which always has one.
+
+    Raises:
+        ConfigError: a person has started it, not `ngpt`.
+    """
+    world = current_world(environ)
+    if world is None:
+        raise ConfigError("RANK", "Not set", "A worker is one rank of the world that its environment describes", "Call ngpt train")
+    return world
 
 
 def current_job(environ: Mapping[str, str] = os.environ) -> Job | None:

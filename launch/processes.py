@@ -105,7 +105,8 @@ def _started(
     The second value tells the code to end with where that has killed it: a second Ctrl-C, or a signal before there are workers.
     """
     blocked = block_stop_signals()  # inherited by the command; and a signal that comes now waits for the handler below
-    interrupts, early = 0, []
+    interrupts = 0
+    early: list[int] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
@@ -113,7 +114,7 @@ def _started(
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             number = signal.SIGKILL
-        pids = _workers_of(process)
+        pids = _workers_of(process, AGENT_MODULE in command)
         if not pids and process.poll() is None:  # the agent has started none yet, and there is nothing to save
             early.append(number)
             process.kill()
@@ -133,11 +134,11 @@ def _started(
             signal.signal(number, handler)
 
 
-def _workers_of(process: subprocess.Popen) -> list[int]:
+def _workers_of(process: subprocess.Popen, is_agent: bool) -> list[int]:
     """Process ids that a signal goes to: the agent's workers, or the worker itself."""
     if process.poll() is not None:
         return []
-    if AGENT_MODULE not in process.args:
+    if not is_agent:
         return [process.pid]
     try:
         return [child.pid for child in psutil.Process(process.pid).children()]
@@ -147,6 +148,7 @@ def _workers_of(process: subprocess.Popen) -> list[int]:
 
 def _arriving(process: subprocess.Popen) -> Iterator[bytes]:
     """What the process prints, at once, until it has ended: a descendant that outlives it may hold the pipe open for ever."""
+    assert process.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:

@@ -55,7 +55,7 @@ def describe_launch(command: Sequence[str], variables: dict[str, str]) -> tuple[
 
 def versions() -> dict[str, str | None]:
     """Installed version of each package that matters, None where it is absent."""
-    found = {}
+    found: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
@@ -130,6 +130,7 @@ def _git(source: Path, *arguments: str, limit: int = -1) -> str:
     """Output of a git command, its beginning with a `limit` in bytes; empty where git is missing or refuses (no commit yet)."""
     try:
         with subprocess.Popen(["git", *arguments], cwd=source, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            assert process.stdout is not None
             output = process.stdout.read(limit + 1 if limit >= 0 else -1)
             cut = 0 <= limit < len(output)
             if cut:

@@ -59,7 +59,7 @@ def run(overrides: list[str], fresh: bool, beside: Path | None = None) -> int:
     text = sample(run_dir)
     page = write_report([run_dir] if beside is None else [beside, run_dir], None)
     summary = summary_of(run_dir)
-    print(table(summary, text, page, overrides, beside and summary_of(beside)))
+    print(table(summary, text, page, overrides, summary_of(beside) if beside else None))
     return 0 if summary["val_bits_per_byte"] < summary["bigram_bits_per_byte"] else 1
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -234,7 +234,7 @@ def outcome_of(folder: Path) -> Outcome | None:
     return None if outcome is not None and outcome.left_during_start_up and failed else outcome
 
 
-def lost_a_peer(failure: dict[str, Any]) -> bool:
+def lost_a_peer(failure: Mapping[str, Any]) -> bool:
     """Whether a rank failed only because another one had gone, as gloo, NCCL and the store word it."""
     return _LOST_PEER.search(failure.get("message", "")) is not None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.failures import cause
+from launch.outcome import Outcome
 from launch.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, first_failure, outcome_of
 from launch.slurm import scheduler
 from launch.slurm.after import LOG_FILE, STOP_FILE
@@ -52,7 +53,7 @@ def status(run_dir: Path) -> dict[str, Any]:
     steps = [step for step in (_last_metric(run_dir), *(beat.get("step") for beat in heartbeats)) if isinstance(step, int)]
     saved = checkpoint["step"]
     outcome, failure = outcome_of(run_dir), first_failure(run_dir)
-    state = _state(run_dir, job, outcome and outcome.status, failure, saved, config)
+    state = _state(run_dir, job, outcome, failure, saved, config)
     if state == "not running" and heartbeats:
         failure = {"rank": 0, "error": "ended without a word", "message": "its launcher was killed, or the machine went down"}
     return {
@@ -88,7 +89,9 @@ def config_of_run(run_dir: Path) -> tuple[Config | None, str | None]:
         return None, str(error).splitlines()[0]
 
 
-def _state(run_dir: Path, job: dict | None, outcome: str | None, failure: dict | None, saved: int | None, config: Config | None) -> str:
+def _state(
+    run_dir: Path, job: dict | None, outcome: Outcome | None, failure: dict | None, saved: int | None, config: Config | None
+) -> str:
     """running | pending | finished | stopped | signalled | failed | not running."""
     tasks = job["tasks"] if job else []
     if holder(run_dir) is not None or any(task["state"] in ("RUNNING", "COMPLETING") for task in tasks):
@@ -96,7 +99,7 @@ def _state(run_dir: Path, job: dict | None, outcome: str | None, failure: dict |
     if tasks:
         return "pending"
     if outcome is not None:
-        return outcome
+        return outcome.status
     if failure is not None:
         return "failed"
     return "finished" if config and saved is not None and saved >= config.train.steps else "not running"

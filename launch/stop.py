@@ -32,8 +32,7 @@ def stop(run_dir: Path) -> str:
         ConfigError: it runs where it cannot be reached from here.
     """
     job = last_job(run_dir)
-    tasks = scheduler.queue(job) if job is not None else []
-    if tasks:
+    if job is not None and (tasks := scheduler.queue(job)):
         return _stop_job(run_dir, job, [task["state"] for task in tasks])
     launcher = holder(run_dir)
     if launcher is None:

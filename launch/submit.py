@@ -117,7 +117,7 @@ def _went_back(config: Config) -> bool:
     if config.checkpoint.verify != "full":
         return False
     folder, step = Path(config.checkpoint.dir), newest_verified_step(config)
-    if step == newest_step(config):
+    if step is None or step == newest_step(config):
         return False
     tracker.replace(folder, tracker.stage(folder, step))
     print(f"note: the newest checkpoint is damaged; {tracker.TRACKER_FILE} names step {step} now", file=sys.stderr)

@@ -1,6 +1,7 @@
 """`ngpt train`: from a config to running processes, or to one rank of a world that torchrun or srun has started."""
 
 import math
+import signal
 import sys
 import tempfile
 import time
@@ -133,7 +134,8 @@ def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], co
         console = run_dir / CONSOLE_FILE
         _begin_log(console)
         workers = worker_command(["train", str(config_path)], processes, run_dir)
-        code = run_and_tee(workers, environment, console, reporting_rank=processes - 1, forwarded=(asked := []))
+        asked: list[signal.Signals] = []
+        code = run_and_tee(workers, environment, console, reporting_rank=processes - 1, forwarded=asked)
         if code != 0 and processes == 1:  # of several the agent knows
             record_death(run_dir, 0, code, time.time())
     if code != 0 and len(made := read_rollbacks(run_dir)) > rollbacks:  # as often as train.max_rollbacks allows

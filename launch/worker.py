@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from launch.environment import current_world
+from launch.environment import own_world
 from launch.outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
 from launch.run_folder import join_locks, record_failure
 from ngpt.config.compose import load
@@ -47,7 +47,7 @@ def train(config_path: Path) -> int:
     Returns:
         0 where it finished or left with its newest step saved, which is told in the run folder (launch/outcome.py).
     """
-    config, rank = load(config_path), current_world().rank
+    config, rank = load(config_path), own_world().rank
     run_dir = Path(config.run.dir)
 
     def leave(number: signal.Signals) -> None:
@@ -72,7 +72,7 @@ def train(config_path: Path) -> int:
                 record_outcome(run_dir, Outcome(session.status, session.step, name, saves))
         run.leave()
 
-    return _report_errors(body, run_dir)
+    return _report_errors(body, lambda error: record_failure(run_dir, rank, error, time.time()))
 
 
 def sample(run_dir: Path, prompt: str, tokens: int) -> int:
@@ -84,15 +84,15 @@ def sample(run_dir: Path, prompt: str, tokens: int) -> int:
 
         sampling.main(run_dir, prompt, tokens)
 
-    return _report_errors(body, None)
+    return _report_errors(body)
 
 
-def _report_errors(body: Callable[[], None], run_dir: Path | None) -> int:
+def _report_errors(body: Callable[[], None], record: Callable[[BaseException], None] = lambda error: None) -> int:
     """Runs `body`; an error of the user's prints as one line, any other as a traceback.
 
     Args:
         body: What to run.
-        run_dir: Where the failure is recorded for the launcher to summarise; None: nowhere.
+        record: Leaves the failure for the launcher to summarise.
 
     Returns:
         The exit code.
@@ -105,8 +105,7 @@ def _report_errors(body: Callable[[], None], run_dir: Path | None) -> int:
         expected = isinstance(error, ConfigError)
         decided = expected or isinstance(error, RolledBack | RefusedStep)
         print(error if decided else traceback.format_exc(), file=sys.stderr)
-        if run_dir is not None:
-            record_failure(run_dir, current_world().rank, error, time.time())
+        record(error)
         return USER_ERROR if expected else FAILURE
     return 0
 

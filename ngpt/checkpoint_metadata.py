@@ -12,7 +12,7 @@ import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
@@ -126,6 +126,10 @@ _OPCODES = (
 class _Unpickler(pickle._Unpickler):
     """Python's own unpickler: its opcodes can be chosen, and no number in a file makes it allocate memory ahead, as the one in C does."""
 
+    stack: list[Any]  # these it has, and typeshed does not name them
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
 
@@ -162,7 +166,8 @@ class _Unpickler(pickle._Unpickler):
             _expect(type(table) is dict and type(key) in (str, _Record), "it has a key of another type")  # a deep tuple's hash can crash
             table[key] = value
 
-    dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES} | {
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **{code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _OPCODES)},
         pickle.NEWOBJ[0]: _load_call,
         pickle.REDUCE[0]: _load_call,
         pickle.BUILD[0]: _load_build,

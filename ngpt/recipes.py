@@ -145,7 +145,8 @@ class Recipe:
         for name in ("input", "weight"):
             if getattr(self, name).rowwise.rounding != "rtne":
                 raise ValueError(f"rounding of {name} rowwise: a forward pass, which may run twice, rounds to nearest. Set it columnwise.")
-        if self.weight.columnwise.rht != "off" or self.input.columnwise.rht != self.grad_output.columnwise.rht:
+        rht = {name: spec.columnwise.rht for name, spec in self.operands.items()}
+        if rht["weight"] != "off" or rht["input"] != rht["grad_output"]:
             raise ValueError("rht: the transform cancels in wgrad alone. Give input and grad_output the same one, and weight none.")
 
     @property

@@ -16,7 +16,7 @@ _HANGUP = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.S
 STOP_SIGNALS = (signal.SIGTERM, *_HANGUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def block_stop_signals() -> set[signal.Signals]:
+def block_stop_signals() -> set[int | signal.Signals]:
     """Blocks them in this thread and what it starts from here on; the signals that were blocked before."""
     return signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 

@@ -32,7 +32,7 @@ class StragglerWatch:
             busy: Seconds of each rank.
             peers: Groups of ranks that are compared with each other.
         """
-        ratios = {}
+        ratios: dict[int, float] = {}
         for group in peers:
             if len(group) > 1:
                 # Of two ranks the faster one: the mean of both would halve the difference.
@@ -41,22 +41,22 @@ class StragglerWatch:
         self.slowest = max(ratios.items(), key=lambda item: item[1], default=None)
         if self.ratio is None:
             return []
-        return [line for rank in sorted(ratios) if (line := self._follow(rank, ratios[rank]))]
+        return [line for rank in sorted(ratios) if (line := self._follow(rank, ratios[rank], self.ratio))]
 
     def figures(self) -> dict[str, float]:
         """Of the newest report, for metrics.jsonl."""
         return dict(zip(("slowest_rank", "slowest_rank_ratio"), self.slowest, strict=True)) if self.slowest else {}
 
-    def _follow(self, rank: int, ratio: float) -> str | None:
+    def _follow(self, rank: int, ratio: float, limit: float) -> str | None:
         last = self.history.setdefault(rank, deque(maxlen=REPORTS))
         last.append(ratio)
         if len(last) < REPORTS:
             return None
         typical = statistics.median(last)
-        if rank not in self.slow and min(last) >= self.ratio:
+        if rank not in self.slow and min(last) >= limit:
             self.slow.add(rank)
             return f"rank {rank} is slow: {typical:.2f}x the median step of its peers for the last {REPORTS} reports"
-        if rank in self.slow and max(last) < 1 + _BACK * (self.ratio - 1):
+        if rank in self.slow and max(last) < 1 + _BACK * (limit - 1):
             self.slow.remove(rank)
             return f"rank {rank} is no longer slow: {typical:.2f}x the median step of its peers"
         return None

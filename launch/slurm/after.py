@@ -61,7 +61,8 @@ def decide(code: int, state: JobState | None, job: Job, outcome: Outcome | None,
     if outcome is not None and outcome.exit_code == 0:
         return Decision(outcome.status, 0)
     # A rank that fails during start-up has the others told to leave, and they call that a signal.
-    signalled = outcome is not None and (failure is None or lost_a_peer(failure) or not outcome.left_during_start_up)
+    failed = failure is not None and not lost_a_peer(failure)
+    signalled = None if outcome is None or outcome.left_during_start_up and failed else outcome.line
     ended = SIGNALLED_CODE if signalled else code or TERMINATED
     if state is not None and state.restarts > job.restarts:
         return Decision("SLURM starts the job again", ended)
@@ -74,7 +75,7 @@ def decide(code: int, state: JobState | None, job: Job, outcome: Outcome | None,
             return Decision("the time was over before the run had left", ended, requeue=True)
         return Decision("cancelled", ended)
     if signalled:
-        return Decision(outcome.line, SIGNALLED_CODE, requeue=True, counts=state is None or not state.preempted)
+        return Decision(signalled, SIGNALLED_CODE, requeue=True, counts=state is None or not state.preempted)
     if code == 0 and failure is None:
         return Decision("nothing was left to train", 0)
     line = failure["cause"] if failure else f"srun ended with exit code {code}"

@@ -52,9 +52,8 @@ def _filled(template: str, values: Mapping[str, str]) -> str:
     """The template with each placeholder replaced once; a value that looks like another placeholder stays as it is."""
     parts = [template]
     for placeholder, value in values.items():
-        index, before, after = next(
-            (index, *text.split(placeholder, 1)) for index, text in enumerate(parts) if index % 2 == 0 and placeholder in text
-        )
+        index = next(index for index, text in enumerate(parts) if index % 2 == 0 and placeholder in text)
+        before, after = parts[index].split(placeholder, 1)
         parts[index : index + 1] = [before, value, after]
     return "".join(parts)
 

@@ -109,10 +109,8 @@ def choose(found: Listing, fallback: bool, inspect: Callable[[Path], Damage | No
 def _published(found: Listing) -> tuple[list[Damage], list[int]]:
     """What is wrong with the tracker, and the steps that may be loaded, best first."""
     named, steps = found.tracker.step, list(found.steps)
-    if found.tracker.is_missing:
-        return [Damage(found.tracker.path, "missing; it names the checkpoint to load")], steps
-    if found.tracker.problem is not None:
-        return [Damage(found.tracker.path, found.tracker.problem)], steps
+    if named is None:
+        return [Damage(found.tracker.path, found.tracker.problem or "missing; it names the checkpoint to load")], steps
     missing = [] if named in steps else [Damage(folder_of(found.folder, named), f"missing, and {found.tracker.path.name} names it")]
     # Later ones are of a future that was given up: somebody wrote an earlier step into the tracker.
     return missing, [step for step in steps if step <= named]

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import ngpt
 from ngpt.config.checks import validate
+from ngpt.config.containers import instance_of, plain
 from ngpt.config.earlier_blocks import keep_blocks_of_earlier_run
 from ngpt.config.errors import ConfigError, ConfigErrors
 from ngpt.config.megatron_arguments import of_earlier_run
@@ -87,7 +88,7 @@ def _composed(overrides: Sequence[str], search_path: str) -> tuple[dict[str, Any
     """The sections as Hydra composes them, interpolations unresolved, and the name of the experiment."""
     of_hydra = [accepted(override) for override in overrides if not is_of_mapping(override)]
     composed = hydra_compose("config", overrides=[search_path, *of_hydra], return_hydra_config=True)
-    sections = {key: value for key, value in OmegaConf.to_container(composed).items() if key != "hydra"}
+    sections = {key: value for key, value in plain(composed).items() if key != "hydra"}
     set_mappings(sections["precision"], overrides)
     return sections, composed.hydra.runtime.choices.get("experiment")
 
@@ -112,7 +113,7 @@ def load(path: Path) -> Config:
     if not isinstance(loaded, DictConfig):
         raise ConfigError(str(path), "Not a mapping", "Must hold the sections of a config", "Restore it or start a new run")
     try:
-        sections = OmegaConf.to_container(loaded)
+        sections = plain(loaded)
         if isinstance(sections.get("megatron"), dict):
             sections["megatron"] = of_earlier_run(sections["megatron"])
         keep_blocks_of_earlier_run(sections)
@@ -146,7 +147,7 @@ def _finish(sections: Mapping[str, Any], shipped: Path) -> Config:
         missing = sorted(OmegaConf.missing_keys(typed))
         if missing:
             raise ConfigErrors([_missing(key, shipped) for key in missing])
-        cfg = OmegaConf.to_object(typed)
+        cfg = instance_of(Config, typed)
     except (OmegaConfBaseException, RecursionError) as error:
         raise translate(error) from error
     if errors := list(_untyped_containers(cfg)):

@@ -33,7 +33,7 @@ def beyond_kernels(recipe: Recipe) -> str | None:
     for name, spec in recipe.operands.items():
         if combination := _beyond_kernels(spec):
             return f"{combination} of {name}: not what Transformer Engine's NVFP4 kernels compute"
-    if recipe.operands and recipe.input.columnwise.rht != "off" and recipe.dtype != "bf16":
+    if recipe.dtype != "bf16" and any(spec.columnwise.rht != "off" for spec in recipe.operands.values()):
         return f"rht with dtype {recipe.dtype}: the transform of Transformer Engine reads bf16"
     return None
 

@@ -18,10 +18,9 @@ Changes = dict[str, tuple[Any, Any]]  # dotted key: (old, new)
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """A config, section or nested mapping as {dotted key: value}. Lists stay whole."""
-    if dataclasses.is_dataclass(tree):
-        tree = dataclasses.asdict(tree)
+    values = tree if isinstance(tree, Mapping) else dataclasses.asdict(tree)
     flat: dict[str, Any] = {}
-    for key, value in tree.items():
+    for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 

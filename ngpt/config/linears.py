@@ -76,6 +76,7 @@ def block_linears(cfg: Config) -> list[BlockLinear]:
     """All linear layers of the blocks, in order. For a resolved config whose layer pattern and tensor split are checked."""
     pattern = parse(cfg.model.layer_pattern)
     block_of_symbol = [index for index, block in enumerate(pattern.blocks) for _ in block]
+    layers: list[tuple[str, str, int | None]]
     layers = [(f"layers.{index}", symbol, block_of_symbol[index]) for index, symbol in enumerate(pattern.trunk)]
     layers += [
         (f"mtp.{depth}.layers.{index}", symbol, None) for depth, part in enumerate(pattern.depths) for index, symbol in enumerate(part)

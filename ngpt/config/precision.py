@@ -28,12 +28,14 @@ def takes_grouped_experts(recipe: Recipe) -> bool:
     """
     if recipe.format != "nvfp4":
         return recipe.format == "none"
-    if not all(isinstance(spec, QuantizerSpec) and spec.rht == "off" for spec in recipe.operands.values()):
+    specs = [spec for spec in recipe.operands.values() if isinstance(spec, QuantizerSpec) and spec.rht == "off"]
+    if len(specs) < len(recipe.operands):
         return False
-    if not recipe.input.global_amax == recipe.weight.global_amax == "static":
+    of_input, of_weight, of_gradient = specs
+    if not of_input.global_amax == of_weight.global_amax == "static":
         return False
-    of_each_expert = recipe.grad_output.global_amax == "dynamic_pow2" and not recipe.grad_output.same_both_ways
-    return of_each_expert or recipe.grad_output.global_amax == "static"
+    of_each_expert = of_gradient.global_amax == "dynamic_pow2" and not of_gradient.same_both_ways
+    return of_each_expert or of_gradient.global_amax == "static"
 
 
 def recipes_of_experts(cfg: Config) -> list[Recipe]:

@@ -31,7 +31,7 @@ def check_unread_options(cfg: Config) -> Iterator[ConfigError]:
     """Options that the chosen format would ignore are refused."""
     precision = cfg.precision
     formats = {section.format for _, section in sections(cfg)}
-    unread = {}
+    unread: dict[str, str] = {}
     if "nvfp4" not in formats:
         unread |= dict.fromkeys(_NVFP4_RUN_OPTIONS, "nvfp4")
     if formats == {"none"}:

@@ -1,6 +1,7 @@
 """From the options of a recipe to its description (`ngpt.recipes`)."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from ngpt.config.schema import OperandConfig, RecipeConfig
 from ngpt.recipes import (
@@ -10,6 +11,7 @@ from ngpt.recipes import (
     BlockShape,
     Direction,
     FourOverSix,
+    GlobalAmax,
     OperandSpec,
     QuantizerSpec,
     Recipe,
@@ -20,6 +22,20 @@ from ngpt.recipes import (
 TABLE = [*OPERANDS, *(f"{operand}_{direction}" for operand in OPERANDS for direction in DIRECTIONS)]  # keys of `precision.operands`
 _BLOCK_SHAPES: dict[str, BlockShape] = {"1x16": (1, 16), "16x16": (16, 16)}
 _ROUNDINGS: dict[str, Rounding] = {"nearest": "rtne", "stochastic": "sr"}
+_FOUR_OVER_SIX_ERRORS: dict[str, Literal["MAE", "MSE"]] = {"mae": "MAE", "mse": "MSE"}
+
+
+@dataclass
+class Options:
+    """An `OperandConfig` without nulls: every option of one operand in one direction."""
+
+    amax: GlobalAmax
+    static_amax: float
+    blocks: str
+    rounding: str
+    rht: Literal["none", "signed", "unsigned"]
+    four_over_six: str = "none"
+    bound: Literal[256, 448] = FourOverSix.bound
 
 
 def recipe_of(section: RecipeConfig) -> Recipe:
@@ -35,17 +51,15 @@ def recipe_of(section: RecipeConfig) -> Recipe:
     return Recipe(section.name, section.dtype, section.format, **{operand: _operand(section, operand) for operand in OPERANDS})
 
 
-def options_of(section: RecipeConfig, operand: str, direction: Direction) -> OperandConfig:
+def options_of(section: RecipeConfig, operand: str, direction: Direction) -> Options:
     """Every option of one operand in one direction: its own, those of its operand, those of the recipe, in this order."""
     gradient = operand == "grad_output"
-    found = OperandConfig(
+    found = Options(
         amax=getattr(section, f"{operand}_amax"),
         static_amax=section.static_grad_amax if gradient else STATIC_AMAX,
         blocks=section.weight_blocks if operand == "weight" else "1x16",
         rounding="stochastic" if gradient and section.stochastic_rounding else "nearest",
         rht="signed" if section.rht and operand != "weight" and direction == "columnwise" else "none",
-        four_over_six="none",
-        bound=None,
     )
     for key in (operand, f"{operand}_{direction}"):
         for name, value in vars(section.operands.get(key, OperandConfig())).items():
@@ -79,10 +93,10 @@ def _operand(section: RecipeConfig, operand: str) -> OperandSpec:
     return columnwise if replace(columnwise, rht="off") == rowwise else SpecByDirection(rowwise, columnwise)
 
 
-def _spec(options: OperandConfig) -> QuantizerSpec:
+def _spec(options: Options) -> QuantizerSpec:
     four_over_six = None
     if options.four_over_six != "none":
-        four_over_six = FourOverSix(options.bound or FourOverSix.bound, options.four_over_six.upper())
+        four_over_six = FourOverSix(options.bound, _FOUR_OVER_SIX_ERRORS[options.four_over_six])
     return QuantizerSpec(
         block_shape=_BLOCK_SHAPES[options.blocks],
         global_amax=options.amax,

@@ -3,17 +3,25 @@
 This module imports no torch, so that a config composes and validates anywhere in well under a second. The types are checked by
 OmegaConf when a config is merged into `Config`; `ngpt.config.checks` holds the rules that a type cannot say.
 
-`null` (None) means "derived": the field's comment says from what, and `ngpt.config.resolve` fills it in.
+A field of type `Derived` may be null (None) until `ngpt.config.resolve` fills it in; its comment says from what. Any other null stays.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
 from ngpt.config.activations import ACTIVATIONS
 from ngpt.estimate.hardware import GPUS
+
+if TYPE_CHECKING:
+    type Derived[T] = T  # what whoever has a resolved config reads
+else:
+
+    class Derived:
+        def __class_getitem__(cls, kind: type) -> Any:
+            return kind | None  # what OmegaConf takes
 
 
 def choice(default: Any, described: Mapping[Any, str]) -> Any:
@@ -23,6 +31,11 @@ def choice(default: Any, described: Mapping[Any, str]) -> Any:
         described: each value with one line on it.
     """
     return field(default=default, metadata={"choices": described})
+
+
+def derived() -> Any:
+    """A field that `ngpt.config.resolve` fills in where it is left null."""
+    return field(default=None, metadata={"derived": True})
 
 
 _RECOMPUTED = {
@@ -51,12 +64,12 @@ class ModelConfig:
     )
     num_layers: int = MISSING  # blocks before the first / of the pattern: an attention with the MLP behind it, or any other layer alone
     # M Mamba-2, E experts, * attention, - MLP, | pipeline cut, / before the layers of each multi-token prediction depth: ME*E/*E
-    layer_pattern: str | None = None  # null: "*-" * num_layers
+    layer_pattern: Derived[str] = derived()  # null: "*-" * num_layers
     hidden_size: int = MISSING  # D
     ffn_hidden_size: int = MISSING  # F
     num_attention_heads: int = MISSING  # N
-    num_query_groups: int | None = None  # G; null: num_attention_heads
-    head_dim: int | None = None  # K; null: hidden_size / num_attention_heads
+    num_query_groups: Derived[int] = derived()  # G; null: num_attention_heads
+    head_dim: Derived[int] = derived()  # K; null: hidden_size / num_attention_heads
     activation: str = choice("squared_relu", {name: activation.description for name, activation in ACTIVATIONS.items()})
     tied_embeddings: bool = False
     position_embedding: str = choice("rope", {"rope": "queries and keys are rotated", "none": "positions show in the causal mask only"})
@@ -77,7 +90,7 @@ class ModelConfig:
     )
     num_experts: int = 0  # routed experts of each E layer
     moe_top_k: int = 2  # experts that a token is sent to
-    moe_ffn_hidden_size: int | None = None  # F of a routed expert; null: ffn_hidden_size
+    moe_ffn_hidden_size: Derived[int] = derived()  # F of a routed expert; null: ffn_hidden_size
     moe_shared_ffn_hidden_size: int = 0  # F of the expert that sees every token; 0: there is none
     moe_score: str = choice("sigmoid", {"sigmoid": "router scores, each expert's by itself", "softmax": "router scores over all experts"})
     moe_scaling: float = 1.0  # of the selected, normalised scores
@@ -235,7 +248,7 @@ class DataConfig:
     reset_positions: bool = False  # positions restart at each document; with rope this needs, and adds nothing to, confine_attention
     mask_eod_loss: bool = False  # no loss on predicting what follows an end-of-document token
     num_workers: int = 2
-    cache_dir: str | None = None  # sample indices; null: <run.dir>/data_cache
+    cache_dir: Derived[str] = derived()  # sample indices; null: <run.dir>/data_cache
     accept_changed: bool = False  # a run that resumes goes on though the tokens under a path of train are others than at its last launch
 
 
@@ -270,7 +283,7 @@ class ParallelConfig:
     )
     shared_expert_overlap: bool = False  # the shared expert runs while tokens travel
     context: int = 1
-    sequence_parallel: bool | None = None  # null: tensor > 1
+    sequence_parallel: Derived[bool] = derived()  # null: tensor > 1
     distributed_optimizer: bool = True
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
@@ -328,7 +341,7 @@ class LoggingConfig:
 @dataclass
 class CheckpointConfig:
     name: str = MISSING
-    dir: str | None = None  # null: <run.dir>/checkpoints
+    dir: Derived[str] = derived()  # null: <run.dir>/checkpoints
     interval: int | None = None  # steps; null: only at the end
     save_at_end: bool = True
     resume: bool = True  # continue from the newest checkpoint in dir
@@ -367,7 +380,7 @@ class TrainConfig:
 class RunConfig:
     name: str = MISSING
     root: str = "runs"
-    dir: str | None = None  # null: <root>/<name>
+    dir: Derived[str] = derived()  # null: <root>/<name>
 
 
 @dataclass

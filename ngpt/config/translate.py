@@ -41,7 +41,7 @@ def leaf_types(section: type = Config, prefix: str = "") -> Iterator[tuple[str, 
     hints = typing.get_type_hints(section)
     for entry in dataclasses.fields(section):
         kind = hints[entry.name]
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             yield from leaf_types(kind, f"{prefix}{entry.name}.")
         else:
             yield prefix + entry.name, kind

@@ -41,7 +41,7 @@ _FRACTIONS = {  # key: (does the range hold this value, the range in words)
 
 def _choices(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Mapping[Any, str]]]:
     for entry in dataclasses.fields(section):
-        if dataclasses.is_dataclass(entry.type):
+        if isinstance(entry.type, type) and dataclasses.is_dataclass(entry.type):
             yield from _choices(entry.type, f"{prefix}{entry.name}.")
         elif "choices" in entry.metadata:
             yield prefix + entry.name, entry.metadata["choices"]

@@ -121,6 +121,7 @@ def _tokenizer(arguments: argparse.Namespace) -> TokenizerConfig:
     from yaml import YAMLError
 
     from ngpt.config import config_dir
+    from ngpt.config.containers import instance_of
 
     folders = [folder / "tokenizer" for folder in (config_dir(), *arguments.config_dir)]
     found = [path for folder in folders if (path := folder / f"{arguments.tokenizer}.yaml").is_file()]
@@ -132,7 +133,7 @@ def _tokenizer(arguments: argparse.Namespace) -> TokenizerConfig:
     given = {"path": arguments.tokenizer_path, "vocab_size": arguments.vocab_size}
     given = {key: value for key, value in given.items() if value is not None}
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(TokenizerConfig, OmegaConf.load(found[0])))
+        config = instance_of(TokenizerConfig, OmegaConf.merge(TokenizerConfig, OmegaConf.load(found[0])))
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(str(found[0]), error, "It must hold a tokenizer's config", "Correct it") from error
     return replace(config, **given)

@@ -8,7 +8,7 @@ first sequence, and the number of sequences at the end). Here a document is one 
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def index_bytes(lengths: np.ndarray, dtype: np.dtype) -> bytes:
     )
 
 
-class IndexedReader(Sequence[np.ndarray]):
+class IndexedReader:
     """The documents of a prepared split, memory-mapped: `reader[i]` is the i-th document's tokens.
 
     Raises:
@@ -128,7 +128,7 @@ class IndexedReader(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self._marks) - 1
 
-    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+    def __getitem__(self, index: int) -> np.ndarray:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         first, last = (int(mark) for mark in self._marks[index % len(self) :][:2])

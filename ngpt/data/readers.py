@@ -7,7 +7,7 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Buffer, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -75,7 +75,7 @@ def _text(index: int, source: Source, documents: str) -> Iterator[Record]:
             before = now
 
 
-def _pieces(stream: BinaryIO, kind: str, documents: str) -> Iterator[tuple[int, bytes]]:
+def _pieces(stream: BinaryIO | gzip.GzipFile, kind: str, documents: str) -> Iterator[tuple[int, bytes]]:
     if kind == "txt" and documents == "file":
         yield 1, stream.read().removeprefix(BOM)
         return
@@ -83,7 +83,8 @@ def _pieces(stream: BinaryIO, kind: str, documents: str) -> Iterator[tuple[int, 
     if kind == "jsonl":
         yield from lines
         return
-    first, paragraph = 1, []
+    first = 1
+    paragraph: list[bytes] = []
     for number, line in lines:
         if line.strip():
             first = first if paragraph else number
@@ -95,11 +96,11 @@ def _pieces(stream: BinaryIO, kind: str, documents: str) -> Iterator[tuple[int, 
         yield first, b"".join(paragraph)
 
 
-def _unpacked(raw: BinaryIO, suffix: str) -> BinaryIO:
+def _unpacked(raw: BinaryIO, suffix: str) -> BinaryIO | gzip.GzipFile:
     if suffix == ".gz":
-        return gzip.open(raw)  # type: ignore[return-value]
+        return gzip.open(raw)
     if suffix == ".zst":
-        return io.BufferedReader(_ZstdStream(raw))  # type: ignore[return-value]
+        return io.BufferedReader(_ZstdStream(raw))
     return raw
 
 
@@ -117,7 +118,7 @@ class _ZstdStream(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Buffer) -> int:
         """Fills `buffer` with text, as `io.RawIOBase` asks; 0 at the end. Raises EOFError where a frame is cut."""
         while not self._text:
             self._packed = self._packed or self._raw.read(ZSTD_READ_BYTES)
@@ -130,8 +131,9 @@ class _ZstdStream(io.RawIOBase):
             self._packed = self._frame.unused_data
             if self._frame.eof:
                 self._frame = None
-        size = min(len(buffer), len(self._text))
-        buffer[:size], self._text = self._text[:size], self._text[size:]
+        target = memoryview(buffer)
+        size = min(len(target), len(self._text))
+        target[:size], self._text = self._text[:size], self._text[size:]
         return size
 
 

@@ -6,7 +6,7 @@ which may hold a signature.
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Buffer, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -91,7 +91,7 @@ def open_url(url: str, size: int | None) -> BinaryIO:
     system, path = _file_system(url)
     with _one_kind_of_error(url):
         file = system.open(path, "rb")
-    return io.BufferedReader(_Stream(file, url, size), READ_BYTES)  # type: ignore[return-value]
+    return io.BufferedReader(_Stream(file, url, size), READ_BYTES)
 
 
 class _Stream(io.RawIOBase):
@@ -112,10 +112,11 @@ class _Stream(io.RawIOBase):
             self._position = self._file.seek(offset, whence)
         return self._position
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Buffer) -> int:
+        target = memoryview(buffer)
         with _one_kind_of_error(self._url):
-            block = self._file.read(len(buffer))
-        buffer[: len(block)] = block
+            block = self._file.read(len(target))
+        target[: len(block)] = block
         self._position += len(block)
         if not block and self._size is not None and self._position < self._size:
             raise OSError(f"it ended after {self._position:,} of {self._size:,} bytes")

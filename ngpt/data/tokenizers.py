@@ -42,13 +42,26 @@ class Tokenizer(Protocol):
         notes: What its user should know.
     """
 
-    kind: str
-    name: str
-    vocab_size: int
-    eod_id: int
-    identity: str
-    path: Path | None
-    notes: Sequence[str]
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eod_id(self) -> int: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def path(self) -> Path | None: ...
+
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     def encode(self, text: str) -> np.ndarray: ...
 

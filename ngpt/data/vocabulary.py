@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ngpt.config.errors import ConfigError
@@ -67,7 +67,8 @@ def end_of_document(path: Path, vocabulary: Mapping[str, int]) -> tuple[int, lis
     Raises:
         ConfigError: There is none, or the settings cannot be read.
     """
-    names, declared = EOD_NAMES, None
+    names: Sequence[str] = EOD_NAMES
+    declared = None
     beside = path.with_name(SETTINGS)
     if beside.is_file():
         try:

@@ -46,7 +46,7 @@ def _input_of_readers(cfg: Config, layer: Layer, tokens: Tokens) -> float:
     hidden, size = cfg.model.hidden_size, activation_bytes(cfg)
     quantized = [layer.recipes[linear.name] for linear in readers if linear.name in layer.recipes]
     in_dtype = len(quantized) < len(readers) or layer.symbol == "E"  # the router and the experts' copy read the same tensor
-    copies = size * (cfg.model.architecture == "gpt" and in_dtype)
+    copies: float = size * (cfg.model.architecture == "gpt" and in_dtype)
     if quantized:
         recipe = quantized[0]  # one of a layer's readers stands for all
         emulated = expected_executor(cfg, recipe) == "emulated"
@@ -103,8 +103,9 @@ def _moe(cfg: Config, layer: Layer, tokens: Tokens) -> Saved:
         routed += fc2.in_features * size
     router = ROUTING_BYTES * model.num_experts / 64
     saved = {"moe": tokens.routed * routed + tokens.stream * router}
-    if shared := layer.linear("shared_experts.linear_fc1"):
-        saved["shared_experts"] = tokens.inner * _mlp_numbers(cfg, layer, shared, layer.linear("shared_experts.linear_fc2"))
+    if layer.has_shared_experts:
+        shared = layer.linear("shared_experts.linear_fc1"), layer.linear("shared_experts.linear_fc2")
+        saved["shared_experts"] = tokens.inner * _mlp_numbers(cfg, layer, *shared)
     return saved
 
 

@@ -1,6 +1,6 @@
 """The kernels of one layer on one rank and the seconds they take: a roofline of each product, and bytes over bandwidth for the rest."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ngpt.config.activations import ACTIVATIONS
@@ -87,10 +87,9 @@ def _linears(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
     """The three products of each linear layer, and the quantisation of their operands."""
     forward = backward = moved_forward = moved_backward = 0.0
     for linear in layer.linears:
-        rows, copies = (tokens.inner, 1)
-        if ".experts." in linear.name:
-            copies = local_experts(cfg)
-            rows = tokens.routed / copies
+        routed = ".experts." in linear.name
+        copies = local_experts(cfg) if routed else 1
+        rows = tokens.routed / copies if routed else tokens.inner
         recipe = layer.recipes.get(linear.name)
         sizes = (rows, linear.in_features, linear.out_features)
         forward += copies * _product(cfg, *sizes, weight_gradient=False, recipe=recipe)
@@ -106,7 +105,7 @@ def _product(cfg: Config, rows: float, inputs: int, outputs: int, weight_gradien
 
     A weight gradient is added to the fp32 buffer: read and written.
     """
-    gpu, size = gpu_of(cfg), activation_bytes(cfg)
+    gpu, size = gpu_of(cfg), float(activation_bytes(cfg))
     dtype, fraction = ("bf16" if cfg.precision.dtype == "bf16" else "tf32"), measured.GEMM_FRACTION
     if recipe is not None and expected_executor(cfg, recipe) == "native":
         dtype, fraction, size = recipe.format, measured.LOW_PRECISION_GEMM_FRACTION, operand_bytes(cfg, recipe)
@@ -180,8 +179,8 @@ def _moe(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
         tokens.routed * size * (passes + dispatch * hidden)
         for passes, dispatch in ((forward, measured.DISPATCH_FORWARD_PASSES), (backward, measured.DISPATCH_BACKWARD_PASSES))
     ]
-    if shared := layer.linear("shared_experts.linear_fc1"):
-        passes = _mlp_passes(cfg, shared, layer.linear("shared_experts.linear_fc2"))
+    if layer.has_shared_experts:
+        passes = _mlp_passes(cfg, layer.linear("shared_experts.linear_fc1"), layer.linear("shared_experts.linear_fc2"))
         moved = [total + tokens.inner * size * own for total, own in zip(moved, passes, strict=True)]
     router = _product(cfg, tokens.stream, hidden, cfg.model.num_experts, weight_gradient=False)
     return Work(products=router, elementwise=_move(cfg, moved[0])), Work(products=2 * router, elementwise=_move(cfg, moved[1]))
@@ -246,5 +245,5 @@ def optimizer_work(cfg: Config, updated: float, held: float, tensors: int) -> Wo
     )
 
 
-Part = Callable[[Config, Layer, Tokens], Iterable[Work]]
+Part = Callable[[Config, Layer, Tokens], tuple[Work, Work]]
 _PARTS: dict[str, Part] = {"*": _attention, "-": _mlp, "E": _moe, "M": _mamba}

@@ -35,9 +35,13 @@ class Layer:
     linears: tuple[BlockLinear, ...]
     recipes: Mapping[str, Recipe]
 
-    def linear(self, ending: str) -> BlockLinear | None:
-        """The linear layer whose name ends so ("linear_qkv", ".experts.linear_fc1"), if it has one."""
-        return next((linear for linear in self.linears if linear.name.endswith(ending)), None)
+    def linear(self, ending: str) -> BlockLinear:
+        """The linear layer whose name ends so: "linear_qkv", ".experts.linear_fc1"."""
+        return next(linear for linear in self.linears if linear.name.endswith(ending))
+
+    @property
+    def has_shared_experts(self) -> bool:
+        return any(".shared_experts." in linear.name for linear in self.linears)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def chunks(cfg: Config) -> list[Chunk]:
     recipes = recipe_by_linear(cfg)
     by_layer: dict[str, list[BlockLinear]] = {}
     for linear in block_linears(cfg):
-        by_layer.setdefault(re.match(r"(mtp\.\d+\.)?layers\.\d+", linear.name).group(), []).append(linear)
+        by_layer.setdefault(re.sub(r"(layers\.\d+)\..*", r"\1", linear.name), []).append(linear)
     kinds: dict[tuple, Layer] = {}
     layers = []
     for linears in map(tuple, by_layer.values()):

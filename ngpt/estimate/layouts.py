@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
 from ngpt.config.checks import transformer_engine_attention, validate
 from ngpt.config.errors import ConfigError
@@ -211,7 +212,7 @@ def balanced_cut(cfg: Config, stages: int) -> str:
     sizes, whole = tokens(alone), chunks(alone)[0]
     works = {layer: layer_work(alone, layer, sizes) for layer in set(whole.layers)}
     ends = [embedding_work(alone, sizes), *[output_work(alone, sizes)] * (1 + whole.depths)]
-    layers = [max(forward.gpu + backward.gpu, forward.host + backward.host) for forward, backward in map(works.get, whole.layers)]
+    layers = [max(forward.gpu + backward.gpu, forward.host + backward.host) for forward, backward in map(works.__getitem__, whole.layers)]
     seconds, beyond = layers[: len(trunk)], layers[len(trunk) :]
     seconds[0] += sum(work.gpu for work in ends[0])
     seconds[-1] += sum(beyond) + sum(work.gpu for both in ends[1:] for work in both)
@@ -260,7 +261,7 @@ def _least_recomputed(candidate: Config) -> _Sized:
     """The config with as little recomputation as makes it fit; where nothing does, with the smallest peak."""
     pattern = candidate.model.layer_pattern
     selective = [module for module, symbol in (("mlp", "-"), ("moe", "E")) if symbol in pattern]
-    ways: list[dict[str, object]] = [{"recompute": "selective", "recompute_modules": selective}] if selective else []
+    ways: list[dict[str, Any]] = [{"recompute": "selective", "recompute_modules": selective}] if selective else []
     ways.append({"recompute": "full", "recompute_method": "uniform", "recompute_num_layers": 1})
     best = _Sized(candidate, estimate_memory(candidate))
     for way in ways:

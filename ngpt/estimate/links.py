@@ -47,7 +47,7 @@ def layer_links(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[float, float
     parallel, size, hidden = cfg.parallel, activation_bytes(cfg), cfg.model.hidden_size
     # Gather in front and reduce-scatter behind the sub-block, or one all-reduce; the second gather of the backward pass overlaps.
     # Of an expert layer the shared expert alone is split so: routed tokens go through the dispatcher below.
-    split = layer.symbol != "E" or layer.linear("shared_experts.linear_fc1") is not None
+    split = layer.symbol != "E" or layer.has_shared_experts
     forward = backward = 2 * gather_seconds(cfg, tokens.inner * hidden * size, parallel.tensor) * split
     if cfg.model.architecture == "ngpt" and cfg.model.fine_grained and parallel.tensor > 1:
         forward, backward = forward + 2 * COLLECTIVE_LATENCY_S, backward + 2 * COLLECTIVE_LATENCY_S  # one number a token

@@ -51,8 +51,8 @@ def rank_memory(cfg: Config, pipeline_rank: int, held: list[Chunk]) -> MemoryEst
     moments = {"backward pass of a layer": max(_backward_bytes(cfg, chunk, sizes) for chunk in held)}
     if held[-1].last:
         moments["backward pass of the output layer"] = output_layer_bytes(cfg, sizes, held[-1].depths)
-    moment = max(moments, key=moments.get)
-    return MemoryEstimate(pipeline_rank, parameters, state_bytes(cfg, parameters), kept, moments[moment], WORKSPACE, moment)
+    moment, largest = max(moments.items(), key=lambda item: item[1])
+    return MemoryEstimate(pipeline_rank, parameters, state_bytes(cfg, parameters), kept, largest, WORKSPACE, moment)
 
 
 def chunks_in_flight(cfg: Config, pipeline_rank: int) -> int:

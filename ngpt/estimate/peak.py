@@ -26,8 +26,8 @@ def product_peaks(cfg: Config, gpu: str | None, dtype: str, executors: Mapping[R
     for linear in block_linears(cfg):
         if linear.name in recipes and executors[recipe := recipes[linear.name]] == "native":
             native[recipe.format] = native.get(recipe.format, 0) + _flops_per_token(linear, cfg)
-    rates = {format: peak_flops(gpu, format) for format in native}
-    if high is None or None in rates.values():
+    rates = {format: rate for format in native if (rate := peak_flops(gpu, format)) is not None}
+    if high is None or len(rates) < len(native):
         return None
     total = training_flops_per_token(cfg.model, cfg.train.seq_length)
     seconds = (total - sum(native.values())) / high + sum(flops / rates[format] for format, flops in native.items())

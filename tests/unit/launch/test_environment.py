@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from launch.environment import current_world, recorded_variables, worker_environment, worker_variables
+from launch.environment import current_world, own_world, recorded_variables, worker_environment, worker_variables
 from launch.world import STEP_PORTS, check_port_free, first_host, single_world
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
@@ -33,6 +33,12 @@ SRUN = {
 
 def test_a_process_started_by_hand_has_no_world():
     assert current_world({}) is None
+
+
+def test_a_worker_has_a_world():
+    assert own_world(TORCHRUN) == current_world(TORCHRUN)
+    with pytest.raises(ConfigError, match="RANK: Not set.*ngpt train"):
+        own_world({})
 
 
 def test_torchrun_world():
