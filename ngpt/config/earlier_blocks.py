@@ -15,10 +15,15 @@ def keep_blocks_of_earlier_run(sections: dict[str, Any]) -> None:
     if not isinstance(model, dict) or not isinstance(precision, dict) or not isinstance(model.get("layer_pattern"), str):
         return
     pattern, layers = parse(model["layer_pattern"]), model.get("num_layers")
-    ends = [precision.get(f"num_layers_at_{end}_in_bf16", 0) for end in ("start", "end")]
     globs = precision.get("bf16_modules", [])
-    counted_symbols = layers == len(pattern.trunk) != len(pattern.blocks)
-    if counted_symbols and any(ends) and all(isinstance(end, int) and 0 <= end <= layers for end in ends) and isinstance(globs, list):
-        kept = [*range(ends[0]), *range(layers - ends[1], layers)]
-        precision["bf16_modules"] = [*globs, *(f"layers.{index}.*" for index in kept)]
+    if layers != len(pattern.trunk) or layers == len(pattern.blocks) or not isinstance(globs, list):
+        return
+    symbols, kept = range(len(pattern.trunk)), set()
+    for end in ("start", "end"):
+        number = precision.get(f"num_layers_at_{end}_in_bf16", 0)
+        if not isinstance(number, int) or not 0 <= number <= len(symbols):
+            return
+        kept |= set(symbols[:number] if end == "start" else symbols[len(symbols) - number :])
+    if kept:
+        precision["bf16_modules"] = [*globs, *(f"layers.{index}.*" for index in sorted(kept))]
         precision |= {"num_layers_at_start_in_bf16": 0, "num_layers_at_end_in_bf16": 0}

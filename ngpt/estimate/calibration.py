@@ -1,8 +1,8 @@
 """Every constant of the estimates that was measured rather than derived, each with its measurement. Recalibrate here.
 
-All of them come from H100 80GB HBM3 cards (torch 2.11, Transformer Engine 2.20.2, megatron-core 0.19.2, BF16, sequence 8192, vocabulary
-131,072); other GPUs are assumed to reach the same fractions of their peaks. `tests/bench/estimate_vs_measured.py` compares runs: how the
-runs since then compare is in `tests/bench/results/hybrid_h100_2026-11-22.md`.
+They come from H100 80GB HBM3 cards where nothing else is said (torch 2.11, Transformer Engine 2.20.2, megatron-core 0.19.2, BF16, sequence
+8192, vocabulary 131,072); other GPUs are assumed to reach the same fractions of their peaks. `tests/bench/estimate_vs_measured.py` compares
+runs: `tests/bench/results/step_h200_2026-11-29.md` has the newest, which the tests of the estimate hold it to.
 """
 
 # Rates, as fractions of the peaks in `hardware.GPUS`.
@@ -35,11 +35,11 @@ HOST_S = {
     "ngpt": {"*": (1.5e-3, 1.35e-3), "-": (1.1e-3, 1.3e-3), "E": (6.7e-3, 8.6e-3), "M": (2.5e-3, 5.7e-3)},
 }
 EXPERT_PRODUCT_S = 25e-6  # beside that, each product of each expert in a grouped linear: views, hooks, a weight gradient's kernel
-EMULATED_LINEAR_S = 1e-3  # emulated NVFP4, both ways: steps of ngpt_hybrid_1p5b_nvfp4 and in BF16, 1.685 and 1.476 s, 52 linears 4 times
+EMULATED_LINEAR_S = 0.5e-3  # emulated NVFP4, both ways: ngpt_1p2b_dense_nvfp4 and in BF16 on an H200, 153 and 148 ms a micro-batch, a fit
 # An expert that runs by itself, both ways: linears, activation, suv, norm. What emulation leaves of 6 ms: ngpt_hybrid_1p5b_nvfp4, 12.4 s a
 # step of 4 times 512 experts, before row kernels were launched cheaply. Without emulation it was not measured.
 SEQUENTIAL_EXPERT_S = 4e-3
-STAGE_HOST_S = 26e-3  # embedding, logits and loss of a micro-batch, both ways (the same traces)
+STAGE_HOST_S = 5e-3  # embedding, logits and loss of a micro-batch, both ways: gpt_1p2b_dense_bf16 on an H200, 131 ms a micro-batch, a fit
 OPTIMIZER_TENSOR_S = {"gpt": 57e-6, "ngpt": 88e-6}  # a parameter tensor and step, nGPT's with its retraction (the same traces)
 
 # Memory, in bytes.

@@ -200,7 +200,8 @@ def test_json_lists_as_many_proposals_as_asked_for(capsys: pytest.CaptureFixture
 
 def test_words_in_json_are_arguments_and_in_the_table_a_shell_s(capsys: pytest.CaptureFixture[str]):
     """A cut pattern and a list need quotes in a shell, and are refused with them as arguments."""
-    words = [*SMALL_HYBRID, "--fit", "8", "--top", "200"]
+    large = [*SMALL_HYBRID, "model.num_experts=128"]
+    words = [*large, "--fit", "8", "--top", "200"]
     layouts = json.loads(run(capsys, *words, "--json")[1])["layouts"]
     lines = run(capsys, *words)[1].splitlines()[1:]
     assert [shlex.split(line.split(" GiB  ")[1]) for line in lines] == [layout["overrides"] for layout in layouts]
@@ -208,7 +209,7 @@ def test_words_in_json_are_arguments_and_in_the_table_a_shell_s(capsys: pytest.C
     recomputed = next(layout for layout in layouts if any("recompute_modules=[moe]" in word for word in layout["overrides"]))
     assert any("'parallel.recompute_modules=[moe]'" in line for line in lines)
     for layout in (cut, recomputed):
-        assert round(estimate_memory(compose([*SMALL_HYBRID, *layout["overrides"]])).peak) == layout["peak_bytes"]
+        assert round(estimate_memory(compose([*large, *layout["overrides"]])).peak) == layout["peak_bytes"]
 
 
 @pytest.mark.parametrize(
