@@ -30,6 +30,7 @@ from ngpt.config.yaml_limits import check_yaml
 
 _PLAIN = (ValueError, TypeError, AssertionError, RecursionError, OSError)
 
+_SCHEMA = OmegaConf.structured(Config)
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("largest_divisor", lambda number, limit: largest_divisor(number, limit), replace=True)
 OmegaConf.register_new_resolver("fraction", lambda number, part: int(number * part), replace=True)
@@ -143,7 +144,7 @@ def _finish(sections: Mapping[str, Any], shipped: Path) -> Config:
         if not isinstance(sections.get(key, {}), Mapping):  # an interpolation, for instance
             raise section_error(key, sections[key])
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(Config), sections)
+        typed = OmegaConf.merge(_SCHEMA, sections)
         missing = sorted(OmegaConf.missing_keys(typed))
         if missing:
             raise ConfigErrors([_missing(key, shipped) for key in missing])

@@ -35,6 +35,7 @@ BASE = [
     "model.num_layers=4",
     "train.steps=4",
     "train.eval_interval=4",
+    "train.eval_steps=2",
     "optim.lr=3e-3",
     # With Adam's usual epsilon the first steps follow the sign of every gradient entry: rounding alone would flip the smallest ones.
     "optim.eps=1e-3",
