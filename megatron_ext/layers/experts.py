@@ -23,7 +23,7 @@ class PadsTokens:
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor | None]:
         tokens = x_TD.size(0)
-        if self.executor is None or tokens == 0:
+        if not self.is_executed or tokens == 0:
             return self.forward_in_backend(x_TD)
         if tokens % TOKEN_MULTIPLE == 0:
             return super().forward(x_TD)

@@ -123,3 +123,15 @@ class NormalizedWritesStream(WritesStream):
 
     def forward(self, x_SBF: Tensor) -> tuple[Tensor, Tensor | None]:
         return super().forward(l2_normalize(x_SBF, group=self.feature_group))
+
+
+class SoleWritesStream(NormalizedWritesStream):
+    """The output projection of a sub-block that writes to the stream alone: attention, a dense MLP, a Mamba mixer.
+
+    The residual step takes the length off what the sub-block writes, so that its norm in front of a product in high precision would
+    change nothing but rounding. It is computed where the operand matters: where an executor runs the product, in low precision or to look
+    at it. Experts' outputs are summed before the step, so theirs is always computed.
+    """
+
+    def forward(self, x_SBF: Tensor) -> tuple[Tensor, Tensor | None]:
+        return super().forward(x_SBF) if self.is_executed else super(NormalizedWritesStream, self).forward(x_SBF)

@@ -30,7 +30,14 @@ from megatron_ext.layers.grouped import (
     GroupedScaledReadsStream,
     GroupedWritesStream,
 )
-from megatron_ext.layers.linear import MixerReadsStream, NormalizedWritesStream, ReadsStream, ScaledReadsStream, WritesStream
+from megatron_ext.layers.linear import (
+    MixerReadsStream,
+    NormalizedWritesStream,
+    ReadsStream,
+    ScaledReadsStream,
+    SoleWritesStream,
+    WritesStream,
+)
 from megatron_ext.layers.prediction import JoinLinear, NormalizedJoinLinear, prediction_block
 from megatron_ext.layers.residual import NormalizedResidual, OwnView
 from megatron_ext.layers.router import NormalizedRouter, SortedRouter
@@ -54,7 +61,8 @@ class Parts:
     Attributes:
         norm: in front of every sub-block but experts, which have expert_norm. residual: the step after it. attention: core attention.
         router: of the expert layers.
-        qkv, fc1, in_proj: linears that read the residual stream. writes: the output projections.
+        qkv, fc1, in_proj: linears that read the residual stream. writes: the output projections of sub-blocks that write to it alone;
+            shared_writes: of the shared expert, whose output is added to the routed ones'.
         experts: routed experts, complete. gated_norm: whether the Mamba mixer has its RMSNorm after the gate.
         join: the projection at the start of a prediction depth.
     """
@@ -67,6 +75,7 @@ class Parts:
     fc1: type
     in_proj: type
     writes: type
+    shared_writes: type
     experts: Any
     router: Any
     gated_norm: bool
@@ -77,7 +86,7 @@ def _layers(config: TransformerConfig, options: ModelConfig, parts: Parts) -> Hy
     norm, residual = parts.norm, parts.residual
     mlp = MLPSubmodules(linear_fc1=parts.fc1, linear_fc2=parts.writes)
     dense = partial(MLP.as_mlp_submodule, submodules=mlp, ffn_hidden_size=config.ffn_hidden_size)
-    shared = partial(SharedExpertMLP, submodules=mlp)
+    shared = partial(SharedExpertMLP, submodules=MLPSubmodules(linear_fc1=parts.fc1, linear_fc2=parts.shared_writes))
     moe = partial(MoELayer, submodules=MoESubmodules(experts=parts.experts, shared_experts=shared, router=parts.router))
     self_attention = ModuleSpec(
         module=SelfAttention,
@@ -111,7 +120,7 @@ def ngpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend
         options: the model; `fine_grained` False is the model of arXiv 2410.01131, which does not normalise those inputs.
         grouped_experts: experts through the backend's grouped linears.
     """
-    writes = NormalizedWritesStream if options.fine_grained else WritesStream
+    writes, shared = (SoleWritesStream, NormalizedWritesStream) if options.fine_grained else (WritesStream, WritesStream)
     parts = Parts(
         norm=IdentityOp,
         expert_norm=OwnView,
@@ -121,6 +130,7 @@ def ngpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend
         fc1=with_mixin(ScaledReadsStream, backend.column),
         in_proj=with_mixin(MixerReadsStream, backend.column),
         writes=with_mixin(writes, backend.row),
+        shared_writes=with_mixin(shared, backend.row),
         experts=_ngpt_experts(options, backend, grouped_experts),
         router=partial(NormalizedRouter, scaled_input=options.moe_router_input == "scaled", normalized=options.moe_router_normalized),
         gated_norm=options.mamba_gated_norm,
@@ -140,6 +150,7 @@ def gpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend,
         fc1=backend.column,
         in_proj=backend.column,
         writes=backend.row,
+        shared_writes=backend.row,
         experts=_gpt_experts(backend, grouped_experts),
         router=SortedRouter,
         gated_norm=True,

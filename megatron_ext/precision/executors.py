@@ -4,7 +4,7 @@
 until `apply_recipes` (megatron_ext/precision/policy.py) hands it an executor.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region, reduce_scatter_to_sequence_parallel_region
 from torch import Tensor, is_grad_enabled, nn
@@ -17,7 +17,10 @@ from ngpt.recipes import Recipe
 
 
 class Executor(Protocol):
-    """Runs one linear of one rank in low precision."""
+    """Runs one linear of one rank, in low precision or to look at its operands.
+
+    One may have an attribute `active`, False for steps in which the linear runs its backend's own GEMMs; without it, it always runs.
+    """
 
     def __call__(self, linear: "Quantizable", x: Tensor, *sizes: list[int]) -> tuple[Tensor, None]: ...
 
@@ -38,8 +41,13 @@ class Quantizable:
         """Its weights: one, or one for each expert."""
         return [self.weight]
 
+    @property
+    def is_executed(self) -> bool:
+        """Whether an executor runs the GEMMs of this step."""
+        return self.executor is not None and getattr(self.executor, "active", True)
+
     def forward(self, x: Tensor, *sizes: list[int]) -> tuple[Tensor, Tensor | None]:
-        return super().forward(x, *sizes) if self.executor is None else self.executor(self, x, *sizes)
+        return self.executor(self, x, *sizes) if self.is_executed else super().forward(x, *sizes)
 
     def forward_in_backend(self, x: Tensor, *sizes: list[int]) -> tuple[Tensor, Tensor | None]:
         """The backend's own forward pass."""
@@ -79,7 +87,17 @@ class QuantizableGrouped(Quantizable):
         return [getattr(self, f"weight{expert}") for expert in range(self.num_gemms)]
 
 
-class EmulatedExecutor:
+class _OfState:
+    """An executor that is active where the rank's linears are in low precision."""
+
+    state: PrecisionState
+
+    @property
+    def active(self) -> bool:
+        return self.state.active
+
+
+class _Emulated(_OfState):
     """NVFP4 operands for the three GEMMs, on any device and backend; the module keeps weights and checkpoints.
 
     Args:
@@ -92,20 +110,25 @@ class EmulatedExecutor:
     def __init__(self, state: PrecisionState, recipe: Recipe, name: str, index: int):
         self.state, self.recipe, self.name, self.index = state, recipe, name, index
 
-    def __call__(self, linear: _QuantizableParallel, x: Tensor) -> tuple[Tensor, None]:
-        if not self.state.active:
-            return linear.forward_in_backend(x)
-        group = linear.feature_group
-        alone = group.size() == 1 or _is_served_by_dispatcher(linear)
-        column = group if linear.splits_rows and not alone else None
-        call = LinearCall(
+    def _call(self, **parallel: Any) -> LinearCall:
+        return LinearCall(
             recipe=self.recipe,
             rounding_seed=lambda: self.state.next_rounding_seed(self.index),
             needs_backward=is_grad_enabled(),
-            gather_group=column if linear.sequence_parallel else None,
-            reduce_group=None if linear.sequence_parallel else column,
             watch=self.state.watch(self.name, self.recipe),
+            **parallel,
         )
+
+
+class EmulatedExecutor(_Emulated):
+    """A tensor-parallel linear with NVFP4 operands."""
+
+    def __call__(self, linear: _QuantizableParallel, x: Tensor) -> tuple[Tensor, None]:
+        group = linear.feature_group
+        alone = group.size() == 1 or _is_served_by_dispatcher(linear)
+        column = group if linear.splits_rows and not alone else None
+        gathers = linear.sequence_parallel
+        call = self._call(gather_group=column if gathers else None, reduce_group=None if gathers else column)
         y = emulated_linear(x, linear.weight, call)
         if linear.splits_rows or alone:
             return y, None
@@ -114,22 +137,13 @@ class EmulatedExecutor:
         return reduce_from_tensor_model_parallel_region(y, group=group), None
 
 
-class GroupedExecutor:
-    """The linears of all experts of a rank with NVFP4 operands, emulated; arguments as of `EmulatedExecutor`."""
-
-    def __init__(self, state: PrecisionState, recipe: Recipe, name: str, index: int):
-        self.state, self.recipe, self.name, self.index = state, recipe, name, index
+class GroupedExecutor(_Emulated):
+    """The linears of all experts of a rank with NVFP4 operands."""
 
     def __call__(self, linear: QuantizableGrouped, x: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
-        if not self.state.active or x.size(0) == 0:
+        if x.size(0) == 0:
             return linear.forward_in_backend(x, sizes)
-        call = LinearCall(
-            recipe=self.recipe,
-            rounding_seed=lambda: self.state.next_rounding_seed(self.index),
-            needs_backward=is_grad_enabled(),
-            watch=self.state.watch(self.name, self.recipe),
-        )
-        return emulated_grouped_linear(x, linear.matrices, sizes, call), None
+        return emulated_grouped_linear(x, linear.matrices, sizes, self._call()), None
 
 
 def _is_served_by_dispatcher(linear: _QuantizableParallel) -> bool:
@@ -140,14 +154,12 @@ def _is_served_by_dispatcher(linear: _QuantizableParallel) -> bool:
     return getattr(linear, "explicit_expert_comm", False) or getattr(linear, "parallel_mode", "any") is None
 
 
-class NativeExecutor:
+class NativeExecutor(_OfState):
     """Transformer Engine's own kernels, under its autocast context with the linear's recipe."""
 
     def __init__(self, state: PrecisionState, te_recipe):
         self.state, self.te_recipe = state, te_recipe
 
     def __call__(self, linear: Quantizable, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not self.state.active:
-            return linear.forward_in_backend(x)
         with autocast(self.te_recipe):
             return linear.forward_in_backend(x)

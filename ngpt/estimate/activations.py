@@ -11,7 +11,7 @@ from ngpt.config.executor import expected_executor
 from ngpt.config.linears import BlockLinear
 from ngpt.config.schema import Config
 from ngpt.estimate.calibration import ROUTING_BYTES
-from ngpt.estimate.layout import Layer, Tokens, activation_bytes, operand_bytes
+from ngpt.estimate.layout import Layer, Tokens, activation_bytes, computes_norm, operand_bytes
 
 Saved = dict[str, float]  # part of the layer: bytes
 _FP32 = 4
@@ -57,12 +57,10 @@ def _input_of_readers(cfg: Config, layer: Layer, tokens: Tokens) -> float:
 
 
 def _written(cfg: Config, layer: Layer, linear: BlockLinear) -> float:
-    """Bytes a token that an output projection keeps of its input, with the fine-grained norm in front of it."""
+    """Bytes a token that an output projection keeps of its input, with the fine-grained norm in front of it where that is computed."""
     size, features = activation_bytes(cfg), linear.in_features
     operand = operand_bytes(cfg, layer.recipes.get(linear.name))
-    if cfg.model.architecture == "gpt" or not cfg.model.fine_grained:
-        return features * operand
-    return features * (size + operand) + _FP32
+    return features * (size + operand) + _FP32 if computes_norm(cfg, layer, linear) else features * operand
 
 
 def _attention(cfg: Config, layer: Layer, tokens: Tokens) -> Saved:
@@ -76,7 +74,7 @@ def _attention(cfg: Config, layer: Layer, tokens: Tokens) -> Saved:
     outside = qkv.out_features * size + _written(cfg, layer, proj)
     if model.architecture == "ngpt":
         core += (queries + keys) * size + (heads + groups) * _FP32
-    if proj.name in layer.recipes and not (model.architecture == "ngpt" and model.fine_grained):
+    if proj.name in layer.recipes and not computes_norm(cfg, layer, proj):
         outside += queries * size  # the attention keeps its output beside the projection's operand
     return {"core_attn": tokens.inner * core, "attention": tokens.inner * outside}
 

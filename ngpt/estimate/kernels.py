@@ -13,6 +13,7 @@ from ngpt.estimate.layout import (
     Layer,
     Tokens,
     activation_bytes,
+    computes_norm,
     gpu_of,
     has_grouped_experts,
     local_experts,
@@ -141,7 +142,7 @@ def _attention(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
     rotated = 2 * (queries + keys) if model.position_embedding == "rope" else 0
     forward, backward = rotated + 2 * keys, rotated + 2 * qkv.out_features
     if model.architecture == "ngpt":
-        output = queries if model.fine_grained else 0
+        output = queries * computes_norm(cfg, layer, proj)
         forward, backward = forward + 2 * (queries + keys + output), backward + 3 * (queries + keys + output)
     size = tokens.inner * activation_bytes(cfg)
     return (
@@ -150,18 +151,18 @@ def _attention(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
     )
 
 
-def _mlp_passes(cfg: Config, fc1: BlockLinear, fc2: BlockLinear) -> tuple[float, float]:
+def _mlp_passes(cfg: Config, layer: Layer, fc1: BlockLinear, fc2: BlockLinear) -> tuple[float, float]:
     """Numbers moved a token between the linears: nGPT's suv, activation, fine-grained norm."""
     forward, backward = fc1.out_features + fc2.in_features, 2 * fc1.out_features + fc2.in_features
     if cfg.model.architecture == "ngpt":
         forward, backward = forward + 2 * fc1.out_features, backward + 3 * fc1.out_features
-        if cfg.model.fine_grained:
-            forward, backward = forward + 2 * fc2.in_features, backward + 3 * fc2.in_features
+    if computes_norm(cfg, layer, fc2):
+        forward, backward = forward + 2 * fc2.in_features, backward + 3 * fc2.in_features
     return forward, backward
 
 
 def _mlp(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
-    forward, backward = _mlp_passes(cfg, layer.linear("linear_fc1"), layer.linear("linear_fc2"))
+    forward, backward = _mlp_passes(cfg, layer, layer.linear("linear_fc1"), layer.linear("linear_fc2"))
     size = tokens.inner * activation_bytes(cfg)
     return Work(elementwise=_move(cfg, forward * size)), Work(elementwise=_move(cfg, backward * size))
 
@@ -170,7 +171,7 @@ def _moe(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
     """Dispatch and combination, activations with the router's probabilities (fp32, hence wide), the shared expert."""
     size, hidden = activation_bytes(cfg), cfg.model.hidden_size
     fc1, fc2 = layer.linear(".experts.linear_fc1"), layer.linear(".experts.linear_fc2")
-    forward, backward = _mlp_passes(cfg, fc1, fc2)
+    forward, backward = _mlp_passes(cfg, layer, fc1, fc2)
     if cfg.model.architecture == "ngpt":  # the factor of ones, and the probabilities on the outputs
         forward, backward = forward + 2 * fc2.in_features + 2 * hidden, backward + 2 * fc2.in_features + 3 * hidden
     elif not ACTIVATIONS[cfg.model.activation].fusion:  # times fp32 probabilities, through fp32 copies
@@ -180,7 +181,7 @@ def _moe(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
         for passes, dispatch in ((forward, measured.DISPATCH_FORWARD_PASSES), (backward, measured.DISPATCH_BACKWARD_PASSES))
     ]
     if layer.has_shared_experts:
-        passes = _mlp_passes(cfg, layer.linear("shared_experts.linear_fc1"), layer.linear("shared_experts.linear_fc2"))
+        passes = _mlp_passes(cfg, layer, layer.linear("shared_experts.linear_fc1"), layer.linear("shared_experts.linear_fc2"))
         moved = [total + tokens.inner * size * own for total, own in zip(moved, passes, strict=True)]
     router = _product(cfg, tokens.stream, hidden, cfg.model.num_experts, weight_gradient=False)
     return Work(products=router, elementwise=_move(cfg, moved[0])), Work(products=2 * router, elementwise=_move(cfg, moved[1]))
@@ -189,7 +190,8 @@ def _moe(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
 def _mamba(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
     """The scan is bound by memory: passes over in_proj's output and the fp32 states at the chunks' starts."""
     model, size = cfg.model, activation_bytes(cfg)
-    in_proj, out_proj = layer.linear("in_proj").out_features, layer.linear("out_proj").in_features
+    writer = layer.linear("out_proj")
+    in_proj, out_proj = layer.linear("in_proj").out_features, writer.in_features
     states = out_proj * model.mamba_state_dim / model.mamba_chunk_size
     scanned = tokens.inner * (in_proj * size + states * 4)
     forward = backward = 0.0
@@ -197,8 +199,8 @@ def _mamba(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
         forward = backward = 2 * (in_proj + out_proj)
     if model.architecture == "ngpt":
         forward, backward = forward + 2 * in_proj, backward + 3 * in_proj
-        if model.fine_grained:
-            forward, backward = forward + 2 * out_proj, backward + 3 * out_proj
+    if computes_norm(cfg, layer, writer):
+        forward, backward = forward + 2 * out_proj, backward + 3 * out_proj
     return (
         Work(scan=_move(cfg, measured.SCAN_FORWARD_PASSES * scanned), elementwise=_move(cfg, tokens.inner * size * forward)),
         Work(scan=_move(cfg, measured.SCAN_BACKWARD_PASSES * scanned), elementwise=_move(cfg, tokens.inner * size * backward)),

@@ -44,6 +44,12 @@ class Layer:
         return any(".shared_experts." in linear.name for linear in self.linears)
 
 
+def computes_norm(cfg: Config, layer: Layer, writer: BlockLinear) -> bool:
+    """Whether the fine-grained norm in front of an output projection is computed: what experts add up, and what is quantised."""
+    is_normalized = cfg.model.architecture == "ngpt" and cfg.model.fine_grained
+    return is_normalized and (layer.symbol == "E" or writer.name in layer.recipes)
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Layers between two pipeline cuts. The first chunk has the embedding, the last the output layer and the loss.

@@ -11,6 +11,7 @@ from ngpt.estimate.layout import (
     Layer,
     Tokens,
     activation_bytes,
+    computes_norm,
     dense_data_parallel_size,
     expert_data_parallel_size,
     gpu_of,
@@ -49,7 +50,8 @@ def layer_links(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[float, float
     # Of an expert layer the shared expert alone is split so: routed tokens go through the dispatcher below.
     split = layer.symbol != "E" or layer.has_shared_experts
     forward = backward = 2 * gather_seconds(cfg, tokens.inner * hidden * size, parallel.tensor) * split
-    if cfg.model.architecture == "ngpt" and cfg.model.fine_grained and parallel.tensor > 1:
+    writers = (linear for linear in layer.linears if not linear.reads_stream)
+    if parallel.tensor > 1 and any(computes_norm(cfg, layer, writer) for writer in writers):
         forward, backward = forward + 2 * COLLECTIVE_LATENCY_S, backward + 2 * COLLECTIVE_LATENCY_S  # one number a token
     if layer.symbol == "E":
         stride = expert_tensor_size(cfg)

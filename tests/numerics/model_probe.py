@@ -231,7 +231,7 @@ def compare(model, cfg) -> dict:
     tokens = torch.randint(0, m.vocab_size, (2, 17), generator=generator)
     labels = torch.randint(0, m.vocab_size, (2, 17), generator=generator)
     positions = torch.arange(17).expand_as(tokens)
-    seen = watch_projections(model, cfg)
+    seen, watched = watch_projections(model, cfg)
 
     params = to_reference(dict(model.named_parameters()) | dict(model.named_buffers()), cfg)
     trained = {name: value.requires_grad_() for name, value in params.items() if not name.endswith("moe.bias")}
@@ -245,8 +245,11 @@ def compare(model, cfg) -> dict:
     (wanted_loss + wanted_prediction + balancing).backward()
 
     head_outputs = watch_head(model)
+    result = {"logits_looked_at": deviation(model(tokens, positions, None)[..., : m.vocab_size], wanted_logits)}
+    for linear in watched:
+        del linear.executor  # from here on as it trains, without norms that change nothing
     logits = model(tokens, positions, None)
-    result = {"logits": deviation(logits[..., : m.vocab_size], wanted_logits), "padding_probability": padding_probability(logits, m)}
+    result |= {"logits": deviation(logits[..., : m.vocab_size], wanted_logits), "padding_probability": padding_probability(logits, m)}
     result["expert_input_norm"] = seen.pop("expert_input_norm", None)
     result |= {f"seen/{name}": deviation(value.transpose(0, 1), record[name]) for name, value in seen.items()}
     depth_logits = list(head_outputs[:-1])  # the last is the model's own
@@ -318,14 +321,15 @@ def document_mask(length: int, start: int):
     return (later | other)[None, None]
 
 
-def watch_projections(model, cfg) -> dict:
-    """Inputs and outputs of the output projections' matrices under the reference's names, filled at every forward pass, [S, B, features].
+def watch_projections(model, cfg) -> tuple[dict, list]:
+    """Inputs and outputs of the output projections' matrices under the reference's names, [S, B, features], and the linears.
 
-    Experts see tokens in another order: of theirs, the largest | ||input|| - 1 | is kept as `expert_input_norm`.
+    They are filled at every forward pass while the linears have executors that look at them. Experts see tokens in another order: of
+    theirs, the largest | ||input|| - 1 | is kept as `expert_input_norm`.
     """
     from megatron.core.tensor_parallel import RowParallelLinear
 
-    seen: dict = {}
+    seen, watched = {}, []
     blocks = blocks_by_layer(spec_of(cfg.model))
     projections = {"self_attention.linear_proj": "proj", "mlp.linear_fc2": "fc2", "mixer.out_proj": "out_proj"}
 
@@ -355,9 +359,11 @@ def watch_projections(model, cfg) -> dict:
             path = ".".join(name.split(".")[-2:])
             if path in projections:
                 keep(f"{prefix}.{projections[path]}", module)
+                module.executor = lambda linear, x: linear.forward_in_backend(x)
+                watched.append(module)
             else:
                 keep_norm(module)
-    return seen
+    return seen, watched
 
 
 def deviation(got, wanted) -> float:
