@@ -246,12 +246,12 @@ def compare(model, cfg) -> dict:
 
     head_outputs = watch_head(model)
     result = {"logits_looked_at": deviation(model(tokens, positions, None)[..., : m.vocab_size], wanted_logits)}
+    result["expert_input_norm"] = seen.pop("expert_input_norm", None)
+    result |= {f"seen/{name}": deviation(value.transpose(0, 1), record[name]) for name, value in seen.items()}
     for linear in watched:
         del linear.executor  # from here on as it trains, without norms that change nothing
     logits = model(tokens, positions, None)
     result |= {"logits": deviation(logits[..., : m.vocab_size], wanted_logits), "padding_probability": padding_probability(logits, m)}
-    result["expert_input_norm"] = seen.pop("expert_input_norm", None)
-    result |= {f"seen/{name}": deviation(value.transpose(0, 1), record[name]) for name, value in seen.items()}
     depth_logits = list(head_outputs[:-1])  # the last is the model's own
     result |= {f"mtp_logits/{d}": deviation(x[..., : m.vocab_size], record[f"mtp.{d}.logits"]) for d, x in enumerate(depth_logits)}
     MTPLossLoggingHelper.tracker.clear()

@@ -38,18 +38,23 @@ def test_attention_of_the_control_by_hand():
     assert one_layer("*", "gpt") == bf16(x, normed, q, k, v, out, head) + fp32
 
 
+def all_but(name: str) -> list[str]:
+    return ["precision=nvfp4_paper", f"precision.bf16_modules=['*.{name}']"]
+
+
 def test_attention_of_ngpt_by_hand():
     h, b, q, k, v, out = 64, 64, 64, 32, 32, 64
-    normalized = q + k + out  # queries, keys and the output once more, after their norms
-    fp32 = 4 * T * (3 + 4 + 4 + 2 + 1)  # the residual step; softmax; heads; groups; the fine-grained norm
-    assert one_layer("*", "ngpt") == bf16(h, b, q, k, v, out, normalized, 64) + fp32
+    fp32 = 4 * T * (3 + 4 + 4 + 2)  # the residual step; softmax; heads; groups
+    high = bf16(h, b, q, k, v, out, q + k, 64) + fp32  # queries and keys once more, after their norms
+    assert one_layer("*", "ngpt") == high
+    assert one_layer("*", "ngpt", *all_but("linear_qkv")) == high + bf16(out) + 4 * T  # the fine-grained norm, and its operand
 
 
 def test_swiglu_mlp_by_hand():
     cfg = compose(["experiment=ngpt_tiny", *TINY, "model.activation=swiglu", "model.layer_pattern=-", "model.num_layers=1"])
     (chunk,) = chunks(cfg)
-    h, b, u, scaled, activated, normalized, head_input = 64, 64, 320, 320, 160, 160, 64
-    assert chunk_bytes(cfg, chunk, tokens(cfg)) == bf16(h, b, u, scaled, activated, normalized, head_input) + 4 * T * (3 + 1)
+    h, b, u, scaled, activated, head_input = 64, 64, 320, 320, 160, 64
+    assert chunk_bytes(cfg, chunk, tokens(cfg)) == bf16(h, b, u, scaled, activated, head_input) + 4 * T * 3
 
 
 def test_experts_by_hand():
@@ -65,7 +70,9 @@ def test_experts_by_hand():
 def test_mixer_by_hand():
     in_proj, inner = 128 + 128 + 2 * 2 * 16 + 32, 128
     assert one_layer("M", "gpt") == bf16(64, 64, in_proj, inner, inner, 64 + 64) + 4 * T
-    assert one_layer("M", "ngpt") == bf16(64, 64, in_proj, in_proj, inner, inner, inner, 64) + 4 * T * (3 + 1)
+    high = bf16(64, 64, in_proj, in_proj, inner, inner, 64) + 4 * T * 3
+    assert one_layer("M", "ngpt") == high
+    assert one_layer("M", "ngpt", *all_but("in_proj")) == high + bf16(inner) + 4 * T
 
 
 def measured(experiment: str, micro_batch: int, *overrides: str) -> Config:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from megatron_ext.layers import experts
 from megatron_ext.layers.backend import with_mixin
+from megatron_ext.precision.executors import Quantizable
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from ngpt.config import compose
 from ngpt.config.recipes import recipe_of
@@ -18,24 +19,28 @@ RECIPES = {
 IN, OUT = 32, 48
 
 
-class Linear(nn.Module):
-    """What `PadsTokens` needs of a Quantizable linear."""
+class Plain(nn.Module):
+    """A backend's linear."""
 
-    def __init__(self, recipe):
+    def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.weight = nn.Parameter(nn.functional.normalize(torch.randn(OUT, IN, generator=generator), dim=-1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return x @ self.weight.t(), None
+
+
+class Linear(Quantizable, Plain):
+    """One that is quantised; `seen` has the tokens of each call."""
+
+    def __init__(self, recipe):
+        super().__init__()
         self.recipe, self.executor, self.seen = recipe, self.execute, []
 
     def execute(self, linear: nn.Module, x: Tensor) -> tuple[Tensor, None]:
         self.seen.append(x.size(0))
         return emulated_linear(x, self.weight, LinearCall(recipe=self.recipe, rounding_seed=lambda: 3)), None
-
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        return self.executor(self, x)
-
-    def forward_in_backend(self, x: Tensor) -> tuple[Tensor, None]:
-        return x @ self.weight.t(), None
 
 
 def run(linear: nn.Module, tokens: int) -> list[Tensor]:
