@@ -5,7 +5,8 @@ Upstream (megatron-core 0.19.2), `core/transformer/multi_token_prediction.py: pr
   has no label at the end of a sequence, so that the gradient differs from that of one process;
 - looks for the largest of the logits, to count the tokens that a draft would get right; here they are not scaled yet (`LogitHead`);
 - makes labels of the next tokens where there are none, in a text that is sampled or analysed.
-Reason: a model with prediction depths trains alike over any number of context-parallel ranks, and its logits are read once.
+Reason: a model with prediction depths trains alike over any number of context-parallel ranks, and its logits are read once. What Megatron
+reports as a depth's acceptance rate is 0.
 Goes when: upstream sums the numbers of tokens over the context-parallel group and leaves the rest to a switch.
 """
 

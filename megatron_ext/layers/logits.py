@@ -48,7 +48,7 @@ class LogitHead:
         """Cross entropies [B, S] fp32 of the output layer's own logits, in nats.
 
         Args:
-            labels_BS: int64 entries of the vocabulary.
+            labels_BS: int64 entries of the vocabulary. The loss of any other label is the logits' logsumexp: for masked tokens alone.
             logits_SBV: this rank's part of the vocabulary; overwritten in the backward pass.
         """
         assert self._loss_follows, "the logits are scaled: the model was called without labels"

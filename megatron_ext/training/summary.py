@@ -86,13 +86,15 @@ def start_line(args: argparse.Namespace, start: Choice | None) -> str:
 
 def row_operations(cfg: Config, backend: str) -> str:
     """What runs the operations on rows of activations, those of `ngpt.functional` or the control's norm."""
+    loss = f", cross entropy {'Triton kernels' if on_gpu() else 'eager torch'}"
     if cfg.model.architecture == "gpt":
-        return f"RMSNorm {'Transformer Engine' if backend == 'transformer_engine' else 'eager torch'}"
+        return f"RMSNorm {'Transformer Engine' if backend == 'transformer_engine' else 'eager torch'}{loss}"
     if not on_gpu():
-        return "normalisation, residual step and scales eager torch"
+        return f"normalisation, residual step and scales eager torch{loss}"
     widths = {cfg.model.hidden_size, *(width for linear in block_linears(cfg) for width in (linear.in_features, linear.out_features))}
     wide = ", ".join(f"{width:,}" for width in sorted(widths) if width > MAX_WIDTH)
-    return "normalisation, residual step and scales Triton kernels" + (f", but eager torch for rows of {wide} features" if wide else "")
+    rows = "normalisation, residual step and scales Triton kernels" + (f", but eager torch for rows of {wide} features" if wide else "")
+    return rows + loss
 
 
 def precision_lines(cfg: Config, backend: str, executors: dict[Recipe, str]) -> list[str]:

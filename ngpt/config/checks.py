@@ -60,7 +60,8 @@ def check_pattern(cfg: Config) -> Iterator[ConfigError]:
         yield ConfigError(key, repr(pattern), rule, "Write the layers of the model there")
     elif (blocks := len(parse(pattern).blocks)) != layers:
         rule = f"Holds {blocks} layers{' before its first /' * bool(depths)}, each *- counted as one, but model.num_layers is {layers}"
-        yield ConfigError(key, repr(pattern), rule, f"Set model.num_layers={blocks}, or correct the pattern")
+        ends = ". precision.num_layers_at_*_in_bf16 count blocks like it" if len(trunk) == layers else ""
+        yield ConfigError(key, repr(pattern), rule, f"Set model.num_layers={blocks}, or correct the pattern{ends}")
     if not all(depths):
         rule = "/ begins the layers of a multi-token prediction depth, and none follow"
         yield ConfigError(key, repr(pattern), rule, "Write the layers of the depth after each /, or drop it")

@@ -62,7 +62,8 @@ def main() -> None:
     if not options.unchecked and subprocess.run(tests).returncode:
         sys.exit("tests/gpu is red: nothing is measured.")
     arms = [Arm.parse(text) for text in options.arms]
-    found = {"command": shlex.join(sys.argv), "before": card(), "arms": {arm.name: {"words": arm.words, "rounds": []} for arm in arms}}
+    known = {arm.name: {"words": arm.words, "commit": commit(arm.checkout), "rounds": []} for arm in arms}
+    found = {"command": shlex.join(sys.argv), "checked": not options.unchecked, "before": card(), "arms": known}
     for number in range(options.rounds):
         for arm in arms:
             found["arms"][arm.name]["rounds"].append(one_round(arm, number, options))
@@ -86,12 +87,20 @@ def one_round(arm: Arm, number: int, options: argparse.Namespace) -> dict:
     metrics = options.out / "runs" / name / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
     steps = [line for line in lines if "step_time_s" in line and line["step"] > options.warm_up]
-    if not steps:
+    if status != 0 or not steps:
         return {"status": status}
     keys = ("step_time_s", "tokens_per_second", "mfu")
-    medians = {key: statistics.median(line[key] for line in steps if line.get(key) is not None) for key in keys}
+    values = {key: [line[key] for line in steps if line.get(key) is not None] for key in keys}
+    medians = {key: statistics.median(found) if found else None for key, found in values.items()}  # no mfu on a GPU without rates
     memory = max(line.get("memory_gib") or 0 for line in lines)
-    return {"status": status, "steps": len(steps), **medians, "peak_gib": memory, "losses": [line["train_loss"] for line in lines]}
+    return {"status": status, "steps": len(steps), **medians, "peak_gib": memory, "losses": [line.get("train_loss") for line in lines]}
+
+
+def commit(checkout: Path) -> str | None:
+    """Of a checkout, or what its file COMMIT says where it is a copy without git; "+" behind it: with changes."""
+    described = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=checkout, capture_output=True, text=True)
+    file = checkout / "COMMIT"
+    return described.stdout.strip() if described.returncode == 0 else file.read_text().strip() if file.is_file() else None
 
 
 def card() -> dict:
@@ -117,7 +126,7 @@ def table(found: dict) -> None:
         rates = [one["tokens_per_second"] for one in rounds]
         spread = f"{min(rates):8.0f} to {max(rates):8.0f}"
         memory = max(one["peak_gib"] for one in rounds)
-        mfu = statistics.median(one["mfu"] for one in rounds)
+        mfu = statistics.median(one["mfu"] or 0 for one in rounds)
         print(f"{name:24s} {statistics.median(rates):8.0f} tokens/s ({spread}), MFU {100 * mfu:5.1f} %, {memory:6.2f} GiB")
 
 

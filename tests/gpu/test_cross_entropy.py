@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "kernels"))
-from cross_entropy_cases import check, make_inputs, ours, truth  # noqa: E402
+from cross_entropy_cases import assert_broken_logits_show, assert_padding_takes_no_part, check, make_inputs, ours, truth  # noqa: E402
 from row_cases import error, kernels_for, problems  # noqa: E402
 
 pytestmark = pytest.mark.gpu
@@ -31,6 +31,27 @@ def generator() -> torch.Generator:
 def test_losses_and_gradients(shape, is_scaled, dtype, generator):
     inputs = make_inputs(*shape, dtype, generator)
     assert not check(inputs if is_scaled else inputs | {"scale": None})
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e4, 1e18])
+def test_logits_of_any_size(size, generator):
+    """Fails where the two passes round the scaled logits differently."""
+    assert not check(make_inputs(33, 1030, 1025, FP32, generator, size))
+    assert not check(make_inputs(33, 1030, 1025, BF16, generator, size) | {"scale": None})
+
+
+def test_broken_logits_and_padding(generator):
+    assert_broken_logits_show("cuda", generator)
+    assert_padding_takes_no_part("cuda", generator)
+
+
+def test_another_vector_on_the_way_back_and_rows_with_strides(generator):
+    inputs = make_inputs(65, 1030, 1025, FP32, generator) | {"scale": None}
+    other = torch.randn(1030, generator=generator, device="cuda")
+    inputs["logits"] = torch.cat((inputs["logits"], inputs["logits"]), 1)[:, 1030:]
+    losses, grad = ours(**inputs, scale_of_grad=other)
+    wanted = truth(**inputs)
+    assert error(losses, wanted[0]) < 1e-6 and error(grad, wanted[1] * other.double()) < 1e-5
 
 
 def test_more_logits_than_32_bits_count(generator):

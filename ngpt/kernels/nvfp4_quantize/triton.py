@@ -133,7 +133,7 @@ def _raw_amax(x_MK: Tensor, spec: QuantizerSpec, rowwise: bool, columnwise: bool
 def _static_scales(amax: float) -> tuple[float, float, float]:
     """amax and the global encode and decode scales that `global_encode_scale` makes of it."""
     encode = min(np.float32(2688) / np.float32(amax), np.finfo(np.float32).max)
-    return amax, float(encode), float(np.float32(1) / encode)
+    return float(amax), float(encode), float(np.float32(1) / encode)
 
 
 def _launch(

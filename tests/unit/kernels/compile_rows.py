@@ -19,6 +19,7 @@ INTEGER_POINTERS = {"table_ptr": "*i32", "targets_ptr": "*i64"}
 OF_ROWS = {"EPSILON": 1e-12, "SCALED": True, "SQUARED": True, "SUMS": 0}
 HALF = {"SCALED": False, "SQUARED": False}
 WIDTH = 2048
+OPTIONS = dict.fromkeys((cross_entropy.forward_kernel, cross_entropy.backward_kernel), {"enable_fp_fusion": False})
 CASES = {
     "normalize forward": (normalize.forward_kernel, normalize_tilings.FORWARD, 128, OF_ROWS),
     "normalize backward": (normalize.backward_kernel, normalize_tilings.SCALED_BACKWARD, 128, OF_ROWS),
@@ -63,7 +64,7 @@ def compiled(capability: int, kernel: triton.JITFunction, tiling, width: int, sw
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith(("_ptr", "stride", "width"))}
     constants = {(names.index(name),): value for name, value in values.items() if name in names}
     source = ASTSource(kernel, {name: kind(name) for name in names}, constants, aligned)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps} | OPTIONS.get(kernel, {}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from cross_entropy_cases import FACTOR, check, make_inputs, ours, truth
+from cross_entropy_cases import FACTOR, assert_broken_logits_show, assert_padding_takes_no_part, check, make_inputs, ours, truth
 from interpreted_rows import poison
 from row_cases import error, kernels_for
 from torch import Tensor
@@ -45,23 +45,11 @@ def test_logits_of_any_size(size, generator):
 
 
 def test_a_token_without_a_finite_logit_shows_it(generator):
-    for bad in (torch.nan, torch.inf):
-        inputs = make_inputs(6, 70, 65, FP32, generator) | {"scale": None}
-        inputs["logits"][3, 40] = bad
-        with kernels_for("cpu"):
-            losses = ours(**inputs)[0]
-        assert losses.isfinite().tolist() == [True] * 3 + [False] + [True] * 2
+    assert_broken_logits_show("cpu", generator)
 
 
 def test_padding_takes_no_part(generator):
-    """Whatever stands there, NaN too; its gradient is zero."""
-    inputs = make_inputs(5, 70, 65, FP32, generator)
-    with kernels_for("cpu"):
-        expected = ours(**inputs)
-        inputs["logits"][:, 65:] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, 0])
-        losses, grad, grad_scale = ours(**inputs)
-    assert torch.equal(losses, expected[0]) and torch.equal(grad, expected[1]) and not grad[:, 65:].any()
-    assert torch.equal(grad_scale[:65], expected[2][:65]) and not grad_scale[65:].nan_to_num(1.0).any()
+    assert_padding_takes_no_part("cpu", generator)
 
 
 def test_logits_that_are_rows_of_wider_ones(generator):
@@ -126,7 +114,7 @@ class Ranks:
 @pytest.mark.parametrize("split", [24, 48, 66], ids=["both_count", "targets_of_one", "padding_alone"])
 def test_a_vocabulary_split_between_two_ranks(devices, split, generator, monkeypatch):
     inputs = make_inputs(9, 72, 65, FP32, generator)
-    inputs["targets"] %= 48
+    inputs["targets"] = inputs["targets"].clamp(0, 64) % 48
     losses, grad, grad_scale = truth(**inputs)
     for mine in (slice(0, split), slice(split, 72)):
         theirs = slice(split, 72) if mine.start == 0 else slice(0, split)
