@@ -7,6 +7,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO
+
+import pytest
 
 from launch import processes
 from launch.processes import run_and_tee, worker_command
@@ -60,19 +63,30 @@ def test_a_descendant_that_holds_the_output_does_not_keep_the_launcher(tmp_path)
     os.kill(int(log.read_text()), signal.SIGKILL)  # it was there all the time
 
 
-def test_a_reader_that_leaves_ends_the_echo_and_not_the_run(tmp_path):
-    log = tmp_path / "console.log"
-    launcher = (
+def run_launcher(log: Path, stdout: int | IO) -> subprocess.Popen:
+    """A process that runs a worker of many lines; its own output is buffered, as a user's is."""
+    code = (
         "import os, sys; from pathlib import Path; from launch.processes import run_and_tee;"
-        f"sys.exit(run_and_tee([sys.executable, '-c', 'for i in range(100000): print(i)'], dict(os.environ), Path({str(log)!r})))"
+        f"sys.exit(run_and_tee([sys.executable, '-c', 'for i in range(20000): print(i)'], dict(os.environ), Path({str(log)!r})))"
     )
-    process = subprocess.Popen(python(launcher), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    process.stdout.readline()
-    process.stdout.close()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen([sys.executable, "-c", code], stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+
+
+@pytest.mark.parametrize("why", ["the reader leaves", "the disk is full"])
+def test_output_that_nobody_takes_ends_the_echo_and_neither_the_run_nor_its_exit_code(tmp_path, why):
+    log = tmp_path / "console.log"
+    if why == "the disk is full":
+        with open("/dev/full", "wb") as full:
+            process = run_launcher(log, full)
+    else:
+        process = run_launcher(log, subprocess.PIPE)
+        process.stdout.readline()
+        process.stdout.close()
     notes = process.stderr.read()
     assert process.wait() == 0
-    assert notes.count("takes no more output") == 1 and "Traceback" not in notes
-    assert log.read_text().splitlines()[-1] == "99999"
+    assert notes.count("\n") == 1 and "takes no more output" in notes
+    assert log.read_text() == "".join(f"{i}\n" for i in range(20000))
 
 
 def test_a_full_disk_ends_the_log_and_not_the_run(capfd):
