@@ -3,16 +3,17 @@
 import argparse
 import errno
 import importlib.metadata
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ngpt.config.errors import ConfigError
+from ngpt.streams import abandon
 
 USER_ERROR, FAILURE = 2, 1
 # What a person has to put right. Others, those of network file systems say, may pass: a job may start again.
 USERS_ERRNOS = {getattr(errno, name) for name in "ENOENT EACCES EPERM EISDIR ENOTDIR EEXIST EROFS ENOSPC EDQUOT ENAMETOOLONG".split()}
+FULL = {errno.ENOSPC, errno.EDQUOT}
 USAGE = """\
 usage: ngpt COMMAND ...
 
@@ -38,7 +39,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 for an error of the user's, told on stderr without a traceback; the workers' exit code for train and sample.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    code = 0
+    try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        print(end="", flush=True)  # here: over what fails at exit Python has the last word, and 120
+        return code
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
+    except BrokenPipeError:  # the reader of a pipe has seen enough: `ngpt ... | head`
+        abandon(sys.stdout)
+        return code
+    except OSError as error:
+        if error.filename is None and error.errno not in FULL:
+            raise
+        print(f"{error.filename or 'A disk'}: {error.strerror}", file=sys.stderr)
+        if error.filename is None:  # it may be the one that takes what is printed
+            abandon(sys.stdout)
+        return USER_ERROR if error.errno in USERS_ERRNOS else FAILURE
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if arguments else USER_ERROR
@@ -46,21 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"ngpt: unknown command {name!r}. Commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return USER_ERROR
-    try:
-        return COMMANDS[name](rest)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return USER_ERROR
-    except BrokenPipeError:  # the reader of a pipe has seen enough: `ngpt ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
-        return 0
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return USER_ERROR if error.errno in USERS_ERRNOS else FAILURE
-    except KeyboardInterrupt:
-        return 130
+    return COMMANDS[name](rest)
 
 
 def _config(arguments: Sequence[str]) -> int:

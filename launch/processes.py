@@ -16,6 +16,7 @@ import psutil
 from launch.agent import RANK_ROLE
 from launch.outcome import SIGNALLED_CODE
 from ngpt.stopping import STOP_SIGNALS, block_stop_signals
+from ngpt.streams import abandon
 
 AGENT_MODULE, WORKER_MODULE = "launch.agent", "launch.worker"
 INTERRUPTED = 130
@@ -86,6 +87,7 @@ class _Output:
             self.stream.write(text)
             self.stream.flush()
         except (OSError, ValueError) as error:
+            abandon(self.stream)
             self.stream = None
             with suppress(OSError, ValueError):
                 print(f"note: {self.name} takes no more output ({error}); the run goes on", file=sys.stderr, flush=True)

@@ -10,7 +10,14 @@ from ngpt.config.errors import ConfigError
 
 SECONDS = 60  # that a busy controller may take to answer
 PAUSES = (2, 5, 10, 0)  # seconds after each time that it does not
-AWAY = ("does not answer", "Unable to contact slurm controller", "Socket timed out", "Connection refused", "Zero Bytes were transmitted")
+AWAY = (
+    "does not answer",
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "Connection refused",
+    "Zero Bytes were transmitted",
+    "Unexpected message received",  # all that `scontrol requeue` of SLURM 22.05 says where there is no controller
+)
 
 
 @dataclass(frozen=True)

@@ -225,13 +225,16 @@ def compare(model, cfg) -> dict:
     from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
     from reference_model import auxiliary_loss, reference_logits, reference_loss, reference_prediction_loss
 
+    from megatron_ext.training.health import HiddenNormProbe
+    from megatron_ext.training.step import forward_step
+
     m, spec = cfg.model, spec_of(cfg.model)
     model.train()  # the balancing loss acts in training only; nothing else differs
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randint(0, m.vocab_size, (2, 17), generator=generator)
     labels = torch.randint(0, m.vocab_size, (2, 17), generator=generator)
     positions = torch.arange(17).expand_as(tokens)
-    seen, watched = watch_projections(model, cfg)
+    (seen, watched), panel = watch_projections(model, cfg), HiddenNormProbe([model])
 
     params = to_reference(dict(model.named_parameters()) | dict(model.named_buffers()), cfg)
     trained = {name: value.requires_grad_() for name, value in params.items() if not name.endswith("moe.bias")}
@@ -255,11 +258,15 @@ def compare(model, cfg) -> dict:
     depth_logits = list(head_outputs[:-1])  # the last is the model's own
     result |= {f"mtp_logits/{d}": deviation(x[..., : m.vocab_size], record[f"mtp.{d}.logits"]) for d, x in enumerate(depth_logits)}
     MTPLossLoggingHelper.tracker.clear()
-    losses = model(tokens, positions, None, labels=labels, loss_mask=loss_mask) * loss_mask
-    result["loss"] = deviation(losses.sum() / loss_mask.sum(), wanted_loss)
+    panel.active = True
+    losses, loss_of = forward_step(iter([dict(tokens=tokens, labels=labels, loss_mask=loss_mask, position_ids=positions)]), model)
+    panel.active = False
+    total, count, _ = loss_of(losses)
+    result["loss"] = deviation(total / count, wanted_loss)
+    result |= compare_panel(model, spec, panel.drain(), record)
     for d, loss in enumerate(MTPLossLoggingHelper.tracker.get("loss_values", [])):
         result[f"mtp_loss/{d}"] = deviation(loss, record[f"mtp.{d}.loss"])
-    losses.sum().backward()  # as in training: gradients of sums, and the mean is taken over the step's tokens
+    total.backward()  # as in training: gradients of sums, and the mean is taken over the step's tokens
     gradients = to_reference({name: param.grad / loss_mask.sum() for name, param in model.named_parameters()}, cfg)
     # An expert that gets no token has no gradient in the reference, and zeros in Megatron.
     wanted = {name: torch.zeros_like(value) if value.grad is None else value.grad for name, value in trained.items()}
@@ -281,6 +288,23 @@ def compare(model, cfg) -> dict:
             )
         result["token_0_without_attention"] = token_0_leak(model, cfg, tokens, positions, head_outputs)
     return result
+
+
+def compare_panel(model, spec, norms: list, record: dict) -> dict:
+    """What the health panel has seen of one forward pass: each layer's hidden norms, and the tokens that each expert got."""
+    import torch
+
+    from megatron_ext.training.health import expert_loads
+
+    prefixes = [prefix for prefix, _ in blocks_by_layer(spec).values()]
+    wanted = [record[f"{prefix}.hidden"].norm(dim=-1).t().flatten() for prefix in prefixes]  # in the order of tokens [S, B]
+    found = {"hidden_norms": max(deviation(*pair) for pair in zip(norms, wanted, strict=True))}
+    loads = expert_loads([model])
+    if loads is not None:
+        none = torch.zeros(loads.size(1))
+        routed = torch.stack([record.get(f"{prefix}.loads", none).reshape(-1, loads.size(1)).sum(0).double() for prefix in prefixes])
+        found["expert_loads"] = [loads.tolist(), routed.tolist()]
+    return found
 
 
 def watch_head(model) -> list:

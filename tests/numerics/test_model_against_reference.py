@@ -77,6 +77,18 @@ def test_counted_parameters_are_those_of_the_built_model(deviations, spec):
     assert deviations[spec]["counted"] == deviations[spec]["parameters"]
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_health_panel_shows_every_hidden_norm(deviations, spec):
+    assert deviations[spec]["hidden_norms"] < FP32
+
+
+@pytest.mark.parametrize("spec", HYBRID)
+def test_the_health_panel_counts_the_tokens_of_every_expert_of_every_layer(deviations, spec):
+    """The layers of prediction depths, which Megatron counts from 1 again, have rows of their own."""
+    counted, wanted = deviations[spec]["expert_loads"]
+    assert counted == wanted and sum(map(sum, counted)) > 0
+
+
 @pytest.mark.parametrize("spec", [name for name in HYBRID if not name.startswith("control") and "not_fine_grained" not in name])
 def test_what_reaches_the_output_projections_of_experts_has_unit_norm(deviations, spec):
     assert deviations[spec]["expert_input_norm"] < 1e-6

@@ -1,19 +1,32 @@
-"""Which shards a preparation saves, for tests of interruptions."""
+"""Whether a preparation that was interrupted takes up its finished shards, or makes them again."""
 
-from ngpt.data import encode
+from dataclasses import replace
+from pathlib import Path
 
-_SAVE = encode.save_shard
+import numpy as np
+
+from ngpt.data.encode import load_shard, save_shard
+from ngpt.data.indexed import IndexedReader
+
+MARK = 255  # a byte that no UTF-8 text holds
 
 
-def saved_shards(monkeypatch, interrupted_after: int | None = None) -> list[str]:
-    """The names of the shards saved from now on, in order; the one after so many is interrupted instead."""
-    made: list[str] = []
+def mark_finished(out: Path) -> int:
+    """Changes one token of every finished shard; how many there are."""
+    paths = sorted(out.glob(".prepare/*.npz"))
+    for path in paths:
+        shard = load_shard(path)
+        tokens = shard.tokens.copy()
+        tokens[0] = MARK
+        save_shard(path, replace(shard, tokens=tokens))
+    return len(paths)
 
-    def saving(path, shard):
-        if len(made) == interrupted_after:
-            raise KeyboardInterrupt
-        made.append(path.name)
-        _SAVE(path, shard)
 
-    monkeypatch.setattr(encode, "save_shard", saving)
-    return made
+def assert_marks_were_taken_up(out: Path, whole: Path, marks: int) -> None:
+    """All of so many marks are in the result, and nothing else differs from the preparation that was never interrupted."""
+    found, wanted = (
+        np.concatenate([IndexedReader(folder / split).tokens for split in ("train", "valid", "test") if (folder / f"{split}.idx").exists()])
+        for folder in (out, whole)
+    )
+    assert marks > 0 and (found == MARK).sum() == marks
+    assert np.array_equal(np.where(found == MARK, wanted, found), wanted)

@@ -3,6 +3,8 @@
 import errno
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,13 +38,21 @@ def test_prepare_on_a_full_disk_names_path_and_way_out(tmp_path, monkeypatch, ca
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_full_disk_without_a_path_is_one_line(monkeypatch, capsys):
-    def full(arguments):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_a_full_disk_without_a_path_is_one_line(tmp_path):
+    """The one that takes what is printed has none."""
+    (tmp_path / "x.txt").write_text("hello\n" * 100)
+    command = [sys.executable, "-u", "-c", "import sys; from ngpt.data import cli; sys.exit(cli.main(sys.argv[1:]))"]
+    words = ["prepare", "x.txt", "--out", "out", "--split", "1,0,0", "--workers", "1"]
+    with open("/dev/full", "wb") as full:
+        options = {"stdout": full, "stderr": subprocess.PIPE, "cwd": tmp_path, "env": environment()}
+        done = subprocess.run([*command, *words], text=True, check=False, **options)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("A disk: No space left on device. Make room there")
+    assert cli.main(["inspect", str(tmp_path / "out"), "--deep"]) == 0  # what was finished is kept
 
-    monkeypatch.setattr(cli, "_inspect", full)
-    assert cli.main(["inspect", "x"]) == 2
-    assert capsys.readouterr().err.startswith("A disk: No space left on device. Make room there")
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 
 
 def test_prepare_on_a_small_disk(tmp_path):

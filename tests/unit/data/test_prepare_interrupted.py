@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,29 +16,40 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
 from ngpt.data.plan import Options, locked
 from ngpt.data.prepare import prepare
-from tests.unit.data.shards import saved_shards
+from tests.unit.data.shards import assert_marks_were_taken_up, mark_finished
 
 REPOSITORY = Path(__file__).parents[3]
 BPE = TokenizerConfig(name="bpe", kind="bpe", vocab_size=270)
-# Dies without any clean-up when the n-th file is about to appear under its name, or has appeared.
+# Prepares into a folder for each point, and dies without any clean-up when the n-th file is about to appear under its name, or has
+# appeared. One process imports what takes long; those that die are forked from it.
 DIE_AT_REPLACE = """
 import os, sys
 from pathlib import Path
-source, out, at, when = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+source, folder, *points = sys.argv[1:]
 from ngpt.config.schema import TokenizerConfig
 from ngpt.data.prepare import prepare
-replace, count = os.replace, 0
-def dying(*arguments):
-    global count
-    count += 1
-    if when == "after":
-        replace(*arguments)
-    if count == at:
-        os._exit(9)
-    if when == "before":
-        replace(*arguments)
-os.replace = dying
-prepare([source], out, TokenizerConfig(name="bpe", kind="bpe", vocab_size=270), workers=1, chunk_bytes=6000)
+replace = os.replace
+def dies(at, when):
+    count = 0
+    def dying(*arguments):
+        nonlocal count
+        count += 1
+        if when == "after":
+            replace(*arguments)
+        if count == at:
+            os._exit(9)
+        if when == "before":
+            replace(*arguments)
+    return dying
+for point in points:
+    when, at = point.split(":")
+    child = os.fork()
+    if child == 0:
+        os.replace = dies(int(at), when)
+        bpe = TokenizerConfig(name="bpe", kind="bpe", vocab_size=270)
+        prepare([Path(source)], Path(folder) / (when + at), bpe, workers=1, chunk_bytes=6000)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 # The fourth shard waits for a file, so that this preparation never ends by itself before it is killed.
 HELD_TWO_WORKERS = """
@@ -80,21 +92,19 @@ def test_killed_at_every_file_and_resumed(source, tmp_path, monkeypatch):
     reference, last = files(tmp_path / "whole"), len(replaced)
     assert last >= 2 + 3 + 6 + 2, "plan, tokenizer; shards; .bin and .idx of the splits; tokenizer, manifest"
     # Before each file appears; after the last one, the manifest, only the shards' removal is left.
-    points = [(at, "before") for at in range(1, last + 1)] + [(last, "after")]
-    for at, when in points:
+    points = [("before", at) for at in range(1, last + 1)] + [("after", last), ("before", last + 1)]
+    command = [sys.executable, "-c", DIE_AT_REPLACE, str(source), str(tmp_path), *(f"{when}:{at}" for when, at in points)]
+    died = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert died.stdout.split() == ["9"] * (last + 1) + ["0"], died.stderr
+    for when, at in points[:-1]:
         out = tmp_path / f"{when}{at}"
-        command = [sys.executable, "-c", DIE_AT_REPLACE, str(source), str(out), str(at), when]
-        killed = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-        assert killed.returncode == 9, killed.stderr
         assert (out / "manifest.json").exists() == (when == "after")
         assert prepare([source], out, BPE, workers=2 if at == 4 else 1, chunk_bytes=6000) == replace(whole, folder=out)
         assert files(out) == reference, (at, when)
-    command[-2] = str(last + 1)
-    command[4] = str(tmp_path / "never")
-    assert subprocess.run(command, env=environment(), capture_output=True, check=False).returncode == 0
 
 
 def test_sigkill_with_workers_loses_no_finished_shard_and_leaves_no_process(source, tmp_path):
+    """What was finished is taken up, also for other splits."""
     prepare([source], tmp_path / "whole", TokenizerConfig(name="bytes", kind="bytes"), workers=1)
     script, out, released = tmp_path / "held.py", tmp_path / "out", tmp_path / "released"
     script.write_text(HELD_TWO_WORKERS)
@@ -112,21 +122,14 @@ def test_sigkill_with_workers_loses_no_finished_shard_and_leaves_no_process(sour
     with pytest.raises(ConfigError, match=r"unfinished preparation: options.text_key: 'text' -> 'body'"):
         prepare([source], out, TokenizerConfig(name="bytes", kind="bytes"), Options(text_key="body"), workers=1, chunk_bytes=2000)
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
+    marked = shutil.copytree(out, tmp_path / "marked")
+    marks = mark_finished(marked)
+    prepare([source], marked, TokenizerConfig(name="bytes", kind="bytes"), Options(split="80,10,10"), workers=1, chunk_bytes=2000)
+    assert_marks_were_taken_up(marked, tmp_path / "whole", marks)
     released.touch()
     resumed = subprocess.run(command, env=environment(), capture_output=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert files(out) == files(tmp_path / "whole")
-
-
-def test_finished_shards_are_not_made_again(source, tmp_path, monkeypatch):
-    first = saved_shards(monkeypatch, interrupted_after=4)
-    bytes_tokenizer = TokenizerConfig(name="bytes", kind="bytes")
-    with pytest.raises(KeyboardInterrupt):
-        prepare([source], tmp_path / "out", bytes_tokenizer, workers=1, chunk_bytes=2000)
-    then = saved_shards(monkeypatch)
-    prepare([source], tmp_path / "out", bytes_tokenizer, Options(split="80,10,10"), workers=1, chunk_bytes=2000)
-    made = first + then
-    assert len(made) == len(set(made)) > len(first) == 4
 
 
 def wait_for(condition, seconds=60):

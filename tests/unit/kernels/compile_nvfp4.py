@@ -28,7 +28,7 @@ def compile_for(capability: int, kernel: triton.JITFunction, switches: dict) -> 
 
 if __name__ == "__main__":
     counts = {"FOLD": True, "COUNT_ROW": True, "COUNT_COLUMN": True}
+    cases = ((kernels.amax_kernel, {"RHT": 1}), (kernels.dequantized_kernel, DIRECTIONS | counts), (kernels.packed_kernel, DIRECTIONS))
     for target in map(int, sys.argv[1:]):
-        print(target, "amax", compile_for(target, kernels.amax_kernel, TILE | {"RHT": 1}))
-        print(target, "dequantized", compile_for(target, kernels.dequantized_kernel, TILE | DIRECTIONS | counts))
-        print(target, "packed", compile_for(target, kernels.packed_kernel, TILE | DIRECTIONS))
+        for kernel, switches in cases:
+            print(target, kernel.fn.__module__, kernel.fn.__name__, compile_for(target, kernel, TILE | switches))

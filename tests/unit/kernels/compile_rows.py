@@ -69,5 +69,5 @@ def compiled(capability: int, kernel: triton.JITFunction, tiling, width: int, sw
 
 if __name__ == "__main__":
     for capability in map(int, sys.argv[1:]):
-        for case, arguments in CASES.items():
-            print(capability, case, len(compiled(capability, *arguments).asm["cubin"]))
+        for kernel, *others in CASES.values():
+            print(capability, kernel.fn.__module__, kernel.fn.__name__, len(compiled(capability, kernel, *others).asm["cubin"]))

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from nvfp4_cases import DIRECTIONS, SEED, SPECS, expected_values, matrix, same_bits, spec_name
+from nvfp4_cases import DIRECTIONS, SEED, SPECS, expected_values, folds, matrix, same_bits, spec_name
 
-from ngpt.kernels.nvfp4_quantize import _folds_global_scale, triton
+from ngpt.kernels.nvfp4_quantize import triton
 from ngpt.precision import QuantizerSpec, quantize
 from ngpt.precision.quantize import as_matrix
 
@@ -23,7 +23,7 @@ def small_tiles(monkeypatch):
 
 def check_values(x: torch.Tensor, spec: QuantizerSpec, dtype: torch.dtype, wanted: tuple[bool, bool] = (True, True)) -> None:
     counters = torch.zeros(2, 2, dtype=torch.int64)
-    results = triton.quantize_dequantize(as_matrix(x), spec, wanted, dtype, _folds_global_scale(spec), SEED, counters)
+    results = triton.quantize_dequantize(as_matrix(x), spec, wanted, dtype, folds(spec), SEED, counters)
     for i, direction in enumerate(DIRECTIONS):
         if not wanted[i]:
             assert results[i] is None and counters[i].tolist() == [0, 0]

@@ -5,7 +5,6 @@ import itertools
 import torch
 from torch import Tensor
 
-from ngpt.kernels.nvfp4_quantize import _folds_global_scale
 from ngpt.precision import QuantizerSpec, quantize
 
 SEED = 0x1234_5678_9ABC_DEF
@@ -24,6 +23,11 @@ KINDS = ("ordinary", "nan", "inf", "tiny")
 
 def spec_name(spec: QuantizerSpec) -> str:
     return f"{spec.global_amax}{spec.static_amax}-{spec.block_shape[0]}x16-{spec.rht}-{spec.rounding}"
+
+
+def folds(spec: QuantizerSpec) -> bool:
+    """Whether operands hold the global scale: always a power of two, amax 1.3125 * 2^j over 2688 = 1.3125 * 2^11."""
+    return {"dynamic": False, "dynamic_pow2": True, "static": spec.static_amax == 1.3125}[spec.global_amax]
 
 
 def matrix(kind: str, rows: int = 48, columns: int = 96, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -47,7 +51,7 @@ def expected_values(x: Tensor, spec: QuantizerSpec, direction: str, dtype: torch
     """The reference's code * block scale in x's orientation, with the global scale if it is a power of two, else beside it; the counts."""
     quantised = quantize(x, spec, direction, seed=SEED if spec.rounding == "sr" else None)
     values, amax = quantised.decode(), quantised.global_amax
-    if _folds_global_scale(spec):
+    if folds(spec):
         values, amax = values * torch.div(amax, torch.tensor(2688.0)), None
     values = values.t() if direction == "columnwise" else values
     return values.to(dtype), amax, [int(quantised.saturated_elements), int(quantised.flushed_blocks)]

@@ -21,9 +21,6 @@ def test_kernels_equal_the_reference_in_the_interpreter():
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 50
 
 
-def test_kernels_compile():
+def test_kernels_compile(check_compilation):
     """The interpreter accepts what the compiler does not."""
-    capabilities = ["90", "100"]
-    run = subprocess.run([sys.executable, str(HERE / "compile_nvfp4.py"), *capabilities], capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    assert len(run.stdout.splitlines()) == 3 * len(capabilities)
+    check_compilation("compile_nvfp4.py", "nvfp4_quantize")

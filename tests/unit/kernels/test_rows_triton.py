@@ -22,9 +22,6 @@ def test_kernels_equal_fp64_in_the_interpreter(tmp_path):
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 76
 
 
-def test_kernels_compile():
+def test_kernels_compile(check_compilation):
     """The interpreter accepts what the compiler does not."""
-    capabilities = ["90", "100"]
-    run = subprocess.run([sys.executable, str(HERE / "compile_rows.py"), *capabilities], capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    assert len(run.stdout.splitlines()) == 13 * len(capabilities)
+    check_compilation("compile_rows.py", "normalize", "scale", "cross_entropy")

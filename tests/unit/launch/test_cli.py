@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 
 from launch import cli, train
-from launch.world import World
-from ngpt.config.compose import compose
-from ngpt.config.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -61,6 +58,21 @@ def test_the_exit_code_reaches_the_shell(tmp_path):
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
+def test_a_reader_that_has_left_is_no_error_and_a_full_disk_is_one_line(buffered, tmp_path):
+    """Python itself tries once more at exit, and would end with 120."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *([] if buffered else ["-u"]), "-m", "launch.cli", "version"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") as full:
+        options = {"env": environment, "stderr": subprocess.PIPE, "text": True, "check": False}
+        piped, stored = (subprocess.run(command, stdout=stdout, **options) for stdout in (writer, full))
+    os.close(writer)
+    assert (piped.returncode, piped.stderr) == (0, "")
+    assert (stored.returncode, stored.stderr) == (2, "A disk: No space left on device\n")
+
+
 def test_an_unwritable_place_is_a_user_error(tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -73,23 +85,29 @@ def test_commands_start_without_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def a_world(size: int) -> World:
-    return World(rank=0, size=size, local_rank=0, local_size=size, master_addr="localhost", master_port=1, started_by="srun")
+TWO_RANKS = ["train", "experiment=ngpt_tiny", "parallel.tensor=2", "cluster.gpus_per_node=2"]
 
 
-def test_a_world_of_another_size_is_refused():
-    config = compose(["experiment=ngpt_tiny", "cluster.gpus_per_node=2", "parallel.tensor=2"])
-    train._check_world(config, a_world(2))
-    with pytest.raises(ConfigError, match="srun has started 4 processes"):
-        train._check_world(config, a_world(4))
+@pytest.fixture
+def no_workers(tmp_path, monkeypatch):
+    """A launch that gets so far fails here, instead of waiting for ranks that never come."""
+    monkeypatch.setattr(train, "run_and_tee", lambda *_, **__: pytest.fail("started workers"))
+    monkeypatch.chdir(tmp_path)
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
-    config = compose(["experiment=ngpt_tiny", "cluster.gpus_per_node=2", "parallel.tensor=2"])
-    train._check_world(config, None)  # without a GPU, processes share the CPU
+def test_a_world_of_another_size_is_refused(no_workers, tmp_path, monkeypatch, capsys):
+    """One of the size asked for: test_ranks_of_a_given_world_share_the_work_on_the_run_folder."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(TWO_RANKS) == 2
+    assert "torchrun has started 4 processes" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_more_processes_than_gpus_are_refused(no_workers, tmp_path, monkeypatch, capsys):
+    """Without a GPU, processes share the CPU: tests/integration."""
     monkeypatch.setattr(train, "gpu_names", lambda: ("a GPU",))
-    with pytest.raises(ConfigError, match="1 visible GPU"):
-        train._check_world(config, None)
+    assert cli.main(TWO_RANKS) == 2
+    assert "this machine has 1 visible GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -152,11 +170,10 @@ def test_a_run_that_a_signal_has_ended_is_no_failure(failing_trainer, tmp_path):
 
 def test_ranks_of_a_given_world_share_the_work_on_the_run_folder(failing_trainer, tmp_path):
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "PYTHONSAFEPATH": "1", "PYTHONPATH": failing_trainer}
-    arguments = ["train", "experiment=ngpt_tiny", "parallel.tensor=2", "cluster.gpus_per_node=2"]
     run_dir = tmp_path / "runs/ngpt_tiny"
-    assert run_ngpt(*arguments, folder=tmp_path, RANK="1", LOCAL_RANK="1", **world).returncode == 0
+    assert run_ngpt(*TWO_RANKS, folder=tmp_path, RANK="1", LOCAL_RANK="1", **world).returncode == 0
     assert (run_dir / "console.log").read_text() == "step 1\n"
     assert not (run_dir / "config.yaml").exists()
-    assert run_ngpt(*arguments, folder=tmp_path, RANK="0", LOCAL_RANK="0", **world).returncode == 0
+    assert run_ngpt(*TWO_RANKS, folder=tmp_path, RANK="0", LOCAL_RANK="0", **world).returncode == 0
     assert (run_dir / "console.log").read_text() == "step 1\n"
     assert (run_dir / "config.yaml").exists()

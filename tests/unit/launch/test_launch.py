@@ -4,21 +4,23 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from launch import cli, submit
-from launch.slurm import scheduler
+from launch import cli
 from launch.slurm.script import TEMPLATE, render
-from launch.status import holder, status
+from launch.status import status
 from launch.stop import stop
 from ngpt.checkpoints.hashing import hash_file
 from ngpt.checkpoints.manifest import Manifest
 from ngpt.config.compose import compose, load
 from ngpt.config.errors import ConfigError
 
+ROOT = Path(__file__).resolve().parents[3]
 JOB = ["experiment=ngpt_tiny", "cluster.scheduler=slurm", "cluster.nodes=2"]
 IMAGE = "docker://x#$(>hacked)';y"
 HOSTILE = "it's $(touch hacked) `touch hacked` \"100%\"; #@RUN@ @SRUN@"
@@ -30,15 +32,6 @@ def workplace(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture
-def queue(monkeypatch):
-    """What stands in for SLURM: the scripts that were submitted, and the tasks that it says are there."""
-    submitted, tasks = [], []
-    monkeypatch.setattr(scheduler, "submit", lambda script, environment: submitted.append((script.read_text(), environment)) or "42")
-    monkeypatch.setattr(scheduler, "queue", lambda job: tasks)
-    return submitted, tasks
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck on this machine")
@@ -116,9 +109,9 @@ def test_what_reaches_the_scheduler_has_a_known_form(override, path):
 
 
 @pytest.mark.parametrize("name", ["slurm_h100", "slurm_b200", "slurm_gb200"])
-def test_shipped_clusters_submit(name, workplace, queue, capsys):
+def test_shipped_clusters_submit(name, workplace, slurm, capsys):
     assert cli.main(["launch", "experiment=ngpt_1p2b_dense_bf16", "data=mock", f"cluster={name}", "train.micro_batch_size=1"]) == 0
-    script, _ = queue[0][0]
+    script = slurm.of("42", "script")
     assert f"--ntasks-per-node={4 if name == 'slurm_gb200' else 8}" in script and "--signal=TERM@300" in script
     assert "memory a rank" in capsys.readouterr().err
 
@@ -134,13 +127,13 @@ def test_without_a_scheduler_a_dry_run_names_the_command(capsys):
     assert capsys.readouterr().out.endswith("\nngpt train experiment=ngpt_tiny\n")
 
 
-def test_a_launch_leaves_everything_in_the_run_folder(workplace, queue, monkeypatch, capsys):
+def test_a_launch_leaves_everything_in_the_run_folder(workplace, slurm, monkeypatch, capsys):
     monkeypatch.setenv("NCCL_DEBUG", "WARN")
     monkeypatch.setenv("SLURM_NTASKS", "3")
     monkeypatch.setenv("RANK", "0")
     words = ["cluster.environment.NCCL_DEBUG=INFO", "cluster.environment.NCCL_IB_HCA=mlx5"]
     assert cli.main(["launch", *JOB, *words]) == 0
-    script, environment = queue[0][0]
+    script, environment = slurm.of("42", "script") + "\n", slurm.environment("42")
     assert not {"SLURM_NTASKS", "RANK"} & environment.keys() and environment["NCCL_DEBUG"] == "WARN"
     run = workplace / "runs/ngpt_tiny"
     assert (run / "job.sbatch").read_text() == script
@@ -152,23 +145,21 @@ def test_a_launch_leaves_everything_in_the_run_folder(workplace, queue, monkeypa
     assert shown.out.startswith("job 42, run folder ") and "ngpt status" in shown.out and "ngpt stop" in shown.out
 
 
-def test_a_run_folder_has_one_job_at_a_time(workplace, queue, capsys):
-    submitted, tasks = queue
+def test_a_run_folder_has_one_job_at_a_time(workplace, slurm, capsys):
     assert cli.main(["launch", *JOB]) == 0
-    tasks.append({"job": "42", "state": "PENDING"})
     assert cli.main(["launch", *JOB]) == 2
-    assert len(submitted) == 1 and "Its job 42 is PENDING" in capsys.readouterr().err
+    assert slurm.jobs == ["42"] and "Its job 42 is PENDING" in capsys.readouterr().err
 
 
-def test_stopping_a_job_leaves_word_for_its_script_first(workplace, queue, monkeypatch):
+def test_stopping_a_job_leaves_word_for_its_script_and_lets_its_ranks_save(workplace, slurm):
     assert cli.main(["launch", *JOB]) == 0
-    run, asked = workplace / "runs/ngpt_tiny", []
-    monkeypatch.setattr(scheduler, "signal_tasks", lambda job: asked.append((job, (run / "stop").exists())))
-    queue[1].append({"job": "42", "state": "RUNNING"})
+    run = workplace / "runs/ngpt_tiny"
+    slurm.set("42", JobState="RUNNING")
     assert "not to come back" in stop(run)
-    assert asked == [("42", True)]
-    queue[1].clear()
-    assert cli.main(["launch", *JOB]) == 0 and not (run / "stop").exists()
+    assert slurm.of("42", "heard") == "--signal=TERM 42 after the stop file"  # its steps hear it, its script does not
+    slurm.set("42", JobState="PENDING")
+    assert "is cancelled" in stop(run) and slurm.of("42", "JobState") == "CANCELLED"
+    assert cli.main(["launch", *JOB]) == 0 and slurm.jobs == ["42", "43"] and not (run / "stop").exists()
 
 
 def checkpoint(run: Path, step: int) -> Path:
@@ -181,7 +172,7 @@ def checkpoint(run: Path, step: int) -> Path:
     return own
 
 
-def test_status_tells_the_checkpoint_that_would_be_taken_and_what_is_wrong_with_the_others(workplace, queue):
+def test_status_tells_the_checkpoint_that_would_be_taken_and_what_is_wrong_with_the_others(workplace, slurm):
     assert cli.main(["launch", *JOB]) == 0
     run = workplace / "runs/ngpt_tiny"
     checkpoint(run, 2)
@@ -199,26 +190,35 @@ def test_status_tells_the_checkpoint_that_would_be_taken_and_what_is_wrong_with_
         assert found["step"] == step and (told in found["problem"] if told else found["problem"] is None)
 
 
-def test_a_run_without_a_readable_config_can_be_watched_and_stopped(workplace, queue, monkeypatch):
-    assert cli.main(["launch", *JOB]) == 0
-    run, killed = workplace / "runs/ngpt_tiny", []
-    (run / "config.yaml").write_text("")
-    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid))
-    with submit.locked(run):
-        assert status(run)["state"] == "running" and "Empty" in status(run)["config_problem"]
-        assert "asked process" in stop(run) and killed == [os.getpid()]
+def test_the_launcher_of_a_local_run_is_asked_also_where_its_config_cannot_be_read(workplace):
+    run = workplace / "runs/ngpt_tiny"
+    hold = f"import signal; from pathlib import Path; from launch.run_folder import locked; run = Path({str(run)!r})\n"
+    command = [sys.executable, "-c", hold + "with locked(run): print(flush=True), signal.pause()"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}) as launcher:
+        try:
+            assert launcher.stdout.readline()
+            (run / "config.yaml").write_text("")
+            found = status(run)
+            assert found["state"] == "running" and "Empty" in found["config_problem"] and found["launcher"]["pid"] == launcher.pid
+            assert f"asked process {launcher.pid} to save" in stop(run)
+            assert launcher.wait(timeout=60) == -signal.SIGTERM
+        finally:
+            launcher.kill()
+    assert stop(run).endswith("does not run")
 
 
-def test_a_run_whose_launcher_was_killed_says_so(workplace, queue):
+def test_a_run_whose_launcher_was_killed_says_so(workplace, slurm):
     assert cli.main(["launch", *JOB]) == 0
+    slurm.set("42", JobState="COMPLETED")
     run = workplace / "runs/ngpt_tiny"
     (run / "heartbeat").mkdir()
     (run / "heartbeat/rank0.json").write_text('{"rank": 0, "step": 3, "operation": "forward", "microbatch": 1, "time": 1.0}')
     assert status(run)["state"] == "not running" and "its launcher was killed" in status(run)["failure"]
 
 
-def test_status_of_a_run_that_is_over(workplace, queue, capsys):
+def test_status_of_a_run_that_is_over(workplace, slurm, capsys):
     assert cli.main(["launch", *JOB]) == 0
+    slurm.set("42", JobState="FAILED")
     run = workplace / "runs/ngpt_tiny"
     checkpoint(run, 3)
     (run / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3}\n')
@@ -235,15 +235,14 @@ def test_status_of_a_run_that_is_over(workplace, queue, capsys):
     assert "heartbeats" not in shown and "next        ngpt launch experiment=ngpt_tiny" in shown
 
 
-def test_status_of_a_run_that_goes_on_names_the_rank_that_was_heard_of_longest_ago(workplace, queue, capsys):
+def test_status_of_a_run_that_goes_on_names_the_rank_that_was_heard_of_longest_ago(workplace, slurm, capsys):
     assert cli.main(["launch", *JOB]) == 0
     run = workplace / "runs/ngpt_tiny"
     (run / "heartbeat").mkdir()
     for rank, age in ((0, 2.0), (1, 1.0)):
         beat = {"rank": rank, "step": 3, "operation": "forward", "microbatch": 2, "time": age}
         (run / f"heartbeat/rank{rank}.json").write_text(json.dumps(beat))
-    task = {"job": "42", "state": "RUNNING", "reason": "None", "elapsed": "1:00", "left": "2:00", "nodes": "n[1-2]", "start": "now"}
-    queue[1].append(task)
+    slurm.set("42", JobState="RUNNING", RunTime="1:00", TimeLeft="2:00", NodeList="n[1-2]")
     capsys.readouterr()
     assert cli.main(["status", str(run)]) == 0
     shown = capsys.readouterr().out
@@ -258,24 +257,12 @@ def test_a_folder_without_a_run_has_no_status(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 2
 
 
-def test_the_launcher_of_a_local_run_is_asked(workplace, queue, monkeypatch):
-    run, killed = workplace / "runs/ngpt_tiny", []
-    assert cli.main(["launch", *JOB]) == 0
-    assert stop(run).endswith("does not run")
-    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid))
-    with submit.locked(run):
-        assert holder(run)["pid"] == os.getpid()
-        stop(run)
-    assert killed == [os.getpid()]
-
-
-def test_a_finished_run_whose_last_checkpoint_has_changed_is_submitted_to_go_on(workplace, queue, capsys):
-    submitted, _ = queue
+def test_a_finished_run_whose_last_checkpoint_has_changed_is_submitted_to_go_on(workplace, slurm, capsys):
     run = workplace / "runs/ngpt_tiny"
     checkpoint(run, 2)
     own = checkpoint(run, 4)
     Manifest(4, {path.name: hash_file(path) for path in own.iterdir()}).save(own)
-    assert cli.main(["launch", *JOB]) == 0 and not submitted and "nothing to train" in capsys.readouterr().out
+    assert cli.main(["launch", *JOB]) == 0 and not slurm.jobs and "nothing to train" in capsys.readouterr().out
     (own / "__0_0.distcp").write_text("shar!")
-    assert cli.main(["launch", *JOB]) == 0 and len(submitted) == 1
+    assert cli.main(["launch", *JOB]) == 0 and slurm.jobs == ["42"]
     assert "names step 2 now" in capsys.readouterr().err

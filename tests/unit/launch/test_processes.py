@@ -1,4 +1,7 @@
-"""Commands, copied output, exit codes and signals of worker processes; the workers are small stand-ins."""
+"""Copied output, exit codes and signals of worker processes; the workers are small stand-ins.
+
+The commands that start real ones are run by test_cli.py (one worker) and tests/integration (several, under an agent).
+"""
 
 import os
 import signal
@@ -7,9 +10,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
-from launch import processes
-from launch.processes import run_and_tee, worker_command
+import pytest
+
+from launch.processes import run_and_tee
 from launch.train import exit_code
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -17,16 +22,6 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-u", "-c", code]
-
-
-def test_one_process_needs_no_agent(tmp_path):
-    command = worker_command(["train", "c.yaml"], 1, tmp_path)
-    assert command[1:] == ["-m", "launch.worker", str(os.getpid()), "train", "c.yaml"]
-
-
-def test_several_processes_run_under_an_agent(tmp_path):
-    command = worker_command(["train", "c.yaml"], 3, tmp_path)
-    assert command[1:] == ["-m", "launch.agent", str(os.getpid()), "3", str(tmp_path), "train", "c.yaml"]
 
 
 def test_output_is_shown_and_appended_without_the_prefix_of_the_reporting_rank(tmp_path, capsysbinary):
@@ -38,10 +33,22 @@ def test_output_is_shown_and_appended_without_the_prefix_of_the_reporting_rank(t
     assert log.read_bytes() == b"earlier\nloss 1\n[rank0]:loss 2\nplain"
 
 
-def test_a_prefix_cut_in_two_by_the_pipe_is_still_removed():
-    arrived = list(processes._without_prefix(iter([b"a\n[ra", b"nk0]:b\n", b"step 1\r", b"step 2\r"]), b"[rank0]:"))
-    assert b"".join(arrived) == b"a\nb\nstep 1\rstep 2\r"
-    assert b"step 1\r" in arrived  # shown before its line ends
+def test_a_prefix_cut_in_two_by_the_pipe_is_still_removed_and_a_line_shown_before_it_ends(tmp_path):
+    """The worker writes on only when what it wrote before has been passed on; it waits in vain for what is held back."""
+    log = tmp_path / "console.log"
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "def write(text, shown):\n"
+        "    sys.stdout.write(text); sys.stdout.flush()\n"
+        "    end = time.monotonic() + 20\n"
+        f"    while Path({str(log)!r}).read_bytes() != shown:\n"
+        "        time.sleep(0.002); assert time.monotonic() < end, shown\n"
+        "write('a\\n[ra', b'a\\n')\n"
+        "write('nk0]:b\\n', b'a\\nb\\n')\n"
+        "write('step 1\\r', b'a\\nb\\nstep 1\\r')\n"
+        "write('step 2\\r', b'a\\nb\\nstep 1\\rstep 2\\r')\n"
+    )
+    assert run_and_tee(python(code), dict(os.environ), log) == 0
 
 
 def test_exit_codes_come_back():
@@ -60,19 +67,30 @@ def test_a_descendant_that_holds_the_output_does_not_keep_the_launcher(tmp_path)
     os.kill(int(log.read_text()), signal.SIGKILL)  # it was there all the time
 
 
-def test_a_reader_that_leaves_ends_the_echo_and_not_the_run(tmp_path):
-    log = tmp_path / "console.log"
-    launcher = (
+def run_launcher(log: Path, stdout: int | IO) -> subprocess.Popen:
+    """A process that runs a worker of many lines; its own output is buffered, as a user's is."""
+    code = (
         "import os, sys; from pathlib import Path; from launch.processes import run_and_tee;"
-        f"sys.exit(run_and_tee([sys.executable, '-c', 'for i in range(100000): print(i)'], dict(os.environ), Path({str(log)!r})))"
+        f"sys.exit(run_and_tee([sys.executable, '-c', 'for i in range(20000): print(i)'], dict(os.environ), Path({str(log)!r})))"
     )
-    process = subprocess.Popen(python(launcher), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    process.stdout.readline()
-    process.stdout.close()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen([sys.executable, "-c", code], stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+
+
+@pytest.mark.parametrize("why", ["the reader leaves", "the disk is full"])
+def test_output_that_nobody_takes_ends_the_echo_and_neither_the_run_nor_its_exit_code(tmp_path, why):
+    log = tmp_path / "console.log"
+    if why == "the disk is full":
+        with open("/dev/full", "wb") as full:
+            process = run_launcher(log, full)
+    else:
+        process = run_launcher(log, subprocess.PIPE)
+        process.stdout.readline()
+        process.stdout.close()
     notes = process.stderr.read()
     assert process.wait() == 0
-    assert notes.count("takes no more output") == 1 and "Traceback" not in notes
-    assert log.read_text().splitlines()[-1] == "99999"
+    assert notes.count("\n") == 1 and "takes no more output" in notes
+    assert log.read_text() == "".join(f"{i}\n" for i in range(20000))
 
 
 def test_a_full_disk_ends_the_log_and_not_the_run(capfd):

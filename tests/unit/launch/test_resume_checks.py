@@ -1,4 +1,7 @@
-"""What a resumed run may change: every key of the config has its verdict, and data prepared again is noticed."""
+"""What a resumed run may change: every key of the config has its verdict, and data prepared again is noticed.
+
+That samples are said to be reordered where Megatron reorders them: tests/unit/training/test_sample_index.py.
+"""
 
 import copy
 import json
@@ -6,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.resume_checks import SOURCES_FILE, _epochs
+from launch.resume_checks import SOURCES_FILE
 from launch.run_folder import check_resumable, record_launch, resume_notes
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
@@ -185,14 +188,3 @@ def test_a_longer_run_that_reaches_into_another_epoch_is_noted(make_config, tmp_
     notes = resume_notes(make_config("train.steps=4", OVERRIDE))
     assert len(notes) == 1 and "1 -> 3 epochs" in notes[0] and "seen come again" in notes[0]
     assert resume_notes(make_config("train.steps=1", OVERRIDE)) == []
-
-
-@pytest.mark.parametrize("tokens", [100, 101, 513, 4000])
-@pytest.mark.parametrize("samples", [1, 3, 10, 64, 65])
-def test_epochs_are_those_that_megatron_lays_out(tokens, samples):
-    """Its loop, and its rule for a last epoch of its own, written out."""
-    seq_length, epochs, have = 16, 1, tokens
-    while have < samples * seq_length + 1:
-        epochs, have = epochs + 1, have + tokens
-    apart = epochs > 1 and samples - ((epochs - 1) * tokens - 1) // seq_length < int(0.8 * ((tokens - 1) // seq_length))
-    assert _epochs(tokens, samples, seq_length) == (epochs, apart)

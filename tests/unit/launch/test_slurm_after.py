@@ -90,25 +90,37 @@ def test_a_damaged_count_of_restarts_begins_again(tmp_path):
 
 
 @pytest.fixture
-def job(monkeypatch, tmp_path):
-    """A job of which SLURM says what `said` holds; the requeues that were asked for."""
+def job(slurm, monkeypatch):
+    """This process is a task of an array, of which SLURM knows."""
     monkeypatch.setenv("SLURM_JOB_ID", "19")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    asked = []
-    monkeypatch.setattr(after.scheduler, "job_state", lambda job: asked.append(("state", job)) or RUNNING)
-    monkeypatch.setattr(after.scheduler, "requeue", lambda job: asked.append(("requeue", job)))
-    return asked
+    slurm.set("17_3", JobState="RUNNING", Restarts=2)
+    return slurm
 
 
 def test_a_task_of_an_array_asks_for_itself_and_the_reason_is_kept(job, tmp_path, capsys):
+    job.set("17", JobState="RUNNING", Restarts=2)
     assert after.main([str(tmp_path), "--code", "1"]) == 1
-    assert job == [("state", "17_3"), ("requeue", "17_3")]
+    assert (job.of("17_3", "requeued"), job.of("17", "requeued")) == ("yes", None)
     assert "srun ended with exit code 1; starts again" in capsys.readouterr().out
     assert "job 17_3 (restart 2), newest checkpoint none: srun ended" in (tmp_path / after.LOG_FILE).read_text()
 
 
+def test_a_job_that_slurm_ends_is_asked_for_when_its_time_was_over_and_else_left_alone(job, tmp_path):
+    for fields, comes_back in (({"Reason": "TimeLimit"}, True), ({}, False), ({"Restarts": 3}, False)):
+        job.set("17_3", **{"JobState": "COMPLETING", "Reason": "None", "Restarts": 2, "requeued": "no"} | fields)
+        after.main([str(tmp_path), "--code", "143"])
+        assert (job.of("17_3", "requeued") == "yes") == comes_back, fields
+
+
+def test_a_requeue_that_slurm_refuses_is_told(job, tmp_path, capsys):
+    job.answers((0, ""), (1, "Requested operation is presently disabled for job 17_3"))
+    assert after.main([str(tmp_path), "--code", "1"]) == 1
+    assert "could not be requeued: Requested operation is presently disabled" in capsys.readouterr().out
+
+
 def test_sigterm_alone_decides_nothing(job, tmp_path):
     assert after.main([str(tmp_path), "--out-of-time"]) == 0
-    assert job == [("state", "17_3")] and not list(tmp_path.iterdir())
+    assert job.of("17_3", "requeued") is None and not list(tmp_path.iterdir())

@@ -1,17 +1,22 @@
 """Cached sample indices: they follow the content of the data, and what is damaged is named and built again."""
 
+import copy
+import functools
+import itertools
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+from megatron.core.datasets import gpt_dataset
 
-from megatron_ext.training.data import _DatasetTokenizer
-from megatron_ext.training.sample_index import ContentKeyedDataset, DatasetBuilder, damage
-from ngpt.config import ConfigError
-from ngpt.config.schema import TokenizerConfig
+from launch.resume_checks import reordered_samples
+from megatron_ext.training.data import build_datasets
+from megatron_ext.training.sample_index import damage
+from ngpt.config import ConfigError, compose
+from ngpt.config.schema import DataSource, TokenizerConfig
 from ngpt.data.plan import Options
 from ngpt.data.prepare import prepare
 
@@ -23,20 +28,16 @@ def make(folder, name, count, word="word"):
     return str(folder / name / "train")
 
 
-def build(cache, *prefixes, samples=20):
-    blend = (list(prefixes), [1.0] * len(prefixes))
-    config = GPTDatasetConfig(
-        random_seed=1,
-        sequence_length=16,
-        blend_per_split=[blend, None, None],
-        path_to_cache=str(cache),
-        tokenizer=_DatasetTokenizer(257, 256),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
-    return DatasetBuilder(ContentKeyedDataset, [samples, 0, 0], lambda: True, config).build()[0]
+@functools.cache
+def tiny():
+    return compose(["experiment=ngpt_tiny", "data=enwik8_bytes", "train.seq_length=16", "train.seed=1"])
+
+
+def build(cache, *prefixes, samples=20, weights=None):
+    cfg = copy.deepcopy(tiny())
+    cfg.data.cache_dir = str(cache)
+    cfg.data.train = [DataSource(path, weight) for path, weight in zip(prefixes, weights or [1.0] * len(prefixes), strict=True)]
+    return build_datasets(cfg, samples, 0, "local")[0]
 
 
 def tokens_of(dataset, samples=20):
@@ -75,11 +76,19 @@ DAMAGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Two sources, their samples and the cache in which those were built."""
+    folder = tmp_path_factory.mktemp("built")
+    prefixes = [make(folder, "a", 20), make(folder, "b", 20, "another")]
+    return prefixes, tokens_of(build(folder / "cache", *prefixes)), folder / "cache"
+
+
 @pytest.mark.parametrize("name", ["document_index", "sample_index", "shuffle_index", "BlendedDataset-train-dataset_sample_index"])
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_file_is_named_and_built_again(tmp_path, capsys, kind, name):
-    cache, prefixes = tmp_path / "cache", [make(tmp_path, "a", 20), make(tmp_path, "b", 20, "another")]
-    first = tokens_of(build(cache, *prefixes))
+def test_a_damaged_file_is_named_and_built_again(tmp_path, capsys, built, kind, name):
+    prefixes, first, intact = built
+    cache = shutil.copytree(intact, tmp_path / "cache")
     path = next(path for path in sorted(cache.iterdir()) if path.name.endswith(f"{name}.npy"))
     stamp = path.stat()
     DAMAGES[kind](path)
@@ -118,3 +127,54 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"data.cache_dir: .*file.*cannot be written"):
         build(tmp_path / "file", make(tmp_path, "a", 20))
+
+
+@pytest.fixture
+def laid_out(monkeypatch):
+    """How Megatron lays out each source for a run of so many samples: its epochs, and whether it shuffles the last for itself."""
+    seen, upstream = [], gpt_dataset._build_document_index
+
+    def build_document_index(documents, epochs, state, separate_final_epoch):
+        seen.append((epochs, separate_final_epoch))
+        with monkeypatch.context() as patch:
+            patch.setattr(gpt_dataset, "_build_document_index", upstream)  # which calls itself
+            return upstream(documents, epochs, state, separate_final_epoch)
+
+    monkeypatch.setattr(gpt_dataset, "_build_document_index", build_document_index)
+
+    def laid_out(cache, sources, samples):
+        seen.clear()
+        build(cache, *(source.path for source in sources), samples=samples, weights=[source.weight for source in sources])
+        return list(seen)
+
+    return laid_out
+
+
+def text_of(folder, tokens):
+    """Prepared data of so many tokens, in documents of 64 and one that is longer."""
+    lengths = [64] * (tokens // 64 - 1) + [64 + tokens % 64]
+    (folder / f"{tokens}.jsonl").write_text("".join(json.dumps({"text": "x" * (length - 1)}) + "\n" for length in lengths))
+    out = folder / f"of_{tokens}"
+    manifest = prepare([folder / f"{tokens}.jsonl"], out, TokenizerConfig(name="bytes", kind="bytes"), Options(split="100,0,0"), workers=1)
+    assert manifest.splits["train"].tokens == tokens
+    return str(out / "train")
+
+
+@pytest.mark.parametrize(("sources", "longest"), [([96], 25), ([512], 70), ([96, 512], 50)], ids=str)
+def test_a_run_is_told_that_its_samples_are_reordered_where_megatron_lays_them_out_otherwise(tmp_path, laid_out, sources, longest):
+    """A resumed run that is longer or shorter, through every border of an epoch."""
+    data = [DataSource(text_of(tmp_path, tokens), 3.0 - index) for index, tokens in enumerate(sources)]
+    layouts = {samples: laid_out(tmp_path / f"cache{samples}", data, samples) for samples in range(1, longest)}
+    assert {apart for layout in layouts.values() for _, apart in layout} == {False, True}
+
+    def config(samples):
+        train = SimpleNamespace(steps=samples, global_batch_size=1, seq_length=16)
+        return SimpleNamespace(train=train, data=SimpleNamespace(mock=False, train=data))
+
+    for old, new in [(1, longest - 1), *itertools.pairwise(layouts), *itertools.pairwise(reversed(layouts))]:
+        note, told = reordered_samples(config(old), config(new)), []
+        for source, before, now in zip(data, layouts[old], layouts[new], strict=True):
+            if before != now:
+                otherwise = "" if before[0] != now[0] else ", the last one shuffled otherwise"
+                told.append(f"{source.path}: {before[0]} -> {now[0]} epochs{otherwise}")
+        assert f"({'; '.join(told)})" in note if told else note is None, (old, new)
