@@ -1,4 +1,7 @@
-"""Upstream takes a prediction loss's mean over a context-parallel rank; the patch over the sequences. A whole run: tests/distributed."""
+"""Upstream takes a prediction loss's mean over a context-parallel rank; the patch over the sequences.
+
+One rank against fp64: tests/numerics/test_model_against_reference.py; several: tests/distributed.
+"""
 
 PREDICTION, MODEL = "core/transformer/multi_token_prediction.py", "core/models/hybrid/hybrid_model.py"
 
@@ -15,15 +18,3 @@ def test_upstream_still_calls_it_with_these_names_and_weighs_it_so(upstream_sour
     for name in [*names, "compute_language_model_loss", "config", "cp_group"]:
         assert f"                    {name}=" in call, name
     assert "config.mtp_loss_scaling_factor / config.mtp_num_layers" in upstream_source(PREDICTION, "process_mtp_loss")
-
-
-def test_one_context_parallel_rank_is_left_to_upstream():
-    from types import SimpleNamespace
-
-    from megatron_ext.compat.prediction_loss import _over_whole_sequences
-
-    seen = {}
-    patched = _over_whole_sequences(lambda **kwargs: seen.update(kwargs) or "upstream")
-    alone = SimpleNamespace(size=lambda: 1)
-    assert patched(cp_group=alone, labels="labels", config="config") == "upstream"
-    assert seen == {"cp_group": alone, "labels": "labels", "config": "config"}
