@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -94,72 +95,87 @@ def test_killed_between_two_renames_the_old_checkpoint_gets_its_name_back(folder
     assert sorted(os.listdir(folder)) == ["iter_0000004", tracker.TRACKER_FILE]
 
 
-STEPS = {
-    "config": (publish, "write_synced"),
-    "index": (publish, "sync"),
-    "manifest": (manifest, "replacing"),
-    "coming tracker": (tracker, "write_synced"),
-    "tracker": (tracker, "sync"),
-}
+class Killed(BaseException):
+    pass
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("step", STEPS)
-def test_a_refused_write_leaves_the_previous_checkpoint(folder, save, monkeypatch, step, number):
+CALLS = [("pathlib.Path.open", Path.open), ("pathlib.Path.rename", os.rename), ("pathlib.Path.replace", os.replace), ("os.fsync", os.fsync)]
+
+
+def interrupted_at(monkeypatch, count: int, error) -> list[str]:
+    """The next call but `count` of those that change or flush something raises `error(path)`. Names of the calls that came, in order."""
+    came = []
+
+    def wrapped(name, call):
+        def dying(*args, **kwargs):
+            if name == "pathlib.Path.open" and "w" not in kwargs.get("mode", args[1] if len(args) > 1 else "r"):
+                return call(*args, **kwargs)
+            came.append(name)
+            if len(came) == count + 1:
+                raise error(None if name == "os.fsync" else str(args[0]))  # as the system: it does not say what it could not flush
+            return call(*args, **kwargs)
+
+        return dying
+
+    for name, call in CALLS:
+        monkeypatch.setattr(name, wrapped(name, call))
+    return came
+
+
+def disturbed_saves(folder, save, monkeypatch, error):
+    """Saves of step 8 after one of step 4, with each call in turn raising `error(path)`; yields that and whether it was the last.
+
+    Calls that nothing disturbs are counted first.
+    """
     save(4)
-    module, function = STEPS[step]
-
-    def refuse(path, *_):
-        raise OSError(number, os.strerror(number), str(path))
-
-    monkeypatch.setattr(module, function, refuse)
-    with pytest.raises(OSError) as refusal:
+    with monkeypatch.context() as patch:
+        calls = interrupted_at(patch, 10**6, error)
         save(8)
-    assert refusal.value.filename
-    monkeypatch.undo()
-    publish.discard(publish.staging_folder(folder, 8))
-    # The tracker is replaced before its folder is flushed: then the new one may already be what it names.
-    assert choose_by_sizes(folder).step == (8 if step == "tracker" else 4)
-    save(12)
-    assert choose_by_sizes(folder).note() is None
+    assert set(calls) == {name for name, _ in CALLS}
+    for count in range(len(calls)):
+        shutil.rmtree(folder)
+        save(4)
+        with monkeypatch.context() as patch:
+            interrupted_at(patch, count, error)
+            with pytest.raises((OSError, Killed)) as refusal:
+                save(8)
+        yield refusal.value, count + 1 == len(calls)
 
 
 def test_an_interrupted_publication_leaves_the_previous_or_the_new_one(folder, save, monkeypatch):
-    """Killed before each rename and each flush in turn: what is then loaded is whole."""
-    for when in range(20):
-        calls = 0
-
-        class Killed(BaseException):
-            pass
-
-        def die(function, counted=when):
-            def wrapped(*args, **kwargs):
-                nonlocal calls
-                calls += 1
-                if calls == counted + 1:
-                    raise Killed
-                return function(*args, **kwargs)
-
-            return wrapped
-
-        save(4)
-        with monkeypatch.context() as patch:
-            patch.setattr("pathlib.Path.rename", die(os.rename))
-            patch.setattr("pathlib.Path.replace", die(os.replace))
-            patch.setattr(os, "fsync", die(os.fsync))
-            try:
-                save(8)
-            except Killed:
-                pass
-            else:
-                assert when > 8  # all of them were tried
-                return
-        choice = choose_by_sizes(folder)
-        assert choice.step in (4, 8)
+    """Killed before each of the calls that change or flush something, in turn: what is then loaded is whole."""
+    for _ in disturbed_saves(folder, save, monkeypatch, lambda _: Killed()):
+        assert choose_by_sizes(folder).step in (4, 8)
         if (folder / "iter_0000008").exists():
             assert manifest.inspect(folder / "iter_0000008") is None
-            shutil.rmtree(folder / "iter_0000008")
-    pytest.fail("the publication was interrupted at every call")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_refused_call_leaves_the_previous_checkpoint_and_names_a_file(folder, save, monkeypatch, number):
+    """All but the last, after which the tracker names the new one; it is then only not known to be on the disk."""
+    for refusal, last in disturbed_saves(folder, save, monkeypatch, lambda path: OSError(number, os.strerror(number), path)):
+        assert refusal.errno == number and refusal.filename
+        publish.discard(publish.staging_folder(folder, 8))
+        assert choose_by_sizes(folder).step == (8 if last else 4)
+        save(12)
+        assert choose_by_sizes(folder).note() is None
+
+
+@pytest.mark.parametrize("file", [f".saving/iter_0000008/{manifest.CONFIG_FILE}", f"{tracker.TRACKER_FILE}.partial"])
+def test_a_full_disk_leaves_the_previous_checkpoint(folder, save, file):
+    """/dev/full in place of a file: the system itself refuses what is written."""
+    save(4)
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    staging = publish.make_staging(folder, 8)
+    for name in (SHARD, ".metadata", "metadata.json"):
+        (staging / name).write_bytes(b"12345")
+    (folder / file).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        publish.publish(folder, Manifest(8, {}), "run: {}\n", {})
+    publish.discard(staging)
+    assert choose_by_sizes(folder).step == 4
+    save(12)
+    assert choose_by_sizes(folder).note() is None
 
 
 def test_the_line_of_a_full_disk():

@@ -13,11 +13,9 @@ def test_upstream_still_has_the_two_orders(upstream_source):
     assert handing.index("*shard_fp32_params_this_group") < handing.index("*shard_fp32_from_float16_params_this_group")
 
 
-def test_fp32_parameters_are_numbered_first_and_keep_their_order(run_script):
-    out = run_script(
+def test_fp32_parameters_are_numbered_first_and_keep_their_order(run_installed):
+    out = run_installed(
         """
-        from megatron_ext import compat
-        compat.install(cpu=True)
         import torch
         from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 

@@ -35,9 +35,6 @@ SCRIPT = """
     import json
     from types import SimpleNamespace
 
-    from megatron_ext import compat
-
-    compat.install(cpu=True)
     import torch
     import torch.distributed as dist
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
@@ -117,9 +114,9 @@ SCRIPT = """
 """
 
 
-def test_every_row_is_saved_once_from_its_place_by_any_number_of_ranks(run_script):
+def test_every_row_is_saved_once_from_its_place_by_any_number_of_ranks(run_installed):
     shapes = {"p0": (5, 7), "p1": (3,), "p2": (4, 1, 6), "p3.0": (3, 2), "p3.1": (37, 2), "p4": (2, 700)}
-    worlds = run_script(SCRIPT).splitlines()[-4:]
+    worlds = run_installed(SCRIPT).splitlines()[-4:]
     for pieces in map(json.loads, worlds):
         assert all(replica == [0, 0, 0] for *_, replica in pieces)
         for number, state in enumerate(("param", "exp_avg", "exp_avg_sq")):

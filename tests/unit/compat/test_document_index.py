@@ -28,11 +28,9 @@ def test_same_order_and_same_random_state(upstream_source, documents, epochs, se
     assert np.array_equal(numbers, np.arange(documents))
 
 
-def test_the_patch_reaches_the_dataset(run_script):
-    out = run_script(
+def test_the_patch_reaches_the_dataset(run_installed):
+    out = run_installed(
         """
-        from megatron_ext import compat
-        compat.install(cpu=True)
         from megatron.core.datasets import gpt_dataset
         print(gpt_dataset._build_document_index.__module__)
         """

@@ -15,11 +15,9 @@ def test_upstream_still_returns_the_state_dict_first_and_seeds_experts_apart(ups
     assert "_EXPERT_PARALLEL_RNG_TRACKER_NAME" in seeding and "100 * ep_rank" in seeding
 
 
-def test_a_rank_finds_its_own_state_or_keeps_its_own_expert_stream(run_script):
-    out = run_script(
+def test_a_rank_finds_its_own_state_or_keeps_its_own_expert_stream(run_installed):
+    out = run_installed(
         """
-        from megatron_ext import compat
-        compat.install(cpu=True)
         from megatron.core import tensor_parallel
         from megatron_ext.compat.expert_rng import own_first
 

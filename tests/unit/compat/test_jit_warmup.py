@@ -5,13 +5,11 @@ def test_upstream_still_draws_before_the_model_is_built(upstream_source):
     assert "torch.rand(" in upstream_source("training/initialize.py", "_warmup_jit_function")
 
 
-def test_the_default_generator_is_left_alone(run_script):
-    run_script("""
-        from megatron_ext.compat import cuda_on_cpu, jit_warmup
-
-        cuda_on_cpu.install()
+def test_the_default_generator_is_left_alone(run_installed):
+    run_installed("""
         import torch
         from megatron.training import initialize
+        from megatron_ext.compat import jit_warmup
 
         drawn = []
         initialize._warmup_jit_function = lambda: drawn.append(torch.rand(8))

@@ -1,4 +1,7 @@
-"""Upstream takes a prediction loss's mean over a context-parallel rank; the patch over the sequences. Whole runs: tests/distributed."""
+"""Upstream takes a prediction loss's mean over a context-parallel rank; the patch over the sequences.
+
+One rank against fp64: tests/numerics/test_model_against_reference.py; several: tests/distributed.
+"""
 
 import ast
 import inspect

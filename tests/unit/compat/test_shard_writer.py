@@ -5,8 +5,6 @@ import json
 _SAVES = """
     import errno, json, shutil
     from pathlib import Path
-    from megatron_ext import compat
-    compat.install(cpu=True)
     import torch
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing import ShardedTensor
@@ -62,8 +60,8 @@ _SAVES = """
 """
 
 
-def test_outcomes_of_saves(run_script):
-    found = json.loads(run_script(_SAVES).splitlines()[-1])
+def test_outcomes_of_saves(run_installed):
+    found = json.loads(run_installed(_SAVES).splitlines()[-1])
     assert found["right"] == {"same": {"__0_0.distcp": True}, "all": [".metadata", "__0_0.distcp", "metadata.json"]}
     path, what, number, files = found["norm"]
     assert path.endswith("norm/__0_0.distcp") and "master: its vectors have unit norm up to 0.01" in what and number == 0

@@ -1,10 +1,11 @@
 """Every shipped file composes: experiments as they are and cut down, groups one by one."""
 
+import functools
 from pathlib import Path
 
 import pytest
 
-from ngpt.config import compose, config_dir, data_parallel_size, dump, load, micro_batches_per_step, model_defining
+from ngpt.config import Config, compose, config_dir, data_parallel_size, dump, load, micro_batches_per_step, model_defining
 from ngpt.config.identity import diff, flatten
 from ngpt.estimate.counts import count_parameters, training_flops_per_token
 
@@ -38,6 +39,12 @@ COMPANIONS = {
 }
 
 
+@functools.cache
+def shipped(experiment: str) -> Config:
+    """A whole experiment, composed once for all tests: they only look at it."""
+    return compose([f"experiment={experiment}"])
+
+
 def test_the_required_experiments_are_shipped():
     dense = {f"{architecture}_1p2b_dense_{precision}" for architecture in ("ngpt", "gpt") for precision in ("bf16", "nvfp4")}
     assert {"quickstart", *dense} <= set(EXPERIMENTS)
@@ -46,7 +53,7 @@ def test_the_required_experiments_are_shipped():
 @pytest.mark.parametrize("cut", [[], ["train.global_batch_size=16", "train.steps=50"]], ids=["whole", "cut_down"])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_composes_is_counted_and_reads_back_equal(experiment: str, cut: list[str], tmp_path: Path):
-    cfg = compose([f"experiment={experiment}", *cut])
+    cfg = compose([f"experiment={experiment}", *cut]) if cut else shipped(experiment)
     assert cfg.run.dir == f"runs/{experiment}"
     assert cfg.checkpoint.dir == f"runs/{experiment}/checkpoints"
     assert cfg.train.micro_batch_size * data_parallel_size(cfg) * micro_batches_per_step(cfg) == cfg.train.global_batch_size
@@ -68,7 +75,7 @@ def test_option_composes_and_carries_its_file_name(group: str, option: str):
 @pytest.mark.parametrize("control", [name for name in EXPERIMENTS if name.startswith("gpt") or name.endswith("_gpt")])
 def test_control_differs_from_its_ngpt_only_in_architecture_and_optimization(control: str):
     ours = control.removesuffix("_gpt") if control.endswith("_gpt") else f"n{control}"
-    changed = diff(flatten(compose([f"experiment={ours}"])), flatten(compose([f"experiment={control}"])))
+    changed = diff(flatten(shipped(ours)), flatten(shipped(control)))
     allowed = {"model.name", "model.architecture", "schedule.warmup_steps", "checkpoint.dir", "data.cache_dir"}
     recipes = changed.get("precision.name")
     if recipes:  # static scales need what only nGPT has
@@ -80,7 +87,7 @@ def test_control_differs_from_its_ngpt_only_in_architecture_and_optimization(con
 
 
 def test_the_nvfp4_experiment_differs_from_the_bf16_one_only_in_precision():
-    changed = diff(*(flatten(compose([f"experiment=ngpt_1p2b_dense_{name}"])) for name in ("bf16", "nvfp4")))
+    changed = diff(*(flatten(shipped(f"ngpt_1p2b_dense_{name}")) for name in ("bf16", "nvfp4")))
     assert {key for key in changed if not key.startswith(("run.", "checkpoint.dir", "data.cache_dir"))} == {
         "precision.name",
         "precision.format",
@@ -91,7 +98,7 @@ def test_the_nvfp4_experiment_differs_from_the_bf16_one_only_in_precision():
 
 
 def test_the_paper_model_has_the_paper_hyper_parameters():
-    flat = flatten(compose(["experiment=ngpt_1p2b_dense_bf16"]))
+    flat = flatten(shipped("ngpt_1p2b_dense_bf16"))
     expected = {
         "model.num_layers": 20,
         "model.hidden_size": 2048,
@@ -127,7 +134,7 @@ def test_the_paper_model_has_the_paper_hyper_parameters():
 
 
 def test_the_hybrid_model_has_the_paper_hyper_parameters():
-    flat = flatten(compose(["experiment=ngpt_hybrid_3b30b_bf16"]))
+    flat = flatten(shipped("ngpt_hybrid_3b30b_bf16"))
     expected = {
         "model.layer_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
         "model.hidden_size": 2688,
@@ -192,7 +199,7 @@ def test_any_other_megatron_argument_passes_through():
 
 
 def test_model_defining_keys_hold_the_function_and_not_its_execution():
-    base = ["experiment=quickstart"]
+    base, plain = ["experiment=quickstart"], model_defining(shipped("quickstart"))
     same = [
         ["parallel=pp2", "cluster.gpus_per_node=2", "model.layer_pattern='*-*-|*-*-'"],
         ["precision=bf16"],
@@ -201,9 +208,9 @@ def test_model_defining_keys_hold_the_function_and_not_its_execution():
         ["model.num_query_groups=4", "model.head_dim=48"],  # the derived values, said aloud
     ]
     for overrides in same:
-        assert diff(model_defining(compose(base)), model_defining(compose(base + overrides))) == {}
+        assert diff(plain, model_defining(compose(base + overrides))) == {}
     other = ["model.fine_grained=false", "train.seq_length=128", "model.ffn_hidden_size=512", "tokenizer=bpe"]
-    changed = diff(model_defining(compose(base)), model_defining(compose([*base, *other, "model.vocab_size=4096"])))
+    changed = diff(plain, model_defining(compose([*base, *other, "model.vocab_size=4096"])))
     assert changed == {
         "model.ffn_hidden_size": (768, 512),
         "model.fine_grained": (True, False),

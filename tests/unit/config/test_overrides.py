@@ -18,10 +18,23 @@ def test_the_name_of_a_run_is_what_was_typed(text, tmp_path):
     assert load(tmp_path / "config.yaml") == config
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.text(alphabet=st.sampled_from("ab1. '\"\\=,:()[]{}#~é"), min_size=1).filter(lambda text: text[0] not in "'\"" and text != "null"))
-def test_any_text_is_read_as_it_was_typed(text):
-    assert compose([TINY, f"data.cache_dir={text}"]).data.cache_dir == text
+TEXT_KEYS = ("data.cache_dir", "checkpoint.dir", "tokenizer.path", "run.root")  # each takes any text
+
+
+def read_by(texts) -> list[str]:
+    """What such keys hold where they are given these texts, in one composition."""
+    config = compose([TINY, "run.dir=x", *(f"{key}={text}" for key, text in zip(TEXT_KEYS, texts, strict=True))])
+    return [getattr(getattr(config, section), name) for section, name in (key.split(".") for key in TEXT_KEYS)]
+
+
+ALPHABET = st.sampled_from("ab1. '\"\\=,:()[]{}#~é")
+ANY_TEXT = st.text(ALPHABET, min_size=1).filter(lambda text: text[0] not in "'\"" and text != "null")
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.tuples(*[ANY_TEXT] * len(TEXT_KEYS)))
+def test_any_text_is_read_as_it_was_typed(texts):
+    assert read_by(texts) == list(texts)
 
 
 @pytest.mark.parametrize(("typed", "read"), [("'1.10'", "1.10"), ('"a b"', "a b"), ("null", None), ("${run.name}_x", "ngpt_tiny_x")])
@@ -53,6 +66,6 @@ def test_a_number_in_a_file_is_refused(tmp_path):
         compose(["experiment=mine"], [tmp_path])
 
 
-@pytest.mark.parametrize("text", ["'a'b'", "'a\\'", "'a', 'b'", "'", '"', "'a"])
-def test_what_only_looks_quoted_is_text(text):
-    assert compose([TINY, f"data.cache_dir={text}"]).data.cache_dir == text
+@pytest.mark.parametrize("texts", [["'a'b'", "'a\\'", "'a', 'b'", "'"], ['"', "'a", "'", '"a']], ids=str)
+def test_what_only_looks_quoted_is_text(texts):
+    assert read_by(texts) == texts
