@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,11 @@ from megatron_ext import compat
 from ngpt.config.errors import ConfigError
 
 PATCHES = [*compat._ON_CPU, *compat._EVERYWHERE]
+
+
+def test_every_patch_of_the_folder_is_applied():
+    files = Path(compat.__file__).parent.glob("*.py")
+    assert set(PATCHES) == {file.stem for file in files if "\ndef install(" in file.read_text() and file.stem != "__init__"}
 
 
 def test_the_installed_megatron_is_the_one_the_patches_are_for():

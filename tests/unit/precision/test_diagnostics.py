@@ -371,4 +371,24 @@ def test_fractions_are_left_out_where_nothing_was_counted(generator):
     watch = GemmWatch(recipe("off"))
     watched(watch, *tensors(generator))
     assert not any(name.endswith("fraction") for name in watch.figures)
-    assert watch._x_columns is None  # held between the passes only
+
+
+def numbers_held(value: object) -> int:
+    """Elements of all tensors that an object keeps, but for single numbers."""
+    if isinstance(value, Tensor):
+        return value.numel() if value.dim() else 0
+    if isinstance(value, list | tuple):
+        return sum(map(numbers_held, value))
+    return sum(map(numbers_held, (value if isinstance(value, dict) else getattr(value, "__dict__", {})).values()))
+
+
+def test_what_is_sampled_is_held_between_the_passes_only(generator):
+    x, w, dy = tensors(generator)
+    watch, specs = GemmWatch(recipe("off"), samples=8), recipe("off").operands
+    watch.forward(x, w, operand(x, specs["input"], "rowwise"), operand(w, specs["weight"], "rowwise"))
+    assert 8 * TOKENS <= numbers_held(watch) < x.numel()
+    watch.backward(
+        dy, w, operand(dy, specs["grad_output"], "rowwise"), operand(w, specs["weight"], "columnwise"),
+        operand(dy, specs["grad_output"], "columnwise"), operand(x, specs["input"], "columnwise"),
+    )  # fmt: skip
+    assert numbers_held(watch) == 0
