@@ -10,6 +10,7 @@ _ELEMENTS = 1 << 24  # of the fp32 temporaries
 
 
 def forward(x_TV: Tensor, scale: Tensor | None, factor: float, targets_T: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `forward` of the package: the three of `Statistics`."""
     largest, total, picked = (x_TV.new_empty(x_TV.size(0), dtype=_dtype(x_TV)) for _ in range(3))
     for rows, logits in _scaled(x_TV, scale, factor, columns):
         top = logits.amax(-1) if columns else torch.full_like(total[rows], -torch.inf)
@@ -31,6 +32,7 @@ def backward_(
     total_T: Tensor,
     scale_of_grad: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
+    """As `backward_` of the package, which chooses between this and the other backend."""
     grad_scale = None if scale is None else torch.zeros_like(scale)
     behind = scale_of_grad if scale_of_grad is not None else factor if scale is None else scale * factor
     for rows, logits in _scaled(x_TV, scale, factor, columns):

@@ -16,6 +16,7 @@ ROWS, NEIGHBOURS = 4, 8  # rows that share a read of the scale; columns that a t
 
 
 def forward(x_TV: Tensor, scale: Tensor | None, factor: float, targets_T: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `forward` of the package: the three of `Statistics`."""
     x_TV = as_rows(x_TV)
     rows, width = x_TV.shape
     statistics = [torch.empty(rows, dtype=torch.float32, device=x_TV.device) for _ in range(3)]
@@ -35,6 +36,7 @@ def backward_(
     total_T: Tensor,
     scale_of_grad: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
+    """As `backward_` of the package, which chooses between this and the other backend."""
     x_TV = as_rows(x_TV)
     rows, width = x_TV.shape
     tile_rows, tile_columns, warps = BACKWARD.strip(width)
