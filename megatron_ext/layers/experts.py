@@ -3,16 +3,13 @@
 Shapes: x_TD tokens of this rank's experts, sorted by expert; T counts a token once for each expert that it was sent to.
 """
 
-import math
-
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_ext.layers.linear import ReadsStream
 from megatron_ext.layers.scale import ParallelScale
 from megatron_ext.precision.grouped import TOKEN_MULTIPLE
-from ngpt.functional import scale_features, scale_tokens
+from ngpt.functional import scale_tokens
 
 
 class PadsTokens:
@@ -30,21 +27,6 @@ class PadsTokens:
         padded = torch.nn.functional.pad(x_TD, (0, 0, 0, -tokens % TOKEN_MULTIPLE))
         y_TF, bias = super().forward(padded)
         return y_TF[:tokens], bias
-
-
-class BorrowedScaleReadsStream(ReadsStream):
-    """The first linear of an expert whose suv belongs to all experts of the layer: `lend` gives it."""
-
-    def __init__(self, *args, config: TransformerConfig, **kwargs):
-        super().__init__(*args, config=config, **kwargs)
-        self.width_factor = math.sqrt(config.hidden_size)
-
-    def lend(self, suv: ParallelScale) -> None:
-        self.borrowed = (suv,)  # in a tuple: it is no submodule of this linear
-
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor | None]:
-        u_TF, bias = super().forward(x_TD)
-        return scale_features(u_TF, *self.borrowed[0](times=self.width_factor)), bias
 
 
 def separate_experts(experts: type) -> type:
@@ -81,13 +63,18 @@ def normalized_experts(experts: type, shared_suv: bool) -> type:
             super().__init__(num_local_experts, config, *args, pg_collection=pg_collection, **kwargs)
             if shared_suv:
                 self.suv = _shared_suv(config, pg_collection)
-                for linear in [module for module in self.modules() if hasattr(module, "lend")]:
-                    linear.lend(self.suv)
+            for mlp in getattr(self, "local_experts", [self]):
+                mlp.linear_fc2.borrow(self.suv if shared_suv else mlp.linear_fc1.suv)
 
         def forward(self, x_TD: Tensor, tokens_per_expert: Tensor, probs_T: Tensor) -> tuple[Tensor, Tensor | None]:
-            ones = torch.ones_like(probs_T, dtype=x_TD.dtype)
-            y_TD, bias = super().forward(x_TD, tokens_per_expert, ones)
-            return scale_tokens(y_TD, probs_T), bias
+            sizes = tokens_per_expert.tolist()
+            if hasattr(self, "local_experts"):
+                outputs = [expert(tokens)[0] for expert, tokens in zip(self.local_experts, x_TD.split(sizes), strict=True)]
+                y_TD = torch.cat(outputs)
+            else:
+                u_TF, _ = self.linear_fc1(x_TD, sizes)
+                y_TD, _ = self.linear_fc2(u_TF, sizes)
+            return scale_tokens(y_TD, probs_T), None
 
         def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
             state = super().sharded_state_dict(prefix, sharded_offsets, metadata)

@@ -1,31 +1,15 @@
-"""Linears of all experts of a rank in one call, over Transformer Engine's grouped linears. One weight and one scale for each expert.
+"""The first linear of all experts of a rank in one call, over Transformer Engine's grouped linear. One weight and one scale for each expert.
 
-Shapes: x_TD tokens sorted by expert; `sizes` says how many each expert has. Checkpoints hold the same entries as `SequentialMLP`'s.
+Checkpoints hold the same entries as `SequentialMLP`'s.
 """
-
-import math
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from megatron_ext.layers.linear import ReadsStream
 from megatron_ext.layers.scale import ParallelScale
-from ngpt.functional import l2_normalize, scale_features, scale_groups
-from ngpt.optim.retraction import mark
-
-
-class _GroupedReadsStream:
-    """Mixin over a column-parallel grouped linear: the rows of each expert's matrix have unit norm, like the tokens it reads."""
-
-    unit_norm_input = True
-
-    def __init__(self, num_gemms: int, *args, config: TransformerConfig, pg_collection, **kwargs):
-        super().__init__(num_gemms, *args, config=config, pg_collection=pg_collection, **kwargs)
-        self.width_factor = math.sqrt(config.hidden_size)
-        self.activation_dtype = config.params_dtype  # as in ScaledReadsStream: the scales stay fp32
-        for weight in self.matrices:
-            mark(weight, unit_dim=1)
 
 
 class ExpertScales(ParallelScale):
@@ -44,6 +28,11 @@ class ExpertScales(ParallelScale):
         groups = dict(tp_group=pg_collection.expt_tp, sharded=True, like=like)
         super().__init__(experts * like.size(0), init=1.0, scale=1.0, split_halves=split_halves, **groups)
         self.experts, self.expert_group, self.replicas = experts, pg_collection.ep, pg_collection.expt_dp
+
+    def forward(self, times: float = 1.0) -> tuple[Tensor, float]:
+        """As `ScaledParameter`, with a row [experts, features] for each expert."""
+        stored, factor = super().forward(times)
+        return stored.view(self.experts, -1), factor
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         """Each expert's vector is a slice of one tensor [all experts, features], like its weight; so are its halves."""
@@ -70,51 +59,14 @@ class ExpertScales(ParallelScale):
         return {key: ShardedTensorFactory(key, self.stored, build, torch.cat, replica_id=(0, 0, self.replicas.rank()))}
 
 
-class GroupedScaledReadsStream(_GroupedReadsStream):
-    """u <- suv * u * sqrt(D), with a suv for each expert."""
+class GroupedScaledReadsStream(ReadsStream):
+    """The first linear of experts: u, raw. It owns a suv for each expert; `Activates` multiplies with them."""
 
     def __init__(self, num_gemms: int, *args, config: TransformerConfig, pg_collection, **kwargs):
         super().__init__(num_gemms, *args, config=config, pg_collection=pg_collection, **kwargs)
+        self.activation_dtype = config.params_dtype  # as in ScaledReadsStream: the scales stay fp32
         self.suv = ExpertScales(num_gemms, self.matrices[0], pg_collection, split_halves=config.gated_linear_unit)
-
-    def forward(self, x_TD: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
-        u_TF, bias = super().forward(x_TD, sizes)
-        stored, factor = self.suv(times=self.width_factor)
-        return scale_groups(u_TF, stored.view(len(sizes), -1), sizes, factor), bias
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         return state | self.suv.sharded_state_dict(f"{prefix}suv.", sharded_offsets, metadata)
-
-
-class GroupedBorrowedScaleReadsStream(_GroupedReadsStream):
-    """u <- suv * u * sqrt(D), with a suv that belongs to all experts of the layer: `lend` gives it."""
-
-    def lend(self, suv: ParallelScale) -> None:
-        self.borrowed = (suv,)  # in a tuple: it is no submodule of this linear
-
-    def forward(self, x_TD: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
-        u_TF, bias = super().forward(x_TD, sizes)
-        return scale_features(u_TF, *self.borrowed[0](times=self.width_factor)), bias
-
-
-class GroupedWritesStream:
-    """Mixin over a row-parallel grouped linear: the columns of each expert's matrix have unit norm."""
-
-    def __init__(self, num_gemms: int, *args, pg_collection, **kwargs):
-        super().__init__(num_gemms, *args, pg_collection=pg_collection, **kwargs)
-        self.feature_group = pg_collection.expt_tp
-        for weight in self.matrices:
-            mark(weight, unit_dim=0)
-
-
-class GroupedNormalizedWritesStream(GroupedWritesStream):
-    """Fine-grained normalisation in front of every expert's output projection.
-
-    Parallelism: as `NormalizedWritesStream`, over the expert tensor-parallel group.
-    """
-
-    unit_norm_input = True
-
-    def forward(self, x_TF: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
-        return super().forward(l2_normalize(x_TF, group=self.feature_group), sizes)

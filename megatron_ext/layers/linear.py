@@ -11,7 +11,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_ext.layers.scale import ParallelScale
-from ngpt.functional import l2_normalize, scale_features
+from ngpt.config.activations import Activation
+from ngpt.functional import l2_normalize, scale_features, scaled_activation
 from ngpt.optim.retraction import mark
 
 
@@ -30,23 +31,25 @@ class LocalRowLinear(RowParallelLinear):
 
 
 class ReadsStream:
-    """Mixin over a column-parallel linear: its rows live in the residual stream and have unit norm, like the tokens it reads."""
+    """Mixin over a `Quantizable` linear, of one matrix or of all experts of a rank: their rows live in the residual stream and have unit
+    norm, like the tokens it reads.
+    """
 
     unit_norm_input = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        mark(self.weight, unit_dim=1)
+        for weight in self.matrices:
+            mark(weight, unit_dim=1)
 
 
-class _ScaledReadsStream(ReadsStream):
-    """u <- scale * u * sqrt(D), with one scale for each output feature, in the submodule called `scale_name`."""
+class _OwnsScale(ReadsStream):
+    """A scale for each output feature, in the submodule called `scale_name`, sharded and saved like the rows of the weight."""
 
     scale_name: str
 
     def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, tp_group, **kwargs):
         super().__init__(input_size, output_size, config=config, tp_group=tp_group, **kwargs)
-        self.width_factor = math.sqrt(config.hidden_size)
         scale = ParallelScale(
             self.weight.size(0),
             init=1.0,
@@ -66,18 +69,14 @@ class _ScaledReadsStream(ReadsStream):
         """Whether the output has two halves that checkpoints shard each on its own."""
         return False
 
-    def forward(self, x_SBD: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor | None]:
-        u_SBF, bias = super().forward(x_SBD, *args, **kwargs)
-        return scale_features(u_SBF, *getattr(self, self.scale_name)(times=self.width_factor)), bias
-
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         state, scale_prefix = super().sharded_state_dict(prefix, sharded_offsets, metadata), f"{prefix}{self.scale_name}."
         state.pop(f"{scale_prefix}stored", None)  # backends differ in whether they list a submodule's parameters as their own
         return state | getattr(self, self.scale_name).sharded_state_dict(scale_prefix, sharded_offsets, metadata)
 
 
-class ScaledReadsStream(_ScaledReadsStream):
-    """The first linear of an MLP: u <- suv * u * sqrt(D). A gated MLP's output is (gate, up), both scaled.
+class ScaledReadsStream(_OwnsScale):
+    """The first linear of an MLP: u, raw. It owns suv; `Activates` multiplies with it.
 
     Source: MODEL.md "MLP".
     """
@@ -89,13 +88,17 @@ class ScaledReadsStream(_ScaledReadsStream):
         return config.gated_linear_unit
 
 
-class MixerReadsStream(_ScaledReadsStream):
+class MixerReadsStream(_OwnsScale):
     """in_proj of a Mamba mixer: mixer_in_scale * sqrt(D) * (W h), which is z, x, B, C and dt.
 
     Source: MODEL.md "Mamba-2 mixer".
     """
 
     scale_name = "mixer_in_scale"
+
+    def forward(self, x_SBD: Tensor) -> tuple[Tensor, Tensor | None]:
+        u_SBF, bias = super().forward(x_SBD)
+        return scale_features(u_SBF, *self.mixer_in_scale(times=math.sqrt(self.config.hidden_size))), bias
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         """The scale is cut like the mixer cuts the weight: each of the five parts is sharded over the ranks on its own."""
@@ -105,11 +108,28 @@ class MixerReadsStream(_ScaledReadsStream):
 
 
 class WritesStream:
-    """Mixin over a row-parallel linear: its columns live in the residual stream and have unit norm."""
+    """Mixin over a `Quantizable` linear, of one matrix or of all experts of a rank: their columns live in the residual stream and have
+    unit norm.
+
+    `operand` makes the input of the product from what the sub-block hands over.
+
+    Attributes:
+        computes_norm: whether that input gets unit norm.
+    """
+
+    computes_norm = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        mark(self.weight, unit_dim=0)
+        for weight in self.matrices:
+            mark(weight, unit_dim=0)
+
+    def forward(self, x_SBF: Tensor, *sizes: list[int]) -> tuple[Tensor, Tensor | None]:
+        return super().forward(self.operand(x_SBF, *sizes), *sizes)
+
+    def operand(self, x_SBF: Tensor, *sizes: list[int]) -> Tensor:
+        """The input of the product; `sizes` of all experts' tokens, which lie one after the other."""
+        return l2_normalize(x_SBF, group=self.feature_group) if self.computes_norm else x_SBF
 
 
 class NormalizedWritesStream(WritesStream):
@@ -120,9 +140,7 @@ class NormalizedWritesStream(WritesStream):
     """
 
     unit_norm_input = True
-
-    def forward(self, x_SBF: Tensor) -> tuple[Tensor, Tensor | None]:
-        return super().forward(l2_normalize(x_SBF, group=self.feature_group))
+    computes_norm = True
 
 
 class SoleWritesStream(NormalizedWritesStream):
@@ -133,5 +151,46 @@ class SoleWritesStream(NormalizedWritesStream):
     at it. Experts' outputs are summed before the step, so theirs is always computed.
     """
 
-    def forward(self, x_SBF: Tensor) -> tuple[Tensor, Tensor | None]:
-        return super().forward(x_SBF) if self.is_executed else super(NormalizedWritesStream, self).forward(x_SBF)
+    @property
+    def computes_norm(self) -> bool:
+        return self.is_executed
+
+
+class Activates:
+    """Mixin over the output projection of an MLP or of experts, which reads the raw u of the first linear.
+
+    Its operand is activation(suv * u * sqrt(D)), normalised where that is computed: one kernel, which keeps u alone. What Megatron calls
+    the activation, between the two linears, is the identity.
+
+    Args:
+        activation: what is computed.
+    """
+
+    def __init__(self, *args, config: TransformerConfig, activation: Activation, **kwargs):
+        super().__init__(*args, config=config, **kwargs)
+        self.activation, self.width_factor = activation, math.sqrt(config.hidden_size)
+
+    def borrow(self, suv: ParallelScale) -> None:
+        """Take the scale, which belongs to the first linear or to all experts of a layer."""
+        self.borrowed = (suv,)  # in a tuple: it is no submodule of this linear
+
+    def operand(self, u_SBF: Tensor, *sizes: list[int]) -> Tensor:
+        stored, factor = self.borrowed[0](times=self.width_factor)
+        return scaled_activation(
+            u_SBF,
+            stored,
+            factor,
+            function=self.activation.function,
+            gated=self.activation.gated,
+            normalize=self.computes_norm,
+            group=self.feature_group,
+            sizes=sizes[0] if stored.dim() == 2 else None,
+        )
+
+
+class LendsScale:
+    """Mixin over Megatron's MLP: suv, which its first linear owns, is multiplied with in front of the second."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.linear_fc2.borrow(self.linear_fc1.suv)

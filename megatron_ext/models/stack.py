@@ -23,14 +23,11 @@ from megatron.core.transformer.transformer_layer import MoETransformerLayer, Tra
 
 from megatron_ext.layers.attention import NormalizedAttention
 from megatron_ext.layers.backend import Backend, with_mixin
-from megatron_ext.layers.experts import BorrowedScaleReadsStream, PadsTokens, normalized_experts, separate_experts
-from megatron_ext.layers.grouped import (
-    GroupedBorrowedScaleReadsStream,
-    GroupedNormalizedWritesStream,
-    GroupedScaledReadsStream,
-    GroupedWritesStream,
-)
+from megatron_ext.layers.experts import PadsTokens, normalized_experts, separate_experts
+from megatron_ext.layers.grouped import GroupedScaledReadsStream
 from megatron_ext.layers.linear import (
+    Activates,
+    LendsScale,
     MixerReadsStream,
     NormalizedWritesStream,
     ReadsStream,
@@ -41,6 +38,7 @@ from megatron_ext.layers.linear import (
 from megatron_ext.layers.prediction import JoinLinear, NormalizedJoinLinear, prediction_block
 from megatron_ext.layers.residual import NormalizedResidual, OwnView
 from megatron_ext.layers.router import NormalizedRouter, SortedRouter
+from ngpt.config.activations import ACTIVATIONS, Activation
 from ngpt.config.schema import ModelConfig
 
 
@@ -61,8 +59,9 @@ class Parts:
     Attributes:
         norm: in front of every sub-block but experts, which have expert_norm. residual: the step after it. attention: core attention.
         router: of the expert layers.
-        qkv, fc1, in_proj: linears that read the residual stream. writes: the output projections of sub-blocks that write to it alone;
-            shared_writes: of the shared expert, whose output is added to the routed ones'.
+        qkv, fc1, in_proj: linears that read the residual stream. writes: the output projections of attention and mixer.
+        mlp, shared_expert: the MLP that writes to the stream alone, and the one that is added to routed experts. fc2, shared_fc2: their
+            output projections. activation: what they call between their two linears; None: what the config says.
         experts: routed experts, complete. gated_norm: whether the Mamba mixer has its RMSNorm after the gate.
         join: the projection at the start of a prediction depth.
     """
@@ -75,7 +74,11 @@ class Parts:
     fc1: type
     in_proj: type
     writes: type
-    shared_writes: type
+    mlp: type
+    fc2: Any
+    shared_expert: type
+    shared_fc2: Any
+    activation: type | None
     experts: Any
     router: Any
     gated_norm: bool
@@ -84,9 +87,9 @@ class Parts:
 
 def _layers(config: TransformerConfig, options: ModelConfig, parts: Parts) -> HybridStackSubmodules:
     norm, residual = parts.norm, parts.residual
-    mlp = MLPSubmodules(linear_fc1=parts.fc1, linear_fc2=parts.writes)
-    dense = partial(MLP.as_mlp_submodule, submodules=mlp, ffn_hidden_size=config.ffn_hidden_size)
-    shared = partial(SharedExpertMLP, submodules=MLPSubmodules(linear_fc1=parts.fc1, linear_fc2=parts.shared_writes))
+    submodules = partial(MLPSubmodules, linear_fc1=parts.fc1, activation_func=parts.activation)
+    dense = partial(parts.mlp.as_mlp_submodule, submodules=submodules(linear_fc2=parts.fc2), ffn_hidden_size=config.ffn_hidden_size)
+    shared = partial(parts.shared_expert, submodules=submodules(linear_fc2=parts.shared_fc2))
     moe = partial(MoELayer, submodules=MoESubmodules(experts=parts.experts, shared_experts=shared, router=parts.router))
     self_attention = ModuleSpec(
         module=SelfAttention,
@@ -121,6 +124,8 @@ def ngpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend
         grouped_experts: experts through the backend's grouped linears.
     """
     writes, shared = (SoleWritesStream, NormalizedWritesStream) if options.fine_grained else (WritesStream, WritesStream)
+    activating = partial(_activating, ACTIVATIONS[options.activation])
+    config.use_te_activation_func = True  # Megatron's MLPs call the activation of their submodules: none, since fc2 activates
     parts = Parts(
         norm=IdentityOp,
         expert_norm=OwnView,
@@ -130,7 +135,11 @@ def ngpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend
         fc1=with_mixin(ScaledReadsStream, backend.column),
         in_proj=with_mixin(MixerReadsStream, backend.column),
         writes=with_mixin(writes, backend.row),
-        shared_writes=with_mixin(shared, backend.row),
+        mlp=with_mixin(LendsScale, MLP),
+        fc2=activating(writes, backend.row),
+        shared_expert=with_mixin(LendsScale, SharedExpertMLP),
+        shared_fc2=activating(shared, backend.row),
+        activation=IdentityOp,
         experts=_ngpt_experts(options, backend, grouped_experts),
         router=partial(NormalizedRouter, scaled_input=options.moe_router_input == "scaled", normalized=options.moe_router_normalized),
         gated_norm=options.mamba_gated_norm,
@@ -150,7 +159,11 @@ def gpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend,
         fc1=backend.column,
         in_proj=backend.column,
         writes=backend.row,
-        shared_writes=backend.row,
+        mlp=MLP,
+        fc2=backend.row,
+        shared_expert=SharedExpertMLP,
+        shared_fc2=backend.row,
+        activation=None,
         experts=_gpt_experts(backend, grouped_experts),
         router=SortedRouter,
         gated_norm=True,
@@ -160,16 +173,18 @@ def gpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend,
     return ModuleSpec(module=BackendNormStack, params=dict(final_norm=backend.norm), submodules=layers)
 
 
+def _activating(activation: Activation, writes: type, row: type) -> Callable:
+    """A builder of output projections that activate what they read."""
+    return partial(with_mixin(Activates, with_mixin(writes, row)), activation=activation)
+
+
 def _ngpt_experts(options: ModelConfig, backend: Backend, grouped: bool) -> Callable:
-    shared_suv, fine_grained = options.moe_suv == "shared", options.fine_grained
-    if grouped:
-        reads = GroupedBorrowedScaleReadsStream if shared_suv else GroupedScaledReadsStream
-        writes = GroupedNormalizedWritesStream if fine_grained else GroupedWritesStream
-    else:
-        reads = BorrowedScaleReadsStream if shared_suv else ScaledReadsStream
-        writes = NormalizedWritesStream if fine_grained else WritesStream
+    shared_suv = options.moe_suv == "shared"
+    reads = ReadsStream if shared_suv else GroupedScaledReadsStream if grouped else ScaledReadsStream
+    writes = NormalizedWritesStream if options.fine_grained else WritesStream
     base, fc1, fc2 = _expert_parts(backend, grouped)
-    return _experts(normalized_experts(base, shared_suv), with_mixin(reads, fc1), with_mixin(writes, fc2), grouped)
+    experts = normalized_experts(base, shared_suv)
+    return _experts(experts, with_mixin(reads, fc1), _activating(ACTIVATIONS[options.activation], writes, fc2), grouped, IdentityOp)
 
 
 def _gpt_experts(backend: Backend, grouped: bool) -> Callable:
@@ -183,6 +198,6 @@ def _expert_parts(backend: Backend, grouped: bool) -> tuple[type, type, type]:
     return separate_experts(SequentialMLP), with_mixin(PadsTokens, backend.column), with_mixin(PadsTokens, backend.row)
 
 
-def _experts(experts: type, fc1: type, fc2: type, grouped: bool) -> Callable:
+def _experts(experts: type, fc1: type, fc2: Any, grouped: bool, activation: type | None = None) -> Callable:
     submodules = GroupedMLPSubmodules if grouped else MLPSubmodules
-    return partial(experts, submodules=submodules(linear_fc1=fc1, linear_fc2=fc2))
+    return partial(experts, submodules=submodules(linear_fc1=fc1, linear_fc2=fc2, activation_func=activation))

@@ -82,6 +82,10 @@ class QuantizableGrouped(Quantizable):
     Parallelism: none of its own, in column- and row-parallel experts alike: Megatron's token dispatcher communicates.
     """
 
+    def __init__(self, *args, pg_collection, **kwargs):
+        super().__init__(*args, pg_collection=pg_collection, **kwargs)
+        self.feature_group = pg_collection.expt_tp
+
     @property
     def matrices(self) -> list[nn.Parameter]:
         return [getattr(self, f"weight{expert}") for expert in range(self.num_gemms)]

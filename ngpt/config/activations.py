@@ -12,12 +12,14 @@ class Activation:
 
     Attributes:
         description: one line.
+        function: what nGPT's kernel applies, see `ngpt.functional.scaled_activation`.
         gated: it multiplies two halves of fc1's output, gate and up.
         megatron: Megatron arguments, by argparse name, that choose it.
         fusion: Megatron's switch of its fused kernel, which takes an expert's router probabilities along; None where there is none.
     """
 
     description: str
+    function: str
     gated: bool
     megatron: Mapping[str, Any]
     fusion: str | None = None
@@ -30,8 +32,8 @@ class Activation:
 
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {
-        "squared_relu": Activation("max(0, u)^2", gated=False, megatron={"squared_relu": True}),
-        "swiglu": Activation("SiLU(gate) * up", gated=True, megatron={"swiglu": True}, fusion="bias_swiglu_fusion"),
+        "squared_relu": Activation("max(0, u)^2", "squared_relu", gated=False, megatron={"squared_relu": True}),
+        "swiglu": Activation("SiLU(gate) * up", "silu", gated=True, megatron={"swiglu": True}, fusion="bias_swiglu_fusion"),
     }
 )
 FUSIONS = frozenset(activation.fusion for activation in ACTIVATIONS.values() if activation.fusion)

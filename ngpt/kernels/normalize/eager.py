@@ -20,47 +20,47 @@ def is_split(group: dist.ProcessGroup | None) -> bool:
 
 
 def l2_forward(x: Tensor, dim: int, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    wide = _wide(x)
-    inverse_norm = _inverse_norm(wide, dim, group)
+    wide = widened(x)
+    inverse_norm = inverse_norm_of(wide, dim, group)
     return (wide * inverse_norm).to(x.dtype), inverse_norm
 
 
 def l2_backward(grad: Tensor, x: Tensor, inverse_norm: Tensor, dim: int, group: dist.ProcessGroup | None) -> Tensor:
-    return _project_out(_wide(grad), _wide(x) * inverse_norm, inverse_norm, dim, group).to(x.dtype)
+    return project_out(widened(grad), widened(x) * inverse_norm, inverse_norm, dim, group).to(x.dtype)
 
 
 def scaled_forward(x: Tensor, scale: Tensor, factor: float, squared: bool) -> tuple[Tensor, Tensor]:
-    wide = _wide(x)
-    inverse_norm = _inverse_norm(wide, -1)
+    wide = widened(x)
+    inverse_norm = inverse_norm_of(wide, -1)
     return (wide * inverse_norm * _effective(scale, factor, squared)).to(x.dtype), inverse_norm
 
 
 def scaled_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float, squared: bool, inverse_norm: Tensor) -> tuple[Tensor, Tensor]:
-    unit, wide_grad = _wide(x) * inverse_norm, _wide(grad)
+    unit, wide_grad = widened(x) * inverse_norm, widened(grad)
     derivative = 2 * factor * factor * scale if squared else factor
     grad_scale = (wide_grad * unit).sum_to_size(scale.shape) * derivative
-    return _project_out(wide_grad * _effective(scale, factor, squared), unit, inverse_norm, -1).to(x.dtype), grad_scale
+    return project_out(wide_grad * _effective(scale, factor, squared), unit, inverse_norm, -1).to(x.dtype), grad_scale
 
 
 def lerp_forward(h: Tensor, b: Tensor, alpha: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    wide_h, wide_b = _wide(h), _wide(b)
-    inverse_h, inverse_b = _inverse_norm(wide_h, -1), _inverse_norm(wide_b, -1)
+    wide_h, wide_b = widened(h), widened(b)
+    inverse_h, inverse_b = inverse_norm_of(wide_h, -1), inverse_norm_of(wide_b, -1)
     g = wide_h * inverse_h
     step = g + (alpha * factor).abs() * (wide_b * inverse_b - g)
-    inverse_step = _inverse_norm(step, -1)
+    inverse_step = inverse_norm_of(step, -1)
     return (step * inverse_step).to(h.dtype), torch.stack((inverse_h, inverse_b, inverse_step))
 
 
 def lerp_backward(grad: Tensor, h: Tensor, b: Tensor, alpha: Tensor, factor: float, inverse_norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     inverse_h, inverse_b, inverse_step = inverse_norms
     alpha = alpha * factor
-    g, unit_b, rate = _wide(h) * inverse_h, _wide(b) * inverse_b, alpha.abs()
+    g, unit_b, rate = widened(h) * inverse_h, widened(b) * inverse_b, alpha.abs()
     delta = unit_b - g
     out = (g + rate * delta) * inverse_step
-    grad_step = _project_out(_wide(grad), out, inverse_step, -1)
+    grad_step = project_out(widened(grad), out, inverse_step, -1)
     grad_alpha = (grad_step * delta).flatten(0, -2).sum(0) * alpha.sign() * factor
-    grad_h = _project_out(grad_step * (1 - rate), g, inverse_h, -1)
-    grad_b = _project_out(grad_step * rate, unit_b, inverse_b, -1)
+    grad_h = project_out(grad_step * (1 - rate), g, inverse_h, -1)
+    grad_b = project_out(grad_step * rate, unit_b, inverse_b, -1)
     return grad_h.to(h.dtype), grad_b.to(b.dtype), grad_alpha.to(alpha.dtype)
 
 
@@ -69,16 +69,16 @@ def _effective(scale: Tensor, factor: float, squared: bool) -> Tensor:
     return scale * scale if squared else scale
 
 
-def _inverse_norm(x: Tensor, dim: int, group: dist.ProcessGroup | None = None) -> Tensor:
+def inverse_norm_of(x: Tensor, dim: int, group: dist.ProcessGroup | None = None) -> Tensor:
     """fp32 1 / sqrt(sum x^2 + EPSILON) along `dim` (kept), for fp32 or fp64 `x`."""
     return torch.rsqrt(group_sum(x.square().sum(dim, keepdim=True), group) + EPSILON)
 
 
-def _wide(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _project_out(grad: Tensor, unit: Tensor, inverse_norm: Tensor, dim: int, group: dist.ProcessGroup | None = None) -> Tensor:
+def project_out(grad: Tensor, unit: Tensor, inverse_norm: Tensor, dim: int, group: dist.ProcessGroup | None = None) -> Tensor:
     """Gradient of x -> x * inverse_norm(x): the part of `grad` orthogonal to `unit`, over the norm of x."""
     radial = group_sum((grad * unit).sum(dim, keepdim=True), group)
     return (grad - unit * radial) * inverse_norm

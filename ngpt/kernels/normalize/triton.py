@@ -105,14 +105,14 @@ def _forward(x: Tensor, scale: Tensor | None, factor: float, squared: bool, grou
     rows, width = x_rows.shape
     heads = None if scale is None else scale.numel() // width
     inverse_norm = torch.empty(rows, dtype=torch.float32, device=x.device)
-    sums = _shared_sums(x, group)
+    sums = shared_sums(x, group)
 
     def launch(part: int) -> None:
         plan = _plan(FORWARD, width, heads, squared, part, x.device)
         grid, special = (plan.programs(rows), plan.tiles, 1), (plan.period, heads or 1, x_rows.stride(0))
         plan.launch(grid, (x_rows, scale, y, sums, inverse_norm), (rows, float(factor)), special)
 
-    _in_parts(launch, sums, group)
+    in_parts(launch, sums, group)
     return y, inverse_norm
 
 
@@ -128,7 +128,7 @@ def _backward(
     grad_rows, x_rows, grad_x = as_rows(grad), as_rows(x), dense_like(x)
     rows, width = x_rows.shape
     heads, tiling = (None, BACKWARD) if scale is None else (scale.numel() // width, SCALED_BACKWARD)
-    sums, partial = _shared_sums(x, group), None
+    sums, partial = shared_sums(x, group), None
     if scale is not None:
         whole = _plan(tiling, width, heads, squared, OWN.value, x.device, backward=True)
         partial = torch.empty(whole.programs(rows), whole.period, width, dtype=torch.float32, device=x.device)
@@ -138,16 +138,16 @@ def _backward(
         grid, special = (plan.programs(rows), plan.tiles, 1), (plan.period, heads or 1, grad_rows.stride(0), x_rows.stride(0))
         plan.launch(grid, (grad_rows, x_rows, scale, inverse_norm, grad_x, sums, partial), (rows, float(factor)), special)
 
-    _in_parts(launch, sums, group)
+    in_parts(launch, sums, group)
     return grad_x, None if scale is None else partial.view(-1, heads * width).sum(0).view(scale.shape)
 
 
-def _shared_sums(x: Tensor, group: dist.ProcessGroup | None) -> Tensor | None:
+def shared_sums(x: Tensor, group: dist.ProcessGroup | None) -> Tensor | None:
     """fp32, one number a row, uninitialised; None where no other rank holds part of the rows."""
     return torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device) if is_split(group) else None
 
 
-def _in_parts(launch, sums: Tensor | None, group: dist.ProcessGroup | None) -> None:
+def in_parts(launch, sums: Tensor | None, group: dist.ProcessGroup | None) -> None:
     """One kernel; or, where ranks share the rows, one for their sums, the all-reduce, and one that applies them."""
     if sums is None:
         launch(OWN.value)

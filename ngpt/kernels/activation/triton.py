@@ -1,0 +1,128 @@
+"""Launch the Triton kernels, on CUDA or in Triton's interpreter. Functions as in `eager`, for tensors with elements."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ngpt.kernels.activation.kernels import backward_kernel, forward_kernel, sum_pieces_kernel
+from ngpt.kernels.launch import Launcher
+from ngpt.kernels.normalize.eager import EPSILON
+from ngpt.kernels.normalize.kernels import OWN
+from ngpt.kernels.normalize.triton import in_parts, shared_sums
+from ngpt.kernels.rows import Tiling, as_rows, dense_like
+
+FORWARD = Tiling(warps=4, elements=16, resident=32)
+BACKWARD = Tiling(warps=4, elements=16, resident=16)
+
+_SUM_COLUMNS = 128
+_sum_pieces = Launcher(sum_pieces_kernel, R=16, C=_SUM_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The pieces of all groups as `kernels` wants them, cut for the backward pass, which has the fewer programs.
+
+    Attributes:
+        table: int32, on the device.
+        pieces: how many.
+    """
+
+    table: Tensor
+    pieces: int
+
+
+def forward(u: Tensor, scale: Tensor, factor: float, form, sizes: list[int] | None) -> tuple[Tensor, Tensor | None, Groups | None]:
+    u_rows = as_rows(u)
+    rows, width = u_rows.size(0), u_rows.size(1) // (2 if form.gated else 1)
+    groups = None if sizes is None else make_groups(u_rows, scale, width, sizes)
+    y = torch.empty(*u.shape[:-1], width, dtype=u.dtype, device=u.device)
+    inverse_norm = torch.empty(rows, dtype=torch.float32, device=u.device) if form.normalize else None
+    sums = shared_sums(u, form.group) if form.normalize else None
+    tensors = u_rows, scale.contiguous(), y, inverse_norm, sums, None if groups is None else groups.table
+
+    def launch(part: int) -> None:
+        plan = _plan(width, _constants(form, part, groups), u.device)
+        height, pieces = plan.cut(rows) if groups is None else (0, groups.pieces)
+        plan.launch((pieces, 1, 1), tensors, (rows, height, float(factor)), (u_rows.stride(0),))
+
+    in_parts(launch, sums, form.group)
+    return y, inverse_norm, groups
+
+
+def backward(
+    grad: Tensor, u: Tensor, scale: Tensor, factor: float, form, inverse_norm: Tensor | None, groups: Groups | None
+) -> tuple[Tensor, Tensor]:
+    grad_rows, u_rows, grad_u = as_rows(grad), as_rows(u), dense_like(u)
+    rows, whole = u_rows.shape
+    width = grad_rows.size(1)
+    own = _plan(width, _constants(form, OWN.value, groups), u.device, backward=True)
+    height, pieces = own.cut(rows) if groups is None else (0, groups.pieces)
+    partial = torch.empty(pieces, whole, dtype=torch.float32, device=u.device)
+    sums = shared_sums(u, form.group) if form.normalize else None
+    tensors = grad_rows, u_rows, scale.contiguous(), inverse_norm, grad_u, sums, partial, None if groups is None else groups.table
+
+    def launch(part: int) -> None:
+        plan = _plan(width, _constants(form, part, groups), u.device, backward=True)
+        plan.launch((pieces, 1, 1), tensors, (rows, height, float(factor)), (grad_rows.stride(0), u_rows.stride(0)))
+
+    in_parts(launch, sums, form.group)
+    if groups is None:
+        return grad_u, partial.sum(0)
+    grad_scale = torch.empty(scale.shape, dtype=torch.float32, device=u.device)
+    _sum_pieces((-(-whole // _SUM_COLUMNS), scale.size(0), 1), (partial, groups.table, grad_scale), (groups.pieces,), (whole,))
+    return grad_u, grad_scale
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How rows of one width are worked on: a kernel's launcher, rows of a tile, programs at most."""
+
+    launch: Launcher
+    rows: int
+    most: int
+
+    def cut(self, rows: int) -> tuple[int, int]:
+        """Rows of a piece, whole tiles, so that there are about as many programs as there may be; and how many pieces."""
+        height = -(-rows // (self.most * self.rows)) * self.rows
+        return height, -(-rows // height)
+
+
+def _constants(form, part: int, groups: Groups | None) -> tuple[tuple[str, object], ...]:
+    constants = dict(FUNCTION=form.function, GATED=form.gated, NORM=form.normalize, SUMS=part, GROUPED=groups is not None)
+    return tuple(constants.items())
+
+
+@functools.cache
+def _plan(width: int, constants: tuple[tuple[str, object], ...], device: torch.device, backward: bool = False) -> _Plan:
+    tiling = BACKWARD if backward else FORWARD
+    rows, columns, warps = tiling.tile(width)
+    tile = dict(WIDTH=width, R=rows, C=columns, STAGES=tiling.stages, num_warps=warps)
+    kernel, own = (backward_kernel, {}) if backward else (forward_kernel, {"EPSILON": EPSILON})
+    launch = Launcher(kernel, **dict(constants), **own, **tile)
+    return _Plan(launch, rows, tiling.programs(warps, device))
+
+
+def make_groups(u: Tensor, scale: Tensor, width: int, sizes: list[int]) -> Groups:
+    """Cut every group into pieces of about equal work; one copy to the device, from pinned memory, which nothing waits for.
+
+    Raises:
+        ValueError: the sizes are not those of u's rows and of the scale's groups.
+    """
+    if len(sizes) != scale.size(0) or sum(sizes) != u.size(0):
+        raise ValueError(
+            f"sizes: {len(sizes)} groups of {sum(sizes)} rows in all, but scale has {scale.size(0)} groups and u {u.size(0)} rows. "
+            "Pass the number of rows of each group, in their order."
+        )
+    rows, _, warps = BACKWARD.tile(width)
+    height, _ = _Plan(None, rows, BACKWARD.programs(warps, u.device)).cut(u.size(0))
+    rows_of = np.asarray(sizes, dtype=np.int32)
+    pieces_of = -(-rows_of // height)
+    starts, ends = np.append(0, pieces_of.cumsum()), rows_of.cumsum()
+    group = np.repeat(np.arange(len(sizes)), pieces_of)
+    first = (ends - rows_of)[group] + (np.arange(len(group)) - starts[group]) * height
+    host = torch.empty(3 * len(group) + len(starts), dtype=torch.int32, pin_memory=u.is_cuda)
+    np.concatenate((group, first, np.minimum(first + height, ends[group]), starts), out=host.numpy(), casting="same_kind")
+    return Groups(host.to(u.device, non_blocking=True), len(group))
