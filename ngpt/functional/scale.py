@@ -71,7 +71,7 @@ def scale_features(x: Tensor, scale: Tensor, factor: float = 1.0) -> Tensor:
     Returns:
         [..., F] in x's dtype.
 
-    Source: MODEL.md (suv on the MLP's pre-activation, sz on the logits).
+    Source: MODEL.md (mixer_in_scale on in_proj's output, sz on the logits).
     """
     return _ScaleFeatures.apply(x, scale, factor)
 
@@ -100,33 +100,3 @@ def scale_tokens(x: Tensor, scale: Tensor) -> Tensor:
     Source: MODEL.md "MoE" (router probabilities on an expert's output).
     """
     return _ScaleTokens.apply(x, scale)
-
-
-class _ScaleGroups(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, sizes: list[int], factor: float) -> Tensor:
-        out, ctx.groups = kernels.groups_forward(x, scale, factor, sizes)
-        ctx.save_for_backward(x, scale)
-        ctx.factor = factor
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return *kernels.groups_backward(grad, *ctx.saved_tensors, ctx.factor, ctx.groups), None, None
-
-
-def scale_groups(x: Tensor, scale: Tensor, sizes: list[int], factor: float = 1.0) -> Tensor:
-    """Consecutive rows of x in groups, each times its own vector; computed in fp32 and rounded to x's dtype once.
-
-    Args:
-        x: [T, F], any floating dtype.
-        scale: [G, F] fp32 (fp64 for fp64).
-        sizes: rows of each of the G groups, T in all; a group may be empty.
-        factor: what stored scales are multiplied with, see `ScaledParameter`.
-
-    Returns:
-        [T, F] in x's dtype.
-
-    Source: MODEL.md (suv of the experts whose tokens lie one after the other).
-    """
-    return _ScaleGroups.apply(x, scale, sizes, factor)

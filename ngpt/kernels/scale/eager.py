@@ -18,23 +18,6 @@ def features_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float) -> 
     return torch.mul(grad, scale * factor, out=torch.empty_like(x)), grad_scale.mul_(factor)
 
 
-def groups_forward(x: Tensor, scale: Tensor, factor: float, sizes: list[int]) -> tuple[Tensor, list[int]]:
-    out = torch.empty_like(x)
-    for x_rows, scale_row, out_rows in zip(x.split(sizes), scale * factor, out.split(sizes), strict=True):
-        torch.mul(x_rows, scale_row, out=out_rows)
-    return out, sizes
-
-
-def groups_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float, sizes: list[int]) -> tuple[Tensor, Tensor]:
-    grad_x, grad_scale = torch.empty_like(x), torch.zeros_like(scale)
-    groups = zip(grad.split(sizes), x.split(sizes), scale * factor, grad_x.split(sizes), grad_scale, strict=True)
-    for grad_group, x_group, scale_row, out_rows, grad_row in groups:
-        torch.mul(grad_group, scale_row, out=out_rows)
-        for grad_rows, x_rows in zip(grad_group.split(_ROWS), x_group.split(_ROWS), strict=True):
-            grad_row += (grad_rows.to(scale.dtype) * x_rows).sum(0)
-    return grad_x, grad_scale.mul_(factor)
-
-
 def tokens_forward(x: Tensor, scale: Tensor) -> Tensor:
     return torch.mul(x, scale[:, None], out=torch.empty_like(x))
 

@@ -1,9 +1,7 @@
 """Device code of the products with scales. fp32 in registers, one rounding at each store.
 
-A piece is a run of rows that share a scale vector; a program multiplies C columns of one piece, R rows at a time, and sums their part of
-the scale's gradient in registers. `table_ptr` (int32) holds the pieces' groups, first rows and ends, one after the other, then each
-group's first piece and the number of pieces; without groups a piece is `height` rows. Offsets of a tile's first row are 64 bits (logits
-have more than 2^31 elements), those within a tile 32.
+A program multiplies C columns of a piece of `height` rows, R rows at a time, and sums their part of the scale's gradient in registers.
+Offsets of a tile's first row are 64 bits (logits have more than 2^31 elements), those within a tile 32.
 """
 
 import triton
@@ -12,22 +10,11 @@ import triton.language as tl
 from ngpt.kernels.device import rounded
 
 
-@triton.jit
-def _rows_of_piece(table_ptr, rows, height, GROUPED: tl.constexpr):
-    """Group, first row and end of this program's piece."""
-    piece, pieces = tl.program_id(1), tl.num_programs(1)
-    if GROUPED:
-        return tl.load(table_ptr + piece), tl.load(table_ptr + pieces + piece), tl.load(table_ptr + 2 * pieces + piece)
-    else:
-        return 0, piece * height, tl.minimum(piece * height + height, rows)
-
-
 @triton.jit(do_not_specialize=["rows", "height", "factor"])
 def forward_kernel(
     x_ptr,
     scale_ptr,
     y_ptr,
-    table_ptr,
     rows,
     height,
     factor,
@@ -35,14 +22,14 @@ def forward_kernel(
     x_stride,
     R: tl.constexpr,
     C: tl.constexpr,
-    GROUPED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """y = x * (scale * factor) for one piece of rows."""
-    group, begin, end = _rows_of_piece(table_ptr, rows, height, GROUPED)
+    """y = x * (scale * factor)."""
+    begin = tl.program_id(1) * height
+    end = tl.minimum(begin + height, rows)
     r = tl.arange(0, R)
     column = tl.program_id(0) * C + tl.arange(0, C)[None, :]
-    scale = tl.load(scale_ptr + group * width + column, mask=column < width, other=0.0) * factor
+    scale = tl.load(scale_ptr + column, mask=column < width, other=0.0) * factor
     for row in tl.range(begin, end, R, num_stages=STAGES):
         first = tl.cast(row, tl.int64)
         mask = (column < width) & (first + r < end)[:, None]
@@ -57,7 +44,6 @@ def backward_kernel(
     scale_ptr,
     grad_x_ptr,
     partial_ptr,
-    table_ptr,
     rows,
     height,
     factor,
@@ -66,14 +52,14 @@ def backward_kernel(
     x_stride,
     R: tl.constexpr,
     C: tl.constexpr,
-    GROUPED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """A row of partials [pieces, width] is the gradient of the scale from one piece."""
-    group, begin, end = _rows_of_piece(table_ptr, rows, height, GROUPED)
+    begin = tl.program_id(1) * height
+    end = tl.minimum(begin + height, rows)
     r = tl.arange(0, R)
     column = tl.program_id(0) * C + tl.arange(0, C)[None, :]
-    scale = tl.load(scale_ptr + group * width + column, mask=column < width, other=0.0) * factor
+    scale = tl.load(scale_ptr + column, mask=column < width, other=0.0) * factor
     grad_scale = tl.zeros((R, C), tl.float32)
     for row in tl.range(begin, end, R, num_stages=STAGES):
         first = tl.cast(row, tl.int64)
@@ -84,21 +70,6 @@ def backward_kernel(
         tl.store(grad_x_ptr + first * width + r[:, None] * width + column, rounded(grad * scale, grad_x_ptr), mask=mask)
     place = tl.program_id(1).to(tl.int64) * width + column
     tl.store(partial_ptr + place, tl.sum(grad_scale, 0)[None, :] * factor, mask=column < width)
-
-
-@triton.jit(do_not_specialize=["pieces"])
-def sum_pieces_kernel(partial_ptr, table_ptr, out_ptr, pieces, width, R: tl.constexpr, C: tl.constexpr):
-    """out[g] = sum of the partials of group g's pieces, R at a time; zero for a group without pieces."""
-    group = tl.program_id(1)
-    starts_ptr = table_ptr + 3 * pieces
-    r = tl.arange(0, R)
-    column = tl.program_id(0) * C + tl.arange(0, C)[None, :]
-    end = tl.load(starts_ptr + group + 1)
-    total = tl.zeros((R, C), tl.float32)
-    for piece in tl.range(tl.load(starts_ptr + group), end, R):
-        mask = (column < width) & (piece + r < end)[:, None]
-        total += tl.load(partial_ptr + tl.cast(piece, tl.int64) * width + r[:, None] * width + column, mask=mask, other=0.0)
-    tl.store(out_ptr + tl.cast(group, tl.int64) * width + column, tl.sum(total, 0)[None, :], mask=column < width)
 
 
 @triton.jit(do_not_specialize=["rows"])

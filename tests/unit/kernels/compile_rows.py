@@ -6,6 +6,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ngpt.kernels.activation import kernels as activation
+from ngpt.kernels.activation import triton as activation_tilings
 from ngpt.kernels.cross_entropy import kernels as cross_entropy
 from ngpt.kernels.cross_entropy import triton as cross_entropy_tilings
 from ngpt.kernels.normalize import kernels as normalize
@@ -19,6 +21,8 @@ INTEGER_POINTERS = {"table_ptr": "*i32", "targets_ptr": "*i64"}
 OF_ROWS = {"EPSILON": 1e-12, "SCALED": True, "SQUARED": True, "SUMS": 0}
 HALF = {"SCALED": False, "SQUARED": False}
 WIDTH = 2048
+SQUARED_RELU = {"FUNCTION": "squared_relu", "GATED": False, "NORM": True, "SUMS": 0, "GROUPED": False, "EPSILON": 1e-12}
+SILU = SQUARED_RELU | {"FUNCTION": "silu", "GATED": True}
 OPTIONS = dict.fromkeys((cross_entropy.forward_kernel, cross_entropy.backward_kernel), {"enable_fp_fusion": False})
 CASES = {
     "normalize forward": (normalize.forward_kernel, normalize_tilings.FORWARD, 128, OF_ROWS),
@@ -37,9 +41,13 @@ CASES = {
     ),
     "lerp forward": (normalize.lerp_forward_kernel, normalize_tilings.LERP_FORWARD, WIDTH, OF_ROWS),
     "lerp backward": (normalize.lerp_backward_kernel, normalize_tilings.LERP_BACKWARD, WIDTH, OF_ROWS),
-    "scale forward": (scale.forward_kernel, scale_tilings.FORWARD, WIDTH, {"GROUPED": True}),
-    "scale backward": (scale.backward_kernel, scale_tilings.BACKWARD, WIDTH, {"GROUPED": False}),
-    "sum of pieces": (scale.sum_pieces_kernel, scale_tilings.GROUPS, WIDTH, {}),
+    "scale forward": (scale.forward_kernel, scale_tilings.FORWARD, WIDTH, {}),
+    "scale backward": (scale.backward_kernel, scale_tilings.BACKWARD, WIDTH, {}),
+    "activation forward": (activation.forward_kernel, activation_tilings.FORWARD, 1856, SILU | {"GROUPED": True}),
+    "activation backward": (activation.backward_kernel, activation_tilings.BACKWARD, 6144, SQUARED_RELU),
+    "activation backward, first half": (activation.backward_kernel, activation_tilings.BACKWARD, WIDTH, SILU | {"SUMS": 1}),
+    "activation backward, second half": (activation.backward_kernel, activation_tilings.BACKWARD, WIDTH, SQUARED_RELU | {"SUMS": 2}),
+    "sum of pieces": (activation.sum_pieces_kernel, activation_tilings.BACKWARD, WIDTH, {}),
     "tokens forward": (scale.tokens_forward_kernel, scale_tilings.TOKENS, WIDTH, {}),
     "tokens backward": (scale.tokens_backward_kernel, scale_tilings.TOKENS, WIDTH, {}),
     "cross entropy forward": (cross_entropy.forward_kernel, cross_entropy_tilings.FORWARD, WIDTH, {"SCALED": True, "E": 8}),
@@ -49,7 +57,7 @@ CASES = {
 
 def compiled(capability: int, kernel: triton.JITFunction, tiling, width: int, switches: dict, stages: int | None = None):
     """The compiled kernel for bf16 rows of this width."""
-    by_strip = kernel in (scale.forward_kernel, scale.backward_kernel, scale.sum_pieces_kernel, cross_entropy.backward_kernel)
+    by_strip = kernel in (scale.forward_kernel, scale.backward_kernel, activation.sum_pieces_kernel, cross_entropy.backward_kernel)
     rows, columns, warps = tiling.strip(width) if by_strip else tiling.tile(width)
     values = {"WIDTH": width, "R": rows, "C": columns, "STAGES": stages or tiling.stages} | switches
     names = kernel.arg_names

@@ -4,17 +4,19 @@ import dataclasses
 
 import pytest
 import torch
-from row_cases import OPERATIONS, ROWS, check, kernels_for, make_inputs, plain_l2, problems, value_and_gradients
+from row_cases import ACTIVATIONS, FACTOR, OPERATIONS, ROWS, check, kernels_for, make_inputs, plain_l2, problems, value_and_gradients
 from torch import Tensor
 from triton.runtime import interpreter
 
-from ngpt.functional import l2_normalize
+from ngpt.functional import l2_normalize, scaled_activation
+from ngpt.kernels.activation import triton as activation
 from ngpt.kernels.normalize import triton as normalize
 from ngpt.kernels.scale import triton as scale
 
 BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
 TILINGS = [(normalize, name) for name in ("FORWARD", "BACKWARD", "SCALED_BACKWARD", "LERP_FORWARD", "LERP_BACKWARD")]
-TILINGS += [(scale, name) for name in ("FORWARD", "BACKWARD", "GROUPS", "TOKENS")]
+TILINGS += [(scale, name) for name in ("FORWARD", "BACKWARD", "TOKENS")]
+TILINGS += [(activation, name) for name in ("FORWARD", "BACKWARD")]
 # Leading dimensions and width; one row, odd numbers of rows and of columns, more tiles than programs, several columns of tiles.
 SHAPES = [(1, 1), (3, 7), (2, 5, 33), (70, 16), (5, 520)]
 SIZES = [3, 0, 19, 1, 0, 4, 0]
@@ -62,7 +64,7 @@ def generator() -> torch.Generator:
 
 
 def inputs_and_grad(operation: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
-    if operation in ("scale_tokens", "scale_groups"):
+    if operation == "scale_tokens":
         shape = (torch.Size(shape[:-1]).numel(), shape[-1])
     elif operation.startswith("scaled"):
         shape = (*shape[:-1], 3, shape[-1])
@@ -71,7 +73,7 @@ def inputs_and_grad(operation: str, shape: tuple[int, ...], dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "scale_groups"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_any_shape(operation, dtype, generator):
     for shape in SHAPES:
         assert not check(operation, *inputs_and_grad(operation, shape, dtype, generator)), shape
@@ -107,46 +109,64 @@ def test_any_number_of_heads(heads, width, generator):
     assert not check("scaled_l2_normalize", inputs, torch.randn(2, 3, heads, width, generator=generator)), "one scale for all heads"
 
 
-@pytest.mark.parametrize("width", [7, 40])
-@pytest.mark.parametrize("sizes", [SIZES, [0, 0, 71], [1], [130, 1, 0]], ids=str)
-def test_groups_of_any_size(sizes, width, generator):
-    inputs = make_inputs("scale_groups", (sum(sizes), width), BF16, generator, len(sizes))
-    grad = torch.randn(sum(sizes), width, generator=generator).to(BF16)
-    assert not check("scale_groups", inputs, grad, sizes)
-    with kernels_for("cpu"):
-        grad_scale = value_and_gradients(OPERATIONS["scale_groups"][0], inputs, grad, sizes)[2]
-    assert grad_scale[[size == 0 for size in sizes]].eq(0).all()
+@pytest.mark.parametrize("operation", ["squared_relu", "normalized swiglu"])
+@pytest.mark.parametrize("sizes", [SIZES, [0, 0, 71], [1], [58, 1, 0]], ids=str)
+def test_groups_of_any_size(sizes, operation, generator):
+    for width in (7, 40):
+        inputs = make_inputs(operation, (sum(sizes), width), BF16, generator, len(sizes))
+        grad = torch.randn(sum(sizes), width, generator=generator).to(BF16)
+        assert not check(operation, inputs, grad, sizes)
+        with kernels_for("cpu"):
+            grad_scale = value_and_gradients(OPERATIONS[operation][0], inputs, grad, sizes)[2]
+        assert grad_scale[[size == 0 for size in sizes]].eq(0).all()
 
 
 def test_sizes_that_do_not_fit_are_refused(generator):
-    x, suv = make_inputs("scale_groups", (8, 4), FP32, generator, 2)
+    u, suv = make_inputs("squared_relu", (8, 4), FP32, generator, 2)
     for sizes in ([4, 3], [8], [4, 2, 2]):
         with kernels_for("cpu"), pytest.raises(ValueError, match="sizes: .* groups of .* rows in all"):
-            OPERATIONS["scale_groups"][0](x, suv, sizes)
+            OPERATIONS["squared_relu"][0](u, suv, sizes)
+
+
+@pytest.mark.parametrize("operation", ACTIVATIONS)
+def test_activations_of_any_size(operation, generator):
+    """Also of zeros, alone and between ordinary rows; what is broken stays broken, in its row alone."""
+    for size in (0.0, 1e-6, 1e4):
+        inputs, grad = inputs_and_grad(operation, (9, 33), FP32, generator)
+        inputs[0] *= size
+        assert not check(operation, inputs, grad), size
+    inputs, grad = inputs_and_grad(operation, (9, 33), BF16, generator)
+    inputs[0][4] = 0
+    assert not check(operation, inputs, grad)
+    inputs[0][4, 3] = torch.nan
+    with kernels_for("cpu"):
+        value, grad_u, _ = value_and_gradients(OPERATIONS[operation][0], inputs, grad)
+    broken = value.isnan()
+    assert broken[4].all() if operation.startswith("normalized") else broken[4].sum() == 1
+    assert grad_u[4, 3].isnan() and broken.sum() == broken[4].sum() and grad_u[:4].isfinite().all()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_bf16_and_fp16_values_are_rounded_once(operation, generator):
     """Fails if any intermediate is narrower than fp32."""
     for dtype, rounding in ((BF16, 2**-8), (FP16, 2**-11)):
-        rest = [[17, 14]] if operation == "scale_groups" else []
         shape = (11, 3, 65) if operation.startswith("scaled") else (31, 65)
-        inputs = make_inputs(operation, shape, dtype, generator, 2)
+        inputs = make_inputs(operation, shape, dtype, generator)
         function, plain = OPERATIONS[operation]
         with kernels_for("cpu"):
-            actual = function(*inputs, *rest)
-        truth = plain(*(x.double() for x in inputs), *rest)
+            actual = function(*inputs)
+        truth = plain(*(x.double() for x in inputs))
         assert actual.dtype == dtype
         assert ((actual.double() - truth).abs() <= truth.abs() * rounding * 1.001 + 1e-7).all()
 
 
-@pytest.mark.parametrize("operation", ["l2_normalize", "lerp_retract", "scale_features", "scale_tokens", "scale_groups"])
+@pytest.mark.parametrize("operation", ["l2_normalize", "lerp_retract", "scale_features", "scale_tokens", *ACTIVATIONS])
 def test_rows_with_strides_and_gradients_without(operation, generator):
     """Rows that lie within wider ones, columns that do not lie side by side, and the gradient of a sum, which is one number."""
-    rest = [SIZES] if operation == "scale_groups" else []
-    inputs, grad = make_inputs(operation, (27, 48), BF16, generator, len(SIZES)), torch.randn(27, 48, generator=generator).to(BF16)
+    rest = [SIZES] if operation in ACTIVATIONS else []
+    inputs, grad = make_inputs(operation, (27, 48), BF16, generator, len(SIZES) * len(rest)), torch.randn(27, 48, generator=generator).to(BF16)
     wide = torch.cat((inputs[0], inputs[0]), 1)
-    for view in (wide[:, 48:], inputs[0].t().contiguous().t()):
+    for view in (wide[:, inputs[0].size(1) :], inputs[0].t().contiguous().t()):
         assert not check(operation, [view, *inputs[1:]], grad, *rest)
         assert not check(operation, [view, *inputs[1:]], torch.cat((grad, grad), 1)[:, :48], *rest)
     assert not check(operation, inputs, torch.ones((), dtype=BF16).expand(27, 48), *rest)
@@ -154,9 +174,9 @@ def test_rows_with_strides_and_gradients_without(operation, generator):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_two_runs_give_the_same_bits_and_leave_the_inputs(operation, generator):
-    rest = [[16, 0, 11]] if operation == "scale_groups" else []
+    rest = [[16, 0, 11]] if operation in ACTIVATIONS else []
     shape = (11, 3, 48) if operation.startswith("scaled") else (27, 48)
-    inputs, grad = make_inputs(operation, shape, BF16, generator, 3), torch.randn(shape, generator=generator).to(BF16)
+    inputs, grad = make_inputs(operation, shape, BF16, generator, 3 * len(rest)), torch.randn(shape, generator=generator).to(BF16)
     copies = [x.clone() for x in inputs]
     with kernels_for("cpu"):
         runs = [value_and_gradients(OPERATIONS[operation][0], inputs, grad, *rest) for _ in range(2)]
@@ -166,17 +186,17 @@ def test_two_runs_give_the_same_bits_and_leave_the_inputs(operation, generator):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_no_rows(operation, generator):
-    rest = [[0, 0]] if operation == "scale_groups" else []
+    rest = [[0, 0]] if operation in ACTIVATIONS else []
     shape = (0, 3, 8) if operation.startswith("scaled") else (0, 8)
-    inputs = make_inputs(operation, shape, BF16, generator, 2)
+    inputs = make_inputs(operation, shape, BF16, generator, 2 * len(rest))
     with kernels_for("cpu"):
         value, grad_x, *others = value_and_gradients(OPERATIONS[operation][0], inputs, torch.zeros(shape), *rest)
-    assert value.shape == grad_x.shape == shape and all(grad.eq(0).all() for grad in others)
+    assert value.shape == shape and grad_x.shape == inputs[0].shape and all(grad.eq(0).all() for grad in others)
 
 
 def test_fp64_other_dimensions_and_other_scales_stay_eager(generator, monkeypatch):
-    for module in (normalize, scale):
-        for name in [name for name in vars(module) if name.endswith(("_forward", "_backward"))]:
+    for module in (normalize, scale, activation):
+        for name in [name for name in vars(module) if name.endswith(("forward", "backward"))]:
             monkeypatch.setattr(module, name, lambda *args, name=name: pytest.fail(name))
     x = torch.randn(4, 3, 8, generator=generator)
     with kernels_for("cpu"):
@@ -185,6 +205,7 @@ def test_fp64_other_dimensions_and_other_scales_stay_eager(generator, monkeypatc
         OPERATIONS["scaled_l2_normalize"][0](x, torch.ones(4, 1, 1))
         OPERATIONS["lerp_retract"][0](x, x, torch.ones(8, dtype=torch.float64))
         OPERATIONS["scale_features"][0](x.double(), torch.ones(8, dtype=torch.float64))
+        OPERATIONS["squared_relu"][0](x.double(), torch.ones(8, dtype=torch.float64))
         OPERATIONS["scaled_l2_normalize squared"][0](x.double(), torch.ones(8, dtype=torch.float64))
 
 
@@ -210,3 +231,32 @@ def test_features_split_between_two_ranks(generator, monkeypatch):
                 results.append(value_and_gradients(lambda shard: l2_normalize(shard, group=TwoRanks()), [x[..., mine]], grad[..., mine]))
             assert not messages
         assert not problems(["value", "gradient"], *results, [t[..., mine] for t in truth])
+
+
+@pytest.mark.parametrize("operation", ["normalized squared_relu", "normalized swiglu"])
+def test_activations_split_between_two_ranks(operation, generator, monkeypatch):
+    """Of different widths; one row is zero on one rank and one on both."""
+    function, width = operation.split()[1].replace("swiglu", "silu"), 11
+    halves = 2 if function == "silu" else 1
+    (u, scale), grad = make_inputs(operation, (5, 3, width), FP32, generator), torch.randn(5, 3, width, generator=generator)
+    u.unflatten(-1, (halves, -1))[0, 0, :, :4], u[1, 1] = 0, 0
+    truth = value_and_gradients(OPERATIONS[operation][1], [u.double(), scale.double()], grad.double())
+    square = OPERATIONS[operation.split()[1]][1](u.double(), scale.double()) ** 2
+    radial = grad.double() * truth[0]
+    for mine, others in ((slice(0, 4), slice(4, width)), (slice(4, width), slice(0, 4))):
+
+        def part(x: Tensor, mine: slice = mine) -> Tensor:
+            return x.unflatten(-1, (halves, -1))[..., mine].flatten(-2)
+
+        def shard(u: Tensor, scale: Tensor) -> Tensor:
+            form = dict(function=function, gated=halves == 2, normalize=True)
+            return scaled_activation(u, scale, FACTOR, **form, group=TwoRanks())
+
+        results = []
+        for devices in (["cpu"], []):
+            messages = [square[..., others].sum(-1, keepdim=True), radial[..., others].sum(-1, keepdim=True)]
+            monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums, group, messages=messages: sums.add_(messages.pop(0)))
+            with kernels_for(*devices):
+                results.append(value_and_gradients(shard, [part(u), part(scale)], grad[..., mine]))
+            assert not messages
+        assert not problems(["value", "gradient", "of the scale"], *results, [truth[0][..., mine], *map(part, truth[1:])])

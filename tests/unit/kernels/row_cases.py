@@ -6,7 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ngpt.functional import l2_normalize, lerp_retract, scale_features, scale_groups, scale_tokens, scaled_l2_normalize
+from ngpt.functional import (
+    l2_normalize,
+    lerp_retract,
+    scale_features,
+    scale_tokens,
+    scaled_activation,
+    scaled_l2_normalize,
+)
 from ngpt.kernels import rows
 
 ROWS = {"ordinary": 1.0, "zero": 0.0, "tiny": 1e-20, "near_eps": 1e-6, "huge": 1e18}  # typical size of an entry
@@ -24,8 +31,21 @@ def plain_lerp(h: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
     return plain_l2(g + (FACTOR * alpha).abs() * (plain_l2(b) - g))
 
 
-def plain_groups(x: Tensor, scale: Tensor, sizes: list[int]) -> Tensor:
-    return x * torch.repeat_interleave(FACTOR * scale, torch.tensor(sizes, device=x.device), dim=0)
+def activation(function: str, gated: bool, normalized: bool) -> tuple[Callable, Callable]:
+    """The kernels' function and its definition; with `sizes` each group of rows has a scale of its own."""
+
+    def ours(u: Tensor, scale: Tensor, sizes: list[int] | None = None) -> Tensor:
+        return scaled_activation(u, scale, FACTOR, function=function, gated=gated, normalize=normalized, sizes=sizes)
+
+    def plain(u: Tensor, scale: Tensor, sizes: list[int] | None = None) -> Tensor:
+        if sizes is not None:
+            scale = torch.repeat_interleave(scale, torch.tensor(sizes, device=u.device), dim=0)
+        v = u * scale * FACTOR
+        gate, up = v.chunk(2, -1) if gated else (v, 1)
+        y = (gate.clamp(min=0) ** 2 if function == "squared_relu" else gate * torch.sigmoid(gate)) * up
+        return plain_l2(y) if normalized else y
+
+    return ours, plain
 
 
 OPERATIONS: dict[str, tuple[Callable, Callable]] = {
@@ -38,8 +58,12 @@ OPERATIONS: dict[str, tuple[Callable, Callable]] = {
     "lerp_retract": (lambda h, b, alpha: lerp_retract(h, b, alpha, FACTOR), plain_lerp),
     "scale_features": (lambda x, scale: scale_features(x, scale, FACTOR), lambda x, scale: x * scale * FACTOR),
     "scale_tokens": (scale_tokens, lambda x, scale: x * scale[:, None]),
-    "scale_groups": (lambda x, scale, sizes: scale_groups(x, scale, sizes, FACTOR), plain_groups),
+    "squared_relu": activation("squared_relu", False, False),
+    "swiglu": activation("silu", True, False),
+    "normalized squared_relu": activation("squared_relu", False, True),
+    "normalized swiglu": activation("silu", True, True),
 }
+ACTIVATIONS = [name for name in OPERATIONS if name.endswith(("squared_relu", "swiglu"))]
 
 
 @contextmanager
@@ -55,9 +79,16 @@ def kernels_for(*devices: str):
         rows.DEVICES.update(before)
 
 
-def make_inputs(operation: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator, groups: int = 1) -> list[Tensor]:
-    """Activations of the dtype, then the fp32 parameter: of both signs, around 0.05 for alpha and around 1 for scales."""
+def make_inputs(operation: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator, groups: int = 0) -> list[Tensor]:
+    """Activations of the dtype, then the fp32 parameter: of both signs, around 0.05 for alpha and around 1 for scales.
+
+    Args:
+        shape: of the result.
+        groups: of rows that have a parameter of their own each; 0: one for all.
+    """
     device = generator.device
+    if operation.endswith("swiglu"):
+        shape = (*shape[:-1], 2 * shape[-1])
 
     def random(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, device=device)
@@ -67,8 +98,9 @@ def make_inputs(operation: str, shape: tuple[int, ...], dtype: torch.dtype, gene
         "scaled_l2_normalize": shape[-2:],
         "scaled_l2_normalize squared": shape[-2:],
         "scale_tokens": shape[:1],
-        "scale_groups": (groups, shape[-1]),
     }.get(operation, shape[-1:])
+    if groups:
+        parameter_shape = (groups, shape[-1])
     activations = [random(*shape).to(dtype) for _ in range(2 if operation == "lerp_retract" else 1)]
     if parameter_shape is None:
         return activations

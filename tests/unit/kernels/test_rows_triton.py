@@ -24,4 +24,4 @@ def test_kernels_equal_fp64_in_the_interpreter(tmp_path):
 
 def test_kernels_compile(check_compilation):
     """The interpreter accepts what the compiler does not."""
-    check_compilation("compile_rows.py", "normalize", "scale", "cross_entropy")
+    check_compilation("compile_rows.py", "normalize", "scale", "activation", "cross_entropy")

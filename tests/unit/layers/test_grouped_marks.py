@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from megatron_ext.layers.grouped import GroupedBorrowedScaleReadsStream, GroupedNormalizedWritesStream, GroupedWritesStream
+from megatron_ext.layers.linear import NormalizedWritesStream, ReadsStream, WritesStream
 
 D, F = 6, 10
 
@@ -24,7 +24,7 @@ def backend(rows: int, columns: int) -> type:
 
 @pytest.mark.parametrize(
     ("mixin", "shape"),
-    [(GroupedBorrowedScaleReadsStream, (F, D)), (GroupedWritesStream, (D, F)), (GroupedNormalizedWritesStream, (D, F))],
+    [(ReadsStream, (F, D)), (WritesStream, (D, F)), (NormalizedWritesStream, (D, F))],
 )
 def test_the_marked_axis_has_length_d(mixin, shape):
     linear = type("Grouped", (mixin, backend(*shape)), {})(
