@@ -1,9 +1,8 @@
-"""Check the row-wise kernels (normalisations, residual step, scales) on a GPU, and measure them against its copy bandwidth.
+"""Measure the row-wise kernels (normalisations, residual step, scales, activations) on a GPU against its copy bandwidth.
 
-    python tests/bench/row_kernels.py [--check] [--out FOLDER] [--cases TEXT] [--sweep]        one GPU, plain torch and triton
+    python tests/bench/row_kernels.py [--out FOLDER] [--cases TEXT] [--sweep]        one GPU, plain torch and triton
 
---check compares value and gradients with fp64 autograd at the models' shapes, and refuses to measure where one is wrong. Times are medians
-over replays of a CUDA graph, so without launch overhead, for the eager backend too; inputs and outputs rotate, so that none is found in
+Refuses to measure where tests/gpu/test_row_kernels.py is red, which checks these very cases. Times are medians over replays of a CUDA graph, so without launch overhead, for the eager backend too; inputs and outputs rotate, so that none is found in
 L2. Bytes: inputs read once, outputs written once; sums of parts of a scale's gradient are not counted. --sweep instead tries other
 tilings and prints the best ones.
 """
@@ -11,6 +10,7 @@ tilings and prints the best ones.
 import argparse
 import dataclasses
 import itertools
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +21,9 @@ from bench_tools import copy_bandwidth, median_seconds_in_graph, write_results
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from ngpt.kernels.activation import Form
+from ngpt.kernels.activation import eager as activation_eager
+from ngpt.kernels.activation import triton as activation_triton
 from ngpt.kernels.normalize import eager as normalize_eager
 from ngpt.kernels.normalize import triton as normalize_triton
 from ngpt.kernels.rows import Tiling
@@ -28,9 +31,7 @@ from ngpt.kernels.scale import eager as scale_eager
 from ngpt.kernels.scale import triton as scale_triton
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "kernels"))
-from row_cases import check, kernels_for, make_inputs, problems, value_and_gradients  # noqa: E402
-
-from ngpt.functional import scale_features  # noqa: E402
+from row_cases import ACTIVATIONS, make_inputs  # noqa: E402
 
 DEVICE = "cuda"
 CALLS, REPLAYS = 8, 9
@@ -41,13 +42,18 @@ TILINGS = {
     "lerp_retract": (normalize_triton, "LERP_FORWARD", "LERP_BACKWARD"),
     "scale_features": (scale_triton, "FORWARD", "BACKWARD"),
     "scale_tokens": (scale_triton, "TOKENS", "TOKENS"),
-    "scale_groups": (scale_triton, "GROUPS", "GROUPS"),
-}
+} | dict.fromkeys(ACTIVATIONS, (activation_triton, "FORWARD", "BACKWARD"))
+TESTS = Path(__file__).parents[1] / "gpu" / "test_row_kernels.py"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operation at a shape of one of the models."""
+    """One operation at a shape of one of the models.
+
+    Attributes:
+        shape: of the result.
+        groups: of rows with a scale of their own; 0: one for all.
+    """
 
     operation: str
     shape: tuple[int, ...]
@@ -57,20 +63,24 @@ class Case:
     def name(self) -> str:
         return f"{self.operation} {'x'.join(map(str, self.shape))}{f' in {self.groups} groups' if self.groups else ''}"
 
-    def sizes(self) -> list[int]:
-        """Rows of each group: uneven, some empty."""
+    def sizes(self) -> list[list[int]]:
+        """Rows of each group: uneven, some empty; as the arguments behind the tensors, of which there are none without groups."""
+        if not self.groups:
+            return []
         weights = torch.rand(self.groups, generator=torch.Generator().manual_seed(1)) ** 2
         weights[:: self.groups // 4] = 0
         sizes = (weights / weights.sum() * self.shape[0]).int()
         sizes[-1] += self.shape[0] - sizes.sum()
-        return sizes.tolist()
+        return [sizes.tolist()]
 
     def bytes_moved(self, backward: bool) -> int:
         """Of activations in bf16, and of the fp32 numbers that a row has."""
         elements = torch.Size(self.shape).numel()
         rows = elements // self.shape[-1]
-        tensors = {"lerp_retract": (3, 5)}.get(self.operation, (2, 3))[backward]
+        gated = (3, 5) if self.operation.endswith("swiglu") else (2, 3)
+        tensors = {"lerp_retract": (3, 5)}.get(self.operation, gated)[backward]
         a_row = {"lerp_retract": 3, "l2_normalize": 1, "scaled_l2_normalize": 1, "scale_tokens": 1 + backward}.get(self.operation, 0)
+        a_row += self.operation.startswith("normalized")
         return 2 * tensors * elements + 4 * a_row * rows
 
 
@@ -91,44 +101,22 @@ CASES = (
     Case("scale_features", (8192, 131072)),
     Case("scale_tokens", (49152, 1024)),
     Case("scale_tokens", (98304, 2688)),
-    Case("scale_groups", (49152, 1856), 64),
-    Case("scale_groups", (98304, 1856), 128),
+    Case("squared_relu", (16384, 6144)),
+    Case("normalized squared_relu", (16384, 6144)),
+    Case("normalized squared_relu", (16384, 3712)),
+    Case("normalized squared_relu", (49152, 1856), 64),
+    Case("normalized squared_relu", (98304, 1856), 128),
+    Case("normalized squared_relu", (98304, 1024), 64),
+    Case("swiglu", (16384, 4096)),
+    Case("normalized swiglu", (16384, 4096)),
+    Case("normalized swiglu", (49152, 1024), 64),
 )
-LOGITS = (16400, 131072)  # more than 2^31 elements
 
 
 def make(case: Case, dtype: torch.dtype, seed: int) -> tuple[list[Tensor], Tensor]:
     generator = torch.Generator(DEVICE).manual_seed(seed)
     inputs = make_inputs(case.operation, case.shape, dtype, generator, case.groups)
     return inputs, torch.randn(case.shape, generator=generator, device=DEVICE, dtype=dtype)
-
-
-def check_logits(shape: tuple[int, int], columns: int = 8192) -> list[str]:
-    """As `check` for scale_features, the truth some columns at a time: all of it would not fit in memory."""
-    (x, scale), grad = make(Case("scale_features", shape), torch.bfloat16, 3)
-    results = []
-    for devices in ((DEVICE,), ()):
-        with kernels_for(*devices):
-            results.append(value_and_gradients(scale_features, [x, scale], grad))
-    found = []
-    for begin in range(0, shape[1], columns):
-        part = slice(begin, begin + columns)
-        truth = value_and_gradients(torch.mul, [x[:, part].double(), scale[part].double()], grad[:, part].double())
-        found += problems(["value", "gradient 0", "gradient 1"], *([t[..., part] for t in result] for result in results), truth)
-    return found
-
-
-def check_everything(cases: list[Case]) -> bool:
-    right = True
-    for case in cases:
-        large = case.shape[-1] > 100_000
-        for dtype in (torch.bfloat16,) if large else (torch.bfloat16, torch.float32):
-            found = (
-                check_logits(LOGITS) if large else check(case.operation, *make(case, dtype, 3), *([case.sizes()] if case.groups else []))
-            )
-            print(f"{case.name}{f', rows {LOGITS[0]}' if large else ''}, {str(dtype)[6:]}: {'; '.join(found[:4]) or 'right'}", flush=True)
-            right &= not found
-    return right
 
 
 def calls(case: Case, inputs: list[Tensor], grad: Tensor, eager: bool) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -143,15 +131,26 @@ def calls(case: Case, inputs: list[Tensor], grad: Tensor, eager: bool) -> tuple[
         arguments = (*inputs, FACTOR, True) if kind == "scaled" else (*inputs, FACTOR)
         saved = forward(*arguments)[1]
         return lambda: forward(*arguments), lambda: backward(grad, *arguments, saved)
-    if case.operation == "scale_groups":
-        sizes = case.sizes()
-        groups = sizes if eager else scale_triton.make_groups(*inputs, sizes)
-        product = scale_eager.groups_forward if eager else scale_triton.groups_product
-        return lambda: product(*inputs, FACTOR, groups), lambda: scale.groups_backward(grad, *inputs, FACTOR, groups)
+    if case.operation in ACTIVATIONS:
+        return activation_calls(case, inputs, grad, eager)
     kind = case.operation.split("_")[1]
     forward, backward = getattr(scale, f"{kind}_forward"), getattr(scale, f"{kind}_backward")
     arguments = inputs if kind == "tokens" else (*inputs, FACTOR)
     return lambda: forward(*arguments), lambda: backward(grad, *arguments)
+
+
+def activation_calls(case: Case, inputs: list[Tensor], grad: Tensor, eager: bool) -> tuple[Callable[[], object], Callable[[], object]]:
+    gated = case.operation.endswith("swiglu")
+    form = Form("silu" if gated else "squared_relu", gated, case.operation.startswith("normalized"), None)
+    sizes = case.sizes()[0] if case.groups else None
+    if eager:
+        _, inverse, groups = activation_eager.forward(*inputs, FACTOR, form, sizes)
+        backward = activation_eager.backward
+        return lambda: activation_eager.forward(*inputs, FACTOR, form, sizes), lambda: backward(grad, *inputs, FACTOR, form, inverse, groups)
+    groups = activation_triton.make_groups(*inputs, grad.size(-1), sizes) if case.groups else None
+    _, inverse = activation_triton.activate(*inputs, FACTOR, form, groups)
+    backward = activation_triton.backward
+    return lambda: activation_triton.activate(*inputs, FACTOR, form, groups), lambda: backward(grad, *inputs, FACTOR, form, inverse, groups)
 
 
 def median_seconds(works: list[Callable[[], object]]) -> float:
@@ -190,7 +189,8 @@ def sweep(case: Case, copy: float) -> None:
         module, name = TILINGS[case.operation][0], TILINGS[case.operation][1 + backward]
         present, results = getattr(module, name), []
         others = itertools.product((4, 8), (8, 16, 32), (8, 12, 16, 32, 64), (1, 2, 3))
-        for tiling in [present, *(Tiling(*other) for other in others if Tiling(*other) != present)]:
+        distinct = {(t.tile(case.shape[-1]), t.resident, t.stages): t for t in [*itertools.starmap(Tiling, others), present]}
+        for tiling in [present, *(other for other in distinct.values() if other != present)]:
             setattr(module, name, tiling)
             try:
                 seconds = median_seconds([calls(case, *one, False)[backward] for one in sets])
@@ -207,14 +207,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write a JSON file there")
     parser.add_argument("--cases", default="", help="only cases whose name contains this")
-    parser.add_argument("--check", action="store_true", help="compare with fp64 first")
     parser.add_argument("--sweep", action="store_true", help="try other tilings instead of measuring")
     options = parser.parse_args()
     cases = [case for case in CASES if options.cases in case.name]
-    if options.check and not check_everything(cases):
-        print("nothing measured: kernels and fp64 disagree", file=sys.stderr)
+    if subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS)]).returncode:
+        print("The kernels are wrong here: nothing is measured.", file=sys.stderr)
         return 1
-    torch.cuda.empty_cache()
     copy = copy_bandwidth() * 1e9
     print(f"copy {copy / 1e12:.3f} TB/s")
     if options.sweep:

@@ -35,9 +35,14 @@ class Groups:
 
 
 def forward(u: Tensor, scale: Tensor, factor: float, form, sizes: list[int] | None) -> tuple[Tensor, Tensor | None, Groups | None]:
+    groups = None if sizes is None else make_groups(u, scale, u.size(-1) // (2 if form.gated else 1), sizes)
+    return *activate(u, scale, factor, form, groups), groups
+
+
+def activate(u: Tensor, scale: Tensor, factor: float, form, groups: Groups | None) -> tuple[Tensor, Tensor | None]:
+    """The forward pass where the groups are on the device already."""
     u_rows = as_rows(u)
     rows, width = u_rows.size(0), u_rows.size(1) // (2 if form.gated else 1)
-    groups = None if sizes is None else make_groups(u_rows, scale, width, sizes)
     y = torch.empty(*u.shape[:-1], width, dtype=u.dtype, device=u.device)
     inverse_norm = torch.empty(rows, dtype=torch.float32, device=u.device) if form.normalize else None
     sums = shared_sums(u, form.group) if form.normalize else None
@@ -49,7 +54,7 @@ def forward(u: Tensor, scale: Tensor, factor: float, form, sizes: list[int] | No
         plan.launch((pieces, 1, 1), tensors, (rows, height, float(factor)), (u_rows.stride(0),))
 
     in_parts(launch, sums, form.group)
-    return y, inverse_norm, groups
+    return y, inverse_norm
 
 
 def backward(

@@ -178,6 +178,15 @@ def lerp_forward_kernel(
         tl.store(out_ptr + first * WIDTH + r[:, None] * WIDTH + column, rounded(out, out_ptr), mask=mask)
 
 
+@triton.jit
+def _four_sums(a, b, c, d):
+    """Sums along the rows, [R, 1] each, in one reduction: warps wait for each other once."""
+    left, right = tl.split(tl.sum(tl.join(tl.join(a, b), tl.join(c, d)), 1))
+    a, b = tl.split(left)
+    c, d = tl.split(right)
+    return a[:, None], b[:, None], c[:, None], d[:, None]
+
+
 @triton.jit(do_not_specialize=["rows", "factor"])
 def lerp_backward_kernel(
     grad_ptr,
@@ -198,7 +207,10 @@ def lerp_backward_kernel(
     C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """A row of partials [programs, WIDTH] is the gradient of alpha of one program's rows."""
+    """A row of partials [programs, WIDTH] is the gradient of alpha of one program's rows.
+
+    With step = (1 - rate) g + rate unit_b, all sums along a row are those of its two parts with the gradient and with the output.
+    """
     r = tl.arange(0, R)
     column = tl.arange(0, C)[None, :]
     alpha = tl.load(alpha_ptr + column, mask=column < WIDTH, other=0.0) * factor
@@ -216,13 +228,14 @@ def lerp_backward_kernel(
         inverse_b = tl.load(inverse_b_ptr + first + r, mask=here, other=0.0)[:, None]
         inverse_step = tl.load(inverse_step_ptr + first + r, mask=here, other=0.0)[:, None]
         g, unit_b = h * inverse_h, b * inverse_b
-        delta = unit_b - g
-        out = (g + rate * delta) * inverse_step
-        grad_step = (grad - out * tl.sum(grad * out, 1)[:, None]) * inverse_step
+        delta, from_h, from_b = unit_b - g, (1 - rate) * g, rate * unit_b
+        out = (from_h + from_b) * inverse_step
+        h_grad, b_grad, h_out, b_out = _four_sums(from_h * grad, from_b * grad, from_h * out, from_b * out)
+        along_out = (h_grad + b_grad) * inverse_step
+        grad_step = (grad - out * along_out) * inverse_step
         grad_rate += grad_step * delta
-        grad_g, grad_unit_b = grad_step * (1 - rate), grad_step * rate
-        grad_h = (grad_g - g * tl.sum(grad_g * g, 1)[:, None]) * inverse_h
-        grad_b = (grad_unit_b - unit_b * tl.sum(grad_unit_b * unit_b, 1)[:, None]) * inverse_b
+        grad_h = (grad_step * (1 - rate) - g * ((h_grad - h_out * along_out) * inverse_step)) * inverse_h
+        grad_b = (grad_step * rate - unit_b * ((b_grad - b_out * along_out) * inverse_step)) * inverse_b
         place = first * WIDTH + r[:, None] * WIDTH + column
         tl.store(grad_h_ptr + place, rounded(grad_h, grad_h_ptr), mask=mask)
         tl.store(grad_b_ptr + place, rounded(grad_b, grad_b_ptr), mask=mask)
