@@ -144,6 +144,8 @@ def activation_calls(case: Case, inputs: list[Tensor], grad: Tensor, eager: bool
     form = Form("silu" if gated else "squared_relu", gated, case.operation.startswith("normalized"), None)
     sizes = case.sizes()[0] if case.groups else None
     if eager:
+        if case.groups:  # their rows' scales cannot be spread out in a CUDA graph
+            return torch.cuda.current_stream, torch.cuda.current_stream
         _, inverse, groups = activation_eager.forward(*inputs, FACTOR, form, sizes)
         backward = activation_eager.backward
         return lambda: activation_eager.forward(*inputs, FACTOR, form, sizes), lambda: backward(grad, *inputs, FACTOR, form, inverse, groups)

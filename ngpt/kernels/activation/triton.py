@@ -49,7 +49,7 @@ def activate(u: Tensor, scale: Tensor, factor: float, form, groups: Groups | Non
     tensors = u_rows, scale.contiguous(), y, inverse_norm, sums, None if groups is None else groups.table
 
     def launch(part: int) -> None:
-        plan = _plan(width, _constants(form, part, groups), u.device)
+        plan = _plan(FORWARD, width, _constants(form, part, groups), u.device)
         height, pieces = plan.cut(rows) if groups is None else (0, groups.pieces)
         plan.launch((pieces, 1, 1), tensors, (rows, height, float(factor)), (u_rows.stride(0),))
 
@@ -63,14 +63,14 @@ def backward(
     grad_rows, u_rows, grad_u = as_rows(grad), as_rows(u), dense_like(u)
     rows, whole = u_rows.shape
     width = grad_rows.size(1)
-    own = _plan(width, _constants(form, OWN.value, groups), u.device, backward=True)
+    own = _plan(BACKWARD, width, _constants(form, OWN.value, groups), u.device, backward=True)
     height, pieces = own.cut(rows) if groups is None else (0, groups.pieces)
     partial = torch.empty(pieces, whole, dtype=torch.float32, device=u.device)
     sums = shared_sums(u, form.group) if form.normalize else None
     tensors = grad_rows, u_rows, scale.contiguous(), inverse_norm, grad_u, sums, partial, None if groups is None else groups.table
 
     def launch(part: int) -> None:
-        plan = _plan(width, _constants(form, part, groups), u.device, backward=True)
+        plan = _plan(BACKWARD, width, _constants(form, part, groups), u.device, backward=True)
         plan.launch((pieces, 1, 1), tensors, (rows, height, float(factor)), (grad_rows.stride(0), u_rows.stride(0)))
 
     in_parts(launch, sums, form.group)
@@ -101,8 +101,9 @@ def _constants(form, part: int, groups: Groups | None) -> tuple[tuple[str, objec
 
 
 @functools.cache
-def _plan(width: int, constants: tuple[tuple[str, object], ...], device: torch.device, backward: bool = False) -> _Plan:
-    tiling = BACKWARD if backward else FORWARD
+def _plan(
+    tiling: Tiling, width: int, constants: tuple[tuple[str, object], ...], device: torch.device, backward: bool = False
+) -> _Plan:
     rows, columns, warps = tiling.tile(width)
     tile = dict(WIDTH=width, R=rows, C=columns, STAGES=tiling.stages, num_warps=warps)
     kernel, own = (backward_kernel, {}) if backward else (forward_kernel, {"EPSILON": EPSILON})
