@@ -80,9 +80,9 @@ def _attention(cfg: Config, layer: Layer, tokens: Tokens) -> Saved:
 
 
 def _mlp_numbers(cfg: Config, layer: Layer, fc1: BlockLinear, fc2: BlockLinear) -> float:
-    """Bytes a token of an MLP: fc1's output before and (nGPT) after suv, and what fc2 keeps of the activation."""
-    scaled = 2 if cfg.model.architecture == "ngpt" else 1
-    return scaled * fc1.out_features * activation_bytes(cfg) + _written(cfg, layer, fc2)
+    """Bytes a token of an MLP: fc1's output, and what fc2 keeps of the activation; nGPT's activation makes its norm, too, from fc1's."""
+    kept = fc2.in_features * operand_bytes(cfg, layer.recipes.get(fc2.name)) + _FP32 * computes_norm(cfg, layer, fc2)
+    return fc1.out_features * activation_bytes(cfg) + kept
 
 
 def _mlp(cfg: Config, layer: Layer, tokens: Tokens) -> Saved:

@@ -50,17 +50,19 @@ class Tiling:
         elements: of the tile in a thread.
         resident: warps on each multiprocessor that programs are made for, at most; each program loops over tiles.
         stages: tiles that a program loads ahead, through shared memory; 1: none.
+        widest: elements of a wide row in a thread, before more warps share it; 0: `elements`.
     """
 
     warps: int
     elements: int
     resident: int
     stages: int = 1
+    widest: int = 0
 
     def tile(self, width: int) -> tuple[int, int, int]:
         """Rows and columns (both powers of two) and warps of tiles that hold whole rows."""
         columns = power_of_two(width)
-        warps = min(16, max(self.warps, columns // (32 * self.elements)))
+        warps = min(16, max(self.warps, columns // (32 * (self.widest or self.elements))))
         return max(1, warps * 32 * self.elements // columns), columns, warps
 
     def strip(self, width: int) -> tuple[int, int, int]:

@@ -15,8 +15,8 @@ from ngpt.kernels.rows import Tiling, as_rows, dense_like
 FORWARD = Tiling(warps=4, elements=16, resident=64)
 BACKWARD = Tiling(warps=4, elements=16, resident=64)
 SCALED_BACKWARD = Tiling(warps=4, elements=16, resident=12, stages=3)
-LERP_FORWARD = Tiling(warps=4, elements=16, resident=32)
-LERP_BACKWARD = Tiling(warps=4, elements=8, resident=16, stages=2)
+LERP_FORWARD = Tiling(warps=4, elements=16, resident=32, stages=3, widest=32)
+LERP_BACKWARD = Tiling(warps=4, elements=16, resident=8, stages=3, widest=32)
 
 
 def l2_forward(x: Tensor, dim: int, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:

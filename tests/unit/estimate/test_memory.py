@@ -53,8 +53,8 @@ def test_attention_of_ngpt_by_hand():
 def test_swiglu_mlp_by_hand():
     cfg = compose(["experiment=ngpt_tiny", *TINY, "model.activation=swiglu", "model.layer_pattern=-", "model.num_layers=1"])
     (chunk,) = chunks(cfg)
-    h, b, u, scaled, activated, head_input = 64, 64, 320, 320, 160, 64
-    assert chunk_bytes(cfg, chunk, tokens(cfg)) == bf16(h, b, u, scaled, activated, head_input) + 4 * T * 3
+    h, b, u, activated, head_input = 64, 64, 320, 160, 64
+    assert chunk_bytes(cfg, chunk, tokens(cfg)) == bf16(h, b, u, activated, head_input) + 4 * T * 3
 
 
 def test_experts_by_hand():
@@ -63,8 +63,8 @@ def test_experts_by_hand():
     control = 2 * routed * (64 + 48 + 48 + 48)  # sent tokens, fc1's output, activation before and after the probabilities
     router = T * ROUTING_BYTES * 4 / 64
     assert one_layer("E", "gpt") == bf16(64, 64, 64 + 64) + 4 * T + control + shared + router
-    ngpt = 2 * routed * (64 + 48 * 4 + 64) + 4 * routed * 2  # fc1's output, scaled, activation, normalised; fc2's output; two fp32 a row
-    assert one_layer("E", "ngpt") == bf16(64, 64, 64, 96, 96, 96, 96) + 4 * T * (3 + 1) + ngpt + router
+    ngpt = 2 * routed * (64 + 48 + 48 + 64) + 4 * routed * 2  # fc1's output, normalised activation; fc2's output; two fp32 a row
+    assert one_layer("E", "ngpt") == bf16(64, 64, 64, 96, 96) + 4 * T * (3 + 1) + ngpt + router
 
 
 def test_mixer_by_hand():
