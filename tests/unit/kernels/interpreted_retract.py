@@ -1,6 +1,7 @@
 """The retraction's Triton kernels in the interpreter. test_retract_triton.py runs this with TRITON_INTERPRET=1."""
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -74,6 +75,13 @@ def test_a_rank_without_a_share_takes_part(generator):
     plan = make_plan([MatrixShard(torch.empty(0), 0, 3, 4, unit_dim=dim) for dim in (0, 1)])
     plan(lambda x: seen.append(x.clone()))
     assert isinstance(plan, triton.Plan) and len(seen) == 1 and torch.equal(seen[0], torch.zeros(4 + 3))
+
+
+def test_a_plan_keeps_the_memory_that_it_points_to():
+    values = torch.ones(12)
+    plan, memory = make_plan([MatrixShard(values, 0, 3, 4, unit_dim=1)]), weakref.ref(values)
+    del values
+    assert memory() is not None and plan
 
 
 def test_doubles_go_through_plain_torch(generator):
