@@ -5,23 +5,15 @@ parameter gather, overlapped or not. It is torch's public, process-wide optimize
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ngpt.optim.retraction import MatrixShard, is_marked, retract_shards_, retract_weights_
-
-
-@dataclass
-class _Plan:
-    """What one inner optimizer retracts: its pieces of the marked matrices and who else holds pieces of them."""
-
-    shards: list[MatrixShard]
-    all_reduce: Callable[[Tensor], None] | None
+from ngpt.optim.retraction import MatrixShard, Retraction, is_marked, retract_weights_
 
 
 def is_expert(param: nn.Parameter) -> bool:
@@ -80,7 +72,7 @@ class RetractionHook:
         self.after_step = after_step
         # Megatron builds one inner optimizer for dense and one for expert parameters.
         self.inner_optimizers = len({is_expert(param) for _, param, _ in self.parameters})
-        self.plans: dict[bool, _Plan] = {}
+        self.retractions: dict[bool, Retraction] = {}
         self.stepped = 0
         self.handle = register_optimizer_step_post_hook(self)
 
@@ -88,10 +80,9 @@ class RetractionHook:
         expert = self._owner(optimizer)
         if expert is None:
             return
-        if expert not in self.plans:
-            self.plans[expert] = self._plan(expert)
-        plan = self.plans[expert]
-        retract_shards_(plan.shards, plan.all_reduce)
+        if expert not in self.retractions:
+            self.retractions[expert] = self._retraction(expert)
+        self.retractions[expert]()
         self.stepped += 1
         if self.stepped == self.inner_optimizers:
             self.stepped = 0
@@ -107,8 +98,7 @@ class RetractionHook:
         if loaded:
             retract_weights_(param for _, param, _ in self.parameters if param.dtype == torch.float32)
         for expert in sorted({is_expert(param) for _, param, _ in self.parameters}):
-            plan = self._plan(expert, only_copies=True)
-            retract_shards_(plan.shards, plan.all_reduce)
+            self._retraction(expert, only_copies=True)()
 
     def remove(self) -> None:
         """Stop listening (the hook is process-wide)."""
@@ -120,14 +110,32 @@ class RetractionHook:
         marks = {group.get("is_expert_parallel") for group in optimizer.param_groups}
         return bool(marks.pop()) if len(marks) == 1 and None not in marks else None
 
-    def _plan(self, expert: bool, only_copies: bool = False) -> _Plan:
-        shards, groups = [], set()
-        for _, param, buffer in self.parameters:
-            if not is_marked(param) or is_expert(param) != expert or (only_copies and param.dtype == torch.float32):
-                continue
-            values, start = master_shard(param, buffer)
-            shards.append(MatrixShard(values, start, *param.shape, unit_dim=param.unit_dim))
-            if buffer is not None and buffer.data_parallel_group.size() > 1:
-                groups.add(buffer.data_parallel_group)
+    def _retraction(self, expert: bool, only_copies: bool = False) -> Retraction:
+        """Of what one inner optimizer moves: its pieces of the marked matrices, and who else holds pieces of them."""
+        marked = [
+            (param, buffer)
+            for _, param, buffer in self.parameters
+            if is_marked(param) and is_expert(param) == expert and not (only_copies and param.dtype == torch.float32)
+        ]
+        groups = {buffer.data_parallel_group for _, buffer in marked if buffer is not None and buffer.data_parallel_group.size() > 1}
         assert len(groups) <= 1, "matrices of one optimizer live in different data-parallel groups"
-        return _Plan(shards, partial(dist.all_reduce, group=groups.pop()) if groups else None)
+
+        def find_shards() -> list[MatrixShard]:
+            return [MatrixShard(*master_shard(param, buffer), *param.shape, unit_dim=param.unit_dim) for param, buffer in marked]
+
+        return Retraction(find_shards, addresses_of([param for param, _ in marked]), _sum_over(groups.pop()) if groups else None)
+
+
+def _sum_over(group: dist.ProcessGroup) -> Callable[[Tensor], object]:
+    return partial(dist.all_reduce, group=group)
+
+
+def addresses_of(params: list[nn.Parameter]) -> Callable[[], list[int]]:
+    """Gives the masters' addresses. Asked before every step, of a thousand matrices, so no line of Python runs for each of them.
+
+    Both ways of moving a master show: another tensor as `main_param`, and other memory under the same tensor (`.data = ...`).
+    """
+    own = [param for param in params if getattr(param, "main_param", None) is None]
+    attributes = [vars(param) for param in params if getattr(param, "main_param", None) is not None]
+    main_param = itemgetter("main_param")
+    return lambda: [*map(Tensor.data_ptr, own), *map(Tensor.data_ptr, map(main_param, attributes))]

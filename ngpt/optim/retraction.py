@@ -5,12 +5,13 @@ read it), 0 where its columns do (they write it). Tensor parallelism never cuts 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ngpt.functional import EPSILON
+from ngpt.kernels.retract import AllReduce, MatrixShard, Plan, make_plan
+
+__all__ = ["MatrixShard", "Retraction", "is_free", "is_marked", "leave_free", "mark", "retract_shards_", "retract_weights_"]
 
 UNIT_DIM = "unit_dim"
 
@@ -34,45 +35,8 @@ def is_marked(weight: Tensor) -> bool:
     return hasattr(weight, UNIT_DIM)
 
 
-@dataclass(frozen=True)
-class MatrixShard:
-    """A contiguous piece of a row-major [rows, cols] matrix: elements start .. start + values.numel() of its flat form.
-
-    Attributes:
-        values: flat fp32 view of the master weights; empty where this rank owns nothing of the matrix.
-        start: first element's position in the flat matrix.
-        rows, cols: shape of the whole matrix (of this tensor-parallel rank).
-        unit_dim: 1: rows get unit norm; 0: columns do.
-    """
-
-    values: Tensor
-    start: int
-    rows: int
-    cols: int
-    unit_dim: int
-
-    @property
-    def num_vectors(self) -> int:
-        """How many vectors of the matrix have a norm."""
-        return self.rows if self.unit_dim == 1 else self.cols
-
-    def pieces(self) -> Iterable[tuple[Tensor, slice]]:
-        """(block [r, c], its vectors), at most three: an incomplete first row, the whole rows between, an incomplete last row."""
-        position, left = self.start, self.values
-        while left.numel():
-            row, col = divmod(position, self.cols)
-            if col or left.numel() < self.cols:
-                size, whole = min(self.cols - col, left.numel()), 1
-            else:
-                whole = left.numel() // self.cols
-                size = whole * self.cols
-            block = left[:size].view(whole, -1)
-            yield block, slice(row, row + whole) if self.unit_dim == 1 else slice(col, col + block.size(1))
-            position, left = position + size, left[size:]
-
-
 @torch.no_grad()
-def retract_shards_(shards: list[MatrixShard], all_reduce: Callable[[Tensor], None] | None = None) -> None:
+def retract_shards_(shards: list[MatrixShard], all_reduce: AllReduce | None = None) -> None:
     """Divide every vector of the sharded matrices by its norm, in place.
 
     Args:
@@ -81,24 +45,38 @@ def retract_shards_(shards: list[MatrixShard], all_reduce: Callable[[Tensor], No
 
     Parallelism: one all-reduce of sum(num_vectors) fp32 numbers.
     """
-    if not shards:
-        return
-    sizes = [shard.num_vectors for shard in shards]
-    square_sums = torch.zeros(sum(sizes), dtype=torch.float32, device=shards[0].values.device)
-    # A batched operation takes one piece of every matrix: the pieces of one matrix may belong to the same vectors.
-    turns: tuple[list[tuple[Tensor, Tensor, int]], ...] = ([], [], [])
-    for shard, sums in zip(shards, square_sums.split(sizes), strict=True):
-        for turn, (block, vectors) in zip(turns, shard.pieces(), strict=False):
-            turn.append((block, sums[vectors], shard.unit_dim))
-    for turn in filter(None, turns):
-        squares = [torch.linalg.vector_norm(block, dim=unit_dim) for block, _, unit_dim in turn]
-        torch._foreach_mul_(squares, squares)
-        torch._foreach_add_([sums for _, sums, _ in turn], squares)
-    if all_reduce is not None:
-        all_reduce(square_sums)
-    square_sums.add_(EPSILON).rsqrt_()  # from here on the views in `turns` are the factors
-    for turn in filter(None, turns):
-        torch._foreach_mul_([block for block, _, _ in turn], [factors.unsqueeze(unit_dim) for _, factors, unit_dim in turn])
+    if shards:
+        make_plan(shards)(all_reduce)
+
+
+class Retraction:
+    """`retract_shards_` again and again, of shards that stay where they are, at little cost to the host.
+
+    Args:
+        find_shards: called for the shards before the first retraction, and before another one when they have moved.
+        find_addresses: where they are now: equal as long as every shard's values have the same address. It is asked every time.
+        all_reduce: as for `retract_shards_`.
+    """
+
+    def __init__(
+        self,
+        find_shards: Callable[[], list[MatrixShard]],
+        find_addresses: Callable[[], list[int]],
+        all_reduce: AllReduce | None = None,
+    ):
+        self._find_shards, self._find_addresses, self._all_reduce = find_shards, find_addresses, all_reduce
+        self._addresses: list[int] | None = None
+        self._plan: Plan | None = None
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        addresses = self._find_addresses()
+        if addresses != self._addresses:
+            shards = self._find_shards()
+            self._plan = make_plan(shards) if shards else None
+            self._addresses = addresses
+        if self._plan is not None:
+            self._plan(self._all_reduce)
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from ngpt.optim.retraction import MatrixShard, is_marked, mark, retract_shards_, retract_weights_
+from megatron_ext.optim.retraction import addresses_of
+from ngpt.optim.retraction import MatrixShard, Retraction, is_marked, mark, retract_shards_, retract_weights_
 
 SHAPES = [(5, 7), (1, 9), (9, 1), (6, 4)]
 FP32_ROUNDING = 2**-24  # of a correctly rounded value, relative
@@ -92,3 +93,53 @@ def test_retraction_twice_moves_nothing_beyond_rounding():
     once = weight.data.clone()
     retract_weights_([weight])
     torch.testing.assert_close(weight.data, once, rtol=2 * fp32_error(64), atol=0)  # the norm of each time is off by as much
+
+
+def sixteen_bit(master: torch.Tensor) -> torch.nn.Parameter:
+    """A parameter as Megatron's optimizers leave it: their fp32 master is an attribute."""
+    weight = torch.nn.Parameter(master.detach().bfloat16())
+    mark(weight, 1)
+    weight.main_param = master
+    return weight
+
+
+@pytest.mark.parametrize("way", ["nothing", "other memory of the master", "another master", "other memory of the parameter"])
+def test_retraction_follows_masters_that_move(way):
+    """A plan is made once, and again when a master lies elsewhere; the memory that it left is not written any more."""
+    weights = [sixteen_bit(random_weight(5, 7).detach()), random_weight(5, 7)]
+    mark(weights[1], 1)
+    found = []
+
+    def masters() -> list[torch.Tensor]:
+        return [weights[0].main_param, weights[1].data]
+
+    def find_shards() -> list[MatrixShard]:
+        found.append(1)
+        return [MatrixShard(master.view(-1), 0, 5, 7, unit_dim=1) for master in masters()]
+
+    retraction = Retraction(find_shards, addresses_of(weights))
+    retraction()
+    old = masters()
+    if way == "other memory of the master":
+        old[0] = old[0].detach()
+        weights[0].main_param.data = random_weight(5, 7).data
+    elif way == "another master":
+        weights[0].main_param = random_weight(5, 7).detach()
+    elif way == "other memory of the parameter":
+        weights[1].data = random_weight(5, 7).data
+    for x in {x.data_ptr(): x for x in [*old, *masters()]}.values():
+        x.mul_(2)
+    retraction()
+    for x, left in zip(masters(), old, strict=True):
+        assert (x.norm(dim=1) - 1).abs().max() < 1e-6
+        assert x.data_ptr() == left.data_ptr() or (left.norm(dim=1) - 2).abs().max() < 1e-6
+    assert len(found) == 1 + (way != "nothing")
+
+
+def test_a_retraction_starts_every_step_from_new_sums():
+    weight = random_weight(3, 4).detach()
+    retraction = Retraction(lambda: [MatrixShard(weight.view(-1), 0, 3, 4, unit_dim=0)], lambda: [weight.data_ptr()], lambda sums: None)
+    for factor in (1.0, 3.0, 0.5):
+        wanted = unit(weight.mul_(factor), 0)
+        retraction()
+        torch.testing.assert_close(weight.double(), wanted, rtol=1e-6, atol=0)
