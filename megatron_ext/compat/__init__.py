@@ -22,6 +22,7 @@ from megatron_ext.compat import (
     prediction_loss,
     results_queue,
     shard_writer,
+    weight_gradient,
 )
 from ngpt.config.errors import ConfigError
 
@@ -43,6 +44,7 @@ _EVERYWHERE: dict[str, Callable[[], bool]] = {
     "prediction_loss": prediction_loss.install,
     "results_queue": results_queue.install,
     "shard_writer": shard_writer.install,
+    "weight_gradient": weight_gradient.install,
 }
 
 

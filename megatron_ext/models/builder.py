@@ -65,6 +65,8 @@ class PluginModelBuilder(HybridModelBuilder):
     def build_distributed_models(self, *args, **kwargs) -> list:
         _start_layer_metrics(self._model_config.transformer.num_layers, parse(self._model_config.options.layer_pattern).depths)
         chunks = super().build_distributed_models(*args, **kwargs)
+        for layer in (module for chunk in chunks for name, module in chunk.named_modules() if name.endswith("output_layer")):
+            layer.gradient_accumulation_fusion = True  # now that DDP has its gradient's buffer, see compat/weight_gradient.py
         for callback in self._model_config.on_built:
             callback(chunks)
         return chunks

@@ -144,11 +144,11 @@ def adds_in_place(weight: Tensor, main_grad: Tensor | None) -> bool:
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b in fp32."""
-    if a.dtype == torch.float32:
-        total.addmm_(a, b)
+    """total += a b in total's dtype."""
+    if a.is_cuda and a.dtype != total.dtype:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))
 
 
 def _weight_gradient(dy: Operand, x: Operand, weight: Tensor, main_grad: Tensor | None) -> Tensor:

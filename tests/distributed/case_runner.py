@@ -93,6 +93,8 @@ def run_case(case: dict, rank: int) -> None:
         result["padded_buckets"] = padded_buckets(session.chunks)
         result["weights"] = fingerprints(session.hook.parameters)
         result["model_norms"] = model_norms(session.chunks)
+        named = [(name, param) for chunk in session.chunks for name, param in chunk.named_parameters()]
+        result["added_in_place"] = [name for name, param in named if param.grad_added_to_main_grad]
         result["rng"] = rng_fingerprints()
         if case.get("probe_layers"):
             result["operands"] = operand_norms(session.chunks)

@@ -90,3 +90,10 @@ def test_health_panel_is_the_same_in_every_layout(results):
     for layout in ("tp2_plain", "pp2_plain", "cp2_plain", "vpp2_plain"):
         row = results.rows(layout)[1]
         assert {key: row[key] for key in wanted} == pytest.approx(wanted, rel=1e-4), layout
+
+
+@pytest.mark.parametrize("layout", ["one_bf16", "tp2_bf16", "dp2_bf16_overlap", "one_plain"])
+def test_the_head_adds_its_gradient_to_the_fp32_sum_itself(results, layout):
+    """The other linears are Transformer Engine's on a GPU, and are not asked for here."""
+    for result in results.results(layout):
+        assert [name.rpartition("module.")[2] for name in result["added_in_place"]] == ["output_layer.weight"]
