@@ -1,6 +1,6 @@
-"""The first linear of all experts of a rank in one call, over Transformer Engine's grouped linear. One weight and one scale for each expert.
+"""The first linear of all experts of a rank in one call, over Transformer Engine's grouped linear.
 
-Checkpoints hold the same entries as `SequentialMLP`'s.
+Every expert has a weight and a scale of its own. Checkpoints hold the same entries as `SequentialMLP`'s.
 """
 
 import torch

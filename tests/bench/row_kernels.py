@@ -2,9 +2,10 @@
 
     python tests/bench/row_kernels.py [--out FOLDER] [--cases TEXT] [--sweep]        one GPU, plain torch and triton
 
-Refuses to measure where tests/gpu/test_row_kernels.py is red, which checks these very cases. Times are medians over replays of a CUDA graph, so without launch overhead, for the eager backend too; inputs and outputs rotate, so that none is found in
-L2. Bytes: inputs read once, outputs written once; sums of parts of a scale's gradient are not counted. --sweep instead tries other
-tilings and prints the best ones.
+Refuses to measure where tests/gpu/test_row_kernels.py is red, which checks these very cases. Times are medians over replays of a CUDA
+graph, so without launch overhead, for the eager backend too; inputs and outputs rotate, so that none is found in L2. Bytes: inputs read
+once, outputs written once; sums of parts of a scale's gradient are not counted. --sweep instead tries other tilings and prints the best
+ones.
 """
 
 import argparse
@@ -143,16 +144,15 @@ def activation_calls(case: Case, inputs: list[Tensor], grad: Tensor, eager: bool
     gated = case.operation.endswith("swiglu")
     form = Form("silu" if gated else "squared_relu", gated, case.operation.startswith("normalized"), None)
     sizes = case.sizes()[0] if case.groups else None
+    if eager and case.groups:  # their rows' scales cannot be spread out in a CUDA graph
+        return torch.cuda.current_stream, torch.cuda.current_stream
     if eager:
-        if case.groups:  # their rows' scales cannot be spread out in a CUDA graph
-            return torch.cuda.current_stream, torch.cuda.current_stream
-        _, inverse, groups = activation_eager.forward(*inputs, FACTOR, form, sizes)
-        backward = activation_eager.backward
-        return lambda: activation_eager.forward(*inputs, FACTOR, form, sizes), lambda: backward(grad, *inputs, FACTOR, form, inverse, groups)
-    groups = activation_triton.make_groups(*inputs, grad.size(-1), sizes) if case.groups else None
-    _, inverse = activation_triton.activate(*inputs, FACTOR, form, groups)
-    backward = activation_triton.backward
-    return lambda: activation_triton.activate(*inputs, FACTOR, form, groups), lambda: backward(grad, *inputs, FACTOR, form, inverse, groups)
+        module, forward, groups = activation_eager, activation_eager.forward, sizes
+    else:
+        module, forward = activation_triton, activation_triton.activate
+        groups = activation_triton.make_groups(*inputs, grad.size(-1), sizes) if case.groups else None
+    inverse = forward(*inputs, FACTOR, form, groups)[1]
+    return lambda: forward(*inputs, FACTOR, form, groups), lambda: module.backward(grad, *inputs, FACTOR, form, inverse, groups)
 
 
 def median_seconds(works: list[Callable[[], object]]) -> float:

@@ -5,31 +5,13 @@ CUDA tensors go through Triton kernels, others (also fp64, rows wider than `MAX_
 round once; `ngpt.functional.activation` has the mathematics and the autograd function.
 """
 
-from typing import NamedTuple
-
-import torch.distributed as dist
 from torch import Tensor
 
 from ngpt.kernels.activation import eager
+from ngpt.kernels.activation.form import Form
 from ngpt.kernels.rows import MAX_WIDTH, kernels_take
 
 __all__ = ["Form", "backward", "forward"]
-
-
-class Form(NamedTuple):
-    """What is computed of v = scale * factor * u.
-
-    Attributes:
-        function: "squared_relu", max(0, v)^2, or "silu", v * sigmoid(v).
-        gated: v is (gate, up), two halves: function(gate) * up.
-        normalize: the result gets unit norm over its features.
-        group: ranks that share the features of a row; each half of a gated row is shared.
-    """
-
-    function: str
-    gated: bool
-    normalize: bool
-    group: dist.ProcessGroup | None
 
 
 def forward(u: Tensor, scale: Tensor, factor: float, form: Form, sizes: list[int] | None) -> tuple[Tensor, Tensor | None, object]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ngpt.kernels.activation.form import Form
 from ngpt.kernels.normalize import eager as normalize
 
 FUNCTIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}  # f(v) and its derivative, by name
@@ -27,7 +28,7 @@ def silu(v: Tensor) -> tuple[Tensor, Tensor]:
     return v * s, s * (1 + v * (1 - s))
 
 
-def forward(u: Tensor, scale: Tensor, factor: float, form, sizes: list[int] | None) -> tuple[Tensor, Tensor | None, list[int] | None]:
+def forward(u: Tensor, scale: Tensor, factor: float, form: Form, sizes: list[int] | None) -> tuple[Tensor, Tensor | None, list[int] | None]:
     value, _, up = _value_slope_up(u, scale, factor, form, sizes)
     y = value * up if form.gated else value
     inverse_norm = None
@@ -38,7 +39,7 @@ def forward(u: Tensor, scale: Tensor, factor: float, form, sizes: list[int] | No
 
 
 def backward(
-    grad: Tensor, u: Tensor, scale: Tensor, factor: float, form, inverse_norm: Tensor | None, sizes: list[int] | None
+    grad: Tensor, u: Tensor, scale: Tensor, factor: float, form: Form, inverse_norm: Tensor | None, sizes: list[int] | None
 ) -> tuple[Tensor, Tensor]:
     value, slope, up = _value_slope_up(u, scale, factor, form, sizes)
     grad = normalize.widened(grad)
@@ -55,7 +56,7 @@ def backward(
     return grad_u.to(u.dtype), grad_scale.mul_(factor).to(scale.dtype)
 
 
-def _value_slope_up(u: Tensor, scale: Tensor, factor: float, form, sizes: list[int] | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _value_slope_up(u: Tensor, scale: Tensor, factor: float, form: Form, sizes: list[int] | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """f and its derivative of what f is applied to, and the other half of a gated row."""
     v = normalize.widened(u) * _of_rows(scale, factor, sizes, u)
     gate, up = v.chunk(2, -1) if form.gated else (v, None)

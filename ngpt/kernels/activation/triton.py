@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ngpt.kernels.activation.form import Form
 from ngpt.kernels.activation.kernels import backward_kernel, forward_kernel, sum_pieces_kernel
 from ngpt.kernels.launch import Launcher
 from ngpt.kernels.normalize.eager import EPSILON
@@ -23,7 +24,7 @@ _sum_pieces = Launcher(sum_pieces_kernel, R=16, C=_SUM_COLUMNS)
 
 @dataclass(frozen=True)
 class Groups:
-    """The pieces of all groups as `kernels` wants them, cut for the backward pass, which has the fewer programs.
+    """The pieces of all groups as `kernels` wants them, cut for the backward pass, which has fewer programs.
 
     Attributes:
         table: int32, on the device.
@@ -34,12 +35,12 @@ class Groups:
     pieces: int
 
 
-def forward(u: Tensor, scale: Tensor, factor: float, form, sizes: list[int] | None) -> tuple[Tensor, Tensor | None, Groups | None]:
+def forward(u: Tensor, scale: Tensor, factor: float, form: Form, sizes: list[int] | None) -> tuple[Tensor, Tensor | None, Groups | None]:
     groups = None if sizes is None else make_groups(u, scale, u.size(-1) // (2 if form.gated else 1), sizes)
     return *activate(u, scale, factor, form, groups), groups
 
 
-def activate(u: Tensor, scale: Tensor, factor: float, form, groups: Groups | None) -> tuple[Tensor, Tensor | None]:
+def activate(u: Tensor, scale: Tensor, factor: float, form: Form, groups: Groups | None) -> tuple[Tensor, Tensor | None]:
     """The forward pass where the groups are on the device already."""
     u_rows = as_rows(u)
     rows, width = u_rows.size(0), u_rows.size(1) // (2 if form.gated else 1)
@@ -58,7 +59,7 @@ def activate(u: Tensor, scale: Tensor, factor: float, form, groups: Groups | Non
 
 
 def backward(
-    grad: Tensor, u: Tensor, scale: Tensor, factor: float, form, inverse_norm: Tensor | None, groups: Groups | None
+    grad: Tensor, u: Tensor, scale: Tensor, factor: float, form: Form, inverse_norm: Tensor | None, groups: Groups | None
 ) -> tuple[Tensor, Tensor]:
     grad_rows, u_rows, grad_u = as_rows(grad), as_rows(u), dense_like(u)
     rows, whole = u_rows.shape
@@ -90,20 +91,23 @@ class _Plan:
     most: int
 
     def cut(self, rows: int) -> tuple[int, int]:
-        """Rows of a piece, whole tiles, so that there are about as many programs as there may be; and how many pieces."""
-        height = -(-rows // (self.most * self.rows)) * self.rows
+        """Rows of a piece; and how many pieces."""
+        height = _height(rows, self.rows, self.most)
         return height, -(-rows // height)
 
 
-def _constants(form, part: int, groups: Groups | None) -> tuple[tuple[str, object], ...]:
+def _height(rows: int, of_tile: int, most: int) -> int:
+    """Rows of a piece, whole tiles, so that there are about as many pieces as there may be programs."""
+    return -(-rows // (most * of_tile)) * of_tile
+
+
+def _constants(form: Form, part: int, groups: Groups | None) -> tuple[tuple[str, object], ...]:
     constants = dict(FUNCTION=form.function, GATED=form.gated, NORM=form.normalize, SUMS=part, GROUPED=groups is not None)
     return tuple(constants.items())
 
 
 @functools.cache
-def _plan(
-    tiling: Tiling, width: int, constants: tuple[tuple[str, object], ...], device: torch.device, backward: bool = False
-) -> _Plan:
+def _plan(tiling: Tiling, width: int, constants: tuple[tuple[str, object], ...], device: torch.device, backward: bool = False) -> _Plan:
     rows, columns, warps = tiling.tile(width)
     tile = dict(WIDTH=width, R=rows, C=columns, STAGES=tiling.stages, num_warps=warps)
     kernel, own = (backward_kernel, {}) if backward else (forward_kernel, {"EPSILON": EPSILON})
@@ -122,8 +126,8 @@ def make_groups(u: Tensor, scale: Tensor, width: int, sizes: list[int]) -> Group
             f"sizes: {len(sizes)} groups of {sum(sizes)} rows in all, but scale has {scale.size(0)} groups and u {u.size(0)} rows. "
             "Pass the number of rows of each group, in their order."
         )
-    rows, _, warps = BACKWARD.tile(width)
-    height, _ = _Plan(None, rows, BACKWARD.programs(warps, u.device)).cut(u.size(0))
+    of_tile, _, warps = BACKWARD.tile(width)
+    height = _height(u.size(0), of_tile, BACKWARD.programs(warps, u.device))
     rows_of = np.asarray(sizes, dtype=np.int32)
     pieces_of = -(-rows_of // height)
     starts, ends = np.append(0, pieces_of.cumsum()), rows_of.cumsum()

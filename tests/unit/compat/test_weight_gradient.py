@@ -16,7 +16,8 @@ def test_micro_batches_are_added_in_fp32(run_installed):
 
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
         parallel_state.initialize_model_parallel()
-        config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1, params_dtype=torch.bfloat16, perform_initialization=False)
+        config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1, perform_initialization=False)
+        config.params_dtype = torch.bfloat16
         torch.manual_seed(1)
         layer = ColumnParallelLinear(
             8, 16, config=config, init_method=None, bias=False, tp_group=parallel_state.get_tensor_model_parallel_group()

@@ -174,7 +174,8 @@ def test_bf16_and_fp16_values_are_rounded_once(operation, generator):
 def test_rows_with_strides_and_gradients_without(operation, generator):
     """Rows that lie within wider ones, columns that do not lie side by side, and the gradient of a sum, which is one number."""
     rest = [SIZES] if operation in ACTIVATIONS else []
-    inputs, grad = make_inputs(operation, (27, 48), BF16, generator, len(SIZES) * len(rest)), torch.randn(27, 48, generator=generator).to(BF16)
+    inputs = make_inputs(operation, (27, 48), BF16, generator, len(SIZES) * len(rest))
+    grad = torch.randn(27, 48, generator=generator).to(BF16)
     wide = torch.cat((inputs[0], inputs[0]), 1)
     for view in (wide[:, inputs[0].size(1) :], inputs[0].t().contiguous().t()):
         assert not check(operation, [view, *inputs[1:]], grad, *rest)

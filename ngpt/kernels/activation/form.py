@@ -1,0 +1,21 @@
+"""Which activation the kernels compute."""
+
+from typing import NamedTuple
+
+import torch.distributed as dist
+
+
+class Form(NamedTuple):
+    """What is computed of v = scale * factor * u.
+
+    Attributes:
+        function: "squared_relu", max(0, v)^2, or "silu", v * sigmoid(v).
+        gated: v is (gate, up), two halves: function(gate) * up.
+        normalize: the result gets unit norm over its features.
+        group: ranks that share the features of a row; each half of a gated row is shared.
+    """
+
+    function: str
+    gated: bool
+    normalize: bool
+    group: dist.ProcessGroup | None
