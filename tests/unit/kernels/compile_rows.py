@@ -1,4 +1,4 @@
-"""Compile the row-wise kernels, the cross entropy and the rotary pass for GPUs that need not be there: `python compile_rows.py CAPABILITY...`."""
+"""Compile all kernels but those of NVFP4 for GPUs that need not be there: `python compile_rows.py CAPABILITY...`."""
 
 import sys
 

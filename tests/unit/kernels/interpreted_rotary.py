@@ -28,7 +28,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(5)
 
 
-# Of the tests' models; all queries of one key; a key for each, and no whole tile; part of a head turns; nothing does; one token; one number.
+# Of the tests' models; one key for all; a key for each, and part of a head turns; heads of odd widths; one token; one number.
 CASES = [
     Case(4, 2, 16, 16),
     Case(5, 1, 6, 6),

@@ -134,4 +134,3 @@ def with_heads_of_size(inputs: Inputs, size: float) -> Inputs:
     mixed = inputs.mixed.clone().unflatten(-1, (inputs.heads + 2 * inputs.groups, -1))
     mixed[:, :, ::3] *= size
     return replace(inputs, mixed=mixed.flatten(2))
-

@@ -1,4 +1,4 @@
-"""The row-wise Triton kernels, the cross entropy and the rotary pass without a GPU: run in Triton's interpreter, and compiled for those they are for."""
+"""All Triton kernels but those of NVFP4 without a GPU: run in Triton's interpreter, and compiled for those they are for."""
 
 import os
 import re
