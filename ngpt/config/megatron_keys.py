@@ -178,7 +178,6 @@ REFUSED = {
     "bias_swiglu_fusion": "follows from model.transformer_impl and model.activation",
     "cross_entropy_loss_fusion": "one kernel of this project computes the loss",
     "apply_rope_fusion": "queries and keys turn in the pass of this project that takes them out of their projection",
-    "fused_single_qkv_rope": "queries and keys turn in the pass of this project that takes them out of their projection",
     "rotary_interleaved": "entries of a head turn with those half a head away",
     "no_rope_freq": "model.position_embedding says whether queries and keys are rotated, in every layer",
     "gradient_accumulation_fusion": "follows from model.transformer_impl and what is installed",
