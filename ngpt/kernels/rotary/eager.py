@@ -27,7 +27,7 @@ def backward(
     inverse_norms: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     dtype, grad_scale = grads[0].dtype, None
-    grad_q, grad_k, grad_v = map(_wide, grads)
+    grad_q, grad_k, grad_v = (_wide(grad).contiguous() for grad in grads)  # the order of sums does not depend on strides
     heads, groups = grad_q.size(2), grad_k.size(2)
     if mixed is not None and scale is not None and inverse_norms is not None:
         inverse_q, inverse_k = inverse_norms.split((heads, groups), 2)
