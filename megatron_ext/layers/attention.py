@@ -1,4 +1,4 @@
-"""Core attention of nGPT, and a local attention that works under context parallelism.
+"""Self-attention whose queries, keys and values come out of one pass, and the core attentions under it.
 
 Shapes: q_SBNK queries, k_SBGK and v_SBGK keys and values [sequence, batch, heads of this rank, head dimension].
 """
@@ -7,28 +7,82 @@ import copy
 import math
 
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_ext.layers.scale import ParallelScale
-from ngpt.functional import l2_normalize, scaled_l2_normalize
+from ngpt.functional import split_heads
 
 
-class NormalizedAttention(MegatronModule):
-    """q <- sqk^2 * l2_normalize(q), k <- l2_normalize(k), then attention with softmax scale sqrt(K).
+class RotaryAttention(SelfAttention):
+    """Megatron's self-attention, with queries and keys rotated in the pass that takes them out of linear_qkv's output.
 
-    Called with queries and keys after the rotary embedding, in Megatron's `core_attention` slot. Scaling the queries by sqk^2 equals
-    scaling queries and keys by sqk each, and stays right where several query heads share a key head.
+    Parallelism: heads are sharded as upstream shards them, whole groups to a rank; the angles are those of this context-parallel rank.
+    """
+
+    def __init__(self, config: TransformerConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        assert config.num_query_groups >= self.world_size, "a group's key and value would be split over ranks"
+        assert not (config.rotary_interleaved or config.no_rope_freq or config.attention_output_gate), "not in the pass"
+        assert self._yarn_concentration_factor == 1.0, "the rotation changes no length"
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        inference_context: object = None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As upstream's; the angles [S, 1, 1, R] go to `get_query_key_value_tensors`, and upstream rotates nothing."""
+        assert inference_context is None, "a cache would hold keys that are rotated already"
+        angles = rotary_pos_emb
+        if angles is not None and packed_seq_params is not None:
+            tokens = hidden_states.size(0) * (self.world_size if self.config.sequence_parallel else 1)
+            angles = angles.index_select(0, positions_in_documents(packed_seq_params.cu_seqlens_q, tokens))
+        # Upstream hands `key_value_states` on and does not read it. An attribute would hold another micro-batch's angles when this one is
+        # computed again.
+        return super().forward(hidden_states, attention_mask, key_value_states=angles, packed_seq_params=packed_seq_params, **kwargs)
+
+    def get_query_key_value_tensors(
+        self, hidden_states: Tensor, key_value_states: Tensor | None = None, output_gate: bool = False, split_qkv: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q_SBNK, k_SBGK and v_SBGK for core attention; key_value_states are the angles."""
+        mixed_SBM, _ = self.linear_qkv(hidden_states)
+        heads, groups = self.num_attention_heads_per_partition, self.num_query_groups_per_partition
+        return split_heads(mixed_SBM, heads, groups, key_value_states, *self.query_scale())
+
+    def query_scale(self) -> tuple[Tensor | None, float]:
+        """The stored scale of the queries, and the factor to its value; None: queries and keys are not normalised."""
+        return None, 1.0
+
+
+class NormalizedAttention(RotaryAttention):
+    """q <- sqk^2 * l2_normalize(q), k <- l2_normalize(k), in the pass that rotates them.
+
+    Scaling the queries by sqk^2 equals scaling queries and keys by sqk each, and stays right where several query heads share a key head.
+
+    Source: MODEL.md "Attention".
+    """
+
+    def query_scale(self) -> tuple[Tensor, float]:
+        return self.core_attention.sqk()
+
+
+class ScaledCore(MegatronModule):
+    """The backend's core attention with softmax scale sqrt(K); sqk lives here, where checkpoints have it.
 
     Args:
         inner: the backend's core attention class.
 
     Parallelism: sqk is sharded over the heads like the queries.
-
-    Source: MODEL.md "Attention".
     """
 
     def __init__(self, config: TransformerConfig, *, inner: type, pg_collection, softmax_scale: float | None = None, **kwargs):
@@ -40,10 +94,8 @@ class NormalizedAttention(MegatronModule):
             heads * config.kv_channels, init=1.0, scale=config.hidden_size**-0.5, tp_group=pg_collection.tp, sharded=True
         )
 
-    def forward(self, q_SBNK: Tensor, k_SBGK: Tensor, v_SBGK: Tensor, attention_mask: Tensor | None, **kwargs) -> Tensor:
-        sqk, factor = self.sqk()
-        q_SBNK = scaled_l2_normalize(q_SBNK, sqk.view(q_SBNK.shape[-2:]), factor, squared=True)
-        return self.inner(q_SBNK, l2_normalize(k_SBGK), v_SBGK, attention_mask, **kwargs)
+    def forward(self, *args, **kwargs) -> Tensor:
+        return self.inner(*args, **kwargs)
 
 
 class LocalAttention(DotProductAttention):
@@ -74,3 +126,9 @@ def zigzag_positions(tokens_per_rank: int, context_size: int, device: torch.devi
     """[context_size, tokens_per_rank] int64: the sequence positions that each context-parallel rank holds, in its order."""
     chunks = torch.arange(tokens_per_rank * context_size, device=device).view(2 * context_size, -1)
     return torch.stack([torch.cat([chunks[rank], chunks[-1 - rank]]) for rank in range(context_size)])
+
+
+def positions_in_documents(boundaries: Tensor, tokens: int) -> Tensor:
+    """[tokens]: each token's position in its document, of those that begin at boundaries [documents + 1]; int32 as they are."""
+    token = torch.arange(tokens, dtype=boundaries.dtype, device=boundaries.device)
+    return token - boundaries[torch.searchsorted(boundaries, token, right=True) - 1]

@@ -10,7 +10,7 @@ from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSub
 from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
 from megatron.core.ssm.mamba_mixer import MambaMixer, MambaMixerSubmodules
 from megatron.core.ssm.mlp_layer import MLPLayer
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -21,7 +21,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayer, TransformerLayerSubmodules
 
-from megatron_ext.layers.attention import NormalizedAttention
+from megatron_ext.layers.attention import NormalizedAttention, RotaryAttention, ScaledCore
 from megatron_ext.layers.backend import Backend, with_mixin
 from megatron_ext.layers.experts import PadsTokens, normalized_experts, separate_experts
 from megatron_ext.layers.grouped import GroupedScaledReadsStream
@@ -57,8 +57,8 @@ class Parts:
     """What the layers of an architecture are put together from; each is a class or a builder of one.
 
     Attributes:
-        norm: in front of every sub-block but experts, which have expert_norm. residual: the step after it. attention: core attention.
-        router: of the expert layers.
+        norm: in front of every sub-block but experts, which have expert_norm. residual: the step after it.
+        attention: self-attention; core: core attention. router: of the expert layers.
         qkv, fc1, in_proj: linears that read the residual stream. writes: the output projections of attention and mixer.
         mlp, shared_expert: the MLP that writes to the stream alone, and the one that is added to routed experts. fc2, shared_fc2: their
             output projections. activation: what they call between their two linears; None: what the config says.
@@ -69,7 +69,8 @@ class Parts:
     norm: Any
     expert_norm: Any
     residual: Any
-    attention: Any
+    attention: type
+    core: Any
     qkv: type
     fc1: type
     in_proj: type
@@ -92,9 +93,9 @@ def _layers(config: TransformerConfig, options: ModelConfig, parts: Parts) -> Hy
     shared = partial(parts.shared_expert, submodules=submodules(linear_fc2=parts.shared_fc2))
     moe = partial(MoELayer, submodules=MoESubmodules(experts=parts.experts, shared_experts=shared, router=parts.router))
     self_attention = ModuleSpec(
-        module=SelfAttention,
+        module=parts.attention,
         params={"attn_mask_type": AttnMaskType.causal},
-        submodules=SelfAttentionSubmodules(linear_qkv=parts.qkv, core_attention=parts.attention, linear_proj=parts.writes),
+        submodules=SelfAttentionSubmodules(linear_qkv=parts.qkv, core_attention=parts.core, linear_proj=parts.writes),
     )
     mixer = ModuleSpec(
         module=MambaMixer,
@@ -130,7 +131,8 @@ def ngpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend
         norm=IdentityOp,
         expert_norm=OwnView,
         residual=ModuleSpec(module=NormalizedResidual, params=dict(config=config, alpha_init=options.alpha_init, tp_group=tp_group)),
-        attention=partial(NormalizedAttention, inner=backend.attention),
+        attention=NormalizedAttention,
+        core=partial(ScaledCore, inner=backend.attention),
         qkv=with_mixin(ReadsStream, backend.column),
         fc1=with_mixin(ScaledReadsStream, backend.column),
         in_proj=with_mixin(MixerReadsStream, backend.column),
@@ -154,7 +156,8 @@ def gpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend,
         norm=backend.norm,
         expert_norm=backend.norm,
         residual=get_bias_dropout_add,
-        attention=backend.attention,
+        attention=RotaryAttention,
+        core=backend.attention,
         qkv=backend.column,
         fc1=backend.column,
         in_proj=backend.column,

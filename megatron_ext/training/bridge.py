@@ -63,7 +63,7 @@ def _model(cfg: Config, backend: str) -> dict[str, Any]:
         # The local path's fused kernels need apex, and so does accumulating the output layer's gradient in place.
         no_persist_layer_norm=local,
         masked_softmax_fusion=False,
-        apply_rope_fusion=not local,
+        apply_rope_fusion=False,
         **dict.fromkeys(FUSIONS, not local),
         bias_gelu_fusion=False,
         bias_dropout_fusion=False,

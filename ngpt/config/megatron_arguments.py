@@ -89,7 +89,6 @@ ALLOWED = {
     "enable_cuda_graph": _FLAG,
     "external_cuda_graph": _FLAG,
     # Set by this project, and free to be set otherwise.
-    "apply_rope_fusion": _FLAG,
     "attention_softmax_in_fp32": _FLAG,
     # Not the model: which batches a resumed run skips, whose schedule it follows, and whether steps are checked.
     "iterations_to_skip": _list_of(_COUNT),

@@ -177,6 +177,9 @@ REFUSED = {
     "distributed_backend": "follows from the device",
     "bias_swiglu_fusion": "follows from model.transformer_impl and model.activation",
     "cross_entropy_loss_fusion": "one kernel of this project computes the loss",
+    "apply_rope_fusion": "queries and keys turn in the pass of this project that takes them out of their projection",
+    "rotary_interleaved": "entries of a head turn with those half a head away",
+    "no_rope_freq": "model.position_embedding says whether queries and keys are rotated, in every layer",
     "gradient_accumulation_fusion": "follows from model.transformer_impl and what is installed",
     "log_timers_to_tensorboard": "the step's time is always taken; megatron.timing_log_level takes more",
     "log_loss_scale_to_tensorboard": "no loss is scaled",
@@ -191,7 +194,7 @@ REFUSED = {
 # Refused since configs of runs were first written: what such a config says of them is left out when it is read back.
 REFUSED_LATER = frozenset(
     """exit_signal exit_signal_handler ckpt_step save_retain_interval verify_integrity ckpt_fully_parallel_load log_straggler
-    bias_swiglu_fusion cross_entropy_loss_fusion gradient_accumulation_fusion recompute_activations checkpoint_activations
+    bias_swiglu_fusion cross_entropy_loss_fusion gradient_accumulation_fusion apply_rope_fusion recompute_activations checkpoint_activations
     moe_layer_recompute""".split()
 )
 _CAPTURES = frozenset({"cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph"})

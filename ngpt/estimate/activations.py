@@ -64,16 +64,15 @@ def _written(cfg: Config, layer: Layer, linear: BlockLinear) -> float:
 
 
 def _attention(cfg: Config, layer: Layer, tokens: Tokens) -> Saved:
-    """Queries, keys, values and output with a number a head; nGPT keeps queries and keys before and after their norms."""
+    """Queries, keys, values and output with a number a head; nGPT keeps the three once more, as the projection gave them."""
     model, size = cfg.model, activation_bytes(cfg)
     qkv, proj = layer.linear("linear_qkv"), layer.linear("linear_proj")
     queries, heads = proj.in_features, model.num_attention_heads // cfg.parallel.tensor
     groups = model.num_query_groups // cfg.parallel.tensor
-    keys = (qkv.out_features - queries) // 2
     core = heads * _FP32
     outside = qkv.out_features * size + _written(cfg, layer, proj)
     if model.architecture == "ngpt":
-        core += (queries + keys) * size + (heads + groups) * _FP32
+        outside += qkv.out_features * size + (heads + groups) * _FP32
     if proj.name in layer.recipes and not computes_norm(cfg, layer, proj):
         outside += queries * size  # the attention keeps its output beside the projection's operand
     return {"core_attn": tokens.inner * core, "attention": tokens.inner * outside}

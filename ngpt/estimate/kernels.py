@@ -133,17 +133,16 @@ def _stream(cfg: Config, tokens: Tokens) -> tuple[Work, Work]:
 
 
 def _attention(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
-    """Causal: a token sees half the sequence. Passes: rotary embedding, nGPT's norms of queries, keys and output, copies of values."""
+    """Causal: a token sees half the sequence. Passes: from the projection to queries, keys and values, and nGPT's norm of the output."""
     model, rate = cfg.model, gpu_of(cfg).rates["bf16"]
     qkv, proj = layer.linear("linear_qkv"), layer.linear("linear_proj")
     queries = proj.in_features
     keys = (qkv.out_features - queries) // 2
     flops = 4 * tokens.inner * tokens.sequence / 2 * queries
-    rotated = 2 * (queries + keys) if model.position_embedding == "rope" else 0
-    forward, backward = rotated + 2 * keys, rotated + 2 * qkv.out_features
+    forward = backward = 2 * qkv.out_features
     if model.architecture == "ngpt":
         output = queries * computes_norm(cfg, layer, proj)
-        forward, backward = forward + 2 * (queries + keys + output), backward + 3 * (queries + keys + output)
+        forward, backward = forward + 2 * output, backward + queries + keys + 3 * output
     size = tokens.inner * activation_bytes(cfg)
     return (
         Work(attention=flops / (rate * measured.ATTENTION_FORWARD_FRACTION), elementwise=_move(cfg, forward * size)),

@@ -11,7 +11,7 @@ from torch import Tensor
 from ngpt.kernels import normalize
 from ngpt.kernels.normalize import EPSILON
 
-__all__ = ["EPSILON", "l2_normalize", "lerp_retract", "scaled_l2_normalize"]
+__all__ = ["EPSILON", "l2_normalize", "lerp_retract"]
 
 
 class _L2Normalize(torch.autograd.Function):
@@ -42,37 +42,6 @@ def l2_normalize(x: Tensor, dim: int = -1, group: dist.ProcessGroup | None = Non
     Source: MODEL.md "Notation"; arXiv 2410.01131 section 2.
     """
     return _L2Normalize.apply(x, dim, group)
-
-
-class _ScaledL2Normalize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, factor: float, squared: bool) -> Tensor:
-        y, inverse_norm = normalize.scaled_forward(x, scale, factor, squared)
-        ctx.save_for_backward(x, scale, inverse_norm)
-        ctx.factor, ctx.squared = factor, squared
-        return y
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, scale, inverse_norm = ctx.saved_tensors
-        return *normalize.scaled_backward(grad, x, scale, ctx.factor, ctx.squared, inverse_norm), None, None
-
-
-def scaled_l2_normalize(x: Tensor, scale: Tensor, factor: float = 1.0, squared: bool = False) -> Tensor:
-    """s * l2_normalize(x) along the last dimension with s = scale * factor or its square, rounded to x's dtype once.
-
-    Args:
-        x: [..., K], any floating dtype.
-        scale: fp32 (fp64 for fp64), broadcastable to x's shape.
-        factor: what a stored scale is multiplied with, see `ScaledParameter`.
-        squared: s = (scale * factor)^2.
-
-    Returns:
-        Tensor of x's shape and dtype.
-
-    Source: MODEL.md "Attention" (sqk^2 on the queries).
-    """
-    return _ScaledL2Normalize.apply(x, scale, factor, squared)
 
 
 class _LerpRetract(torch.autograd.Function):

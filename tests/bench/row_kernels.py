@@ -39,7 +39,6 @@ CALLS, REPLAYS = 8, 9
 FACTOR = 1.7  # that stored scales are multiplied with
 TILINGS = {
     "l2_normalize": (normalize_triton, "FORWARD", "BACKWARD"),
-    "scaled_l2_normalize": (normalize_triton, "FORWARD", "SCALED_BACKWARD"),
     "lerp_retract": (normalize_triton, "LERP_FORWARD", "LERP_BACKWARD"),
     "scale_features": (scale_triton, "FORWARD", "BACKWARD"),
     "scale_tokens": (scale_triton, "TOKENS", "TOKENS"),
@@ -80,7 +79,7 @@ class Case:
         rows = elements // self.shape[-1]
         gated = (3, 5) if self.operation.endswith("swiglu") else (2, 3)
         tensors = {"lerp_retract": (3, 5)}.get(self.operation, gated)[backward]
-        a_row = {"lerp_retract": 3, "l2_normalize": 1, "scaled_l2_normalize": 1, "scale_tokens": 1 + backward}.get(self.operation, 0)
+        a_row = {"lerp_retract": 3, "l2_normalize": 1, "scale_tokens": 1 + backward}.get(self.operation, 0)
         a_row += self.operation.startswith("normalized")
         return 2 * tensors * elements + 4 * a_row * rows
 
@@ -90,9 +89,6 @@ CASES = (
     Case("l2_normalize", (16384, 4096)),
     Case("l2_normalize", (16384, 2048)),
     Case("l2_normalize", (98304, 1856)),
-    Case("l2_normalize", (8192, 1, 16, 128)),
-    Case("scaled_l2_normalize", (8192, 1, 16, 128)),
-    Case("scaled_l2_normalize", (16384, 1, 32, 128)),
     Case("lerp_retract", (8192, 2048)),
     Case("lerp_retract", (49152, 2048)),
     Case("lerp_retract", (16384, 1024)),
@@ -126,12 +122,9 @@ def calls(case: Case, inputs: list[Tensor], grad: Tensor, eager: bool) -> tuple[
     if case.operation == "l2_normalize":
         inverse = normalize.l2_forward(*inputs, -1, None)[1]
         return lambda: normalize.l2_forward(*inputs, -1, None), lambda: normalize.l2_backward(grad, *inputs, inverse, -1, None)
-    if case.operation in ("scaled_l2_normalize", "lerp_retract"):
-        kind = case.operation.split("_")[0]
-        forward, backward = getattr(normalize, f"{kind}_forward"), getattr(normalize, f"{kind}_backward")
-        arguments = (*inputs, FACTOR, True) if kind == "scaled" else (*inputs, FACTOR)
-        saved = forward(*arguments)[1]
-        return lambda: forward(*arguments), lambda: backward(grad, *arguments, saved)
+    if case.operation == "lerp_retract":
+        saved = normalize.lerp_forward(*inputs, FACTOR)[1]
+        return lambda: normalize.lerp_forward(*inputs, FACTOR), lambda: normalize.lerp_backward(grad, *inputs, FACTOR, saved)
     if case.operation in ACTIVATIONS:
         return activation_calls(case, inputs, grad, eager)
     kind = case.operation.split("_")[1]

@@ -1,4 +1,4 @@
-"""L2 normalisation, with and without a scale, and the residual step: forward and backward.
+"""L2 normalisation and the residual step: forward and backward.
 
 Each reads its inputs once, or twice where ranks share the features of a row.
 
@@ -13,7 +13,7 @@ from ngpt.kernels.normalize import eager
 from ngpt.kernels.normalize.eager import EPSILON
 from ngpt.kernels.rows import MAX_WIDTH, kernels_take
 
-__all__ = ["EPSILON", "l2_backward", "l2_forward", "lerp_backward", "lerp_forward", "scaled_backward", "scaled_forward"]
+__all__ = ["EPSILON", "l2_backward", "l2_forward", "lerp_backward", "lerp_forward"]
 
 
 def l2_forward(x: Tensor, dim: int, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
@@ -24,16 +24,6 @@ def l2_forward(x: Tensor, dim: int, group: dist.ProcessGroup | None) -> tuple[Te
 def l2_backward(grad: Tensor, x: Tensor, inverse_norm: Tensor, dim: int, group: dist.ProcessGroup | None) -> Tensor:
     """Gradient of x, in its dtype."""
     return _of_rows(x, dim).l2_backward(grad, x, inverse_norm, dim, group)
-
-
-def scaled_forward(x: Tensor, scale: Tensor, factor: float, squared: bool) -> tuple[Tensor, Tensor]:
-    """y in x's dtype, scaled by scale * factor or its square, and the inverse norms of x's rows."""
-    return _of_scaled(x, scale).scaled_forward(x, scale, factor, squared)
-
-
-def scaled_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float, squared: bool, inverse_norm: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of the scale."""
-    return _of_scaled(x, scale).scaled_backward(grad, x, scale, factor, squared, inverse_norm)
 
 
 def lerp_forward(h: Tensor, b: Tensor, alpha: Tensor, factor: float) -> tuple[Tensor, Tensor]:
@@ -49,12 +39,6 @@ def lerp_backward(grad: Tensor, h: Tensor, b: Tensor, alpha: Tensor, factor: flo
 def _of_rows(x: Tensor, dim: int):
     last = dim in (-1, x.dim() - 1)
     return _triton() if last and kernels_take(x) and x.size(-1) <= MAX_WIDTH else eager
-
-
-def _of_scaled(x: Tensor, scale: Tensor):
-    """The kernels' scale has the shape of x's last dimensions."""
-    fits = 0 < scale.dim() <= x.dim() and x.shape[-scale.dim() :] == scale.shape
-    return _of_rows(x, -1) if fits and kernels_take(x, fp32=(scale,)) else eager
 
 
 def _of_step(h: Tensor, b: Tensor, alpha: Tensor):

@@ -29,19 +29,6 @@ def l2_backward(grad: Tensor, x: Tensor, inverse_norm: Tensor, dim: int, group: 
     return project_out(widened(grad), widened(x) * inverse_norm, inverse_norm, dim, group).to(x.dtype)
 
 
-def scaled_forward(x: Tensor, scale: Tensor, factor: float, squared: bool) -> tuple[Tensor, Tensor]:
-    wide = widened(x)
-    inverse_norm = inverse_norm_of(wide, -1)
-    return (wide * inverse_norm * _effective(scale, factor, squared)).to(x.dtype), inverse_norm
-
-
-def scaled_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float, squared: bool, inverse_norm: Tensor) -> tuple[Tensor, Tensor]:
-    unit, wide_grad = widened(x) * inverse_norm, widened(grad)
-    derivative = 2 * factor * factor * scale if squared else factor
-    grad_scale = (wide_grad * unit).sum_to_size(scale.shape) * derivative
-    return project_out(wide_grad * _effective(scale, factor, squared), unit, inverse_norm, -1).to(x.dtype), grad_scale
-
-
 def lerp_forward(h: Tensor, b: Tensor, alpha: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     wide_h, wide_b = widened(h), widened(b)
     inverse_h, inverse_b = inverse_norm_of(wide_h, -1), inverse_norm_of(wide_b, -1)
@@ -62,11 +49,6 @@ def lerp_backward(grad: Tensor, h: Tensor, b: Tensor, alpha: Tensor, factor: flo
     grad_h = project_out(grad_step * (1 - rate), g, inverse_h, -1)
     grad_b = project_out(grad_step * rate, unit_b, inverse_b, -1)
     return grad_h.to(h.dtype), grad_b.to(b.dtype), grad_alpha.to(alpha.dtype)
-
-
-def _effective(scale: Tensor, factor: float, squared: bool) -> Tensor:
-    scale = scale * factor
-    return scale * scale if squared else scale
 
 
 def inverse_norm_of(x: Tensor, dim: int, group: dist.ProcessGroup | None = None) -> Tensor:

@@ -1,8 +1,8 @@
 """Device code of the normalisations and of the residual step. fp32 in registers, one rounding at each store.
 
 Tiles are [R, C]: R rows whole, C the power of two that holds a row's WIDTH. Offsets of a tile's first row are 64 bits, those within a
-tile 32. A program takes every num_programs(0)-th tile, so it loads a scale once and sums a scale's gradient in registers, always over the
-same rows in the same order.
+tile 32. A program takes every num_programs(0)-th tile, and sums alpha's gradient in registers, always over the same rows in the same
+order.
 """
 
 import triton
@@ -14,48 +14,28 @@ from ngpt.kernels.device import rounded
 OWN, GIVE, TAKE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
-@triton.jit
-def _effective(stored, factor, SQUARED: tl.constexpr):
-    """What a stored scale is used as."""
-    scale = stored * factor
-    return scale * scale if SQUARED else scale
-
-
-@triton.jit(do_not_specialize=["rows", "factor"])
+@triton.jit(do_not_specialize=["rows"])
 def forward_kernel(
     x_ptr,
-    scale_ptr,
     y_ptr,
     sums_ptr,
     inverse_ptr,
     rows,
-    factor,
-    period,
-    heads,
     x_stride,
     EPSILON: tl.constexpr,
     WIDTH: tl.constexpr,
     R: tl.constexpr,
     C: tl.constexpr,
-    SCALED: tl.constexpr,
-    SQUARED: tl.constexpr,
     SUMS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """y = x * inverse norm (* effective scale[row % heads]).
-
-    A period of rows is whole multiples of heads, cut into num_programs(1) tiles.
-    """
-    r = tl.program_id(1) * R + tl.arange(0, R)
+    """y = x * inverse norm."""
+    r = tl.arange(0, R)
     column = tl.arange(0, C)[None, :]
-    inside = (column < WIDTH) & (r < period)[:, None]
-    if SCALED:
-        stored = tl.load(scale_ptr + (r % heads)[:, None] * WIDTH + column, mask=inside, other=0.0)
-        scale = _effective(stored, factor, SQUARED)
-    for index in tl.range(tl.program_id(0), tl.cdiv(rows, period), tl.num_programs(0), num_stages=STAGES):
-        first = (index * period).to(tl.int64)
-        here = (r < period) & (first + r < rows)
-        mask = inside & here[:, None]
+    for index in tl.range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0), num_stages=STAGES):
+        first = tl.cast(index * R, tl.int64)
+        here = first + r < rows
+        mask = (column < WIDTH) & here[:, None]
         x = tl.load(x_ptr + first * x_stride + r[:, None] * x_stride + column, mask=mask, other=0.0).to(tl.float32)
         if SUMS == TAKE:
             total = tl.load(sums_ptr + first + r, mask=here, other=0.0)
@@ -65,58 +45,37 @@ def forward_kernel(
             tl.store(sums_ptr + first + r, total, mask=here)
         else:
             inverse = tl.rsqrt(total + EPSILON)
-            y = x * inverse[:, None]
-            if SCALED:
-                y = y * scale
             tl.store(inverse_ptr + first + r, inverse, mask=here)
-            tl.store(y_ptr + first * WIDTH + r[:, None] * WIDTH + column, rounded(y, y_ptr), mask=mask)
+            tl.store(y_ptr + first * WIDTH + r[:, None] * WIDTH + column, rounded(x * inverse[:, None], y_ptr), mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows", "factor"])
+@triton.jit(do_not_specialize=["rows"])
 def backward_kernel(
     grad_ptr,
     x_ptr,
-    scale_ptr,
     inverse_ptr,
     grad_x_ptr,
     sums_ptr,
-    partial_ptr,
     rows,
-    factor,
-    period,
-    heads,
     grad_stride,
     x_stride,
     WIDTH: tl.constexpr,
     R: tl.constexpr,
     C: tl.constexpr,
-    SCALED: tl.constexpr,
-    SQUARED: tl.constexpr,
     SUMS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """grad_x = (s * grad - unit * (s * grad . unit)) * inverse norm, s the effective scale.
-
-    A row of partials [programs, period, WIDTH]: sums of grad * unit, times the derivative of s.
-    """
-    r = tl.program_id(1) * R + tl.arange(0, R)
+    """grad_x = (grad - unit * (grad . unit)) * inverse norm."""
+    r = tl.arange(0, R)
     column = tl.arange(0, C)[None, :]
-    inside = (column < WIDTH) & (r < period)[:, None]
-    if SCALED:
-        stored = tl.load(scale_ptr + (r % heads)[:, None] * WIDTH + column, mask=inside, other=0.0)
-        scale = _effective(stored, factor, SQUARED)
-        grad_scale = tl.zeros((R, C), tl.float32)
-    for index in tl.range(tl.program_id(0), tl.cdiv(rows, period), tl.num_programs(0), num_stages=STAGES):
-        first = (index * period).to(tl.int64)
-        here = (r < period) & (first + r < rows)
-        mask = inside & here[:, None]
+    for index in tl.range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0), num_stages=STAGES):
+        first = tl.cast(index * R, tl.int64)
+        here = first + r < rows
+        mask = (column < WIDTH) & here[:, None]
         x = tl.load(x_ptr + first * x_stride + r[:, None] * x_stride + column, mask=mask, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + first * grad_stride + r[:, None] * grad_stride + column, mask=mask, other=0.0).to(tl.float32)
         inverse = tl.load(inverse_ptr + first + r, mask=here, other=0.0)[:, None]
         unit = x * inverse
-        if SCALED:
-            grad_scale += grad * unit
-            grad = grad * scale
         if SUMS == TAKE:
             radial = tl.load(sums_ptr + first + r, mask=here, other=0.0)
         else:
@@ -126,9 +85,6 @@ def backward_kernel(
         else:
             grad_x = (grad - unit * radial[:, None]) * inverse
             tl.store(grad_x_ptr + first * WIDTH + r[:, None] * WIDTH + column, rounded(grad_x, grad_x_ptr), mask=mask)
-    if SCALED:
-        grad_scale *= 2 * factor * factor * stored if SQUARED else factor
-        tl.store(partial_ptr + tl.program_id(0) * period * WIDTH + r[:, None] * WIDTH + column, grad_scale, mask=inside)
 
 
 @triton.jit

@@ -45,7 +45,7 @@ def test_megatron_is_told_to_compute_it(name):
 
     from megatron_ext.training.bridge import megatron_arguments, to_argv
 
-    told = megatron_arguments(model_of(name), "transformer_engine") | {"apply_rope_fusion": False}  # asks for Transformer Engine itself
+    told = megatron_arguments(model_of(name), "transformer_engine")
     args = add_megatron_arguments(argparse.ArgumentParser()).parse_args(to_argv(told))
     args.params_dtype, args.num_layers = torch.float32, 1  # as Megatron derives them
     config = core_transformer_config_from_args(args)

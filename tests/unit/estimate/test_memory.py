@@ -45,7 +45,7 @@ def all_but(name: str) -> list[str]:
 def test_attention_of_ngpt_by_hand():
     h, b, q, k, v, out = 64, 64, 64, 32, 32, 64
     fp32 = 4 * T * (3 + 4 + 4 + 2)  # the residual step; softmax; heads; groups
-    high = bf16(h, b, q, k, v, out, q + k, 64) + fp32  # queries and keys once more, after their norms
+    high = bf16(h, b, q, k, v, out, q + k + v, 64) + fp32  # queries, keys and values once more, as the projection gave them
     assert one_layer("*", "ngpt") == high
     assert one_layer("*", "ngpt", *all_but("linear_qkv")) == high + bf16(out) + 4 * T  # the fine-grained norm, and its operand
 

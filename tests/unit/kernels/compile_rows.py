@@ -1,4 +1,4 @@
-"""Compile the row-wise kernels and the cross entropy for GPUs that need not be there: `python compile_rows.py CAPABILITY...`."""
+"""Compile all kernels but those of NVFP4 for GPUs that need not be there: `python compile_rows.py CAPABILITY...`."""
 
 import sys
 
@@ -12,33 +12,26 @@ from ngpt.kernels.cross_entropy import kernels as cross_entropy
 from ngpt.kernels.cross_entropy import triton as cross_entropy_tilings
 from ngpt.kernels.normalize import kernels as normalize
 from ngpt.kernels.normalize import triton as normalize_tilings
+from ngpt.kernels.rotary import kernels as rotary
+from ngpt.kernels.rotary import triton as rotary_tilings
 from ngpt.kernels.scale import kernels as scale
 from ngpt.kernels.scale import triton as scale_tilings
 
-FP32_POINTERS = {"scale_ptr", "alpha_ptr", "sums_ptr", "partial_ptr", "grad_scale_ptr"}
+FP32_POINTERS = {"scale_ptr", "alpha_ptr", "sums_ptr", "partial_ptr", "grad_scale_ptr", "angles_ptr"}
 FP32_POINTERS |= {"largest_ptr", "total_ptr", "picked_ptr", "behind_ptr"}
 INTEGER_POINTERS = {"table_ptr": "*i32", "targets_ptr": "*i64"}
-OF_ROWS = {"EPSILON": 1e-12, "SCALED": True, "SQUARED": True, "SUMS": 0}
-HALF = {"SCALED": False, "SQUARED": False}
+OF_ROWS = {"EPSILON": 1e-12, "SUMS": 0}
 WIDTH = 2048
 SQUARED_RELU = {"FUNCTION": "squared_relu", "GATED": False, "NORM": True, "SUMS": 0, "GROUPED": False, "EPSILON": 1e-12}
 SILU = SQUARED_RELU | {"FUNCTION": "silu", "GATED": True}
+OF_HEADS = {"WIDTH": 128, "ROTATED": 128, "NORMALIZED": True, "HEADS": 16, "EACH": 4, "SHARES": 1, "EPSILON": 1e-12}
+CONTROL = OF_HEADS | {"NORMALIZED": False}
 OPTIONS = dict.fromkeys((cross_entropy.forward_kernel, cross_entropy.backward_kernel), {"enable_fp_fusion": False})
 CASES = {
-    "normalize forward": (normalize.forward_kernel, normalize_tilings.FORWARD, 128, OF_ROWS),
-    "normalize backward": (normalize.backward_kernel, normalize_tilings.SCALED_BACKWARD, 128, OF_ROWS),
-    "normalize backward, first half": (
-        normalize.backward_kernel,
-        normalize_tilings.BACKWARD,
-        WIDTH,
-        HALF | {"SUMS": 1},
-    ),
-    "normalize backward, second half": (
-        normalize.backward_kernel,
-        normalize_tilings.BACKWARD,
-        WIDTH,
-        HALF | {"SUMS": 2},
-    ),
+    "normalize forward": (normalize.forward_kernel, normalize_tilings.FORWARD, 6144, OF_ROWS),
+    "normalize backward": (normalize.backward_kernel, normalize_tilings.BACKWARD, 6144, OF_ROWS),
+    "normalize backward, first half": (normalize.backward_kernel, normalize_tilings.BACKWARD, WIDTH, {"SUMS": 1}),
+    "normalize backward, second half": (normalize.backward_kernel, normalize_tilings.BACKWARD, WIDTH, {"SUMS": 2}),
     "lerp forward": (normalize.lerp_forward_kernel, normalize_tilings.LERP_FORWARD, WIDTH, OF_ROWS),
     "lerp backward": (normalize.lerp_backward_kernel, normalize_tilings.LERP_BACKWARD, WIDTH, OF_ROWS),
     "scale forward": (scale.forward_kernel, scale_tilings.FORWARD, WIDTH, {}),
@@ -52,6 +45,12 @@ CASES = {
     "tokens backward": (scale.tokens_backward_kernel, scale_tilings.TOKENS, WIDTH, {}),
     "cross entropy forward": (cross_entropy.forward_kernel, cross_entropy_tilings.FORWARD, WIDTH, {"SCALED": True, "E": 8}),
     "cross entropy backward": (cross_entropy.backward_kernel, cross_entropy_tilings.BACKWARD, WIDTH, {"SCALED": True, "OTHER": True}),
+    "rotary forward": (rotary.forward_kernel, rotary_tilings.FORWARD, 64, OF_HEADS),
+    "rotary forward of the control": (rotary.forward_kernel, rotary_tilings.FORWARD, 64, CONTROL),
+    "rotary forward, part of a head": (rotary.forward_kernel, rotary_tilings.FORWARD, 64, OF_HEADS | {"ROTATED": 64}),
+    "rotary backward": (rotary.backward_kernel, rotary_tilings.BACKWARD, 64, OF_HEADS),
+    "rotary backward of the control": (rotary.backward_kernel, rotary_tilings.BACKWARD, 64, CONTROL),
+    "rotary backward without positions": (rotary.backward_kernel, rotary_tilings.BACKWARD, 64, OF_HEADS | {"ROTATED": 0}),
 }
 
 

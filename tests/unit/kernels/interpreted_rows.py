@@ -14,7 +14,7 @@ from ngpt.kernels.normalize import triton as normalize
 from ngpt.kernels.scale import triton as scale
 
 BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
-TILINGS = [(normalize, name) for name in ("FORWARD", "BACKWARD", "SCALED_BACKWARD", "LERP_FORWARD", "LERP_BACKWARD")]
+TILINGS = [(normalize, name) for name in ("FORWARD", "BACKWARD", "LERP_FORWARD", "LERP_BACKWARD")]
 TILINGS += [(scale, name) for name in ("FORWARD", "BACKWARD", "TOKENS")]
 TILINGS += [(activation, name) for name in ("FORWARD", "BACKWARD")]
 # Leading dimensions and width; one row, odd numbers of rows and of columns, more tiles than programs, several columns of tiles.
@@ -66,8 +66,6 @@ def generator() -> torch.Generator:
 def inputs_and_grad(operation: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
     if operation == "scale_tokens":
         shape = (torch.Size(shape[:-1]).numel(), shape[-1])
-    elif operation.startswith("scaled"):
-        shape = (*shape[:-1], 3, shape[-1])
     inputs = make_inputs(operation, shape, dtype, generator)
     return inputs, torch.randn(shape, generator=generator).to(dtype)
 
@@ -90,7 +88,7 @@ def test_a_step_of_one_feature_has_no_gradient_but_rounding(dtype, generator):
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-@pytest.mark.parametrize("operation", ["l2_normalize", "scaled_l2_normalize", "scaled_l2_normalize squared", "lerp_retract"])
+@pytest.mark.parametrize("operation", ["l2_normalize", "lerp_retract"])
 def test_rows_of_any_size(operation, dtype, generator):
     """Also of zeros, alone and between ordinary ones."""
     for kind, size in ROWS.items():
@@ -107,16 +105,6 @@ def test_rows_of_any_size(operation, dtype, generator):
 def test_steps_of_any_size(rate, generator):
     inputs, grad = inputs_and_grad("lerp_retract", (6, 33), FP32, generator)
     assert not check("lerp_retract", [*inputs[:2], torch.full((33,), rate)], grad)
-
-
-@pytest.mark.parametrize("heads", [1, 2, 5, 40])
-@pytest.mark.parametrize("width", [8, 24])
-def test_any_number_of_heads(heads, width, generator):
-    """Tiles of 256 elements hold several tokens, one, or some heads of one."""
-    inputs = make_inputs("scaled_l2_normalize", (2, 3, heads, width), BF16, generator)
-    assert not check("scaled_l2_normalize", inputs, torch.randn(2, 3, heads, width, generator=generator))
-    inputs[1] = inputs[1][0]
-    assert not check("scaled_l2_normalize", inputs, torch.randn(2, 3, heads, width, generator=generator)), "one scale for all heads"
 
 
 @pytest.mark.parametrize("operation", ["squared_relu", "normalized swiglu"])
@@ -160,8 +148,7 @@ def test_activations_of_any_size(operation, generator):
 def test_bf16_and_fp16_values_are_rounded_once(operation, generator):
     """Fails if any intermediate is narrower than fp32."""
     for dtype, rounding in ((BF16, 2**-8), (FP16, 2**-11)):
-        shape = (11, 3, 65) if operation.startswith("scaled") else (31, 65)
-        inputs = make_inputs(operation, shape, dtype, generator)
+        inputs = make_inputs(operation, (31, 65), dtype, generator)
         function, plain = OPERATIONS[operation]
         with kernels_for("cpu"):
             actual = function(*inputs)
@@ -186,7 +173,7 @@ def test_rows_with_strides_and_gradients_without(operation, generator):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_two_runs_give_the_same_bits_and_leave_the_inputs(operation, generator):
     rest = [[16, 0, 11]] if operation in ACTIVATIONS else []
-    shape = (11, 3, 48) if operation.startswith("scaled") else (27, 48)
+    shape = (27, 48)
     inputs, grad = make_inputs(operation, shape, BF16, generator, 3 * len(rest)), torch.randn(shape, generator=generator).to(BF16)
     copies = [x.clone() for x in inputs]
     with kernels_for("cpu"):
@@ -198,7 +185,7 @@ def test_two_runs_give_the_same_bits_and_leave_the_inputs(operation, generator):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_no_rows(operation, generator):
     rest = [[0, 0]] if operation in ACTIVATIONS else []
-    shape = (0, 3, 8) if operation.startswith("scaled") else (0, 8)
+    shape = (0, 8)
     inputs = make_inputs(operation, shape, BF16, generator, 2 * len(rest))
     with kernels_for("cpu"):
         value, grad_x, *others = value_and_gradients(OPERATIONS[operation][0], inputs, torch.zeros(shape), *rest)
@@ -213,11 +200,9 @@ def test_fp64_other_dimensions_and_other_scales_stay_eager(generator, monkeypatc
     with kernels_for("cpu"):
         l2_normalize(x.double())
         l2_normalize(x, dim=0)
-        OPERATIONS["scaled_l2_normalize"][0](x, torch.ones(4, 1, 1))
         OPERATIONS["lerp_retract"][0](x, x, torch.ones(8, dtype=torch.float64))
         OPERATIONS["scale_features"][0](x.double(), torch.ones(8, dtype=torch.float64))
         OPERATIONS["squared_relu"][0](x.double(), torch.ones(8, dtype=torch.float64))
-        OPERATIONS["scaled_l2_normalize squared"][0](x.double(), torch.ones(8, dtype=torch.float64))
 
 
 class TwoRanks:

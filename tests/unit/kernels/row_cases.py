@@ -12,7 +12,6 @@ from ngpt.functional import (
     scale_features,
     scale_tokens,
     scaled_activation,
-    scaled_l2_normalize,
 )
 from ngpt.kernels import rows
 
@@ -50,11 +49,6 @@ def activation(function: str, gated: bool, normalized: bool) -> tuple[Callable, 
 
 OPERATIONS: dict[str, tuple[Callable, Callable]] = {
     "l2_normalize": (l2_normalize, plain_l2),
-    "scaled_l2_normalize": (lambda x, scale: scaled_l2_normalize(x, scale, FACTOR), lambda x, scale: plain_l2(x) * scale * FACTOR),
-    "scaled_l2_normalize squared": (
-        lambda x, scale: scaled_l2_normalize(x, scale, FACTOR, squared=True),
-        lambda x, scale: plain_l2(x) * (scale * FACTOR) ** 2,
-    ),
     "lerp_retract": (lambda h, b, alpha: lerp_retract(h, b, alpha, FACTOR), plain_lerp),
     "scale_features": (lambda x, scale: scale_features(x, scale, FACTOR), lambda x, scale: x * scale * FACTOR),
     "scale_tokens": (scale_tokens, lambda x, scale: x * scale[:, None]),
@@ -95,8 +89,6 @@ def make_inputs(operation: str, shape: tuple[int, ...], dtype: torch.dtype, gene
 
     parameter_shape = {
         "l2_normalize": None,
-        "scaled_l2_normalize": shape[-2:],
-        "scaled_l2_normalize squared": shape[-2:],
         "scale_tokens": shape[:1],
     }.get(operation, shape[-1:])
     if groups:
