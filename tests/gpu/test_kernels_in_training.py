@@ -41,8 +41,9 @@ def text(tmp_path_factory) -> Path:
 @pytest.fixture
 def losses(text: Path, tmp_path: Path):
     def train(name: str, *words: str) -> list[float]:
-        common = ["data.mock=false", f"data.train=[{{path: {text}}}]", "tokenizer=bytes", f"run.root={tmp_path}", f"run.name={name}", f"train.steps={STEPS}", "logging.interval=1"]
-        ngpt("train", "experiment=ngpt_tiny", *common, "checkpoint=none", "train.eval_steps=0", "optim.lr=3e-3", *words)
+        common = ["data.mock=false", f"data.train=[{{path: {text}}}]", "tokenizer=bytes", f"run.root={tmp_path}", f"run.name={name}"]
+        common += [f"train.steps={STEPS}", "train.eval_steps=0", "checkpoint=none", "logging.interval=1", "optim.lr=3e-3"]
+        ngpt("train", "experiment=ngpt_tiny", *common, *words)
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         return [line["train_loss"] for line in lines if "train_loss" in line]
 
