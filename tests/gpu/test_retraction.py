@@ -83,7 +83,7 @@ def test_broken_entries_show(generator):
     assert_broken_entries_show(generator)
 
 
-@pytest.mark.parametrize(("rows", "cols", "unit_dim"), [(2**20 + 64, 2048, 1), (2048, 2**20 + 64, 0), (4096, 2**19 + 64, 0)])
+@pytest.mark.parametrize(("rows", "cols", "unit_dim"), [(2**20 + 64, 2048, 1), (2048, 2**20 + 1024, 0), (4096, 2**19 + 512, 0)])
 @pytest.mark.parametrize("is_cut", [False, True], ids=["whole", "cut"])
 def test_more_elements_than_32_bits_count(rows, cols, unit_dim, is_cut, generator):
     """The truth of some vectors at both ends. A cut shard is alone, and its last row is missing half."""

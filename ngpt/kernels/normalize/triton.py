@@ -15,7 +15,7 @@ from ngpt.kernels.rows import Tiling, as_rows, dense_like
 
 FORWARD = Tiling(warps=4, elements=16, resident=64)
 BACKWARD = Tiling(warps=4, elements=16, resident=64)
-LERP_FORWARD = Tiling(warps=4, elements=16, resident=32, stages=3, widest=32)
+LERP_FORWARD = Tiling(warps=4, elements=16, resident=32, widest=32)
 LERP_BACKWARD = Tiling(warps=4, elements=16, resident=8, stages=3, widest=32)
 
 
