@@ -141,7 +141,7 @@ def sweep(name: str, copy: float) -> None:
     case, inputs = CASES[name], inputs_of(CASES[name])
     for backward, tiling in ((False, "FORWARD"), (True, "BACKWARD")):
         shipped, found = getattr(kernels, tiling), []
-        for warps, elements, resident, stages in itertools.product((1, 2, 4, 8), (4, 8, 16), (8, 24), (1, 2, 3)):
+        for warps, elements, resident, stages in itertools.product((2, 4, 8), (4, 8), (24,), (1, 2, 3)):
             choice = dataclasses.replace(shipped, warps=warps, elements=elements, resident=resident, stages=stages)
             setattr(kernels, tiling, choice)
             try:
