@@ -15,8 +15,8 @@ from ngpt.kernels.normalize.kernels import OWN
 from ngpt.kernels.normalize.triton import in_parts, shared_sums
 from ngpt.kernels.rows import Tiling, as_rows, dense_like
 
-FORWARD = Tiling(warps=4, elements=16, resident=32, stages=3)
-BACKWARD = Tiling(warps=4, elements=16, resident=12, stages=3)
+FORWARD = Tiling(warps=4, elements=16, resident=16, stages=3, widest=32)
+BACKWARD = Tiling(warps=4, elements=16, resident=16, stages=3)
 
 _SUM_COLUMNS = 128
 _sum_pieces = Launcher(sum_pieces_kernel, R=16, C=_SUM_COLUMNS)

@@ -15,11 +15,11 @@ from ngpt.kernels.retract.table import Tables
 from ngpt.kernels.rows import Tiling
 
 # Not measured yet, see README.md. `resident` bounds the programs that walk over columns, and with them what the L2 cache has to keep.
-ROWS = Tiling(warps=4, elements=16, resident=0)
-RUN = 16384  # elements of the rows that a program takes
+ROWS = Tiling(warps=2, elements=32, resident=0, stages=3)
+RUN = 2048  # elements of the rows that a program takes
 HELD = Tiling(warps=16, elements=64, resident=64)  # columns whole in registers ...
-HELD_COLUMNS = 16  # ... where the tile is at least so wide
-WALKED = Tiling(warps=16, elements=16, resident=16, stages=2)  # other columns of matrices that are whole here
+HELD_COLUMNS = 32  # ... where the tile is at least so wide
+WALKED = Tiling(warps=16, elements=32, resident=16, stages=3)  # other columns of matrices that are whole here
 WALKED_COLUMNS = 32
 CUT = Tiling(warps=4, elements=16, resident=64)
 CUT_COLUMNS = 64
