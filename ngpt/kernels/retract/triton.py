@@ -14,7 +14,7 @@ from ngpt.kernels.retract.shards import MatrixShard
 from ngpt.kernels.retract.table import Tables
 from ngpt.kernels.rows import Tiling
 
-# Not measured yet, see README.md. `resident` bounds the programs that walk over columns, and with them what the L2 cache has to keep.
+# `resident` bounds the programs that walk over columns, and with them what the L2 cache has to keep.
 ROWS = Tiling(warps=2, elements=32, resident=0, stages=3)
 RUN = 2048  # elements of the rows that a program takes
 HELD = Tiling(warps=16, elements=64, resident=64)  # columns whole in registers ...

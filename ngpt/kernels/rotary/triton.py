@@ -12,8 +12,8 @@ from ngpt.kernels.rotary.kernels import backward_kernel, forward_kernel
 from ngpt.kernels.rows import Tiling, as_rows
 
 # A tile's elements are pairs: each is two numbers of a head.
-FORWARD = Tiling(warps=2, elements=8, resident=24)
-BACKWARD = Tiling(warps=2, elements=8, resident=24, stages=3)
+FORWARD = Tiling(warps=1, elements=8, resident=24)
+BACKWARD = Tiling(warps=1, elements=8, resident=24, stages=3)
 
 
 def forward(
