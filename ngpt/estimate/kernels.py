@@ -237,7 +237,7 @@ def optimizer_work(cfg: Config, updated: float, held: float, tensors: int) -> Wo
     # Zeroing, its norm and clipping read or write the whole gradient buffer; the rest is the rank's share.
     return Work(
         elementwise=_move(cfg, own * updated + 4 * (held - updated)),
-        host=measured.OPTIMIZER_TENSOR_S[cfg.model.architecture] * tensors,
+        host=measured.OPTIMIZER_TENSOR_S * tensors,
     )
 
 

@@ -98,9 +98,11 @@ def one_round(arm: Arm, number: int, options: argparse.Namespace) -> dict:
 
 def commit(checkout: Path) -> str | None:
     """Of a checkout, or what its file COMMIT says where it is a copy without git; "+" behind it: with changes."""
-    described = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=checkout, capture_output=True, text=True)
     file = checkout / "COMMIT"
-    return described.stdout.strip() if described.returncode == 0 else file.read_text().strip() if file.is_file() else None
+    if file.is_file():  # git would describe the repository that the copy lies in
+        return file.read_text().strip()
+    described = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=checkout, capture_output=True, text=True)
+    return described.stdout.strip() if described.returncode == 0 else None
 
 
 def card() -> dict:
