@@ -46,7 +46,7 @@ class RotaryAttention(SelfAttention):
         angles = rotary_pos_emb
         if angles is not None and packed_seq_params is not None:
             tokens = hidden_states.size(0) * (self.world_size if self.config.sequence_parallel else 1)
-            angles = angles.index_select(0, positions_in_documents(packed_seq_params.cu_seqlens_q, tokens))
+            angles = _angles_in_documents(angles, packed_seq_params, tokens)
         # Upstream hands `key_value_states` on and does not read it. An attribute would hold another micro-batch's angles when this one is
         # computed again.
         return super().forward(hidden_states, attention_mask, key_value_states=angles, packed_seq_params=packed_seq_params, **kwargs)
@@ -126,6 +126,15 @@ def zigzag_positions(tokens_per_rank: int, context_size: int, device: torch.devi
     """[context_size, tokens_per_rank] int64: the sequence positions that each context-parallel rank holds, in its order."""
     chunks = torch.arange(tokens_per_rank * context_size, device=device).view(2 * context_size, -1)
     return torch.stack([torch.cat([chunks[rank], chunks[-1 - rank]]) for rank in range(context_size)])
+
+
+def _angles_in_documents(angles: Tensor, packed: PackedSeqParams, tokens: int) -> Tensor:
+    """[tokens, 1, 1, R]: those of each token's position in its document; one tensor for all layers, kept with the micro-batch's packing."""
+    known = getattr(packed, "angles_in_documents", None)
+    if known is None or known[0] is not angles:
+        known = angles, angles.index_select(0, positions_in_documents(packed.cu_seqlens_q, tokens))
+        packed.angles_in_documents = known
+    return known[1]
 
 
 def positions_in_documents(boundaries: Tensor, tokens: int) -> Tensor:

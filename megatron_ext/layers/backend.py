@@ -38,7 +38,8 @@ class Backend:
 class AccumulatesInPlace:
     """Mixin over Transformer Engine's linears: weight gradients are added to Megatron's `main_grad` by the GEMM that makes them.
 
-    Megatron's one switch for it would also ask it of the output layer, whose linear needs NVIDIA's apex for that.
+    Megatron's one switch for it is off: it would ask it of linears whose weights have no such buffer. The output layer is told when the
+    model has been wrapped (`models/builder.py`).
     """
 
     def __init__(self, *args, config: TransformerConfig, **kwargs):

@@ -70,7 +70,7 @@ def normalized_experts(experts: type, shared_suv: bool) -> type:
             sizes = tokens_per_expert.tolist()
             if hasattr(self, "local_experts"):
                 outputs = [expert(tokens)[0] for expert, tokens in zip(self.local_experts, x_TD.split(sizes), strict=True)]
-                y_TD = torch.cat(outputs)
+                y_TD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
             else:
                 u_TF, _ = self.linear_fc1(x_TD, sizes)
                 y_TD, _ = self.linear_fc2(u_TF, sizes)

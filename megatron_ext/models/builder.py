@@ -46,8 +46,12 @@ class PluginModelBuilder(HybridModelBuilder):
             stack = gpt_stack(config.transformer, options, backend, config.grouped_experts)
         config.hybrid_stack_spec = stack
         model = super().build_model(pg_collection, pre_process, post_process, vp_stage)
-        if model.mtp_process and model.share_embeddings_and_output_weights and not model.pre_process:
-            model.output_layer.weight = None  # upstream makes one that it neither uses nor lets a checkpoint hold
+        if model.mtp_process and model.share_embeddings_and_output_weights:
+            if not model.pre_process:
+                model.output_layer.weight = None  # upstream makes one that it neither uses nor lets a checkpoint hold
+            # The depths look this weight up, too: what they add to its gradient is kept beside what the product adds in place. Upstream
+            # says so where the pipeline has one stage.
+            model.shared_embedding_or_output_weight().zero_out_wgrad = True
         if model.post_process:
             model.sz = logit_scale(config.transformer.hidden_size, model.output_layer) if options.architecture == "ngpt" else None
             LogitHead(model, model.sz, options.vocab_size)
@@ -65,8 +69,10 @@ class PluginModelBuilder(HybridModelBuilder):
     def build_distributed_models(self, *args, **kwargs) -> list:
         _start_layer_metrics(self._model_config.transformer.num_layers, parse(self._model_config.options.layer_pattern).depths)
         chunks = super().build_distributed_models(*args, **kwargs)
-        for layer in (module for chunk in chunks for name, module in chunk.named_modules() if name.endswith("output_layer")):
-            layer.gradient_accumulation_fusion = True  # now that DDP has its gradient's buffer, see compat/weight_gradient.py
+        for chunk in chunks:
+            if all(hasattr(param, "main_grad") for param in chunk.parameters()):  # DDP has made the gradients' buffers
+                for layer in (module for name, module in chunk.named_modules() if name.endswith("output_layer")):
+                    layer.gradient_accumulation_fusion = True  # see compat/weight_gradient.py
         for callback in self._model_config.on_built:
             callback(chunks)
         return chunks

@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import math
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +59,14 @@ def _model(cfg: Config, backend: str) -> dict[str, Any]:
         vocab_size=model.vocab_size,
         padded_vocab_size=padded_vocab_size(model),
         pad_vocab_size=False,
-        # The local path's fused kernels need apex, and so does accumulating the output layer's gradient in place.
+        # The local path's fused kernels need apex.
         no_persist_layer_norm=local,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         **dict.fromkeys(FUSIONS, not local),
         bias_gelu_fusion=False,
         bias_dropout_fusion=False,
-        gradient_accumulation_fusion=not local and find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        gradient_accumulation_fusion=False,
         attention_softmax_in_fp32=local,
     )
 

@@ -37,7 +37,7 @@ from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import gpu_of_device
 from ngpt.estimate.peak import product_peaks
-from ngpt.kernels import rows
+from ngpt.kernels.rows import use_kernels
 from ngpt.recipes import Recipe
 from ngpt.rollbacks import read_rollbacks, resume_step
 from ngpt.stopping import StopRequest
@@ -58,8 +58,7 @@ class Session:
         stop_request: StopRequest | None = None,
     ):
         self.cfg, self.executors, self.guard, self.rank, self.say = cfg, executors, guard, rank, say
-        if not cfg.debug.row_kernels:
-            rows.DEVICES.clear()
+        use_kernels(cfg.debug.row_kernels)
         self.status = "failed"  # finished | stopped (train.stop_after) | signalled | failed
         self.stopper = Stopper(stop_request)
         native_sr = any(executor == "native" and recipe.rounds_stochastically for recipe, executor in executors.items())

@@ -180,7 +180,7 @@ REFUSED = {
     "apply_rope_fusion": "queries and keys turn in the pass of this project that takes them out of their projection",
     "rotary_interleaved": "entries of a head turn with those half a head away",
     "no_rope_freq": "model.position_embedding says whether queries and keys are rotated, in every layer",
-    "gradient_accumulation_fusion": "follows from model.transformer_impl and what is installed",
+    "gradient_accumulation_fusion": "weight gradients are added in place wherever the linear can",
     "log_timers_to_tensorboard": "the step's time is always taken; megatron.timing_log_level takes more",
     "log_loss_scale_to_tensorboard": "no loss is scaled",
     **dict.fromkeys(

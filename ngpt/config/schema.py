@@ -387,7 +387,7 @@ class RunConfig:
 class DebugConfig:
     name: str = MISSING
     deterministic: bool = False  # deterministic kernels: bitwise repeatable, slower
-    row_kernels: bool = True  # False: norms, activations, heads, loss and retraction in plain torch, to see whether a kernel is at fault
+    row_kernels: bool = True  # False: all but NVFP4's quantisers in plain torch, to see whether a kernel is at fault
     norm_tolerance: float = 1e-4  # largest | ||w|| - 1 | of the fp32 masters after the first step
     profile: bool = False  # torch.profiler trace into <run.dir>/torch_profile
     profile_start: int = 10  # steps

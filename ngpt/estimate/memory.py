@@ -50,6 +50,7 @@ def rank_memory(cfg: Config, pipeline_rank: int, held: list[Chunk]) -> MemoryEst
     kept = sum(chunk_bytes(cfg, chunk, sizes) for chunk in held) / len(held) * chunks_in_flight(cfg, pipeline_rank)
     moments = {"backward pass of a layer": max(_backward_bytes(cfg, chunk, sizes) for chunk in held)}
     if held[-1].last:
+        moments["backward pass of a layer"] += _output_weight_bytes(cfg)  # Transformer Engine keeps the gradient that nobody reads
         moments["backward pass of the output layer"] = output_layer_bytes(cfg, sizes, held[-1].depths)
     moment, largest = max(moments.items(), key=lambda item: item[1])
     return MemoryEstimate(pipeline_rank, parameters, state_bytes(cfg, parameters), kept, largest, WORKSPACE, moment)
@@ -78,14 +79,18 @@ def chunk_bytes(cfg: Config, chunk: Chunk, sizes: Tokens) -> float:
 
 
 def output_layer_bytes(cfg: Config, sizes: Tokens, depths: int) -> float:
-    """Bytes at the start of the backward pass: logits, whose gradient takes their place, and the layer's own gradient, not yet summed up.
+    """Bytes at the start of the backward pass: logits, whose gradient takes their place, and a gradient of the layer's weight that autograd
+    wants to see: the real one is added to the sum by the product.
 
     Each prediction depth keeps logits of its own.
     """
     size = activation_bytes(cfg)
     logits = sizes.inner * padded_vocab_size(cfg.model) // cfg.parallel.tensor
-    weight = padded_vocab_size(cfg.model) // cfg.parallel.tensor * cfg.model.hidden_size
-    return size * (logits * (1 + depths) + weight)
+    return size * logits * (1 + depths) + _output_weight_bytes(cfg)
+
+
+def _output_weight_bytes(cfg: Config) -> int:
+    return activation_bytes(cfg) * padded_vocab_size(cfg.model) // cfg.parallel.tensor * cfg.model.hidden_size
 
 
 def _backward_bytes(cfg: Config, chunk: Chunk, sizes: Tokens) -> float:

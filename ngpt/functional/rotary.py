@@ -38,6 +38,9 @@ def split_heads(
     Returns:
         q [S, B, H, K], k and v [S, B, G, K], each contiguous, in the dtype of mixed.
 
+    Raises:
+        ValueError: the angles are not of as many positions as mixed has.
+
     Parallelism: none is communicated; tensor-parallel ranks hold whole groups, context-parallel ranks the angles of their tokens.
 
     Source: MODEL.md "Attention"; arXiv 2104.09864 (rotary positions). Kept for the backward pass: mixed and an fp32 number a head with a

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DEVICES = {"cuda"}  # tests of the interpreter add "cpu"
+DEVICES = {"cuda"}  # whose tensors go through kernels; tests of the interpreter add "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_WIDTH = 16384  # of a row that one program holds in registers
+_SHARED_BY_SUMS = 4096  # bytes of shared memory through which warps exchange sums, at most
+
+
+def use_kernels(wanted: bool) -> None:
+    """Whether this process runs these kernels on a GPU, or the same mathematics in plain torch."""
+    (DEVICES.add if wanted else DEVICES.discard)("cuda")
 
 
 def kernels_take(*tensors: Tensor, fp32: tuple[Tensor, ...] = ()) -> bool:
@@ -73,6 +79,26 @@ class Tiling:
     def programs(self, warps: int, device: torch.device) -> int:
         """How many programs of so many warps the device gets at most."""
         return max(1, self.resident // warps) * _multiprocessors(device)
+
+
+    def stages_for(self, tile_bytes: int, device: torch.device) -> int:
+        """`stages`, or as many as a program's shared memory has room for: all tiles but the one at work wait there.
+
+        Args:
+            tile_bytes: of everything that a program loads for a tile.
+        """
+        return min(self.stages, 1 + max(0, _shared_memory(device) - _SHARED_BY_SUMS) // tile_bytes)
+
+
+def height_of_pieces(rows: int, of_tile: int, most: int) -> int:
+    """Rows of a piece, whole tiles, so that there are about as many pieces as there may be programs."""
+    return -(-rows // (most * of_tile)) * of_tile
+
+
+@functools.cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that one program may have."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 2**40
 
 
 @functools.cache

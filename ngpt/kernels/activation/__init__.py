@@ -1,8 +1,8 @@
 """The activation of an MLP with the trained scale in front of it and the norm behind it: each pass reads its inputs once, or twice where
 ranks share the features of a row.
 
-CUDA tensors go through Triton kernels, others (also fp64, rows wider than `MAX_WIDTH`) through plain torch. Both compute in fp32 and
-round once; `ngpt.functional.activation` has the mathematics and the autograd function.
+CUDA tensors go through Triton kernels, others (also fp64, norms of rows wider than `MAX_WIDTH`) through plain torch. Both compute in fp32
+and round once; `ngpt.functional.activation` has the mathematics and the autograd function.
 """
 
 from torch import Tensor
@@ -33,7 +33,8 @@ def backward(
 
 
 def _backend(u: Tensor, scale: Tensor, form: Form, grouped: bool):
-    fits = scale.shape[1 if grouped else 0 :] == u.shape[-1:] and u.size(-1) <= (2 if form.gated else 1) * MAX_WIDTH
+    fits = scale.shape[1 if grouped else 0 :] == u.shape[-1:]
+    fits = fits and not (form.normalize and u.size(-1) > (2 if form.gated else 1) * MAX_WIDTH)
     if not (fits and kernels_take(u, fp32=(scale,))):
         return eager
     from ngpt.kernels.activation import triton  # not where there is no CUDA: triton may be missing there

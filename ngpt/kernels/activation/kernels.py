@@ -1,17 +1,16 @@
 """Device code of the scaled activations. fp32 in registers, one rounding at each store.
 
-A piece is a run of rows that share a scale vector; a program works on one piece, R whole rows at a time. Where NORM, the activation gets
-unit norm over its features; SUMS says what to do about their sum where ranks hold parts of a row: OWN, GIVE or TAKE, as in
-`ngpt.kernels.normalize`. A gated row of u and of the scale is (gate, up), WIDTH features each. `table_ptr` (int32) holds the pieces'
-groups, first rows and ends, one after the other, then each group's first piece and the number of pieces; where not GROUPED, a piece is
-`height` rows. Offsets of a tile's first row are 64 bits, those within a tile 32.
+A piece is a run of rows that share a scale vector; a program works on one piece, R rows at a time, whole ones where they get a norm. Where
+NORM, the activation gets unit norm over its features; SUMS says what to do about their sum where ranks hold parts of a row. Without NORM
+a program may take C columns of wider rows. A gated row of u and of the scale is (gate, up), WIDTH features each. `table_ptr` (int32) holds
+the pieces' groups, first rows and ends, one after the other, then each group's first piece and the number of pieces; where not GROUPED, a
+piece is `height` rows. Offsets of a tile's first row are 64 bits, those within a tile 32.
 """
 
 import triton
 import triton.language as tl
 
-from ngpt.kernels.device import rounded
-from ngpt.kernels.normalize.kernels import GIVE, TAKE
+from ngpt.kernels.device import GIVE, TAKE, rounded
 
 
 @triton.jit
@@ -62,7 +61,7 @@ def forward_kernel(
     """y = f(scale * factor * u), or f of the gate half times the up half; of unit norm where NORM."""
     group, begin, end = _rows_of_piece(table_ptr, rows, height, GROUPED)
     r = tl.arange(0, R)
-    column = tl.arange(0, C)[None, :]
+    column = tl.program_id(1) * C + tl.arange(0, C)[None, :]
     scale_row_ptr = scale_ptr + group * (2 * WIDTH if GATED else WIDTH) + column
     scale = tl.load(scale_row_ptr, mask=column < WIDTH, other=0.0) * factor
     if GATED:
@@ -118,7 +117,7 @@ def backward_kernel(
     """The activation is computed again from u. A row of partials [pieces, features of u] is the gradient of the scale from one piece."""
     group, begin, end = _rows_of_piece(table_ptr, rows, height, GROUPED)
     r = tl.arange(0, R)
-    column = tl.arange(0, C)[None, :]
+    column = tl.program_id(1) * C + tl.arange(0, C)[None, :]
     inside = column < WIDTH
     WHOLE: tl.constexpr = 2 * WIDTH if GATED else WIDTH
     scale_row_ptr = scale_ptr + group * WHOLE + column

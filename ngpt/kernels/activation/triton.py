@@ -9,15 +9,16 @@ from torch import Tensor
 
 from ngpt.kernels.activation.form import Form
 from ngpt.kernels.activation.kernels import backward_kernel, forward_kernel, sum_pieces_kernel
+from ngpt.kernels.device import OWN
 from ngpt.kernels.launch import Launcher
 from ngpt.kernels.normalize.eager import EPSILON
-from ngpt.kernels.normalize.kernels import OWN
 from ngpt.kernels.normalize.triton import in_parts, shared_sums
-from ngpt.kernels.rows import Tiling, as_rows, dense_like
+from ngpt.kernels.rows import MAX_WIDTH, Tiling, as_rows, dense_like, height_of_pieces
 
 FORWARD = Tiling(warps=4, elements=16, resident=16, stages=3, widest=32)
 BACKWARD = Tiling(warps=4, elements=16, resident=16, stages=3)
 
+_STRIP = 4096
 _SUM_COLUMNS = 128
 _sum_pieces = Launcher(sum_pieces_kernel, R=16, C=_SUM_COLUMNS)
 
@@ -50,9 +51,9 @@ def activate(u: Tensor, scale: Tensor, factor: float, form: Form, groups: Groups
     tensors = u_rows, scale.contiguous(), y, inverse_norm, sums, None if groups is None else groups.table
 
     def launch(part: int) -> None:
-        plan = _plan(FORWARD, width, _constants(form, part, groups), u.device)
+        plan = _plan(FORWARD, width, _loads(u, form), _constants(form, part, groups), u.device)
         height, pieces = plan.cut(rows) if groups is None else (0, groups.pieces)
-        plan.launch((pieces, 1, 1), tensors, (rows, height, float(factor)), (u_rows.stride(0),))
+        plan.launch((pieces, plan.strips, 1), tensors, (rows, height, float(factor)), (u_rows.stride(0),))
 
     in_parts(launch, sums, form.group)
     return y, inverse_norm
@@ -64,15 +65,16 @@ def backward(
     grad_rows, u_rows, grad_u = as_rows(grad), as_rows(u), dense_like(u)
     rows, whole = u_rows.shape
     width = grad_rows.size(1)
-    own = _plan(BACKWARD, width, _constants(form, OWN.value, groups), u.device, backward=True)
+    loads = _loads(u, form) + grad.element_size()
+    own = _plan(BACKWARD, width, loads, _constants(form, OWN.value, groups), u.device, backward=True)
     height, pieces = own.cut(rows) if groups is None else (0, groups.pieces)
     partial = torch.empty(pieces, whole, dtype=torch.float32, device=u.device)
     sums = shared_sums(u, form.group) if form.normalize else None
     tensors = grad_rows, u_rows, scale.contiguous(), inverse_norm, grad_u, sums, partial, None if groups is None else groups.table
 
     def launch(part: int) -> None:
-        plan = _plan(BACKWARD, width, _constants(form, part, groups), u.device, backward=True)
-        plan.launch((pieces, 1, 1), tensors, (rows, height, float(factor)), (grad_rows.stride(0), u_rows.stride(0)))
+        plan = _plan(BACKWARD, width, loads, _constants(form, part, groups), u.device, backward=True)
+        plan.launch((pieces, plan.strips, 1), tensors, (rows, height, float(factor)), (grad_rows.stride(0), u_rows.stride(0)))
 
     in_parts(launch, sums, form.group)
     if groups is None:
@@ -84,21 +86,17 @@ def backward(
 
 @dataclass(frozen=True)
 class _Plan:
-    """How rows of one width are worked on: a kernel's launcher, rows of a tile, programs at most."""
+    """How rows of one width are worked on: a kernel's launcher, rows of a tile, tiles that a row is cut into, pieces at most."""
 
     launch: Launcher
     rows: int
+    strips: int
     most: int
 
     def cut(self, rows: int) -> tuple[int, int]:
         """Rows of a piece; and how many pieces."""
-        height = _height(rows, self.rows, self.most)
+        height = height_of_pieces(rows, self.rows, self.most)
         return height, -(-rows // height)
-
-
-def _height(rows: int, of_tile: int, most: int) -> int:
-    """Rows of a piece, whole tiles, so that there are about as many pieces as there may be programs."""
-    return -(-rows // (most * of_tile)) * of_tile
 
 
 def _constants(form: Form, part: int, groups: Groups | None) -> tuple[tuple[str, object], ...]:
@@ -106,13 +104,26 @@ def _constants(form: Form, part: int, groups: Groups | None) -> tuple[tuple[str,
     return tuple(constants.items())
 
 
+def _loads(u: Tensor, form: Form) -> int:
+    """Bytes of u that a program loads for one feature of the result."""
+    return u.element_size() * (2 if form.gated else 1)
+
+
 @functools.cache
-def _plan(tiling: Tiling, width: int, constants: tuple[tuple[str, object], ...], device: torch.device, backward: bool = False) -> _Plan:
-    rows, columns, warps = tiling.tile(width)
-    tile = dict(WIDTH=width, R=rows, C=columns, STAGES=tiling.stages, num_warps=warps)
+def _plan(
+    tiling: Tiling, width: int, loads: int, constants: tuple[tuple[str, object], ...], device: torch.device, backward: bool = False
+) -> _Plan:
+    rows, columns, warps = tiling.tile(_of_program(width))
+    stages = tiling.stages_for(loads * rows * columns, device)
     kernel, own = (backward_kernel, {}) if backward else (forward_kernel, {"EPSILON": EPSILON})
-    launch = Launcher(kernel, **dict(constants), **own, **tile)
-    return _Plan(launch, rows, tiling.programs(warps, device))
+    launch = Launcher(kernel, **dict(constants), **own, WIDTH=width, R=rows, C=columns, STAGES=stages, num_warps=warps)
+    strips = -(-width // columns)
+    return _Plan(launch, rows, strips, max(1, tiling.programs(warps, device) // strips))
+
+
+def _of_program(width: int) -> int:
+    """Columns that a program works on: all, or where rows are too wide for that, and have no norm, a strip of them."""
+    return width if width <= MAX_WIDTH else _STRIP
 
 
 def make_groups(u: Tensor, scale: Tensor, width: int, sizes: list[int]) -> Groups:
@@ -126,8 +137,8 @@ def make_groups(u: Tensor, scale: Tensor, width: int, sizes: list[int]) -> Group
             f"sizes: {len(sizes)} groups of {sum(sizes)} rows in all, but scale has {scale.size(0)} groups and u {u.size(0)} rows. "
             "Pass the number of rows of each group, in their order."
         )
-    of_tile, _, warps = BACKWARD.tile(width)
-    height = _height(u.size(0), of_tile, BACKWARD.programs(warps, u.device))
+    of_tile, _, warps = BACKWARD.tile(_of_program(width))
+    height = height_of_pieces(u.size(0), of_tile, BACKWARD.programs(warps, u.device))
     rows_of = np.asarray(sizes, dtype=np.int32)
     pieces_of = -(-rows_of // height)
     starts, ends = np.append(0, pieces_of.cumsum()), rows_of.cumsum()

@@ -8,10 +8,7 @@ order.
 import triton
 import triton.language as tl
 
-from ngpt.kernels.device import rounded
-
-# What a kernel does about the sum along a row that ranks share: computes it; only computes and stores it; reads it.
-OWN, GIVE, TAKE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+from ngpt.kernels.device import GIVE, TAKE, rounded
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -8,9 +8,10 @@ import torch.distributed as dist
 import triton
 from torch import Tensor
 
+from ngpt.kernels.device import GIVE, OWN, TAKE
 from ngpt.kernels.launch import Launcher
 from ngpt.kernels.normalize.eager import EPSILON, group_sum, is_split
-from ngpt.kernels.normalize.kernels import GIVE, OWN, TAKE, backward_kernel, forward_kernel, lerp_backward_kernel, lerp_forward_kernel
+from ngpt.kernels.normalize.kernels import backward_kernel, forward_kernel, lerp_backward_kernel, lerp_forward_kernel
 from ngpt.kernels.rows import Tiling, as_rows, dense_like
 
 FORWARD = Tiling(warps=4, elements=16, resident=64)
@@ -61,7 +62,7 @@ def lerp_backward(grad: Tensor, h: Tensor, b: Tensor, alpha: Tensor, factor: flo
     grad_rows, h_rows, b_rows = as_rows(grad), as_rows(h), as_rows(b)
     grad_h, grad_b = dense_like(h), dense_like(b)
     rows, width = h_rows.shape
-    plan = _plan(LERP_BACKWARD, lerp_backward_kernel, width, h.device)
+    plan = _plan(LERP_BACKWARD, lerp_backward_kernel, width, h.device, loads=_bytes(grad, h, b))
     programs = plan.programs(rows)
     partial = torch.empty(programs, width, dtype=torch.float32, device=h.device)
     tensors = grad_rows, h_rows, b_rows, alpha.contiguous(), inverse_norms, grad_h, grad_b, partial
@@ -83,10 +84,16 @@ class _Plan:
 
 
 @functools.cache
-def _plan(tiling: Tiling, kernel: triton.JITFunction, width: int, device: torch.device, **constants: float) -> _Plan:
+def _plan(tiling: Tiling, kernel: triton.JITFunction, width: int, device: torch.device, loads: int = 0, **constants: float) -> _Plan:
+    """loads: bytes of the numbers that a program loads for one place of its tile, where it loads ahead."""
     height, columns, warps = tiling.tile(width)
-    launch = Launcher(kernel, **constants, WIDTH=width, R=height, C=columns, STAGES=tiling.stages, num_warps=warps)
+    stages = tiling.stages_for(loads * height * columns, device) if loads else 1
+    launch = Launcher(kernel, **constants, WIDTH=width, R=height, C=columns, STAGES=stages, num_warps=warps)
     return _Plan(launch, height, tiling.programs(warps, device))
+
+
+def _bytes(*tensors: Tensor) -> int:
+    return sum(tensor.element_size() for tensor in tensors)
 
 
 def shared_sums(x: Tensor, group: dist.ProcessGroup | None) -> Tensor | None:

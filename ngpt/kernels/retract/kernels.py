@@ -7,8 +7,8 @@ that addresses are multiples of 16 bytes and that all counts of columns and posi
 import triton
 import triton.language as tl
 
-# What a kernel does about the sums of squares: computes and applies them; only stores them; only applies those that are stored.
-OWN, GIVE, TAKE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+from ngpt.kernels.device import GIVE, OWN, TAKE
+
 ROW_FIELDS, LINE_FIELDS, STRIP_FIELDS = tl.constexpr(3), tl.constexpr(3), tl.constexpr(7)
 
 

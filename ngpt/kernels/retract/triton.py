@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ngpt.kernels.device import GIVE, OWN, TAKE
 from ngpt.kernels.launch import Launcher
 from ngpt.kernels.normalize.eager import EPSILON
-from ngpt.kernels.retract.kernels import GIVE, OWN, TAKE, columns_kernel, lines_kernel, rows_kernel
+from ngpt.kernels.retract.kernels import columns_kernel, lines_kernel, rows_kernel
 from ngpt.kernels.retract.shards import MatrixShard
 from ngpt.kernels.retract.table import Tables
 from ngpt.kernels.rows import Tiling
@@ -38,7 +39,7 @@ class Plan:
         self._give: list[Callable[[], None]] = []
         self._take: list[Callable[[], None]] = []
         for (columns, aligned), entries in tables.rows.items():
-            launch = _rows(ROWS, columns, aligned)
+            launch = _rows(ROWS, columns, aligned, device)
             self._whole.append(functools.partial(launch, (len(entries), 1, 1), (_on(device, entries),), ()))
         for (height, aligned), entries in tables.columns.items():
             tiling, shape, is_held = _columns_of(height, aligned)
@@ -101,9 +102,10 @@ def _fill(tiling: Tiling, columns: int) -> tuple[int, int]:
 
 
 @functools.cache
-def _rows(tiling: Tiling, width: int, aligned: bool) -> Launcher:
+def _rows(tiling: Tiling, width: int, aligned: bool, device: torch.device) -> Launcher:
     height, columns, warps = tiling.tile(width)
-    return Launcher(rows_kernel, EPSILON=EPSILON, R=height, C=columns, ALIGNED=aligned, STAGES=tiling.stages, num_warps=warps)
+    stages = tiling.stages_for(4 * height * columns, device)
+    return Launcher(rows_kernel, EPSILON=EPSILON, R=height, C=columns, ALIGNED=aligned, STAGES=stages, num_warps=warps)
 
 
 @functools.cache

@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from ngpt.kernels.normalize import EPSILON
+from ngpt.kernels.normalize.eager import inverse_norm_of, project_out, widened
 
 
 def forward(
     mixed: Tensor, heads: int, groups: int, angles: Tensor | None, scale: Tensor | None, factor: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    q, k, v = (part.contiguous() for part in _split(_wide(mixed), heads, groups))
+    q, k, v = (part.contiguous() for part in _split(widened(mixed), heads, groups))
     q, k, inverse_norms = _turn(q, angles), _turn(k, angles), None
     if scale is not None:
-        inverse_norms = torch.rsqrt(torch.cat((q, k), 2).square().sum(-1, keepdim=True) + EPSILON)
+        inverse_norms = inverse_norm_of(torch.cat((q, k), 2), -1)
         inverse_q, inverse_k = inverse_norms.split((heads, groups), 2)
         q, k = q * inverse_q * _effective(scale, factor, q), k * inverse_k
     return q.to(mixed.dtype), k.to(mixed.dtype), v.to(mixed.dtype), inverse_norms
@@ -27,15 +27,15 @@ def backward(
     inverse_norms: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     dtype, grad_scale = grads[0].dtype, None
-    grad_q, grad_k, grad_v = (_wide(grad).contiguous() for grad in grads)  # the order of sums does not depend on strides
+    grad_q, grad_k, grad_v = (widened(grad).contiguous() for grad in grads)  # the order of sums does not depend on strides
     heads, groups = grad_q.size(2), grad_k.size(2)
     if mixed is not None and scale is not None and inverse_norms is not None:
         inverse_q, inverse_k = inverse_norms.split((heads, groups), 2)
-        q, k, _ = _split(_wide(mixed), heads, groups)
+        q, k, _ = _split(widened(mixed), heads, groups)
         unit_q, unit_k = _turn(q * inverse_q, angles), _turn(k * inverse_k, angles)
         grad_scale = (grad_q * unit_q).sum((0, 1)).flatten() * (2 * factor * factor * scale)
-        grad_q = _project_out(grad_q * _effective(scale, factor, grad_q), unit_q, inverse_q)
-        grad_k = _project_out(grad_k, unit_k, inverse_k)
+        grad_q = project_out(grad_q * _effective(scale, factor, grad_q), unit_q, inverse_q, -1)
+        grad_k = project_out(grad_k, unit_k, inverse_k, -1)
     grad_q, grad_k = _turn(grad_q, angles, back=True), _turn(grad_k, angles, back=True)
     in_groups = grad_q.unflatten(2, (groups, heads // groups))
     grad = torch.cat((in_groups, grad_k.unsqueeze(3), grad_v.unsqueeze(3)), 3)
@@ -62,12 +62,3 @@ def _turn(x: Tensor, angles: Tensor | None, back: bool = False) -> Tensor:
 
 def _effective(scale: Tensor, factor: float, like: Tensor) -> Tensor:
     return (scale * factor).square().view(like.shape[2:])
-
-
-def _project_out(grad: Tensor, unit: Tensor, inverse_norm: Tensor) -> Tensor:
-    """Gradient of x -> x * inverse_norm(x): the part of `grad` orthogonal to `unit`, over the norm of x."""
-    return (grad - unit * (grad * unit).sum(-1, keepdim=True)) * inverse_norm
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

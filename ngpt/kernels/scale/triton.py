@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ngpt.kernels.launch import Launcher
-from ngpt.kernels.rows import Tiling, as_rows, dense_like
+from ngpt.kernels.rows import Tiling, as_rows, dense_like, height_of_pieces
 from ngpt.kernels.scale.kernels import backward_kernel, forward_kernel, tokens_backward_kernel, tokens_forward_kernel
 
 FORWARD = Tiling(warps=4, elements=32, resident=48)
@@ -19,7 +19,8 @@ def features_forward(x: Tensor, scale: Tensor, factor: float) -> Tensor:
     x_rows, y = as_rows(x), dense_like(x)
     rows, width = x_rows.shape
     plan = _plan(FORWARD, width, x.device)
-    height, pieces = _pieces(rows, plan)
+    height = height_of_pieces(rows, plan.rows, plan.most)
+    pieces = -(-rows // height)
     plan.launch(
         (-(-width // plan.columns), pieces, 1), (x_rows, scale.contiguous(), y), (rows, height, float(factor)), (width, x_rows.stride(0))
     )
@@ -30,7 +31,8 @@ def features_backward(grad: Tensor, x: Tensor, scale: Tensor, factor: float) -> 
     grad_rows, x_rows, grad_x = as_rows(grad), as_rows(x), dense_like(x)
     rows, width = x_rows.shape
     plan = _plan(BACKWARD, width, x.device, backward=True)
-    height, pieces = _pieces(rows, plan)
+    height = height_of_pieces(rows, plan.rows, plan.most)
+    pieces = -(-rows // height)
     partial = torch.empty(pieces, width, dtype=torch.float32, device=x.device)
     tensors = grad_rows, x_rows, scale.contiguous(), grad_x, partial
     special = width, grad_rows.stride(0), x_rows.stride(0)
@@ -80,9 +82,3 @@ def _plan(tiling: Tiling, width: int, device: torch.device, backward: bool = Fal
     constants = dict(R=rows, C=columns, STAGES=tiling.stages, num_warps=warps)
     launch = Launcher(backward_kernel if backward else forward_kernel, **constants)
     return _Plan(launch, rows, columns, max(1, tiling.programs(warps, device) // -(-width // columns)))
-
-
-def _pieces(rows: int, plan: _Plan) -> tuple[int, int]:
-    """Rows of a piece, whole tiles, so that there are about as many programs as the plan wants; and how many pieces."""
-    height = -(-rows // (plan.most * plan.rows)) * plan.rows
-    return height, -(-rows // height)

@@ -54,8 +54,10 @@ CASES = {
 }
 
 
-def compiled(capability: int, kernel: triton.JITFunction, tiling, width: int, switches: dict, stages: int | None = None):
-    """The compiled kernel for bf16 rows of this width."""
+def compiled(
+    capability: int, kernel: triton.JITFunction, tiling, width: int, switches: dict, stages: int | None = None, activations: str = "*bf16"
+):
+    """The compiled kernel for rows of this width."""
     by_strip = kernel in (scale.forward_kernel, scale.backward_kernel, activation.sum_pieces_kernel, cross_entropy.backward_kernel)
     rows, columns, warps = tiling.strip(width) if by_strip else tiling.tile(width)
     values = {"WIDTH": width, "R": rows, "C": columns, "STAGES": stages or tiling.stages} | switches
@@ -65,7 +67,7 @@ def compiled(capability: int, kernel: triton.JITFunction, tiling, width: int, sw
         if name.isupper():
             return "constexpr"
         if name.endswith("_ptr"):
-            return INTEGER_POINTERS.get(name) or ("*fp32" if name in FP32_POINTERS or "inverse" in name else "*bf16")
+            return INTEGER_POINTERS.get(name) or ("*fp32" if name in FP32_POINTERS or "inverse" in name else activations)
         return "fp32" if name == "factor" else "i32"
 
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith(("_ptr", "stride", "width"))}

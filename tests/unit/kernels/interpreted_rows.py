@@ -192,6 +192,15 @@ def test_no_rows(operation, generator):
     assert value.shape == shape and grad_x.shape == inputs[0].shape and all(grad.eq(0).all() for grad in others)
 
 
+@pytest.mark.parametrize("operation", ["squared_relu", "swiglu"])
+def test_strips_of_rows_that_are_wider_than_a_program(operation, generator, monkeypatch):
+    monkeypatch.setattr(activation, "MAX_WIDTH", 64)
+    monkeypatch.setattr(activation, "_STRIP", 16)
+    for rest in ([], [[4, 0, 5]]):
+        inputs, grad = make_inputs(operation, (9, 71), BF16, generator, 3 * len(rest)), torch.randn(9, 71, generator=generator).to(BF16)
+        assert not check(operation, inputs, grad, *rest)
+
+
 def test_fp64_other_dimensions_and_other_scales_stay_eager(generator, monkeypatch):
     for module in (normalize, scale, activation):
         for name in [name for name in vars(module) if name.endswith(("forward", "backward"))]:

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from ngpt.kernels import rows  # noqa: E402
 
 HERE = Path(__file__).parent
 
@@ -20,6 +22,23 @@ def test_kernels_equal_fp64_in_the_interpreter(tmp_path):
     run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 90
+
+
+@pytest.mark.parametrize("limit", [232_448, 166_912], ids=["H100", "A100"])
+@pytest.mark.parametrize("kernel", ["lerp", "activation"])
+def test_tiles_loaded_ahead_fit_in_shared_memory(kernel, limit, monkeypatch):
+    """The widest fp32 rows: three tensors of 64 KiB a tile."""
+    import compile_rows
+
+    monkeypatch.setattr(rows, "_shared_memory", lambda device: limit)
+    module, tiling, switches = {
+        "lerp": (compile_rows.normalize.lerp_backward_kernel, compile_rows.normalize_tilings.LERP_BACKWARD, {}),
+        "activation": (compile_rows.activation.backward_kernel, compile_rows.activation_tilings.BACKWARD, compile_rows.SILU),
+    }[kernel]
+    height, columns, _ = tiling.tile(rows.MAX_WIDTH)
+    stages = tiling.stages_for(12 * height * columns, torch.device("cpu"))
+    binary = compile_rows.compiled(90, module, tiling, rows.MAX_WIDTH, switches, stages, activations="*fp32")
+    assert stages < tiling.stages and binary.metadata.shared <= limit
 
 
 def test_kernels_compile(check_compilation):
