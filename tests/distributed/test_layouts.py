@@ -19,6 +19,7 @@ FP32_LAYOUTS = [
     ("tp2_confined", "one_confined"),
     ("vpp2_confined", "one_confined"),
     ("dp2_overlap", "one_plain"),
+    ("dp2_padded", "one_plain"),
     ("dp2_whole_masters", "one_plain"),
     ("one_whole_masters", "one_plain"),
     ("dp2_fp32_from_rounded", "fp32_from_rounded"),

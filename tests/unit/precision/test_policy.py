@@ -1,5 +1,7 @@
 """A recipe reaches every linear it names, or says so."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from megatron.core.models.hybrid.hybrid_block import HybridStack
@@ -97,7 +99,7 @@ class GroupedLinear(nn.Module):
 
     num_gemms = 2
 
-    def __init__(self, marked: int = 2):
+    def __init__(self, marked: int, pg_collection: object):
         super().__init__()
         generator = torch.Generator().manual_seed(2)
         for expert in range(2):
@@ -112,6 +114,10 @@ class GroupedLinear(nn.Module):
 
 class QuantizableExperts(QuantizableGrouped, GroupedLinear):
     unit_norm_input = True
+
+
+def experts(marked: int = 2) -> QuantizableExperts:
+    return QuantizableExperts(marked, pg_collection=SimpleNamespace(expt_tp=None))
 
 
 def grouped_stack(linear: nn.Module, *overrides: str, step: int = 1) -> nn.Module:
@@ -129,7 +135,7 @@ def grouped_stack(linear: nn.Module, *overrides: str, step: int = 1) -> nn.Modul
 
 def test_the_linear_of_all_experts_is_quantised_under_the_name_that_each_alone_has():
     x = nn.functional.normalize(torch.randn(5, 16, generator=torch.Generator().manual_seed(3)), dim=-1)
-    linear = grouped_stack(QuantizableExperts())
+    linear = grouped_stack(experts())
     assert isinstance(linear.executor, GroupedExecutor) and linear.executor.name == "layers.1.mlp.experts.linear_fc1"
     wanted = torch.cat([x[:2] @ linear.weight0.t(), x[2:] @ linear.weight1.t()])
     y, bias = linear(x, [2, 3])
@@ -138,11 +144,11 @@ def test_the_linear_of_all_experts_is_quantised_under_the_name_that_each_alone_h
 
 @pytest.mark.parametrize(("overrides", "step", "tokens"), [([], 1, 0), (["precision.bf16_tail=0.5"], 3, 5)], ids=["no_tokens", "bf16_tail"])
 def test_experts_run_in_the_backend_without_tokens_and_in_the_tail(overrides, step, tokens):
-    linear = grouped_stack(QuantizableExperts(), *overrides, step=step)
+    linear = grouped_stack(experts(), *overrides, step=step)
     assert torch.equal(linear(torch.ones(tokens, 16), [tokens, 0])[0], torch.ones(tokens, 32))
 
 
 def test_one_expert_whose_weight_is_not_kept_at_unit_norm_is_enough_to_refuse_a_static_scale():
     with pytest.raises(ConfigError) as caught:
-        grouped_stack(QuantizableExperts(marked=1))
+        grouped_stack(experts(marked=1))
     assert caught.value.path == "precision.weight_amax" and "layers.1.mlp.experts.linear_fc1" in caught.value.rule
