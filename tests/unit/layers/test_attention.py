@@ -1,10 +1,13 @@
 """Where tokens stand in their documents, and what a layer that is computed again rotates by."""
 
+import ast
+import inspect
+import textwrap
 from types import SimpleNamespace
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.attention import Attention, SelfAttention
 from torch import Tensor, nn
 
 from megatron_ext.layers.attention import NormalizedAttention, RotaryAttention, positions_in_documents
@@ -69,3 +72,14 @@ def test_documents_of_a_packed_sequence_begin_at_angle_zero(monkeypatch):
         mixed, _ = layer.linear_qkv(local)
         assert all(map(torch.equal, layer(local, None, rotary_pos_emb=angles, packed_seq_params=packed), split_heads(mixed, 2, 1, own)))
     assert all(kwargs["packed_seq_params"] is packed for kwargs in told)
+
+
+def test_upstream_hands_the_angles_on_and_reads_them_nowhere():
+    """They take the place of `key_value_states`, which self-attention has none of."""
+
+    def reads(function) -> int:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        return sum(isinstance(node, ast.Name) and node.id == "key_value_states" for node in ast.walk(tree))
+
+    assert reads(Attention.forward) == 1 and reads(SelfAttention.get_query_key_value_tensors) == 0
+    assert "hidden_states,\n                key_value_states,\n                split_qkv" in inspect.getsource(Attention.forward)
