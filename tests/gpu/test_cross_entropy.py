@@ -14,17 +14,6 @@ pytestmark = pytest.mark.gpu
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
-@pytest.fixture(autouse=True)
-def need_cuda():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator("cuda").manual_seed(5)
-
-
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
 @pytest.mark.parametrize("is_scaled", [True, False], ids=["ngpt", "control"])
 @pytest.mark.parametrize("shape", [(1, 257, 257), (63, 384, 257), (700, 50304, 50257), (1024, 131072, 131072), (33, 32775, 32771)], ids=str)

@@ -12,14 +12,9 @@ import torch
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
 STEPS = 200
-# Relative difference of a step's loss, and of the mean of the last 20. An H200 showed 1.3e-4 and 3.4e-5, 7.6e-4 and 1.4e-4.
+# Relative difference of a step's loss, and of the mean of the last 20. An H200 showed 1.3e-4 and 3.4e-5, 7.6e-4 and
+# 1.4e-4; NVFP4 has not run to its end yet: its bounds are guesses.
 BOUNDS = {"fp32": (5e-4, 1.5e-4), "bf16": (3e-3, 6e-4), "nvfp4_static": (2e-2, 5e-3)}
-
-
-@pytest.fixture(autouse=True)
-def need_cuda():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
 
 
 def ngpt(*words: str) -> None:

@@ -28,17 +28,6 @@ HYBRID += [(1856, 2688, 1), (2688, 1856, 0), (2688, 4096, 0), (128, 2688, 1)]
 ODD = [(1, 1, 0), (1, 2049, 1), (2049, 1, 0), (33, 2047, 1), (2047, 33, 0), (777, 130, 0), (5, 20000, 1), (5, 4097, 0)]
 
 
-@pytest.fixture(autouse=True)
-def need_cuda():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator("cuda").manual_seed(5)
-
-
 @pytest.mark.parametrize("offset", [0, 1])
 def test_whole_matrices_in_one_plan(offset, generator):
     matrices = [(random_matrix(rows, cols, generator), dim) for rows, cols, dim in DENSE + HYBRID + ODD]

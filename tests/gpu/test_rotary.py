@@ -30,17 +30,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def need_cuda():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator("cuda").manual_seed(5)
-
-
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
 @pytest.mark.parametrize("is_scaled", [True, False], ids=["ngpt", "control"])
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -17,13 +17,6 @@ LOGITS = (16400, 131072)  # more than 2^31 elements
 OF_ROWS = [case for case in CASES if case.shape[-1] < 100_000]
 
 
-@pytest.fixture(autouse=True)
-def need_cuda():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    torch.cuda.empty_cache()
-
-
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
 @pytest.mark.parametrize("case", OF_ROWS, ids=lambda case: case.name)
 def test_value_and_gradients(case, dtype):

@@ -29,6 +29,7 @@ def silu(v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def forward(u: Tensor, scale: Tensor, factor: float, form: Form, sizes: list[int] | None) -> tuple[Tensor, Tensor | None, list[int] | None]:
+    """As the package says."""
     value, _, up = _value_slope_up(u, scale, factor, form, sizes)
     y = value * up if form.gated else value
     inverse_norm = None
@@ -41,6 +42,7 @@ def forward(u: Tensor, scale: Tensor, factor: float, form: Form, sizes: list[int
 def backward(
     grad: Tensor, u: Tensor, scale: Tensor, factor: float, form: Form, inverse_norm: Tensor | None, sizes: list[int] | None
 ) -> tuple[Tensor, Tensor]:
+    """As the package says."""
     value, slope, up = _value_slope_up(u, scale, factor, form, sizes)
     grad = normalize.widened(grad)
     if inverse_norm is not None:

@@ -37,6 +37,7 @@ class Groups:
 
 
 def forward(u: Tensor, scale: Tensor, factor: float, form: Form, sizes: list[int] | None) -> tuple[Tensor, Tensor | None, Groups | None]:
+    """As the package says."""
     groups = None if sizes is None else make_groups(u, scale, u.size(-1) // (2 if form.gated else 1), sizes)
     return *activate(u, scale, factor, form, groups), groups
 
@@ -62,6 +63,7 @@ def activate(u: Tensor, scale: Tensor, factor: float, form: Form, groups: Groups
 def backward(
     grad: Tensor, u: Tensor, scale: Tensor, factor: float, form: Form, inverse_norm: Tensor | None, groups: Groups | None
 ) -> tuple[Tensor, Tensor]:
+    """As the package says."""
     grad_rows, u_rows, grad_u = as_rows(grad), as_rows(u), dense_like(u)
     rows, whole = u_rows.shape
     width = grad_rows.size(1)

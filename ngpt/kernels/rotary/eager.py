@@ -9,6 +9,7 @@ from ngpt.kernels.normalize.eager import inverse_norm_of, project_out, widened
 def forward(
     mixed: Tensor, heads: int, groups: int, angles: Tensor | None, scale: Tensor | None, factor: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """As the package says."""
     q, k, v = (part.contiguous() for part in _split(widened(mixed), heads, groups))
     q, k, inverse_norms = _turn(q, angles), _turn(k, angles), None
     if scale is not None:
@@ -26,6 +27,7 @@ def backward(
     factor: float,
     inverse_norms: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
+    """As the package says."""
     dtype, grad_scale = grads[0].dtype, None
     grad_q, grad_k, grad_v = (widened(grad).contiguous() for grad in grads)  # the order of sums does not depend on strides
     heads, groups = grad_q.size(2), grad_k.size(2)

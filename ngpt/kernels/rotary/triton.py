@@ -19,6 +19,7 @@ BACKWARD = Tiling(warps=1, elements=8, resident=24, stages=3)
 def forward(
     mixed: Tensor, heads: int, groups: int, angles: Tensor | None, scale: Tensor | None, factor: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """As the package says."""
     x, lead = as_rows(mixed), mixed.shape[:2]
     tokens, width = x.size(0), x.size(1) // (heads + 2 * groups)
     q, k, v = (x.new_empty(*lead, number, width) for number in (heads, groups, groups))
@@ -38,6 +39,7 @@ def backward(
     factor: float,
     inverse_norms: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
+    """As the package says."""
     grads = tuple(grad if grad.stride(3) == 1 or grad.size(3) == 1 else grad.contiguous() for grad in grads)
     (sequence, batch, heads, width), groups = grads[0].shape, grads[1].size(2)
     tokens, x = sequence * batch, None if mixed is None else as_rows(mixed)
