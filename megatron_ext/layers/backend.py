@@ -10,7 +10,7 @@ from megatron_ext.device import on_gpu
 from megatron_ext.layers.attention import LocalAttention
 from megatron_ext.layers.linear import LocalColumnLinear, LocalRowLinear
 from megatron_ext.layers.norm import LocalRMSNorm
-from megatron_ext.precision.executors import QuantizableColumn, QuantizableGrouped, QuantizableRow
+from megatron_ext.precision.executors import QuantizableColumn, QuantizableRow
 from ngpt.config import Config, ConfigError
 from ngpt.config.checks import transformer_engine_attention
 from ngpt.config.megatron_keys import captures
@@ -23,7 +23,6 @@ class Backend:
     Attributes:
         name: Megatron's `transformer_impl`.
         column, row: tensor-parallel linears that can run in low precision. attention: core attention. norm: RMSNorm of the GPT control.
-        grouped_column, grouped_row: linears of all experts of a rank in one call, where the backend has such; also in low precision.
     """
 
     name: str
@@ -31,8 +30,6 @@ class Backend:
     row: type
     attention: type
     norm: type
-    grouped_column: type | None = None
-    grouped_row: type | None = None
 
 
 class AccumulatesInPlace:
@@ -90,19 +87,10 @@ def get_backend(name: str) -> Backend:
     if name == "local":
         column, row = _quantizable(LocalColumnLinear, LocalRowLinear)
         return Backend(name, column, row, LocalAttention, LocalRMSNorm)
-    from megatron.core.extensions.transformer_engine import (
-        TEColumnParallelGroupedLinear,
-        TEColumnParallelLinear,
-        TEDotProductAttention,
-        TENorm,
-        TERowParallelGroupedLinear,
-        TERowParallelLinear,
-    )
+    from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TEDotProductAttention, TENorm, TERowParallelLinear
 
-    names = (TEColumnParallelLinear, TERowParallelLinear, TEColumnParallelGroupedLinear, TERowParallelGroupedLinear)
-    column, row, *grouped = (with_mixin(AccumulatesInPlace, linear) for linear in names)
-    grouped = (with_mixin(QuantizableGrouped, linear) for linear in grouped)
-    return Backend(name, *_quantizable(column, row), TEDotProductAttention, TENorm, *grouped)
+    column, row = (with_mixin(AccumulatesInPlace, linear) for linear in (TEColumnParallelLinear, TERowParallelLinear))
+    return Backend(name, *_quantizable(column, row), TEDotProductAttention, TENorm)
 
 
 def _quantizable(column: type, row: type) -> tuple[type, type]:

@@ -39,8 +39,7 @@ class ReadsStream:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        for weight in self.matrices:
-            mark(weight, unit_dim=1)
+        mark(self.weight, unit_dim=1, num_matrices=self.num_matrices)
 
 
 class _OwnsScale(ReadsStream):
@@ -121,8 +120,7 @@ class WritesStream:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        for weight in self.matrices:
-            mark(weight, unit_dim=0)
+        mark(self.weight, unit_dim=0, num_matrices=self.num_matrices)
 
     def forward(self, x_SBF: Tensor, *sizes: list[int]) -> tuple[Tensor, Tensor | None]:
         return super().forward(self.operand(x_SBF, *sizes), *sizes)

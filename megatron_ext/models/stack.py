@@ -24,7 +24,7 @@ from megatron.core.transformer.transformer_layer import MoETransformerLayer, Tra
 from megatron_ext.layers.attention import NormalizedAttention, RotaryAttention, ScaledCore
 from megatron_ext.layers.backend import Backend, with_mixin
 from megatron_ext.layers.experts import PadsTokens, normalized_experts, separate_experts
-from megatron_ext.layers.grouped import GroupedScaledReadsStream
+from megatron_ext.layers.grouped import GroupedColumn, GroupedRow, GroupedScaledReadsStream
 from megatron_ext.layers.linear import (
     Activates,
     LendsScale,
@@ -122,7 +122,7 @@ def ngpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend
 
     Args:
         options: the model; `fine_grained` False is the model of arXiv 2410.01131, which does not normalise those inputs.
-        grouped_experts: experts through the backend's grouped linears.
+        grouped_experts: all experts of a rank in one grouped product.
     """
     writes, shared = (SoleWritesStream, NormalizedWritesStream) if options.fine_grained else (WritesStream, WritesStream)
     activating = partial(_activating, ACTIVATIONS[options.activation])
@@ -195,9 +195,9 @@ def _gpt_experts(backend: Backend, grouped: bool) -> Callable:
 
 
 def _expert_parts(backend: Backend, grouped: bool) -> tuple[type, type, type]:
-    """Megatron's class of experts and the backend's two linears for it."""
+    """Megatron's class of experts and the two linears for it: the backend's, or those of all experts, which need no backend."""
     if grouped:
-        return separate_experts(TEGroupedMLP), backend.grouped_column, backend.grouped_row
+        return separate_experts(TEGroupedMLP), GroupedColumn, GroupedRow
     return separate_experts(SequentialMLP), with_mixin(PadsTokens, backend.column), with_mixin(PadsTokens, backend.row)
 
 

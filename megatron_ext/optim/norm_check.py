@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ngpt.optim.retraction import is_marked
+
 
 @torch.no_grad()
 def worst_norm_deviation(parameters: list[tuple[str, nn.Parameter, object]]) -> tuple[float, str]:
@@ -21,8 +23,7 @@ def worst_norm_deviation(parameters: list[tuple[str, nn.Parameter, object]]) -> 
     """
     worst, where = 0.0, "no marked matrix"
     for name, param, buffer in parameters:
-        unit_dim = getattr(param, "unit_dim", None)
-        if unit_dim is None:
+        if not is_marked(param):
             continue
         master = getattr(param, "main_param", None)
         if buffer is None:
@@ -38,7 +39,8 @@ def worst_norm_deviation(parameters: list[tuple[str, nn.Parameter, object]]) -> 
                 piece = slice(mine.start - bucket_start, mine.stop - bucket_start)
                 whole[piece] = param.detach().flatten()[piece] if master is None else master.detach()
             dist.all_reduce(whole, group=buffer.data_parallel_group)
-        norms = whole.view(param.shape).double().square().sum(unit_dim).sqrt()
+        rows, cols = param.size(0) // param.num_matrices, param.size(1)
+        norms = whole.view(-1, rows, cols).double().square().sum(1 + param.unit_dim).sqrt()
         deviation = (norms - 1).abs().max().item()
         if math.isnan(deviation):
             deviation = math.inf  # compares, also in an all-reduce over ranks

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ngpt.optim.retraction import MatrixShard, Retraction, is_marked, retract_weights_
+from ngpt.optim.retraction import MatrixShard, Retraction, is_marked, retract_weights_, shards_of
 
 
 def is_expert(param: nn.Parameter) -> bool:
@@ -121,7 +121,7 @@ class RetractionHook:
         assert len(groups) <= 1, "matrices of one optimizer live in different data-parallel groups"
 
         def find_shards() -> list[MatrixShard]:
-            return [MatrixShard(*master_shard(param, buffer), *param.shape, unit_dim=param.unit_dim) for param, buffer in marked]
+            return [shard for param, buffer in marked for shard in shards_of(param, *master_shard(param, buffer))]
 
         return Retraction(find_shards, addresses_of([param for param, _ in marked]), _sum_over(groups.pop()) if groups else None)
 

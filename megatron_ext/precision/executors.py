@@ -7,7 +7,7 @@ until `apply_recipes` (megatron_ext/precision/policy.py) hands it an executor.
 from typing import Any, Protocol
 
 from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region, reduce_scatter_to_sequence_parallel_region
-from torch import Tensor, is_grad_enabled, nn
+from torch import Tensor, is_grad_enabled
 
 from megatron_ext.precision.grouped import emulated_grouped_linear
 from megatron_ext.precision.linear import LinearCall, emulated_linear
@@ -31,15 +31,12 @@ class Quantizable:
     Attributes:
         executor: what runs it, or None for the backend's own GEMMs.
         unit_norm_input: whether every token that reaches this linear has unit norm: what static scaling relies on.
+        num_matrices: in its weight: one, or one for each expert, stacked.
     """
 
     executor: Executor | None = None
     unit_norm_input = False
-
-    @property
-    def matrices(self) -> list[nn.Parameter]:
-        """Its weights: one, or one for each expert."""
-        return [self.weight]
+    num_matrices = 1
 
     @property
     def is_executed(self) -> bool:
@@ -82,13 +79,9 @@ class QuantizableGrouped(Quantizable):
     Parallelism: none of its own, in column- and row-parallel experts alike: Megatron's token dispatcher communicates.
     """
 
-    def __init__(self, *args, pg_collection, **kwargs):
-        super().__init__(*args, pg_collection=pg_collection, **kwargs)
-        self.feature_group = pg_collection.expt_tp
-
-    @property
-    def matrices(self) -> list[nn.Parameter]:
-        return [getattr(self, f"weight{expert}") for expert in range(self.num_gemms)]
+    def __init__(self, num_gemms: int, *args, pg_collection, **kwargs):
+        super().__init__(num_gemms, *args, pg_collection=pg_collection, **kwargs)
+        self.num_matrices, self.feature_group = num_gemms, pg_collection.expt_tp
 
 
 class _OfState:
@@ -147,7 +140,7 @@ class GroupedExecutor(_Emulated):
     def __call__(self, linear: QuantizableGrouped, x: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
         if x.size(0) == 0:
             return linear.forward_in_backend(x, sizes)
-        return emulated_grouped_linear(x, linear.matrices, sizes, self._call()), None
+        return emulated_grouped_linear(x, linear.weight, sizes, self._call()), None
 
 
 def _is_served_by_dispatcher(linear: _QuantizableParallel) -> bool:

@@ -1,22 +1,27 @@
-"""The linears of all experts of a rank in one call, with emulated NVFP4 operands: `emulated_linear` of each expert, in a few launches.
+"""The linears of all experts of a rank in one call: `grouped_linear` in high precision, `emulated_grouped_linear` with NVFP4 operands,
+which is `emulated_linear` of each expert, in a few launches.
 
-Every expert's tokens are filled up with zeros to whole blocks, so that no block crosses experts and all tokens are quantised at once;
-so are all weights. The scales of input and weight are constant. Where that of grad_output follows its amax, it follows each expert's own:
-with powers of two, dividing an expert's rows by its factor, quantising all rows under the constant scale and multiplying the operands by
-the factor again gives the bits of quantising that expert alone.
+In both, torch's grouped product multiplies every token with its expert's matrix; where the tokens of an expert end is read on the device.
 
-Shapes: x_TK tokens sorted by expert, by input features, T counts the zeros that fill up; each expert's weight [N, K]; y_TN.
+Emulated, every expert's tokens are filled up with zeros to whole blocks, so that no block crosses experts and all tokens are quantised at
+once; so are all weights. The scales of input and weight are constant. Where that of grad_output follows its amax, it follows each expert's
+own: with powers of two, dividing an expert's rows by its factor, quantising all rows under the constant scale and multiplying the operands
+by the factor again gives the bits of quantising that expert alone.
+
+Shapes: x_TK tokens sorted by expert, by input features, T counts the zeros that fill up; the weight [E * N, K] of E experts, stacked; y_TN.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn.functional import grouped_mm
 
-from megatron_ext.precision.linear import LinearCall, add_product, adds_in_place, multiply, operand_dtype
+from megatron_ext.precision.linear import LinearCall, adds_in_place, operand_dtype
+from ngpt.kernels.grouped_gradient import add_gradients
 from ngpt.kernels.nvfp4_quantize import emulate
 from ngpt.precision.quantize import rounded_amax
 from ngpt.precision.tensor import Operand
@@ -26,92 +31,138 @@ TOKEN_MULTIPLE = 32  # the largest block along tokens of all formats: MXFP8's
 
 
 class ExpertTokens:
-    """Where each expert's tokens lie before and after they are filled up to a multiple of `TOKEN_MULTIPLE`.
+    """Where each expert's tokens lie, before and after they are filled up to a multiple of `TOKEN_MULTIPLE`.
 
     Args:
-        tokens: of each expert.
+        sizes: tokens of each expert.
         device: of the matrices.
-
-    Attributes:
-        sizes: rows of each expert, the zeros included.
     """
 
-    def __init__(self, tokens: list[int], device: torch.device):
-        self.tokens, self.device = tokens, device
-        self.sizes = [-(-count // TOKEN_MULTIPLE) * TOKEN_MULTIPLE for count in tokens]
+    def __init__(self, sizes: list[int], device: torch.device):
+        self.sizes, self.device = sizes, device
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """int32: behind the last token of each expert."""
+        return self._to_device(list(accumulate(self.sizes)), torch.int32)
+
+    @cached_property
+    def filled(self) -> "ExpertTokens":
+        sizes = [-(-size // TOKEN_MULTIPLE) * TOKEN_MULTIPLE for size in self.sizes]
+        return self if sizes == self.sizes else ExpertTokens(sizes, self.device)
 
     @cached_property
     def rows(self) -> Tensor | None:
         """int64: the row of each token among the filled-up rows; None where nothing is filled up."""
-        if self.sizes == self.tokens:
+        if self.filled is self:
             return None
-        filled = [size - count for size, count in zip(self.sizes, self.tokens, strict=True)]
-        shifts = list(accumulate(filled, initial=0))[:-1]
-        total = sum(self.tokens)
-        return torch.arange(total, device=self.device) + self._repeat(shifts, self.tokens, total)
+        zeros = [size - count for size, count in zip(self.filled.sizes, self.sizes, strict=True)]
+        shifts = list(accumulate(zeros, initial=0))[:-1]
+        total = sum(self.sizes)
+        return torch.arange(total, device=self.device) + self._repeat(shifts, self.sizes, total)
 
     @cached_property
     def expert_of_block(self) -> Tensor:
-        """int64: the expert of every `TOKEN_MULTIPLE` rows."""
-        blocks = [size // TOKEN_MULTIPLE for size in self.sizes]
+        """int64: the expert of every `TOKEN_MULTIPLE` rows of filled-up ones."""
+        blocks = [size // TOKEN_MULTIPLE for size in self.filled.sizes]
         return self._repeat(range(len(blocks)), blocks, sum(blocks))
-
-    def _repeat(self, values: Sequence[int], times: Sequence[int], total: int) -> Tensor:
-        """Each value so many times; one copy to the device, from pinned memory, which nothing waits for."""
-        both = torch.tensor([list(values), list(times)], pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
-        return torch.repeat_interleave(*both, output_size=total)
 
     def fill_up(self, x: Tensor) -> Tensor:
         if self.rows is None:
             return x
-        return x.new_zeros(sum(self.sizes), x.size(1)).index_copy_(0, self.rows, x)
+        return x.new_zeros(sum(self.filled.sizes), x.size(1)).index_copy_(0, self.rows, x)
 
     def take(self, x_TK: Tensor) -> Tensor:
         """The tokens among the filled-up rows."""
         return x_TK if self.rows is None else x_TK.index_select(0, self.rows)
 
-    def split(self, x_TK: Tensor) -> tuple[Tensor, ...]:
-        return x_TK.split(self.sizes)
+    def _repeat(self, values: Sequence[int], times: Sequence[int], total: int) -> Tensor:
+        """Each value so many times."""
+        both = self._to_device([list(values), list(times)], torch.int64)
+        return torch.repeat_interleave(*both, output_size=total)
+
+    def _to_device(self, values: list, dtype: torch.dtype) -> Tensor:
+        """One copy from pinned memory, which nothing waits for."""
+        return torch.tensor(values, dtype=dtype, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
+
+
+@lru_cache(maxsize=1)
+def _tokens(sizes: tuple[int, ...], device: torch.device) -> ExpertTokens:
+    """Both linears of a layer get the same sizes, one after the other."""
+    return ExpertTokens(list(sizes), device)
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """`grouped_linear`: x and the stacked weight in, their gradients out."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, tokens: ExpertTokens) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.tokens, ctx.main_grad = tokens, getattr(weight, "main_grad", None)
+        return multiply_grouped(x, _matrices(weight, tokens).transpose(1, 2), tokens.ends, x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        tokens, grad = ctx.tokens, grad.contiguous()
+        grad_x, grad_weight = None, None
+        if ctx.needs_input_grad[0]:
+            grad_x = multiply_grouped(grad, _matrices(weight, tokens), tokens.ends, x.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(grad, x, tokens, weight, ctx.main_grad)
+        return grad_x, grad_weight, None
+
+
+def grouped_linear(x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+    """x W_e^T with the matrix of each token's expert.
+
+    Args:
+        x: [tokens, K] contiguous, sorted by expert; there may be none.
+        weight: [E * N, K] in x's dtype; bf16 and fp16 on CUDA: K and N are multiples of 8. Its gradient goes to `main_grad` as
+            `emulated_linear` says.
+        sizes: tokens of each expert, 0 for some.
+
+    Returns:
+        [tokens, N] in x's dtype, of fp32 sums.
+    """
+    return _GroupedLinear.apply(x, weight, _tokens(tuple(sizes), x.device))
 
 
 class _EmulatedGroupedLinear(torch.autograd.Function):
-    """`emulated_grouped_linear`: tokens and each expert's weight in, their gradients out; shapes and dtypes are told there."""
+    """`emulated_grouped_linear`: tokens and the stacked weight in, their gradients out; shapes and dtypes are told there."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, tokens: ExpertTokens, call: LinearCall, *weights: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, tokens: ExpertTokens, call: LinearCall) -> Tensor:
         dtype, x_TK = operand_dtype(x), tokens.fill_up(x)
         x_row, x_col = emulate(x_TK, call.recipe.input, columnwise=call.needs_backward, dtype=dtype)
-        w_row, _ = emulate(torch.cat(weights), call.recipe.weight, columnwise=False, dtype=dtype)
-        y_TN = x.new_empty(x_TK.size(0), weights[0].size(0))
-        grouped_gemm("TN", w_row.values.chunk(len(weights)), tokens.split(x_row.values), tokens.split(y_TN))
+        w_row, _ = emulate(weight, call.recipe.weight, columnwise=False, dtype=dtype)
+        y_TN = multiply_grouped(x_row.values, _matrices(w_row.values, tokens).transpose(1, 2), tokens.filled.ends, x.dtype)
         if call.watch:
-            _watch_forward(call, tokens, x_TK, weights)
+            _watch_forward(call, tokens, x_TK, weight)
         if call.needs_backward:
             ctx.tokens, ctx.call = tokens, call
-            ctx.save_for_backward(x_col.values, *weights)
-            ctx.main_grads = [getattr(weight, "main_grad", None) for weight in weights]
+            ctx.save_for_backward(x_col.values, weight)
+            ctx.main_grad = getattr(weight, "main_grad", None)
         return tokens.take(y_TN)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x_col, *weights = ctx.saved_tensors
+        x_col, weight = ctx.saved_tensors
         tokens, call = ctx.tokens, ctx.call
         dtype, dy_TN = operand_dtype(grad), tokens.fill_up(grad)
         seed = call.rounding_seed()
         dy_row, dy_col = _quantize_gradient(dy_TN, call.recipe.grad_output, tokens, seed, dtype)
-        _, w_col = emulate(torch.cat(weights), call.recipe.weight, rowwise=False, dtype=dtype)
-        w_cols = w_col.values.chunk(len(weights))
-        dx_TK = grad.new_empty(dy_TN.size(0), weights[0].size(1))
-        grouped_gemm("NN", w_cols, tokens.split(dy_row), tokens.split(dx_TK))
-        grad_weights: Sequence[Tensor | None] = [None] * len(weights)
-        if ctx.needs_input_grad[3]:
-            grad_weights = _weight_gradients(tokens.split(dy_col), tokens.split(x_col), weights, ctx.main_grads)
+        _, w_col = emulate(weight, call.recipe.weight, rowwise=False, dtype=dtype)
+        dx_TK = multiply_grouped(dy_row, _matrices(w_col.values, tokens), tokens.filled.ends, grad.dtype)
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(dy_col, x_col, tokens.filled, weight, ctx.main_grad)
             if call.watch:
-                _watch_backward(call, tokens, dy_TN, weights, x_col, seed)
-        return tokens.take(dx_TK), None, None, *grad_weights
+                _watch_backward(call, tokens, dy_TN, weight, x_col, seed)
+        return tokens.take(dx_TK), grad_weight, None, None
 
 
-def emulated_grouped_linear(x: Tensor, weights: list[Tensor], sizes: list[int], call: LinearCall) -> Tensor:
+def emulated_grouped_linear(x: Tensor, weight: Tensor, sizes: list[int], call: LinearCall) -> Tensor:
     """x weight^T with each expert's own weight and quantised operands, in the forward and in both backward products.
 
     Under rounding to nearest it has the bits of `emulated_linear` of each expert's tokens, filled up with zeros; stochastic rounding draws
@@ -119,14 +170,33 @@ def emulated_grouped_linear(x: Tensor, weights: list[Tensor], sizes: list[int], 
 
     Args:
         x: [tokens, K] fp32 or bf16, sorted by expert; at least one token.
-        weights: [N, K] of each expert, both multiples of 16. Gradients go to `main_grad` as `emulated_linear` says.
+        weight: [E * N, K], N and K multiples of 16. Its gradient goes to `main_grad` as `emulated_linear` says.
         sizes: tokens of each expert, 0 for some.
         call: a recipe that `ngpt.config.precision.takes_grouped_experts`, and no groups: an expert's tokens are sent by a dispatcher.
 
     Returns:
         [tokens, N] in x's dtype.
     """
-    return _EmulatedGroupedLinear.apply(x, ExpertTokens(sizes, x.device), call, *weights)
+    return _EmulatedGroupedLinear.apply(x, weight, _tokens(tuple(sizes), x.device), call)
+
+
+def multiply_grouped(a: Tensor, b: Tensor, ends: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each group of a's rows times its matrix, with an fp32 accumulator, rounded to `dtype` once.
+
+    Args:
+        a: [rows, inner], its groups one after the other.
+        b: [groups, inner, columns], contiguous or the transpose of such.
+        ends: int32: behind the last row of each group.
+    """
+    if not a.size(0):
+        return a.new_empty(0, b.size(2), dtype=dtype)
+    if dtype == torch.float32:  # the grouped kernels round bf16 products to bf16
+        a, b = a.float(), b.float()
+    return grouped_mm(a, b, offs=ends).to(dtype)
+
+
+def _matrices(weight: Tensor, tokens: ExpertTokens) -> Tensor:
+    return weight.view(len(tokens.sizes), -1, weight.size(1))
 
 
 def _quantize_gradient(dy_TN: Tensor, spec: QuantizerSpec, tokens: ExpertTokens, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -152,76 +222,35 @@ def _row_factors(dy_TN: Tensor, spec: QuantizerSpec, tokens: ExpertTokens) -> Te
     return factors.index_select(0, tokens.expert_of_block).repeat_interleave(TOKEN_MULTIPLE).unsqueeze(1)
 
 
-def _weight_gradients(
-    dy_cols: Sequence[Tensor], x_cols: Sequence[Tensor], weights: Sequence[Tensor], main_grads: Sequence[Tensor | None]
-) -> Sequence[Tensor]:
-    """dw [N, K] of each expert: added to its main_grad in fp32 where Megatron keeps one, else returned."""
-    if not all(adds_in_place(weight, main_grad) for weight, main_grad in zip(weights, main_grads, strict=True)):
-        grads = weights[0].new_empty(len(weights), *weights[0].shape).unbind()
-        grouped_gemm("NT", x_cols, dy_cols, grads)
-        return grads
-    grouped_gemm("NT", x_cols, dy_cols, main_grads, accumulate=True)
-    for weight in weights:
-        weight.grad_added_to_main_grad = True
-    unread = torch.empty_like(weights[0])  # Megatron's hooks want gradients to be there and do not read them
-    return [unread.detach() for _ in weights]
+def _weight_gradient(dy_TN: Tensor, x_TK: Tensor, tokens: ExpertTokens, weight: Tensor, main_grad: Tensor | None) -> Tensor:
+    """dw [E * N, K]: added to main_grad in fp32 where Megatron keeps one, else returned."""
+    in_place = adds_in_place(weight, main_grad)
+    total = main_grad if in_place else torch.zeros_like(weight, dtype=torch.float32)
+    add_gradients(_matrices(total, tokens), dy_TN, x_TK, tokens.ends)
+    if not in_place:
+        return total.to(weight.dtype)
+    weight.grad_added_to_main_grad = True
+    return torch.empty_like(weight)  # Megatron's hook wants a gradient to be there and does not read it
 
 
-def grouped_gemm(layout: str, a: Sequence[Tensor], b: Sequence[Tensor], out: Sequence[Tensor], accumulate: bool = False) -> None:
-    """The product of each expert into `out`, with an fp32 accumulator, rounded to out's dtype once.
-
-    Args:
-        layout: b a^T (TN, fprop: weight and tokens), b a (NN, dgrad: weight and grad_output) or b^T a (NT, wgrad: tokens and grad_output).
-        a, b: matrices of quantised operands, contiguous; without rows for an expert without tokens.
-        out: one matrix for each expert, contiguous.
-        accumulate: add the products to `out`, which is fp32.
-    """
-    (_gemm_of_transformer_engine if b[0].is_cuda else _gemm_one_by_one)(layout, a, b, out, accumulate)
-
-
-def _gemm_of_transformer_engine(layout: str, a: Sequence[Tensor], b: Sequence[Tensor], out: Sequence[Tensor], accumulate: bool) -> None:
-    from transformer_engine.pytorch.cpp_extensions import general_grouped_gemm
-
-    general_grouped_gemm(
-        list(a),
-        list(b),
-        list(out),
-        [None] * len(a),
-        out[0].dtype,
-        layout=layout,
-        m_splits=[matrix.size(0) for matrix in b],
-        grad=layout != "TN",
-        accumulate=accumulate,
-    )
-
-
-def _gemm_one_by_one(layout: str, a: Sequence[Tensor], b: Sequence[Tensor], out: Sequence[Tensor], accumulate: bool) -> None:
-    for right, left, result in zip(a, b, out, strict=True):
-        right = right.t() if layout[0] == "T" else right
-        left = left.t() if layout[1] == "T" else left
-        if accumulate:
-            add_product(result, left, right)
-        else:
-            result.copy_(multiply(left, right, None, result.dtype))
-
-
-def _watch_forward(call: LinearCall, tokens: ExpertTokens, x_TK: Tensor, weights: Sequence[Tensor]) -> None:
+def _watch_forward(call: LinearCall, tokens: ExpertTokens, x_TK: Tensor, weight: Tensor) -> None:
     """The figures of the first expert with tokens, which is quantised once more for them, alone and with its clipped elements counted."""
-    expert = _watched_expert(tokens)
-    x, weight, dtype = tokens.split(x_TK)[expert], weights[expert], operand_dtype(x_TK)
+    rows, expert = _watched(tokens)
+    x, weight, dtype = x_TK[rows], _matrices(weight, tokens)[expert], operand_dtype(x_TK)
     x_row, _ = emulate(x, call.recipe.input, dtype=dtype, counters=call.counters("input", x))
     w_row, _ = emulate(weight, call.recipe.weight, columnwise=False, dtype=dtype, counters=call.counters("weight", x))
     call.watch.forward(x, weight, x_row, w_row)
 
 
-def _watch_backward(call: LinearCall, tokens: ExpertTokens, dy_TN: Tensor, weights: Sequence[Tensor], x_col_TK: Tensor, seed: int) -> None:
-    expert = _watched_expert(tokens)
-    dy, weight, dtype = tokens.split(dy_TN)[expert], weights[expert], operand_dtype(dy_TN)
+def _watch_backward(call: LinearCall, tokens: ExpertTokens, dy_TN: Tensor, weight: Tensor, x_col_TK: Tensor, seed: int) -> None:
+    rows, expert = _watched(tokens)
+    dy, weight, dtype = dy_TN[rows], _matrices(weight, tokens)[expert], operand_dtype(dy_TN)
     dy_row, dy_col = emulate(dy, call.recipe.grad_output, seed=seed, dtype=dtype, counters=call.counters("grad_output", dy))
     _, w_col = emulate(weight, call.recipe.weight, rowwise=False, dtype=dtype, counters=call.counters("weight", dy))
-    x_col = Operand(tokens.split(x_col_TK)[expert], None, call.recipe.input.columnwise.e4m3_bound)
+    x_col = Operand(x_col_TK[rows], None, call.recipe.input.columnwise.e4m3_bound)
     call.watch.backward(dy, weight, dy_row, w_col, dy_col, x_col)
 
 
-def _watched_expert(tokens: ExpertTokens) -> int:
-    return next(expert for expert, count in enumerate(tokens.tokens) if count)
+def _watched(tokens: ExpertTokens) -> tuple[slice, int]:
+    """The first expert with tokens: its filled-up rows, which are the first ones, and its number."""
+    return next((slice(size), expert) for expert, size in enumerate(tokens.filled.sizes) if size)

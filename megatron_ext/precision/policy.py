@@ -142,7 +142,7 @@ def check_normalized(name: str, linear: Quantizable, recipe: Recipe, key: str) -
             f"the input of {module} is not normalised, so its magnitude has no bound",
             f"Set model.fine_grained=true, {key}.input_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
         )
-    if "weight" in static and not all(is_marked(matrix) for matrix in linear.matrices):
+    if "weight" in static and not is_marked(linear.weight):
         raise ConfigError(
             f"{key}.weight_amax",
             "static",

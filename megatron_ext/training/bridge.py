@@ -89,26 +89,21 @@ def _experts(cfg: Config, backend: str) -> dict[str, Any]:
         moe_router_load_balancing_type=[model.moe_aux_loss],
         moe_aux_loss_coeff=[model.moe_aux_loss_coeff],
         moe_router_dtype="fp32",
-        moe_grouped_gemm=has_grouped_experts(cfg, backend),
         moe_token_dispatcher_type=parallel.token_dispatcher,
         moe_shared_expert_overlap=parallel.shared_expert_overlap,
     )
 
 
 def has_grouped_experts(cfg: Config, backend: str) -> bool:
-    """Whether the experts run through Transformer Engine's grouped linears: the default where it computes in high precision, and under
-    emulated recipes that can quantise all experts at once.
+    """Whether all experts of a rank run in one grouped product: the default in high precision, and under emulated recipes that can quantise
+    all experts at once.
 
     Raises:
         ConfigError: grouped linears were asked for by name and cannot run here.
     """
-    impl, has_te = cfg.model.expert_impl, backend == "transformer_engine"
+    impl = cfg.model.expert_impl
     if impl != "grouped":
-        wanted = impl == "auto" and has_te and can_group_experts(cfg)
-        return wanted and not _runs_experts_natively(cfg, backend)
-    if not has_te:
-        rule = f"grouped linears are Transformer Engine's, and the backend is {backend}"
-        raise ConfigError("model.expert_impl", impl, rule, "Set model.expert_impl=auto")
+        return impl == "auto" and can_group_experts(cfg) and not _runs_experts_natively(cfg, backend)
     if _runs_experts_natively(cfg, backend):
         formats = " and ".join(sorted({recipe.format for recipe in recipes_of_experts(cfg)}))
         rule = f"grouped linears run in high precision or emulated, and this device has {formats} kernels"
@@ -337,6 +332,6 @@ def setup_megatron(cfg: Config, backend: str, **overrides: Any) -> tuple[argpars
     plugin = PluginModelConfig(
         **{item.name: getattr(model, item.name) for item in dataclasses.fields(model)},
         options=cfg.model,
-        grouped_experts=args.moe_grouped_gemm,
+        grouped_experts="E" in cfg.model.layer_pattern and has_grouped_experts(cfg, backend),
     )
     return args, pretrain_cfg_container_from_args(args, plugin)

@@ -37,9 +37,6 @@ def check_experts(cfg: Config) -> Iterator[ConfigError]:
     if model.moe_suv == "shared" and expert_tensor_size(cfg) not in (1, parallel.tensor):
         rule = f"With model.moe_suv=shared it must be 1 or parallel.tensor {parallel.tensor}"
         yield ConfigError("parallel.expert_tensor", parallel.expert_tensor, rule, "Set parallel.expert_tensor=1")
-    if model.expert_impl == "grouped" and model.transformer_impl == "local":
-        rule = "Grouped linears are Transformer Engine's, and model.transformer_impl is local"
-        yield ConfigError("model.expert_impl", "grouped", rule, "Set model.expert_impl=auto, or model.transformer_impl=auto")
 
 
 def check_expert_parallel(cfg: Config) -> Iterator[ConfigError]:

@@ -163,7 +163,7 @@ REFUSED = {
     "moe_expert_capacity_factor": "no token is dropped in this model",
     "use_grouped_gemm_for_shared_expert": "it bypasses the plug-in linears",
     "moe_enable_routing_replay": "a token's experts are sorted through the same hook",
-    "moe_single_grouped_weight": "the retraction knows one matrix an expert",
+    "moe_single_grouped_weight": "the experts of a rank are one parameter of this project wherever they run grouped",
     "mtp_use_repeated_layer": "each prediction depth has weights of its own",
     "mtp_detach_heads": "the prediction losses train the whole model, and its gradients are clipped together",
     "use_mup": "it scales logits and learning rates on its own",

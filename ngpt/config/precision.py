@@ -12,12 +12,13 @@ from ngpt.config.linears import BlockLinear, Dimension, block_linears, deciding_
 from ngpt.config.recipe_rules import sections
 from ngpt.config.recipes import key_of, options_of, recipe_of
 from ngpt.config.schema import Config, RecipeConfig
-from ngpt.config.sizes import round_up
+from ngpt.config.sizes import expert_tensor_size, round_up
 from ngpt.estimate.hardware import GPUS
 from ngpt.recipes import DIRECTIONS, QuantizerSpec, Recipe
 
 _BLOCK = 16
 _NATIVE_BLOCK = 32
+_GROUPED_MULTIPLE = 8  # features: torch's grouped product takes rows of whole 16 bytes
 _NEEDED_RATE = {"fp8": "fp8", "mxfp8": "mxfp8", "nvfp4": "fp8"}  # NVFP4 is emulated from Hopper on, the first with fp8
 
 
@@ -45,15 +46,25 @@ def recipes_of_experts(cfg: Config) -> list[Recipe]:
 
 
 def can_group_experts(cfg: Config) -> bool:
-    """Whether every recipe of the routed experts takes them grouped, and `precision.executor` does not ask for native kernels."""
+    """Whether their widths and every recipe of the routed experts allow it, and `precision.executor` does not ask for native kernels."""
     native = cfg.precision.executor == "native"
-    return all(takes_grouped_experts(recipe) and not (recipe.format == "nvfp4" and native) for recipe in recipes_of_experts(cfg))
+    return not _odd_widths(cfg) and all(takes_grouped_experts(recipe) and not (recipe.format == "nvfp4" and native) for recipe in recipes_of_experts(cfg))
+
+
+def _odd_widths(cfg: Config) -> dict[str, int]:
+    """The widths of an expert's matrices on a rank that a grouped product does not take, by key."""
+    model = cfg.model
+    widths = {"model.hidden_size": model.hidden_size, "model.moe_ffn_hidden_size": model.moe_ffn_hidden_size // expert_tensor_size(cfg)}
+    return {key: width for key, width in widths.items() if width % _GROUPED_MULTIPLE}
 
 
 def check_grouped_experts(cfg: Config) -> Iterator[ConfigError]:
     """Grouped linears of experts compute in high precision, and with emulated operands under constant scales."""
     if cfg.model.expert_impl != "grouped" or "E" not in cfg.model.layer_pattern:
         return
+    for key, width in _odd_widths(cfg).items():
+        rule = f"A grouped product takes rows of multiples of {_GROUPED_MULTIPLE} features, and those of {key} are {width} on a rank"
+        yield ConfigError("model.expert_impl", "grouped", rule, "Set model.expert_impl=auto: experts then run one by one")
     for recipe in recipes_of_experts(cfg):
         native = recipe.format == "nvfp4" and expected_executor(cfg, recipe) == "native"
         if takes_grouped_experts(recipe) and not native:

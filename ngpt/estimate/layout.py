@@ -145,8 +145,8 @@ def activation_bytes(cfg: Config) -> int:
 
 
 def has_grouped_experts(cfg: Config) -> bool:
-    """Whether experts run through grouped linears on a GPU with Transformer Engine."""
-    if cfg.model.transformer_impl == "local" or cfg.model.expert_impl == "sequential":
+    """Whether all experts of a rank run in one grouped product on the GPU that the estimate is for."""
+    if cfg.model.expert_impl == "sequential":
         return False
     return can_group_experts(cfg) and "native" not in (expected_executor(cfg, recipe) for recipe in recipes_of_experts(cfg))
 

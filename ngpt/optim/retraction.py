@@ -1,7 +1,8 @@
 """Retraction: every marked matrix gets unit norm along the residual stream's dimension, whole or cut into flat shards.
 
 A matrix says how it is normalised through the attribute `unit_dim` of its parameter: 1 where its rows live in the residual stream (they
-read it), 0 where its columns do (they write it). Tensor parallelism never cuts that dimension, a distributed optimizer's shards do.
+read it), 0 where its columns do (they write it). Tensor parallelism never cuts that dimension, a distributed optimizer's shards do. The
+matrices of several experts may be stacked in one parameter, which says how many in `num_matrices`.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,15 +12,42 @@ from torch import Tensor
 
 from ngpt.kernels.retract import AllReduce, MatrixShard, Plan, make_plan
 
-__all__ = ["MatrixShard", "Retraction", "is_free", "is_marked", "leave_free", "mark", "retract_shards_", "retract_weights_"]
+__all__ = [
+    "MatrixShard",
+    "Retraction",
+    "is_free",
+    "is_marked",
+    "leave_free",
+    "mark",
+    "retract_shards_",
+    "retract_weights_",
+    "shards_of",
+]
 
 UNIT_DIM = "unit_dim"
 
 
-def mark(weight: Tensor, unit_dim: int) -> None:
-    """Mark a [rows, cols] weight for retraction along `unit_dim` (0 or 1)."""
-    assert weight.dim() == 2 and unit_dim in (0, 1)
+def mark(weight: Tensor, unit_dim: int, num_matrices: int = 1) -> None:
+    """Mark a [num_matrices * rows, cols] weight, matrix above matrix, for retraction of each along `unit_dim` (0 or 1)."""
+    assert weight.dim() == 2 and unit_dim in (0, 1) and weight.size(0) % num_matrices == 0
     setattr(weight, UNIT_DIM, unit_dim)
+    weight.num_matrices = num_matrices
+
+
+def shards_of(weight: Tensor, values: Tensor, start: int) -> list[MatrixShard]:
+    """A piece of a marked weight as a piece of each of its matrices, empty where it has nothing of one.
+
+    Args:
+        values: flat fp32, elements start .. start + values.numel() of the flat weight.
+    """
+    rows, cols = weight.size(0) // weight.num_matrices, weight.size(1)
+    end, shards = start + values.numel(), []
+    for first in range(0, weight.numel(), rows * cols):
+        low, high = max(first, start), min(first + rows * cols, end)
+        piece = values[low - start : max(low, high) - start]
+        shards.append(MatrixShard(piece, low - first if piece.numel() else 0, rows, cols, weight.unit_dim))
+    return shards
+
 
 
 def leave_free(weight: Tensor) -> None:
@@ -85,5 +113,5 @@ def retract_weights_(weights: Iterable[Tensor]) -> None:
     for weight in weights:
         if is_marked(weight):
             wide = weight.data.float().reshape(-1)
-            retract_shards_([MatrixShard(wide, 0, *weight.shape, unit_dim=weight.unit_dim)])
+            retract_shards_(shards_of(weight, wide, 0))
             weight.data.copy_(wide.view_as(weight))

@@ -25,6 +25,7 @@ EP2 = ["parallel.expert=2", "cluster.gpus_per_node=2"]
 # Pipeline stages of a hybrid are cut by hand.
 CUT = ["model.layer_pattern='ME|*E'"]
 WHOLE_EXPERTS = ["parallel.expert_tensor=1"]
+SEQUENTIAL = ["model.expert_impl=sequential"]  # a parameter for each expert; all other cases stack them
 FOUR = ["cluster.gpus_per_node=4"]
 # Every kind of layer, enough of them to be cut into four chunks of which each pipeline rank holds experts, expert widths that are whole
 # blocks of NVFP4 on each of two ranks, and four experts a token: a sum over two is the same in any order.
@@ -59,13 +60,14 @@ ONE_PROCESS = [
     *(_seed(model) for model in HYBRID_MODELS),
     *(_like(f"one_{model}", model) for model in HYBRID_MODELS),
     _like("one_hybrid_bf16", "hybrid", BF16),
+    *(_like(f"one_{model}_sequential", model, SEQUENTIAL) for model in HYBRID_MODELS),
     _like("one_hybrid_allgather", "hybrid", ["parallel.token_dispatcher=allgather"]),
     _like("one_hybrid_overlap", "hybrid", ["parallel.shared_expert_overlap=true"]),
     _like("recompute_hybrid", "hybrid", ["parallel.recompute=full"]),
     _like("recompute_hybrid_experts", "hybrid", [SELECTIVE, "parallel.recompute_modules=[moe]"]),
     _like("recompute_hybrid_shared_experts", "hybrid", [SELECTIVE, "parallel.recompute_modules=[shared_experts]"]),
     _like("one_hybrid_nvfp4", "hybrid", NVFP4, NEAREST),
-    _source("one"),
+    _source("one", SEQUENTIAL),
     Case("seed_deep", "hybrid_gated", [*DEEP, *_SEED], randomize_scales=True),
     _deep("one_deep", probe_layers=True),
     _deep("one_deep_nvfp4", NVFP4, NEAREST, FIRST, WATCHED),
@@ -96,7 +98,7 @@ TWO_PROCESSES = [
     _source("tp2", TP2),
     _resharded("tp2", "pp2", PP2, CUT),
     _source("pp2", PP2, CUT),
-    _resharded("pp2", "ep2", EP2, OVERLAP),
+    _resharded("pp2", "ep2", EP2, OVERLAP, SEQUENTIAL),
     _like("ep2_hybrid_bf16", "hybrid", EP2, BF16, BUCKETS),
     _deep("vpp2_deep", PP2, DEEP_CHUNKS, probe_layers=True),
     _deep("tp2_deep_nvfp4", TP2, NVFP4, NEAREST, FIRST, probe_padding=True),

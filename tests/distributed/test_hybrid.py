@@ -25,6 +25,7 @@ LAYOUTS = {
     "tp2_hybrid_whole_experts": "one_hybrid",
     "tp2_hybrid_gated_whole_experts": "one_hybrid_gated",
     "one_hybrid_overlap": "one_hybrid",
+    **{f"one_{model}_sequential": f"one_{model}" for model in HYBRID_MODELS},
     "tp2_ep2_hybrid": "one_hybrid",
     "tp2_ep2_hybrid_gated": "one_hybrid_gated",
     **{f"{layout}_deep": "one_deep" for layout in ("vpp2", "cp2_ep2", "tp2_pp2", "vpp2_ep2")},
@@ -40,12 +41,13 @@ BITWISE = [
 ]
 RECIPES = {"nvfp4": NVFP4, "nvidia": NVIDIA, "static": STATIC}
 PROBED = ["one_deep", "vpp2_deep", "cp2_ep2_deep", "tp2_pp2_deep"]
-# Every layout is saved from and loaded into once: what a checkpoint holds does not depend on the layout that wrote it.
+# Every layout is saved from and loaded into once, and so are experts one by one and stacked: what a checkpoint holds depends on neither.
 RESHARDED = ["one_to_tp2", "tp2_to_pp2", "pp2_to_ep2", "ep2_to_dp2"]
 NGPT = [case.name for case in ONE_PROCESS + TWO_PROCESSES + FOUR_PROCESSES
         if case.model != "hybrid_control" and not case.name.startswith(("seed", "resume"))]  # fmt: skip
-# Mamba and attention 2 each, routers aside 4 experts and a shared one of 2 each in 2 layers, embedding and head; the gated model's routers.
-MATRICES = {"hybrid": 2 + 2 + 2 * (4 * 2 + 2) + 2, "hybrid_gated": 2 + 2 + 2 * (4 * 2 + 2) + 2 + 2}
+# Mamba and attention 2 each, in 2 layers routers aside the stacked experts and a shared one of 2 each, embedding and head; the gated
+# model's routers.
+MATRICES = {"hybrid": 2 + 2 + 2 * (2 + 2) + 2, "hybrid_gated": 2 + 2 + 2 * (2 + 2) + 2 + 2}
 
 
 @pytest.mark.parametrize(("layout", "reference"), LAYOUTS.items())

@@ -49,7 +49,6 @@ def run(name: str, overrides: list[str], root: Path, params: dict | None = None)
         params: of the model with experts one by one; given, experts are grouped and have these.
     """
     import torch
-    from grouped_stand_in import use_grouped_experts
     from megatron.training.training import destroy_global_state
     from model_probe import randomize, to_reference
 
@@ -59,8 +58,8 @@ def run(name: str, overrides: list[str], root: Path, params: dict | None = None)
     from megatron_ext.training.sample import load_model
     from ngpt.config import compose
 
-    cfg = compose(["experiment=ngpt_hybrid_tiny", *overrides, f"run.root={root}", f"run.name={name}"])
-    use_grouped_experts(params is not None)
+    impl = f"model.expert_impl={'grouped' if params else 'sequential'}"
+    cfg = compose(["experiment=ngpt_hybrid_tiny", impl, *overrides, f"run.root={root}", f"run.name={name}"])
     model = load_model(cfg).train()
     randomize(model, cfg)
     own = {path.removeprefix("module."): param for path, param in model.named_parameters()}
@@ -95,11 +94,8 @@ def like_grouped(path: str, params: dict, experts: int):
 
     if path in params:
         return params[path]
-    of_expert = re.fullmatch(r"(.*\.experts)\.(linear_fc\d)\.weight(\d+)", path)
-    if of_expert:
-        return params[f"{of_expert[1]}.local_experts.{of_expert[3]}.{of_expert[2]}.weight"]
-    prefix = path.removesuffix(".linear_fc1.suv.stored")
-    return torch.cat([params[f"{prefix}.local_experts.{expert}.linear_fc1.suv.stored"] for expert in range(experts)])
+    prefix, name = re.fullmatch(r"(.*\.experts)\.(linear_fc\d\..*)", path).groups()
+    return torch.cat([params[f"{prefix}.local_experts.{expert}.{name}"] for expert in range(experts)])
 
 
 if __name__ == "__main__":

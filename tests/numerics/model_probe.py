@@ -62,7 +62,6 @@ def main(out: str) -> None:
 
     install_compat()
     import torch
-    from grouped_stand_in import use_grouped_experts
     from megatron.training.training import destroy_global_state
     from repeats import keep_what_repeats
 
@@ -73,8 +72,9 @@ def main(out: str) -> None:
     keep_what_repeats()
     results = {}
     for name, overrides in SPECS.items():
-        cfg = compose([*(HYBRID if "hybrid" in name else COMMON), *overrides, f"run.root={Path(out).parent}", f"run.name={name}"])
-        use_grouped_experts("grouped" in name)
+        impl = f"model.expert_impl={'grouped' if 'grouped' in name else 'sequential'}"
+        common = [*HYBRID, impl] if "hybrid" in name else COMMON
+        cfg = compose([*common, *overrides, f"run.root={Path(out).parent}", f"run.name={name}"])
         model = load_model(cfg)
         randomize(model, cfg)
         with torch.enable_grad():
@@ -173,9 +173,9 @@ def _halves(value, gated: bool, whole: str, *halves: str) -> dict:
 def _moe(own: dict, model) -> dict:
     import torch
 
-    if "mlp.experts.linear_fc1.weight0" in own:
-        for e, linear in ((e, linear) for e in range(model.num_experts) for linear in ("linear_fc1", "linear_fc2")):
-            own[f"mlp.experts.local_experts.{e}.{linear}.weight"] = own[f"mlp.experts.{linear}.weight{e}"]
+    for linear in ("linear_fc1", "linear_fc2") if "mlp.experts.linear_fc1.weight" in own else ():
+        for e, matrix in enumerate(own[f"mlp.experts.{linear}.weight"].chunk(model.num_experts)):
+            own[f"mlp.experts.local_experts.{e}.{linear}.weight"] = matrix
     if "mlp.experts.linear_fc1.suv.stored" in own:
         for e, suv in enumerate(own["mlp.experts.linear_fc1.suv.stored"].view(model.num_experts, -1)):
             own[f"mlp.experts.local_experts.{e}.linear_fc1.suv.stored"] = suv

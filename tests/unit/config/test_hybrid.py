@@ -45,11 +45,11 @@ BAD = {
         "parallel.tensor 1",
         ["parallel.expert_tensor=1"],
     ),
-    "grouped_locally": Bad(
-        [HYBRID, "model.expert_impl=grouped", "model.transformer_impl=local"],
+    "grouped_in_odd_widths": Bad(
+        [HYBRID, "model.expert_impl=grouped", "model.moe_ffn_hidden_size=72", "parallel.tensor=2", "parallel.expert_tensor=2", TWO],
         "model.expert_impl",
         "grouped",
-        "Transformer Engine's",
+        "model.moe_ffn_hidden_size are 36 on a rank",
         ["model.expert_impl=auto"],
     ),
     "grouped_under_amaxes": Bad(

@@ -12,12 +12,13 @@ D, F = 6, 10
 
 
 def backend(rows: int, columns: int) -> type:
-    """In place of Transformer Engine's: one weight [out, in] for each expert."""
+    """In place of the real one: the weights [out, in] of all experts, stacked."""
 
     class Linear(nn.Module):
         def __init__(self, num_gemms: int, **_):
             super().__init__()
-            self.matrices = nn.ParameterList([nn.Parameter(torch.empty(rows, columns)) for _ in range(num_gemms)])
+            self.num_matrices = num_gemms
+            self.weight = nn.Parameter(torch.empty(num_gemms * rows, columns))
 
     return Linear
 
@@ -30,4 +31,5 @@ def test_the_marked_axis_has_length_d(mixin, shape):
     linear = type("Grouped", (mixin, backend(*shape)), {})(
         2, config=SimpleNamespace(hidden_size=D, params_dtype=torch.float32), pg_collection=SimpleNamespace(expt_tp=None)
     )
-    assert [weight.shape[weight.unit_dim] for weight in linear.matrices] == [D, D]
+    assert linear.weight.num_matrices == 2
+    assert linear.weight.view(2, *shape).size(1 + linear.weight.unit_dim) == D

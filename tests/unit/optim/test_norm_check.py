@@ -35,3 +35,12 @@ def test_masters_are_looked_at_where_they_exist():
     weight = matrix(torch.eye(3, dtype=torch.bfloat16))
     weight.main_param = 2 * torch.eye(3)
     assert worst_norm_deviation([("w", weight, None)])[0] == pytest.approx(1.0)
+
+
+def test_every_one_of_stacked_matrices_is_looked_at_on_its_own():
+    stacked = torch.cat([torch.eye(3), torch.eye(3)[:, [1, 2, 0]]])
+    weight = torch.nn.Parameter(stacked)
+    mark(weight, unit_dim=0, num_matrices=2)
+    assert worst_norm_deviation([("experts", weight, None)]) == (0.0, "no marked matrix")
+    stacked[4] *= 1.5
+    assert worst_norm_deviation([("experts", weight, None)]) == (pytest.approx(0.5), "experts")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_ext.optim.retraction import addresses_of
-from ngpt.optim.retraction import MatrixShard, Retraction, is_marked, mark, retract_shards_, retract_weights_
+from ngpt.optim.retraction import MatrixShard, Retraction, is_marked, mark, retract_shards_, retract_weights_, shards_of
 
 SHAPES = [(5, 7), (1, 9), (9, 1), (6, 4)]
 FP32_ROUNDING = 2**-24  # of a correctly rounded value, relative
@@ -52,6 +52,24 @@ def test_shards_of_any_cut_become_the_normalised_matrix(shape, unit_dim):
             retract_shards_(shards, lambda x, sums=sums: x.copy_(sums[0] + sums[1]))
         torch.testing.assert_close(first.double(), wanted, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(second.double(), wanted_second, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("unit_dim", [0, 1])
+def test_stacked_matrices_are_normalised_each_on_its_own_whatever_the_cut(unit_dim):
+    """Three matrices in one weight, cut into two ranks' contiguous shards."""
+    stacked = random_weight(3 * 4, 5)
+    mark(stacked, unit_dim, num_matrices=3)
+    wanted = torch.cat([unit(matrix, unit_dim) for matrix in stacked.detach().chunk(3)])
+    for cut in range(stacked.numel() + 1):
+        flat = stacked.detach().flatten().clone()
+        ranks = [shards_of(stacked, flat[:cut], 0), shards_of(stacked, flat[cut:], cut)]
+        assert [[(shard.rows, shard.cols) for shard in shards] for shards in ranks] == [[(4, 5)] * 3] * 2
+        sums = []
+        for part in ([0, cut], [cut, None]):
+            retract_shards_(shards_of(stacked, flat[slice(*part)].clone(), part[0]), lambda x, sums=sums: sums.append(x.clone()))
+        for shards in ranks:
+            retract_shards_(shards, lambda x, sums=sums: x.copy_(sums[0] + sums[1]))
+        torch.testing.assert_close(flat.view(12, 5).double(), wanted, rtol=1e-6, atol=1e-7)
 
 
 def shard(matrix: torch.Tensor, piece: slice, unit_dim: int) -> MatrixShard:

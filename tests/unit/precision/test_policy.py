@@ -95,18 +95,14 @@ def test_a_static_quantiser_is_refused_where_the_module_tree_has_no_unit_norm():
 
 
 class GroupedLinear(nn.Module):
-    """Two experts' weights, of which the second may not be kept at unit norm; what the backend computes is ones."""
+    """Two experts' weights, which may not be kept at unit norm; what the backend computes is ones."""
 
-    num_gemms = 2
-
-    def __init__(self, marked: int, pg_collection: object):
+    def __init__(self, experts: int, marked: bool, pg_collection: object):
         super().__init__()
         generator = torch.Generator().manual_seed(2)
-        for expert in range(2):
-            weight = nn.Parameter(nn.functional.normalize(torch.randn(32, 16, generator=generator), dim=-1))
-            self.register_parameter(f"weight{expert}", weight)
-            if expert < marked:
-                mark(weight, unit_dim=1)
+        self.weight = nn.Parameter(nn.functional.normalize(torch.randn(experts * 32, 16, generator=generator), dim=-1))
+        if marked:
+            mark(self.weight, unit_dim=1, num_matrices=experts)
 
     def forward(self, x, sizes):
         return x.new_ones(x.size(0), 32), None
@@ -116,8 +112,8 @@ class QuantizableExperts(QuantizableGrouped, GroupedLinear):
     unit_norm_input = True
 
 
-def experts(marked: int = 2) -> QuantizableExperts:
-    return QuantizableExperts(marked, pg_collection=SimpleNamespace(expt_tp=None))
+def experts(marked: bool = True) -> QuantizableExperts:
+    return QuantizableExperts(2, marked, pg_collection=SimpleNamespace(expt_tp=None))
 
 
 def grouped_stack(linear: nn.Module, *overrides: str, step: int = 1) -> nn.Module:
@@ -137,7 +133,8 @@ def test_the_linear_of_all_experts_is_quantised_under_the_name_that_each_alone_h
     x = nn.functional.normalize(torch.randn(5, 16, generator=torch.Generator().manual_seed(3)), dim=-1)
     linear = grouped_stack(experts())
     assert isinstance(linear.executor, GroupedExecutor) and linear.executor.name == "layers.1.mlp.experts.linear_fc1"
-    wanted = torch.cat([x[:2] @ linear.weight0.t(), x[2:] @ linear.weight1.t()])
+    first, second = linear.weight.chunk(2)
+    wanted = torch.cat([x[:2] @ first.t(), x[2:] @ second.t()])
     y, bias = linear(x, [2, 3])
     assert bias is None and 0.01 < (y - wanted).norm() / wanted.norm() < 0.3
 
@@ -148,7 +145,7 @@ def test_experts_run_in_the_backend_without_tokens_and_in_the_tail(overrides, st
     assert torch.equal(linear(torch.ones(tokens, 16), [tokens, 0])[0], torch.ones(tokens, 32))
 
 
-def test_one_expert_whose_weight_is_not_kept_at_unit_norm_is_enough_to_refuse_a_static_scale():
+def test_experts_whose_weights_are_not_kept_at_unit_norm_are_refused_a_static_scale():
     with pytest.raises(ConfigError) as caught:
-        grouped_stack(experts(marked=1))
+        grouped_stack(experts(marked=False))
     assert caught.value.path == "precision.weight_amax" and "layers.1.mlp.experts.linear_fc1" in caught.value.rule

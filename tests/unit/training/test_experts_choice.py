@@ -23,6 +23,7 @@ def config(*overrides: str):
         ([AUTO, "precision=nvfp4_static"], True),
         ([AUTO, "precision=nvfp4_paper", "precision.grad_output_amax=dynamic"], False),
         ([AUTO, "precision=nvfp4_nvidia"], False),
+        ([AUTO, "precision=bf16", "model.moe_ffn_hidden_size=36"], False),
         ([SEQUENTIAL, "precision=bf16"], False),
         ([SEQUENTIAL, "precision=nvfp4_paper"], False),
         ([GROUPED, "precision=bf16"], True),
@@ -31,16 +32,9 @@ def config(*overrides: str):
     ],
     ids=str,
 )
-def test_the_model_and_its_estimate_choose_alike(overrides, grouped):
+def test_every_backend_and_the_estimate_choose_alike(overrides, grouped):
     cfg = config(*overrides)
-    assert has_grouped_experts(cfg, TE) is is_estimated_grouped(cfg) is grouped
-
-
-def test_a_backend_without_grouped_linears_is_refused_by_name():
-    cfg = config(GROUPED, "precision=nvfp4_paper")
-    with pytest.raises(ConfigError) as caught:
-        has_grouped_experts(cfg, "local")
-    assert caught.value.path == "model.expert_impl" and "local" in caught.value.rule and "auto" in caught.value.way_out
+    assert has_grouped_experts(cfg, TE) is has_grouped_experts(cfg, "local") is is_estimated_grouped(cfg) is grouped
 
 
 def test_a_device_whose_kernels_would_multiply_is_refused_and_emulation_is_the_way_out(monkeypatch):
