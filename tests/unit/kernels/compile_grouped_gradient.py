@@ -1,4 +1,4 @@
-"""Compile the kernel of the experts' weight gradients for GPUs that need not be there: `python compile_grouped_gradient.py CAPABILITY...`."""
+"""Compile the experts' weight gradients for GPUs that need not be there: `python compile_grouped_gradient.py CAPABILITY...`."""
 
 import sys
 
