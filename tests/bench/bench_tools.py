@@ -69,8 +69,8 @@ def environment() -> dict[str, str]:
     }
 
 
-def write_results(folder: Path, operation: str, copy_bytes_per_s: float, results: list[dict]) -> None:
-    """FOLDER/<operation>_<date>.json with what was measured, the command, card and versions."""
+def write_results(out: Path, operation: str, copy_bytes_per_s: float, results: list[dict]) -> None:
+    """What was measured, the command, card and versions, in OUT, or where it is not called .json in OUT/<operation>_<date>.json."""
     today = date.today().isoformat()
     everything = {
         "operation": operation,
@@ -80,5 +80,6 @@ def write_results(folder: Path, operation: str, copy_bytes_per_s: float, results
         "copy_bytes_per_s": copy_bytes_per_s,
         "results": results,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{operation}_{today}.json").write_text(json.dumps(everything, indent=1) + "\n")
+    file = out if out.suffix == ".json" else out / f"{operation}_{today}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(everything, indent=1) + "\n")

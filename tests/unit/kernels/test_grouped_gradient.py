@@ -1,0 +1,85 @@
+"""The experts' weight gradients without a GPU: plain torch; the kernel in Triton's interpreter, and compiled for those it is for."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from grouped_gradient_cases import check, make_inputs
+
+from ngpt.kernels.grouped_gradient import add_gradients
+
+HERE = Path(__file__).parent
+SIZES = [0, 5, 0, 8, 1, 27, 0]
+SHARED_MEMORY = 232_448  # bytes of a program on an H100 or H200
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_plain_torch_adds_what_fp64_does(dtype, generator):
+    assert not check(make_inputs(SIZES, 33, 7, dtype, generator))
+
+
+def test_doubles_stay_doubles(generator):
+    total, dy, x, ends = (tensor.double() for tensor in make_inputs([4, 2], 3, 5, torch.float32, generator))
+    found = total.clone()
+    add_gradients(found, dy, x, ends.int())
+    wanted = total + torch.stack([dy[rows].t() @ x[rows] for rows in (slice(0, 4), slice(4, 6))])
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-14)
+
+
+def test_no_rows_and_no_experts_are_fine():
+    for experts in (0, 3):
+        total = torch.full((experts, 4, 2), torch.nan)
+        add_gradients(total, torch.empty(0, 4), torch.empty(0, 2), torch.zeros(experts, dtype=torch.int32))
+        assert total.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("total", "ends", "message"),
+    [
+        (torch.zeros(2, 4, 3), torch.ones(2, dtype=torch.int32), r"total \(2, 4, 3\).*\[E, N, K\]"),
+        (torch.zeros(2, 4, 2), torch.ones(3, dtype=torch.int32), r"ends \(3,\)"),
+        (torch.zeros(2, 4, 2), torch.ones(2, dtype=torch.int64), "torch.int64 ends"),
+        (torch.zeros(2, 2, 4).mT, torch.ones(2, dtype=torch.int32), r"strides \(8, 1, 4\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(total, ends, message):
+    with pytest.raises(ValueError, match=message):
+        add_gradients(total, torch.ones(1, 4), torch.ones(1, 2), ends)
+
+
+def test_the_kernel_equals_fp64_in_the_interpreter(tmp_path):
+    """A process of its own: Triton decides at import whether it interprets."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    file = str(HERE / "interpreted_grouped_gradient.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}", file]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 19
+
+
+def test_the_kernel_compiles(check_compilation):
+    """The interpreter accepts what the compiler does not."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    check_compilation("compile_grouped_gradient.py", "grouped_gradient")
+
+
+@pytest.mark.parametrize(("n", "k", "edges"), [(1856, 1024, (128, 256)), (1024, 1856, (256, 128))])
+def test_hopper_multiplies_from_shared_memory_without_spilling(n, k, edges):
+    """Asynchronous products and copies of 16 bytes, which the compiler gives up silently where it does not know the alignment."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from compile_grouped_gradient import TILING, compiled
+
+    kernel = compiled(90, TILING, n, k)
+    assert TILING.tile(n, k) == edges and kernel.metadata.shared <= SHARED_MEMORY
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*, (0x\w+), ", kernel.asm["ptx"])
+    assert "wgmma.mma_async" in kernel.asm["ptx"] and copies and set(copies) == {"0x10"}
+    assert "ld.local" not in kernel.asm["ptx"] and "add.v4.f32" in kernel.asm["ptx"]
