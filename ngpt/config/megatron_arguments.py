@@ -90,10 +90,10 @@ ALLOWED = {
     "external_cuda_graph": _FLAG,
     # Set by this project, and free to be set otherwise.
     "attention_softmax_in_fp32": _FLAG,
-    # Not the model: which batches a resumed run skips, whose schedule it follows, and whether steps are checked.
+    "check_for_nan_in_loss_and_grad": _FLAG,
+    # Not the model: which batches a resumed run skips, and whose schedule it follows.
     "iterations_to_skip": _list_of(_COUNT),
     "override_opt_param_scheduler": _FLAG,
-    "check_for_nan_in_loss_and_grad": _FLAG,
     # For measurements: tokens go to experts evenly, whatever the router says. The header says so.
     EVENLY: _FLAG,
 }
