@@ -4,6 +4,7 @@ PARENT is the process that starts it: the worker ends with it. Imports stay chea
 process that imports this file again.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -64,6 +65,7 @@ def train(config_path: Path) -> int:
         install_compat()
         from megatron_ext.training import run
 
+        gc.freeze()  # nobody looks for garbage among the imported modules again
         session = run.train(config, rank, on_built=[lambda chunks: join_locks(config)], stop_request=request)
         if rank == 0:
             saves = config.checkpoint.save_at_end or config.checkpoint.interval is not None

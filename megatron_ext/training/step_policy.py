@@ -4,7 +4,6 @@ Megatron's optimizers ask `prepare_grads` whether to leave a step out; that is w
 before anything is clipped or moved.
 """
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import get_num_microbatches
-from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.training import get_args
 
 from megatron_ext.training.collective import from_rank_0
-from megatron_ext.training.nonfinite import NonFiniteMonitor, describe_findings, in_samples
+from megatron_ext.training.nonfinite import NonFiniteMonitor, describe_findings, gradient_parts, in_samples
 from ngpt.config import Config, ConfigError
 from ngpt.config.checkpoints import newest_step
 from ngpt.rollbacks import RefusedStep, RolledBack, read_rollbacks, record_rollback, refusal
@@ -46,36 +44,25 @@ class StepPolicy:
         skips = "skip" in (self.cfg.train.on_nonfinite, self.cfg.train.on_spike)
         modules = (module for chunk in chunks for module in chunk.modules()) if skips else ()
         self.routers = [module for module in modules if getattr(module, "expert_bias", None) is not None]
-        # Megatron takes the norm of every bucket before it is reduced, and hands it to its rerun machine, which waits for the device and
-        # raises on the one rank that sees something. We take the norm and let all ranks decide together.
-        machine = get_rerun_state_machine()
-        machine.validate_result = functools.partial(self._validate, machine.validate_result)
 
     def attach_optimizer(self, optimizer: Any) -> None:
         """Called with Megatron's optimizer."""
-        upstream = optimizer.prepare_grads
+        prepare_upstream, measure_upstream = optimizer.prepare_grads, optimizer.get_grad_norm
 
         def prepare_grads() -> bool:
-            found = upstream()
+            found = prepare_upstream()
+            self.gradient_norm = measure_upstream()
             return self._refuses_step() or found
 
-        optimizer.prepare_grads = prepare_grads
-
-    def _validate(self, upstream: Callable, result: torch.Tensor, rejection_func: Callable, *args: Any, **kwargs: Any) -> None:
-        if rejection_func is torch.isnan:
-            self.monitor.add_gradient_norm(result)
-        elif rejection_func is not torch.isinf:  # the same norm once more
-            upstream(result, rejection_func, *args, **kwargs)
+        # A step prepares its gradients, then asks for their norm to clip by it.
+        optimizer.prepare_grads, optimizer.get_grad_norm = prepare_grads, lambda: self.gradient_norm
 
     def before_reduction(self) -> None:
         """The routers' biases move with the reduction: a step that is left out moves them back."""
         self.biases = [(router.expert_bias, router.expert_bias.clone()) for router in self.routers]
 
     def _refuses_step(self) -> bool:
-        if not get_args().check_for_nan_in_loss_and_grad:  # switched off for captured steps, which cannot ask
-            for buffer in (buffer for chunk in self.chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers):
-                self.monitor.add_gradient_norm(buffer.grad_data.norm())
-        health = self.monitor.judge(_samples_of_rank())
+        health = self.monitor.judge(_samples_of_rank(), self.gradient_norm, lambda: gradient_parts(self.chunks))
         spike = self.spikes.judge(health.loss) if health.loss is not None else None
         if health.findings:
             return self._refuse(self.cfg.train.on_nonfinite, "train.on_nonfinite", describe_findings(health.findings))

@@ -204,6 +204,14 @@ def check_schedule(cfg: Config) -> Iterator[ConfigError]:
         yield ConfigError("debug.profile_ranks", outside, f"Ranks go from 0 to {world_size(cfg) - 1}", "Name ranks of this run")
 
 
+def check_refused_steps(cfg: Config) -> Iterator[ConfigError]:
+    """Megatron's own check of gradients raises on one rank, before all of them decide what becomes of the step."""
+    name, policy = "check_for_nan_in_loss_and_grad", cfg.train.on_nonfinite
+    if cfg.megatron.get(name) and policy != "stop":
+        rule = f"Ends the run on the rank that sees NaN or Inf, and train.on_nonfinite={policy} would go on"
+        yield ConfigError(f"megatron.{name}", True, rule, "Remove it, or set train.on_nonfinite=stop")
+
+
 def check_data(cfg: Config) -> Iterator[ConfigError]:
     """There is text to train and validate on, and the model has a row for each of its tokens."""
     data, tokenizer = cfg.data, cfg.tokenizer
@@ -305,6 +313,7 @@ CHECKS: tuple[values.Check, ...] = (
     check_world,
     check_optimizer,
     check_schedule,
+    check_refused_steps,
     check_data,
     check_checkpoint,
     check_megatron,

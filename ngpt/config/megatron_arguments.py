@@ -65,9 +65,6 @@ ALLOWED = {
     "memory_snapshot_path": _TEXT,
     **dict.fromkeys("wandb_project wandb_exp_name wandb_save_dir wandb_entity".split(), _TEXT),
     # The host, memory and communication of a rank.
-    "manual_gc": _FLAG,
-    "manual_gc_interval": _COUNT_OR_ZERO,
-    "manual_gc_eval": _FLAG,
     "empty_unused_memory_level": _one_of(0, 1, 2),
     "train_sync_interval": _COUNT,
     "num_dataset_builder_threads": _COUNT,
@@ -89,11 +86,14 @@ ALLOWED = {
     "enable_cuda_graph": _FLAG,
     "external_cuda_graph": _FLAG,
     # Set by this project, and free to be set otherwise.
+    "manual_gc": _FLAG,
+    "manual_gc_interval": _COUNT_OR_ZERO,
+    "manual_gc_eval": _FLAG,
     "attention_softmax_in_fp32": _FLAG,
-    # Not the model: which batches a resumed run skips, whose schedule it follows, and whether steps are checked.
+    "check_for_nan_in_loss_and_grad": _FLAG,
+    # Not the model: which batches a resumed run skips, and whose schedule it follows.
     "iterations_to_skip": _list_of(_COUNT),
     "override_opt_param_scheduler": _FLAG,
-    "check_for_nan_in_loss_and_grad": _FLAG,
     # For measurements: tokens go to experts evenly, whatever the router says. The header says so.
     EVENLY: _FLAG,
 }

@@ -41,9 +41,10 @@ def _left_out(*steps: int) -> list[str]:
 CASES = [
     Case("stop_loss", fault=NAN_LOSS),
     Case("stop_gradient", fault=INF_GRADIENT),
+    Case("stop_in_own_shard", fault=INF_GRADIENT | {"rank": 1}),  # the embedding lies at the end of the buffer
+    Case("stop_replicas", ["parallel.distributed_optimizer=false"], INF_GRADIENT | {"value": "nan"}),
     Case("skip_loss", SKIP, NAN_LOSS),
     Case("skip_gradient", SKIP, INF_GRADIENT),
-    Case("skip_unchecked", [*SKIP, "megatron.check_for_nan_in_loss_and_grad=false"], INF_GRADIENT),
     Case("twin", _left_out(4)),
     Case("skip_overlap", [*SKIP, *OVERLAP], INF_GRADIENT),
     Case("twin_overlap", [*OVERLAP, *_left_out(4)]),

@@ -37,9 +37,14 @@ def trained(refused, name: str) -> list[dict]:
 
 LOSS = "step 4 (samples 24-31): the loss is nan on rank 1, micro-batch 2 (samples 30-31)"
 GRADIENT = "step 4 (samples 24-31): the gradient is infinite on rank 0 before it is reduced"
+IN_OWN_SHARD = "step 4 (samples 24-31): the gradient is infinite on rank 1 after it is reduced"
+REPLICAS = "step 4 (samples 24-31): the gradient is nan on ranks 0, 1 after it is reduced"
 
 
-@pytest.mark.parametrize(("name", "words"), [("stop_loss", LOSS), ("stop_gradient", GRADIENT)])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("stop_loss", LOSS), ("stop_gradient", GRADIENT), ("stop_in_own_shard", IN_OWN_SHARD), ("stop_replicas", REPLICAS)],
+)
 def test_every_rank_stops_and_names_step_samples_and_rank(refused, name, words):
     assert errors(refused, name).startswith(f"RefusedStep: {words}; no weight has moved")
     assert all(result["moments"] and result["finite"] for result in refused(name))
@@ -50,7 +55,6 @@ def test_every_rank_stops_and_names_step_samples_and_rank(refused, name, words):
     [
         ("skip_loss", "twin"),
         ("skip_gradient", "twin"),
-        ("skip_unchecked", "twin"),
         ("skip_overlap", "twin_overlap"),
         ("skip_hybrid", "twin_hybrid"),
         ("spike_skipped", "twin_spike"),

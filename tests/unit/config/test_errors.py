@@ -278,3 +278,10 @@ def test_what_the_host_decides_at_each_step_is_not_captured(words: list[str], ru
 )
 def test_other_layers_may_be_captured(words: list[str]):
     compose(words)
+
+
+def test_megatrons_own_check_of_gradients_cannot_decide_for_all_ranks():
+    words = ["experiment=ngpt_tiny", "megatron.check_for_nan_in_loss_and_grad=true"]
+    assert compose(words).megatron == {"check_for_nan_in_loss_and_grad": True}
+    with pytest.raises(ConfigError, match="megatron.check_for_nan_in_loss_and_grad: True.*train.on_nonfinite=skip"):
+        compose([*words, "train.on_nonfinite=skip"])
