@@ -161,6 +161,16 @@ class Recipe:
         return not any(spec.four_over_six or spec.row_scaled for spec in specs)
 
     @property
+    def weight_operands(self) -> int:
+        """Quantised matrices that fprop and dgrad read of one weight, the same in every pass: 2, or 1 where its directions are the same.
+
+        0 where it is rounded stochastically, differently in each backward pass.
+        """
+        if self.weight is None or "sr" in (self.weight.rowwise.rounding, self.weight.columnwise.rounding):
+            return 0
+        return 1 if isinstance(self.weight, QuantizerSpec) and self.weight.same_both_ways else 2
+
+    @property
     def rounds_stochastically(self) -> bool:
         return any("sr" in (spec.rowwise.rounding, spec.columnwise.rounding) for spec in self.operands.values())
 

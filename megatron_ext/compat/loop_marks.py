@@ -3,12 +3,13 @@
 Upstream (megatron-core 0.19.2): `training/training.py` calls `train_step`, `save_checkpoint`, `load_checkpoint`,
 `maybe_finalize_async_save` and `setup_model_and_optimizer` by their module's names and offers no callback around them; the optimizer is a
 local of `pretrain`.
-Reason: a watchdog tells a long save from a hang, and a step whose gradients are not finite is left out before the optimizer moves.
+Reason: a watchdog tells a long save from a hang, a step whose gradients are not finite is left out before the optimizer moves, and
+quantised weights are kept within a step and no longer.
 Goes when: upstream has callbacks there.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from typing import Any
 
@@ -18,8 +19,15 @@ from ngpt.progress import BEGIN, LOAD, SAVE, Progress
 
 
 @contextmanager
-def loop_marks(progress: Progress, on_optimizer: Callable[[Any], None]) -> Iterator[None]:
-    """Within it, steps, saves and loads are marked in `progress`, and `on_optimizer` gets Megatron's optimizer once it is built."""
+def loop_marks(
+    progress: Progress, on_optimizer: Callable[[Any], None], around_step: Callable[[], AbstractContextManager]
+) -> Iterator[None]:
+    """Within it, steps, saves and loads are marked in `progress`.
+
+    Args:
+        on_optimizer: gets Megatron's optimizer once it is built.
+        around_step: gives what each training step runs in, its optimizer's step included.
+    """
 
     def marked(function: Callable, operation: str, only: Callable[[dict], bool] = lambda kwargs: True) -> Callable:
         @wraps(function)
@@ -37,7 +45,8 @@ def loop_marks(progress: Progress, on_optimizer: Callable[[Any], None]) -> Itera
 
     def begin_step(*args: Any, **kwargs: Any) -> tuple:
         progress.mark(BEGIN, kwargs["iteration"] + 1)
-        return originals["train_step"](*args, **kwargs)
+        with around_step():
+            return originals["train_step"](*args, **kwargs)
 
     def set_up(*args: Any, **kwargs: Any) -> tuple:
         model, optimizer, scheduler = originals["setup_model_and_optimizer"](*args, **kwargs)

@@ -113,6 +113,7 @@ class _Emulated(_OfState):
             rounding_seed=lambda: self.state.next_rounding_seed(self.index),
             needs_backward=is_grad_enabled(),
             watch=self.state.watch(self.name, self.recipe),
+            weights=self.state.weights,
             **parallel,
         )
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_ext.precision.weights import StepWeights
 from ngpt.kernels.nvfp4_quantize import emulate
 from ngpt.precision.diagnostics import GemmWatch
 from ngpt.precision.gemm import alpha_of_operands
@@ -34,6 +35,7 @@ class LinearCall:
         gather_group: column parallel with sequence parallelism: tokens are gathered over it, their gradient is reduce-scattered.
         reduce_group: column parallel without: the input's gradient is all-reduced over it.
         watch: takes operands for the diagnostics, or None.
+        weights: keeps the weight's operands for the other passes of a training step, or None.
     """
 
     recipe: Recipe
@@ -42,6 +44,11 @@ class LinearCall:
     gather_group: dist.ProcessGroup | None = None
     reduce_group: dist.ProcessGroup | None = None
     watch: GemmWatch | None = None
+    weights: StepWeights | None = None
+
+    def kept_operands(self, weight: Tensor, dtype: torch.dtype) -> tuple[Operand, Operand] | None:
+        """Both operands of the weight where they are kept. A watched call makes its own, to count what is clipped."""
+        return self.weights.operands(weight, self.recipe, dtype) if self.weights and not self.watch else None
 
     def counters(self, operand: str, like: Tensor) -> Tensor | None:
         """Where the quantiser of `operand` counts clipped elements and flushed blocks, if anybody watches."""
@@ -60,7 +67,9 @@ class _EmulatedLinear(torch.autograd.Function):
         keeps_columnwise = call.needs_backward and call.gather_group is None and recipe.input.columnwise.rounding == "rtne"
         dtype = operand_dtype(x)
         x_row, x_col = emulate(whole_MK, recipe.input, columnwise=keeps_columnwise, dtype=dtype, counters=call.counters("input", x))
-        w_row, _ = emulate(weight, recipe.weight, columnwise=False, dtype=dtype, counters=call.counters("weight", x))
+        w_row, w_col = call.kept_operands(weight, dtype) or emulate(
+            weight, recipe.weight, columnwise=False, dtype=dtype, counters=call.counters("weight", x)
+        )
         y_MN = multiply(x_row.values, w_row.values.t(), alpha_of_operands(x_row, w_row), x.dtype)
         if call.watch:
             call.watch.forward(whole_MK, weight, x_row, w_row)
@@ -69,6 +78,7 @@ class _EmulatedLinear(torch.autograd.Function):
         saved = (x_col.values, x_col.global_amax) if keeps_columnwise else (x_MK, None)
         if call.needs_backward:
             ctx.save_for_backward(*saved, weight)
+            ctx.w_col = w_col  # None where it is not kept
             ctx.main_grad = getattr(weight, "main_grad", None)
         return y_MN.view(-1, *x.shape[1:-1], y_MN.size(1)) if x.dim() > 2 else y_MN
 
@@ -82,8 +92,10 @@ class _EmulatedLinear(torch.autograd.Function):
             x, gathering = _gather(x, call.gather_group, asynchronous=True)
         seed, counters = call.rounding_seed(), call.counters("grad_output", grad)
         dy_row, dy_col = emulate(dy_MN, recipe.grad_output, seed=seed, dtype=dtype, counters=counters)
-        w_seed, w_counters = operand_seed(seed, "weight"), call.counters("weight", grad)
-        _, w_col = emulate(weight, recipe.weight, rowwise=False, seed=w_seed, dtype=dtype, counters=w_counters)
+        w_col = ctx.w_col
+        if w_col is None:
+            w_seed, w_counters = operand_seed(seed, "weight"), call.counters("weight", grad)
+            _, w_col = emulate(weight, recipe.weight, rowwise=False, seed=w_seed, dtype=dtype, counters=w_counters)
         dx_MK = multiply(dy_row.values, w_col.values, alpha_of_operands(dy_row, w_col), grad.dtype)
         if gathering is not None:
             gathering.wait()

@@ -1,4 +1,4 @@
-"""What the low-precision linears of one rank share: the step, the stochastic rounding streams, the diagnostics."""
+"""What the low-precision linears of one rank share: the step, its quantised weights, the stochastic rounding streams, the diagnostics."""
 
 import math
 import statistics
@@ -7,6 +7,7 @@ from collections import Counter
 import torch
 import torch.distributed as dist
 
+from megatron_ext.precision.weights import StepWeights
 from ngpt.config.sizes import last_low_precision_step
 from ngpt.precision.diagnostics import GemmWatch
 from ngpt.precision.recorder import Diagnostics
@@ -27,12 +28,16 @@ class PrecisionState:
         bf16_tail: the last part of the steps, 0 to 1, that computes in high precision.
         seeds_device: Transformer Engine's kernels round stochastically, from torch's generator of the device. Megatron seeds it alike on
             data-parallel ranks, so it gets a seed of its own rank and step.
+        keeps_weights: `ngpt.config.executor.keeps_quantized_weights`.
     """
 
-    def __init__(self, seed: int, rank: int, steps: int, bf16_tail: float = 0.0, seeds_device: bool = False):
+    def __init__(
+        self, seed: int, rank: int, steps: int, bf16_tail: float = 0.0, seeds_device: bool = False, keeps_weights: bool = False
+    ):
         self.seed, self.rank = seed, rank
         self.last_low_precision_step = last_low_precision_step(steps, bf16_tail)
         self.step, self.seeds_device = 0, seeds_device
+        self.weights = StepWeights(keeps_weights)
         self.diagnostics: Diagnostics | None = None  # of the step that runs, where it is watched
         self._backward_passes: Counter[int] = Counter()
 

@@ -33,6 +33,7 @@ from megatron_ext.training.summary import run_header, write_summary
 from ngpt.analysis.metrics import truncate_after
 from ngpt.checkpoints.choice import leftovers, listing
 from ngpt.config import Config
+from ngpt.config.executor import keeps_quantized_weights
 from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import gpu_of_device
@@ -62,7 +63,14 @@ class Session:
         self.status = "failed"  # finished | stopped (train.stop_after) | signalled | failed
         self.stopper = Stopper(stop_request)
         native_sr = any(executor == "native" and recipe.rounds_stochastically for recipe, executor in executors.items())
-        self.precision = PrecisionState(cfg.train.seed, rank, cfg.train.steps, cfg.precision.bf16_tail, seeds_device=native_sr)
+        self.precision = PrecisionState(
+            cfg.train.seed,
+            rank,
+            cfg.train.steps,
+            cfg.precision.bf16_tail,
+            seeds_device=native_sr,
+            keeps_weights=keeps_quantized_weights(cfg),
+        )
         # Transformer Engine multiplies fp32 matrices in TF32.
         dtype = "tf32" if (cfg.precision.dtype, backend) == ("fp32", "transformer_engine") else cfg.precision.dtype
         peaks = product_peaks(cfg, cfg.cluster.gpu or gpu_of_device(torch.cuda.get_device_name()), dtype, executors)
@@ -249,7 +257,7 @@ def train(
         status = "failed"
         try:
             provider = session.provide_data(make_iterators_provider(cfg, backend))
-            marks = loop_marks(guard.progress, session.attach_optimizer)
+            marks = loop_marks(guard.progress, session.attach_optimizer, session.precision.weights.training_step)
             saving = CheckpointSaver(cfg, say).installed()
             with session.stopper.installed(), checked_loading(cfg, say), saving, marks:  # the marks around what the others do
                 pretrain(container, provider, ModelType.encoder_or_decoder, session.forward_step)

@@ -1,6 +1,7 @@
 """What multiplies the quantised linears. The one decision of it: for a run, for the rules of its config and for its estimate."""
 
 from ngpt.config.schema import Config
+from ngpt.config.sizes import micro_batches_per_step
 from ngpt.estimate.hardware import GPUS
 from ngpt.recipes import BLOCK, OperandSpec, QuantizerSpec, Recipe
 
@@ -26,6 +27,14 @@ def expected_executor(cfg: Config, recipe: Recipe) -> str:
     gpu = cfg.cluster.gpu
     has_kernels = gpu is not None and "nvfp4" in GPUS[gpu].rates and cfg.model.transformer_impl != "local"
     return decide_executor(recipe, cfg.precision.executor, has_kernels and beyond_kernels(recipe) is None)
+
+
+def keeps_quantized_weights(cfg: Config) -> bool:
+    """Whether emulated linears keep their quantised weights from the first micro-batch of a step to the last: where there are several.
+
+    With one, keeping them would cost the same memory and save no more than the second quantisation, that of the backward pass.
+    """
+    return micro_batches_per_step(cfg) > 1
 
 
 def beyond_kernels(recipe: Recipe) -> str | None:

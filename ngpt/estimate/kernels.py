@@ -7,7 +7,7 @@ from ngpt.config.activations import ACTIVATIONS
 from ngpt.config.executor import expected_executor
 from ngpt.config.linears import BlockLinear
 from ngpt.config.schema import Config
-from ngpt.config.sizes import padded_vocab_size
+from ngpt.config.sizes import micro_batches_per_step, padded_vocab_size
 from ngpt.estimate import calibration as measured
 from ngpt.estimate.layout import (
     Layer,
@@ -16,6 +16,7 @@ from ngpt.estimate.layout import (
     computes_norm,
     gpu_of,
     has_grouped_experts,
+    kept_weight_operands,
     local_experts,
     operand_bytes,
 )
@@ -96,7 +97,7 @@ def _linears(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
         forward += copies * _product(cfg, *sizes, weight_gradient=False, recipe=recipe)
         backward += copies * sum(_product(cfg, *sizes, weight_gradient=gradient, recipe=recipe) for gradient in (False, True))
         if recipe is not None:
-            before, after = _quantisation_bytes(cfg, linear, recipe, rows)
+            before, after = _quantisation_bytes(cfg, layer, linear, rows)
             moved_forward, moved_backward = moved_forward + copies * before, moved_backward + copies * after
     return Work(products=forward, elementwise=_move(cfg, moved_forward)), Work(products=backward, elementwise=_move(cfg, moved_backward))
 
@@ -116,12 +117,18 @@ def _product(cfg: Config, rows: float, inputs: int, outputs: int, weight_gradien
     return max(2 * rows * inputs * outputs / rate, moved / _copy_rate(cfg)) + measured.GEMM_RAMP_S
 
 
-def _quantisation_bytes(cfg: Config, linear: BlockLinear, recipe: Recipe, rows: float) -> tuple[float, float]:
-    """Each operand is read once in the model's dtype and written twice, along both dimensions; emulated weights once in each pass."""
-    read, written = activation_bytes(cfg), operand_bytes(cfg, recipe)
-    weights = linear.in_features * linear.out_features * (read + written)
-    forward = rows * linear.in_features * (read + 2 * written) + weights
-    backward = rows * linear.out_features * (read + 2 * written) + weights
+def _quantisation_bytes(cfg: Config, layer: Layer, linear: BlockLinear, rows: float) -> tuple[float, float]:
+    """Each operand is read once in the model's dtype and written twice, along both dimensions.
+
+    A weight is read and written once in each pass, or where its operands are kept once a step: a part of that in each forward pass.
+    """
+    read, written = activation_bytes(cfg), operand_bytes(cfg, layer.recipes[linear.name])
+    features = linear.in_features * linear.out_features
+    kept = kept_weight_operands(cfg, layer, linear)
+    of_forward = features * (read + kept * written) / micro_batches_per_step(cfg) if kept else features * (read + written)
+    of_backward = 0.0 if kept else features * (read + written)
+    forward = rows * linear.in_features * (read + 2 * written) + of_forward
+    backward = rows * linear.out_features * (read + 2 * written) + of_backward
     return forward, backward
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-from ngpt.config.executor import expected_executor
+from ngpt.config.executor import expected_executor, keeps_quantized_weights
 from ngpt.config.linears import BlockLinear, block_linears, recipe_by_linear
 from ngpt.config.pattern import cut_pattern, parse
 from ngpt.config.precision import can_group_experts, recipes_of_experts
@@ -149,6 +149,14 @@ def has_grouped_experts(cfg: Config) -> bool:
     if cfg.model.expert_impl == "sequential":
         return False
     return can_group_experts(cfg) and "native" not in (expected_executor(cfg, recipe) for recipe in recipes_of_experts(cfg))
+
+
+def kept_weight_operands(cfg: Config, layer: Layer, linear: BlockLinear) -> int:
+    """Quantised matrices of each weight of a linear that live through a step; 0 where every pass quantises it."""
+    recipe = layer.recipes.get(linear.name)
+    if recipe is None or expected_executor(cfg, recipe) != "emulated" or not keeps_quantized_weights(cfg):
+        return 0
+    return 0 if ".experts." in linear.name and has_grouped_experts(cfg) else recipe.weight_operands
 
 
 def operand_bytes(cfg: Config, recipe: Recipe | None) -> float:

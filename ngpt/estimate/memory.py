@@ -7,10 +7,11 @@ from ngpt.config.schema import Config
 from ngpt.config.sizes import micro_batches_per_step, padded_vocab_size
 from ngpt.estimate.activations import kept_bytes, saved_bytes
 from ngpt.estimate.calibration import WORKSPACE
-from ngpt.estimate.layout import Chunk, Layer, Tokens, activation_bytes, chunks_by_rank, tokens
+from ngpt.estimate.layout import Chunk, Layer, Tokens, activation_bytes, chunks_by_rank, kept_weight_operands, local_experts, tokens
 from ngpt.estimate.states import RankParameters, StateBytes, rank_parameters, state_bytes
 
 _JOIN_ROWS = 5  # a prediction depth: embedding and state before and after their norms, joined (2 * D); its output for the output layer
+_EMULATED_OPERAND = 2  # bytes of a number: bf16 on every GPU
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class MemoryEstimate:
     Attributes:
         pipeline_rank: the stage with the highest peak.
         states: weights, gradients, optimizer state.
+        quantized_weights: operands of emulated linears that are kept from the first micro-batch of a step to the last.
         activations: what layers keep for the backward pass, of all micro-batches in flight.
         temporary: logits, or the recomputed layers and their gradients, at the `moment`.
         workspace: of the libraries.
@@ -29,6 +31,7 @@ class MemoryEstimate:
     pipeline_rank: int
     parameters: RankParameters
     states: StateBytes
+    quantized_weights: float
     activations: float
     temporary: float
     workspace: float
@@ -36,7 +39,7 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> float:
-        return self.states.total + self.activations + self.temporary + self.workspace
+        return self.states.total + self.quantized_weights + self.activations + self.temporary + self.workspace
 
 
 def estimate_memory(cfg: Config) -> MemoryEstimate:
@@ -53,7 +56,20 @@ def rank_memory(cfg: Config, pipeline_rank: int, held: list[Chunk]) -> MemoryEst
         moments["backward pass of a layer"] += _output_weight_bytes(cfg)  # Transformer Engine keeps the gradient that nobody reads
         moments["backward pass of the output layer"] = output_layer_bytes(cfg, sizes, held[-1].depths)
     moment, largest = max(moments.items(), key=lambda item: item[1])
-    return MemoryEstimate(pipeline_rank, parameters, state_bytes(cfg, parameters), kept, largest, WORKSPACE, moment)
+    quantized = sum(quantized_weight_bytes(cfg, chunk) for chunk in held)
+    return MemoryEstimate(pipeline_rank, parameters, state_bytes(cfg, parameters), quantized, kept, largest, WORKSPACE, moment)
+
+
+def quantized_weight_bytes(cfg: Config, chunk: Chunk) -> int:
+    """Of a chunk's emulated linears, where `ngpt.config.executor.keeps_quantized_weights`."""
+    return _EMULATED_OPERAND * sum(
+        kept_weight_operands(cfg, layer, linear)
+        * linear.in_features
+        * linear.out_features
+        * (local_experts(cfg) if ".experts." in linear.name else 1)
+        for layer in chunk.layers
+        for linear in layer.linears
+    )
 
 
 def chunks_in_flight(cfg: Config, pipeline_rank: int) -> int:

@@ -87,6 +87,7 @@ def _memory(memory: MemoryEstimate) -> dict[str, Any]:
         "weights": memory.states.weights,
         "gradients": memory.states.gradients,
         "optimizer": memory.states.optimizer,
+        "quantized_weights": memory.quantized_weights,
         "activations": memory.activations,
         "temporary": memory.temporary,
         "workspace": memory.workspace,
@@ -214,7 +215,8 @@ def _memory_rows(cfg: Config, memory: dict[str, Any]) -> dict[str, str]:
         "memory a rank": f"{_bytes(memory['peak_bytes'])} of {usable} at its peak, the {memory['peak_moment']}{rank}"
         + ("" if memory["fits"] else "; DOES NOT FIT"),
         "  states": f"weights {_bytes(memory['weights_bytes'])}, gradients {_bytes(memory['gradients_bytes'])}, "
-        f"optimizer {_bytes(memory['optimizer_bytes'])}",
+        f"optimizer {_bytes(memory['optimizer_bytes'])}"
+        + (f", quantised weights {_bytes(kept)}" if (kept := memory["quantized_weights_bytes"]) else ""),
         "  micro-batches": f"kept activations {_bytes(memory['activations_bytes'])}, {_bytes(memory['temporary_bytes'])} more at the peak "
         f"(vocabulary {padded_vocab_size(cfg.model):,}), workspace {_bytes(memory['workspace_bytes'])}",
     }

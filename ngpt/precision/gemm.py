@@ -1,6 +1,8 @@
 """The reference GEMM of two NVFP4 operands."""
 
+import functools
 import math
+import operator
 from typing import Literal
 
 import torch
@@ -59,8 +61,8 @@ def alpha_of_operands(a: Operand, b: Operand) -> Tensor | None:
     if not scaled:
         return None
     constant = math.prod(E2M1_MAX * operand.e4m3_bound for operand in scaled)
-    amax = math.prod(operand.global_amax for operand in scaled)
-    return amax * torch.full((), 1 / constant, dtype=torch.float32, device=amax.device)
+    amax = functools.reduce(operator.mul, (operand.global_amax for operand in scaled))
+    return amax * (1 / constant)  # torch rounds the number to fp32 first
 
 
 def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:

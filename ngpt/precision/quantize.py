@@ -68,7 +68,7 @@ def as_matrix(x: Tensor) -> Tensor:
     """x with its leading dimensions flattened to rows."""
     if x.dim() < 2:
         raise ValueError(f"{x.dim()} dimensions: a quantised tensor has at least 2. Add one with unsqueeze(0).")
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def quantize_stored(
@@ -86,7 +86,7 @@ def quantize_stored(
         matrix: [R, C] as returned by `stored_matrix`.
         shape: of the original tensor; by default a 2-D one that fits `direction`.
     """
-    check_stored(matrix, spec)
+    check_stored(*matrix.shape, matrix.dtype, spec)
     values = matrix.float().contiguous()
     amax = _global_amax(values, spec)
     encode = global_encode_scale(amax, spec).view(-1, 1)
@@ -116,16 +116,17 @@ def _constant(value: float, like: Tensor) -> Tensor:
     return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
-def check_stored(matrix: Tensor, spec: QuantizerSpec) -> None:
+def check_stored(rows: int, columns: int, dtype: torch.dtype, spec: QuantizerSpec) -> None:
     """Refuse a stored matrix that the spec's blocks cannot tile or whose dtype is not read."""
-    if matrix.dtype not in _DTYPES:
-        raise ValueError(f"dtype {matrix.dtype}: the quantiser reads fp32, bf16 and fp16. Cast the tensor first.")
-    for name, size, block in zip(("rows", "columns"), matrix.shape, spec.block_shape, strict=True):
-        if size % block:
-            raise ValueError(
-                f"{size} stored {name}: {spec.block_shape[0]}x{spec.block_shape[1]} blocks need a multiple of {block}. "
-                f"Pad to {-(-size // block) * block} with zeros, or keep this tensor in bf16."
-            )
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype}: the quantiser reads fp32, bf16 and fp16. Cast the tensor first.")
+    height, width = spec.block_shape
+    if rows % height or columns % width:
+        name, size, block = ("rows", rows, height) if rows % height else ("columns", columns, width)
+        raise ValueError(
+            f"{size} stored {name}: {height}x{width} blocks need a multiple of {block}. "
+            f"Pad to {-(-size // block) * block} with zeros, or keep this tensor in bf16."
+        )
 
 
 def _global_amax(values: Tensor, spec: QuantizerSpec) -> Tensor:

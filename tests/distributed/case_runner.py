@@ -2,7 +2,7 @@
 
 Importing Megatron costs more than a tiny run, so all cases of a world size share one launch. A case is
     {"name": ..., "overrides": [...], "randomize_scales": bool, "starve_experts": bool, "probe_layers": bool,
-     "probe_padding": bool, "upstream_state": bool}
+     "probe_padding": bool, "upstream_state": bool, "requantise": bool}
 and leaves, beside the run's own files, `result-rank<N>.json`: weight fingerprints and the norms seen when the model was built. A
 probe also leaves what layer_probe.py measures once the model is trained.
 """
@@ -88,7 +88,9 @@ def run_case(case: dict, rank: int) -> None:
 
     watching = register_optimizer_step_pre_hook(keep_settings)
     try:
-        with upstream_state() if case.get("upstream_state") else contextlib.nullcontext():
+        with contextlib.ExitStack() as changed:
+            for option in filter(case.get, CHANGES):
+                changed.enter_context(CHANGES[option]())
             session = train(cfg, rank, [look])
         result["padded_buckets"] = padded_buckets(session.chunks)
         result["weights"] = fingerprints(session.hook.parameters)
@@ -129,6 +131,21 @@ def upstream_state() -> Iterator[None]:
         for name in names:
             setattr(DistributedOptimizer, name, ours[name])
         checkpoint_save.unit_dims_of = norms_of
+
+
+@contextlib.contextmanager
+def requantise() -> Iterator[None]:
+    """Quantise weights in every pass."""
+    from megatron_ext.training import run
+
+    keeps, run.keeps_quantized_weights = run.keeps_quantized_weights, lambda cfg: False
+    try:
+        yield
+    finally:
+        run.keeps_quantized_weights = keeps
+
+
+CHANGES = {"upstream_state": upstream_state, "requantise": requantise}  # what a case may change in our code
 
 
 def padded_buckets(chunks: list) -> int:

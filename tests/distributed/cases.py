@@ -68,6 +68,7 @@ CONFINED = ["data.confine_attention=true"]
 WHOLE = ["parallel.distributed_optimizer=false"]
 PAPER = ["precision=nvfp4_paper"]
 NVFP4 = [*PAPER, "precision.dtype=fp32"]
+EVALUATED = [*NVFP4, "train.eval_interval=1"]  # 4 micro-batches a step, and an evaluation behind each
 NVIDIA = ["precision=nvfp4_nvidia", "precision.dtype=fp32", "precision.num_layers_at_end_in_bf16=1"]
 NVIDIA_EVERYWHERE = [*NVIDIA, "precision.num_layers_at_end_in_bf16=0"]
 NEAREST = ["precision.stochastic_rounding=false"]
@@ -145,6 +146,8 @@ ONE_PROCESS += [
     _like("one_nvfp4_control", "control", NVIDIA, NEAREST, FIRST),
     _like("one_nvfp4_sr", "plain", NVFP4),
     _like("recompute_nvfp4_sr", "plain", NVFP4, ["parallel.recompute=full"]),
+    Case("nvfp4_kept", overrides=EVALUATED, seed="seed_plain"),
+    Case("nvfp4_requantised", overrides=EVALUATED, seed="seed_plain", options={"requantise": True}),
     _like("nvfp4_watched", "plain", NVFP4, NEAREST, ["precision.diagnostics=true"]),
     Case("nvfp4_first_half", overrides=[*NVFP4, *SAVE, "train.stop_after=2"]),
     Case("nvfp4_tail", overrides=[*NVFP4, "precision.bf16_tail=0.5"]),

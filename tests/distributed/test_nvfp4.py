@@ -56,6 +56,13 @@ def test_stochastic_rounding_repeats_bit_for_bit_in_another_run_and_in_recomputa
     assert results.figures("one_nvfp4_sr", *keys) == results.figures("recompute_nvfp4_sr", *keys)
 
 
+def test_weights_quantised_once_a_step_change_no_bit_of_losses_evaluations_and_weights(results):
+    keys = ("train_loss", "grad_norm", "val_loss")
+    kept = results.figures("nvfp4_kept", *keys)
+    assert kept == results.figures("nvfp4_requantised", *keys) and len({row[-1] for row in kept}) == len(kept) == 4
+    assert results.results("nvfp4_kept")[0]["weights"] == results.results("nvfp4_requantised")[0]["weights"]
+
+
 @pytest.mark.parametrize("quantised", ["one_nvfp4", "one_nvfp4_gated", "one_nvfp4_control", "one_nvfp4_sr"])
 def test_quantised_operands_change_the_loss_a_little(results, quantised):
     model = {"one_nvfp4": "plain", "one_nvfp4_sr": "plain"}.get(quantised, quantised.removeprefix("one_nvfp4_"))

@@ -57,9 +57,11 @@ def emulate(
         return _emulate_slowly(matrix, spec, wanted, dtype, counters)
     fold = _folds_global_scale(spec)
     backend = _triton() if matrix.is_cuda else eager
-    results = backend.quantize_dequantize(matrix, spec, wanted, dtype, fold, seed, counters)
-    row, column = (result and Operand(result[0], None if fold else result[1], spec.e4m3_bound) for result in results)
-    return row, row if row and column and spec.same_both_ways else column
+    row, column = backend.quantize_dequantize(matrix, spec, wanted, dtype, fold, seed, counters)
+    row_operand = row and Operand(row[0], None if fold else row[1], spec.e4m3_bound)
+    if row and column and spec.same_both_ways:
+        return row_operand, row_operand
+    return row_operand, column and Operand(column[0], None if fold else column[1], spec.e4m3_bound)
 
 
 def quantize_packed(
@@ -96,10 +98,11 @@ def _folds_global_scale(spec: QuantizerSpec) -> bool:
 def _checked(x: Tensor, spec: QuantizerSpec, rowwise: bool, columnwise: bool, seed: int | None) -> Tensor:
     """x as a matrix that both wanted directions can tile."""
     matrix = as_matrix(x)
+    rows, columns = matrix.shape
     if rowwise:
-        check_stored(matrix, spec)
+        check_stored(rows, columns, matrix.dtype, spec)
     if columnwise:
-        check_stored(matrix.t(), spec)
+        check_stored(columns, rows, matrix.dtype, spec)
     if spec.rounding == "sr" and seed is None:
         raise ValueError("seed: None, but rounding 'sr' draws its random bits from it. Pass a number from stream_seed.")
     return matrix

@@ -11,7 +11,7 @@ from torch import Tensor
 from ngpt.kernels.launch import Launcher
 from ngpt.kernels.nvfp4_quantize.kernels import amax_kernel, dequantized_kernel, packed_kernel
 from ngpt.precision.tensor import QuantizedTensor
-from ngpt.recipes import BLOCK, Direction, QuantizerSpec
+from ngpt.recipes import BLOCK, Direction, QuantizerSpec, Rht
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,6 @@ class Tiling:
     warps: int
     vector: int
     registers: int | None = None
-
-    def grid(self, x_MK: Tensor) -> tuple[int, int, int]:
-        rows, columns = x_MK.shape
-        return triton.cdiv(rows, self.strips * BLOCK) * triton.cdiv(columns, self.columns), 1, 1
-
-    def is_even(self, x_MK: Tensor) -> bool:
-        """Whether the tiles cover nothing but the matrix."""
-        rows, columns = x_MK.shape
-        return rows % (self.strips * BLOCK) == 0 and columns % self.columns == 0
 
     def constants(self, is_even: bool) -> dict[str, int | bool]:
         options = {"S": self.strips, "C": self.columns, "VEC": self.vector, "EVEN": is_even, "num_warps": self.warps}
@@ -48,6 +39,58 @@ _AMAX = {"static": 0, "dynamic": 1, "dynamic_pow2": 2}
 _RHT = {"off": 0, "signed": 1, "unsigned": 2}
 
 
+class _TiledKernel:
+    """A kernel whose programs take a tile of x each, ready to launch on matrices that tiles cover exactly and on others.
+
+    Args:
+        constants: of the kernel, without those of the tiling.
+    """
+
+    def __init__(self, kernel: triton.JITFunction, tiling: Tiling, **constants: int | bool):
+        self._tile = tiling.strips * BLOCK, tiling.columns
+        self._launchers = [  # enable_fp_fusion: see `device`
+            Launcher(kernel, **constants, **tiling.constants(is_even), enable_fp_fusion=False) for is_even in (False, True)
+        ]
+
+    def __call__(self, x_MK: Tensor, tensors: tuple[Tensor | None, ...], free: tuple[float, ...] = ()) -> None:
+        rows, columns = x_MK.shape
+        if not rows or not columns:
+            return
+        height, width = self._tile
+        is_even = rows % height == 0 and columns % width == 0
+        programs = -(-rows // height) * -(-columns // width)
+        self._launchers[is_even]((programs, 1, 1), (x_MK, *tensors), free, (rows, columns))
+
+
+@functools.cache
+def _dequantizer(spec: QuantizerSpec, rowwise: bool, columnwise: bool, fold: bool, count_row: bool, count_column: bool) -> _TiledKernel:
+    rotates = spec.rht != "off" and columnwise
+    tiling = ROTATED if rotates else STOCHASTIC if spec.rounding == "sr" else DEQUANTIZED
+    constants = _constants(spec, rowwise, columnwise)
+    return _TiledKernel(dequantized_kernel, tiling, **constants, FOLD=fold, COUNT_ROW=count_row, COUNT_COLUMN=count_column)
+
+
+@functools.cache
+def _packer(spec: QuantizerSpec, rowwise: bool, columnwise: bool) -> _TiledKernel:
+    return _TiledKernel(packed_kernel, PACKED, **_constants(spec, rowwise, columnwise))
+
+
+@functools.cache
+def _amax_taker(rht: Rht) -> _TiledKernel:
+    return _TiledKernel(amax_kernel, AMAX, RHT=_RHT[rht])
+
+
+def _constants(spec: QuantizerSpec, rowwise: bool, columnwise: bool) -> dict[str, int | bool]:
+    return {
+        "ROWWISE": rowwise,
+        "COLUMNWISE": columnwise,
+        "SQUARE": spec.block_shape == (BLOCK, BLOCK),
+        "AMAX": _AMAX[spec.global_amax],
+        "RHT": _RHT[spec.rht],
+        "STOCHASTIC": spec.rounding == "sr",
+    }
+
+
 def quantize_dequantize(
     x_MK: Tensor,
     spec: QuantizerSpec,
@@ -59,26 +102,15 @@ def quantize_dequantize(
 ) -> tuple[tuple[Tensor, Tensor | None] | None, tuple[Tensor, Tensor | None] | None]:
     """As `eager.quantize_dequantize`, except that an amax folded into the values is None."""
     x_MK = x_MK.contiguous()
-    rowwise, columnwise = wanted
-    shared = spec.same_both_ways
-    row_MK = torch.empty(x_MK.shape, dtype=dtype, device=x_MK.device) if rowwise or shared else None
-    column_MK = torch.empty(x_MK.shape, dtype=dtype, device=x_MK.device) if columnwise and not shared else None
-    amax = _raw_amax(x_MK, spec, row_MK is not None, column_MK is not None)
-    rotates = spec.rht != "off" and column_MK is not None
-    _launch(
-        dequantized_kernel,
-        ROTATED if rotates else STOCHASTIC if spec.rounding == "sr" else DEQUANTIZED,
-        x_MK,
-        (row_MK, column_MK, amax[0], amax[1], counters),
-        spec,
-        seed,
-        ROWWISE=row_MK is not None,
-        COLUMNWISE=column_MK is not None,
-        FOLD=fold,
-        COUNT_ROW=counters is not None and rowwise,
-        COUNT_COLUMN=counters is not None and columnwise,
-    )
-    row, column = ((values, None if fold else raw.view(torch.float32)) for values, raw in zip((row_MK, column_MK), amax, strict=True))
+    (rowwise, columnwise), shared, counted = wanted, spec.same_both_ways, counters is not None
+    row_MK = torch.empty_like(x_MK, dtype=dtype) if rowwise or shared else None
+    column_MK = torch.empty_like(x_MK, dtype=dtype) if columnwise and not shared else None
+    makes = row_MK is not None, column_MK is not None
+    amax = _raw_amax(x_MK, spec, *makes)
+    quantizer = _dequantizer(spec, *makes, fold, counted and rowwise, counted and columnwise)
+    quantizer(x_MK, (row_MK, column_MK, *amax, counters), _numbers(spec, seed))
+    row_amax, column_amax = (None, None) if fold else (_as_float(raw, spec, x_MK) for raw in amax)
+    row, column = (row_MK, row_amax), (column_MK, column_amax)
     return row if rowwise else None, (row if shared else column) if columnwise else None
 
 
@@ -91,7 +123,7 @@ def quantize_packed(
     row = _stored(x_MK, *x_MK.shape, torch.int16) if wanted[0] else (None, None)
     column = _stored(x_MK, *x_MK.shape[::-1], torch.int32) if wanted[1] else (None, None)
     counts, amax_out = x_MK.new_zeros((2, 2), dtype=torch.int64), x_MK.new_empty(2, dtype=torch.float32)
-    _launch(packed_kernel, PACKED, x_MK, (*row, *column, *amax, counts, amax_out), spec, seed, ROWWISE=wanted[0], COLUMNWISE=wanted[1])
+    _packer(spec, *wanted)(x_MK, (*row, *column, *amax, counts, amax_out), _numbers(spec, seed))
 
     def result(i: int, direction: Direction, codes: Tensor, scales: Tensor) -> QuantizedTensor:
         return QuantizedTensor(
@@ -116,17 +148,31 @@ def _stored(x_MK: Tensor, lines: int, length: int, word: torch.dtype) -> tuple[T
     return codes, x_MK.new_empty((lines, length // BLOCK), dtype=torch.uint8)
 
 
-def _raw_amax(x_MK: Tensor, spec: QuantizerSpec, rowwise: bool, columnwise: bool) -> tuple[Tensor, Tensor]:
-    """int32 [1] bit patterns of max |x| for the rowwise and, of the transformed x, the columnwise direction."""
+def _raw_amax(x_MK: Tensor, spec: QuantizerSpec, rowwise: bool, columnwise: bool) -> tuple[Tensor | None, Tensor | None]:
+    """int32 [1] bit patterns of max |x| for the rowwise and, of the transformed x, the columnwise direction; None under a static scale."""
     if spec.global_amax == "static":
-        static = torch.full((1,), spec.static_amax, device=x_MK.device).view(torch.int32)
-        return static, static
-    amax = torch.zeros(8, dtype=torch.int32, device=x_MK.device)
-    plain, rotated = amax[:1], amax[4:5]  # 16 bytes apart, see `Launcher`
-    wanted = [(plain, "off")] * (rowwise or spec.rht == "off") + [(rotated, spec.rht)] * (columnwise and spec.rht != "off")
-    for out, rht in wanted if x_MK.numel() else ():
-        _launcher(amax_kernel, AMAX, AMAX.is_even(x_MK), RHT=_RHT[rht])(AMAX.grid(x_MK), (x_MK, out), (), tuple(x_MK.shape))
-    return plain, rotated if spec.rht != "off" else plain
+        return None, None
+    if spec.rht == "off":
+        amax = torch.zeros(1, dtype=torch.int32, device=x_MK.device)
+        _amax_taker("off")(x_MK, (amax,))
+        return amax, amax
+    both = torch.zeros(8, dtype=torch.int32, device=x_MK.device)
+    plain, rotated = both[:1], both[4:5]  # 16 bytes apart, see `Launcher`
+    if rowwise:
+        _amax_taker("off")(x_MK, (plain,))
+    if columnwise:
+        _amax_taker(spec.rht)(x_MK, (rotated,))
+    return plain, rotated
+
+
+def _as_float(raw: Tensor | None, spec: QuantizerSpec, x_MK: Tensor) -> Tensor:
+    """fp32 [1] of what `_raw_amax` gave."""
+    return x_MK.new_full((1,), spec.static_amax, dtype=torch.float32) if raw is None else raw.view(torch.float32)
+
+
+def _numbers(spec: QuantizerSpec, seed: int | None) -> tuple[float, ...]:
+    """What the kernels take and do not specialise on."""
+    return *_static_scales(spec.static_amax), seed or 0
 
 
 @functools.cache
@@ -134,32 +180,3 @@ def _static_scales(amax: float) -> tuple[float, float, float]:
     """amax and the global encode and decode scales that `global_encode_scale` makes of it."""
     encode = min(np.float32(2688) / np.float32(amax), np.finfo(np.float32).max)
     return float(amax), float(encode), float(np.float32(1) / encode)
-
-
-def _launch(
-    kernel: triton.JITFunction,
-    tiling: Tiling,
-    x_MK: Tensor,
-    tensors: tuple[Tensor | None, ...],
-    spec: QuantizerSpec,
-    seed: int | None,
-    **switches: bool,
-) -> None:
-    if not x_MK.numel():
-        return
-    launch = _launcher(
-        kernel,
-        tiling,
-        tiling.is_even(x_MK),
-        SQUARE=spec.block_shape == (BLOCK, BLOCK),
-        AMAX=_AMAX[spec.global_amax],
-        RHT=_RHT[spec.rht],
-        STOCHASTIC=spec.rounding == "sr",
-        **switches,
-    )
-    launch(tiling.grid(x_MK), (x_MK, *tensors), (*_static_scales(spec.static_amax), seed or 0), tuple(x_MK.shape))
-
-
-@functools.cache
-def _launcher(kernel: triton.JITFunction, tiling: Tiling, is_even: bool, **constants: int | bool) -> Launcher:
-    return Launcher(kernel, **constants, **tiling.constants(is_even), enable_fp_fusion=False)  # see `device`

@@ -1,5 +1,6 @@
 """Megatron's loop calls what `loop_marks` wraps by the names of its module, in the way the wrappers expect."""
 
+import contextlib
 import inspect
 import re
 
@@ -42,7 +43,7 @@ def fake(monkeypatch):
 def test_operations_are_marked_and_left(fake):
     fake.mark(LOGGING, 4)
     built = []
-    with loop_marks(fake, built.append):
+    with loop_marks(fake, built.append, contextlib.nullcontext):
         assert training.save_checkpoint() == (SAVE, 4)
         assert training.load_checkpoint() == (LOAD, 4)
         assert training.maybe_finalize_async_save(blocking=True) == (SAVE, 4)
@@ -58,6 +59,29 @@ def test_a_failed_save_is_left_too(fake, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(training, "save_checkpoint", fail)
-    with pytest.raises(OSError), loop_marks(fake, print):
+    with pytest.raises(OSError), loop_marks(fake, print, contextlib.nullcontext):
         training.save_checkpoint()
     assert fake.place.operation != SAVE and training.save_checkpoint is fail
+
+
+def test_training_steps_run_within_what_is_put_around_them_and_nothing_else_does(fake, monkeypatch):
+    inside = []
+
+    @contextlib.contextmanager
+    def around():
+        inside.append(None)
+        try:
+            yield
+        finally:
+            inside.pop()
+
+    for name in ("train_step", "evaluate", "save_checkpoint", "load_checkpoint"):
+        monkeypatch.setattr(training, name, lambda *args, **kwargs: len(inside))
+    with loop_marks(fake, print, around):
+        assert training.train_step(iteration=4) == 1
+        assert training.evaluate() == training.save_checkpoint() == training.load_checkpoint() == len(inside) == 0
+
+
+def test_upstream_evaluates_behind_the_step_and_moves_the_weights_within_it():
+    assert "optimizer.step()" in inspect.getsource(training.train_step)
+    assert "evaluate_and_print_results(" in TRAIN and "evaluate" not in inspect.getsource(training.train_step)

@@ -60,7 +60,7 @@ def test_all_experiments_are_estimated_in_one_object_each_without_torch(tmp_path
 def test_the_parts_of_an_estimate_add_up():
     values = estimate(compose(["experiment=ngpt_hybrid_3b30b_bf16"]), price=2.5)
     memory, step, cost = values["memory"], values["step"], values["cost"]
-    parts = ("weights", "gradients", "optimizer", "activations", "temporary", "workspace")
+    parts = ("weights", "gradients", "optimizer", "quantized_weights", "activations", "temporary", "workspace")
     assert memory["peak_bytes"] == pytest.approx(sum(memory[f"{part}_bytes"] for part in parts), abs=8)
     flops = values["flops_per_token"]
     assert flops["total"] == flops["matrices"] + flops["attention"] + flops["mamba_scan"]
@@ -78,6 +78,7 @@ def test_the_table_names_what_it_assumes(capsys: pytest.CaptureFixture[str]):
     assert (status, err) == (0, "")
     for words in ("cluster.gpu is not set", "unbalanced routing", "megatron.*: manual_gc", "last 0.1 of the steps", "active for a token"):
         assert words in out
+    assert "quantised weights" in out
 
 
 def test_a_run_that_does_not_fit_says_so(capsys: pytest.CaptureFixture[str]):

@@ -94,7 +94,39 @@ def measured(experiment: str, micro_batch: int, *overrides: str) -> Config:
     ],
 )
 def test_peaks_are_within_two_percent_of_measured_ones(experiment: str, micro_batch: int, gib: float):
-    assert estimate_memory(measured(experiment, micro_batch)).peak / GIB == pytest.approx(gib, rel=0.02)
+    memory = estimate_memory(measured(experiment, micro_batch))
+    assert (memory.peak - memory.quantized_weights) / GIB == pytest.approx(gib, rel=0.02)  # measured before these were kept
+
+
+DENSE = 20 * 2048 * (3072 + 2048 + 6144 + 6144)  # numbers in the linears of ngpt_1p2b_dense
+ROWS = ["precision.weight_blocks=1x16", "precision.weight_amax=dynamic_pow2"]
+EXPERTS = 8 * 64 * 2 * 1024 * 1024  # of ngpt_hybrid_1p5b
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        ([], 2 * DENSE),
+        (ROWS, 4 * DENSE),
+        (["precision.bf16_modules=['*.mlp.*']"], 2 * 20 * 2048 * (3072 + 2048)),
+        (["parallel.tensor=2", "cluster.gpus_per_node=2"], DENSE),
+        (["train.global_batch_size=1"], 0),  # one micro-batch a step
+        (["cluster.gpu=b200"], 0),  # native
+    ],
+    ids=["square_blocks", "row_blocks", "attention", "two_ranks", "one_micro_batch", "native"],
+)
+def test_quantised_weights_of_emulation_are_counted_where_they_are_kept(overrides: list[str], kept: int):
+    memory = estimate_memory(measured("ngpt_1p2b_dense_nvfp4", 1, *overrides))
+    assert memory.quantized_weights == kept
+    assert memory.peak == memory.states.total + kept + memory.activations + memory.temporary + WORKSPACE
+
+
+def test_experts_keep_quantised_weights_where_they_run_one_by_one():
+    grouped, alone = (
+        estimate_memory(measured("ngpt_hybrid_1p5b_nvfp4", 1, f"model.expert_impl={impl}")).quantized_weights
+        for impl in ("grouped", "sequential")
+    )
+    assert alone - grouped == 2 * EXPERTS and grouped > 0
 
 
 def test_the_peak_of_a_large_vocabulary_is_in_the_output_layer():

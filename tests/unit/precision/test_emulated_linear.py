@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from megatron_ext.precision import weights as step_weights
 from megatron_ext.precision.linear import LinearCall, emulated_linear
+from megatron_ext.precision.weights import StepWeights
 from ngpt.config import compose
 from ngpt.config.recipes import recipe_of
+from ngpt.kernels.nvfp4_quantize import emulate
 from ngpt.precision import quantize
 from ngpt.precision.diagnostics import GemmWatch
 from ngpt.recipes import FourOverSix, QuantizerSpec
@@ -130,3 +133,57 @@ def test_flushed_blocks_of_both_directions_of_a_weight_are_counted():
     watch = GemmWatch(row_blocks)
     emulated_linear(x, w, call(row_blocks, watch=watch)).backward(dy)
     assert watch.figures["weight/flushed_fraction"].item() == pytest.approx(0.5)
+
+
+def train(recipe, weights: StepWeights) -> list[list[float]]:
+    """Outputs and gradients of three steps of two micro-batches, the weight moved and evaluated behind each."""
+    x, w, dy = operands()
+    w, seen = torch.nn.Parameter(w.detach()), []
+    for _ in range(3):
+        with weights.training_step():
+            for size in (1.0, 0.9):
+                x_now = (x.detach() * size).requires_grad_()
+                y = emulated_linear(x_now, w, call(recipe, weights=weights))
+                y.backward(dy)
+                seen += [y, x_now.grad]
+            seen.append(w.grad)
+            w.data.sub_(w.grad)  # past autograd's version counter, as a distributed optimizer moves weights
+            w.grad = None
+        with torch.no_grad():
+            seen.append(emulated_linear(x, w, call(recipe, weights=weights, needs_backward=False)))
+    return [tensor.flatten().tolist() for tensor in seen]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_kept_weights_change_no_bit_in_steps_of_several_micro_batches_and_evaluations(name, monkeypatch):
+    quantised = []
+    monkeypatch.setattr(step_weights, "emulate", lambda *args, **options: quantised.append(1) or emulate(*args, **options))
+    assert train(recipe(name), StepWeights(keeps=True)) == train(recipe(name), StepWeights(keeps=False))
+    assert len(quantised) == (3 if recipe(name).weight_operands else 0)  # once a step
+
+
+def test_recomputation_reads_the_operands_of_the_first_forward_pass():
+    weights, (x, w, dy) = StepWeights(keeps=True), operands()
+    with weights.training_step():
+        with torch.no_grad():
+            first = emulated_linear(x, w, call(recipe("paper"), weights=weights, needs_backward=False))
+        again = emulated_linear(x, w, call(recipe("paper"), weights=weights))
+        again.backward(dy)
+    assert torch.equal(first, again) and x.grad is not None
+
+
+@pytest.mark.parametrize("name", ["paper", "rows_of_weights"])
+def test_a_watched_call_counts_the_same_where_weights_are_kept(name):
+    figures = []
+    for keeps in (True, False):
+        weights, watch = StepWeights(keeps), GemmWatch(recipe(name))
+        x, w, dy = operands()
+        with torch.no_grad():
+            w[:, 1::2] *= 1e-9
+            w[0, 0] = 3  # beyond the constant amax
+        with weights.training_step():
+            emulated_linear(x, w, call(recipe(name), weights=weights)).backward(dy)
+            emulated_linear(x, w, call(recipe(name), weights=weights, watch=watch)).backward(dy)
+        figures.append({figure: value.item() for figure, value in watch.figures.items()})
+    assert figures[0] == figures[1]
+    assert figures[0]["weight/saturated_fraction" if name == "paper" else "weight/flushed_fraction"] > 0
