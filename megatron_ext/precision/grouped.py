@@ -135,12 +135,13 @@ class _EmulatedGroupedLinear(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, tokens: ExpertTokens, call: LinearCall) -> Tensor:
         dtype, x_TK = operand_dtype(x), tokens.fill_up(x)
         x_row, x_col = emulate(x_TK, call.recipe.input, columnwise=call.needs_backward, dtype=dtype)
-        w_row, _ = emulate(weight, call.recipe.weight, columnwise=False, dtype=dtype)
+        w_row, w_col = call.kept_operands(weight, dtype) or emulate(weight, call.recipe.weight, columnwise=False, dtype=dtype)
         y_TN = multiply_grouped(x_row.values, _matrices(w_row.values, tokens).transpose(1, 2), tokens.filled.ends, x.dtype)
         if call.watch:
             _watch_forward(call, tokens, x_TK, weight)
         if call.needs_backward:
             ctx.tokens, ctx.call = tokens, call
+            ctx.w_col = w_col  # None where it is not kept
             ctx.save_for_backward(x_col.values, weight)
             ctx.main_grad = getattr(weight, "main_grad", None)
         return tokens.take(y_TN)
@@ -152,7 +153,7 @@ class _EmulatedGroupedLinear(torch.autograd.Function):
         dtype, dy_TN = operand_dtype(grad), tokens.fill_up(grad)
         seed = call.rounding_seed()
         dy_row, dy_col = _quantize_gradient(dy_TN, call.recipe.grad_output, tokens, seed, dtype)
-        _, w_col = emulate(weight, call.recipe.weight, rowwise=False, dtype=dtype)
+        w_col = ctx.w_col or emulate(weight, call.recipe.weight, rowwise=False, dtype=dtype)[1]
         dx_TK = multiply_grouped(dy_row, _matrices(w_col.values, tokens), tokens.filled.ends, grad.dtype)
         grad_weight = None
         if ctx.needs_input_grad[1]:

@@ -47,8 +47,8 @@ def recipes_of_experts(cfg: Config) -> list[Recipe]:
 
 def can_group_experts(cfg: Config) -> bool:
     """Whether their widths and every recipe of the routed experts allow it, and `precision.executor` does not ask for native kernels."""
-    native = cfg.precision.executor == "native"
-    return not _odd_widths(cfg) and all(takes_grouped_experts(recipe) and not (recipe.format == "nvfp4" and native) for recipe in recipes_of_experts(cfg))
+    native, recipes = cfg.precision.executor == "native", recipes_of_experts(cfg)
+    return not _odd_widths(cfg) and all(takes_grouped_experts(recipe) and not (recipe.format == "nvfp4" and native) for recipe in recipes)
 
 
 def _odd_widths(cfg: Config) -> dict[str, int]:

@@ -156,7 +156,7 @@ def kept_weight_operands(cfg: Config, layer: Layer, linear: BlockLinear) -> int:
     recipe = layer.recipes.get(linear.name)
     if recipe is None or expected_executor(cfg, recipe) != "emulated" or not keeps_quantized_weights(cfg):
         return 0
-    return 0 if ".experts." in linear.name and has_grouped_experts(cfg) else recipe.weight_operands
+    return recipe.weight_operands
 
 
 def operand_bytes(cfg: Config, recipe: Recipe | None) -> float:

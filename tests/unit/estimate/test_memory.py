@@ -121,12 +121,13 @@ def test_quantised_weights_of_emulation_are_counted_where_they_are_kept(override
     assert memory.peak == memory.states.total + kept + memory.activations + memory.temporary + WORKSPACE
 
 
-def test_experts_keep_quantised_weights_where_they_run_one_by_one():
-    grouped, alone = (
-        estimate_memory(measured("ngpt_hybrid_1p5b_nvfp4", 1, f"model.expert_impl={impl}")).quantized_weights
-        for impl in ("grouped", "sequential")
+@pytest.mark.parametrize("impl", ["grouped", "sequential"])
+def test_experts_keep_quantised_weights_however_they_run(impl):
+    everything, others = (
+        estimate_memory(measured("ngpt_hybrid_1p5b_nvfp4", 1, f"model.expert_impl={impl}", *overrides)).quantized_weights
+        for overrides in ([], ["precision.bf16_modules=['*.experts.*']"])
     )
-    assert alone - grouped == 2 * EXPERTS and grouped > 0
+    assert everything - others == 2 * EXPERTS and others > 0
 
 
 def test_the_peak_of_a_large_vocabulary_is_in_the_output_layer():

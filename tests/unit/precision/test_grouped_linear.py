@@ -11,6 +11,7 @@ from torch.nn.functional import normalize, pad
 from megatron_ext.precision import grouped
 from megatron_ext.precision.grouped import ExpertTokens, emulated_grouped_linear, grouped_linear
 from megatron_ext.precision.linear import LinearCall, emulated_linear
+from megatron_ext.precision.weights import StepWeights
 from ngpt.config import compose
 from ngpt.config.recipes import recipe_of
 from ngpt.precision import QuantizedTensor, QuantizerSpec, quantize
@@ -139,6 +140,19 @@ def test_without_a_backward_pass_the_output_is_the_same():
     with torch.no_grad():
         y = emulated_grouped_linear(x, weight, SIZES, call(recipe(*PAPER), needs_backward=False))
     assert torch.equal(y, run(emulated_grouped_linear, recipe(*PAPER))[0])
+
+
+@pytest.mark.parametrize("name", NEAREST)
+def test_weights_that_are_kept_through_a_step_change_no_bit(name):
+    results = []
+    for keeps in (False, True):
+        weights, (x, weight, dy) = StepWeights(keeps), operands(main_grad=True)
+        with weights.training_step():
+            for _ in range(2):
+                emulated_grouped_linear(x, weight, SIZES, call(recipe(*NEAREST[name]), weights=weights)).backward(dy)
+            assert (weights.operands(weight, recipe(*NEAREST[name]), torch.float32) is not None) is keeps
+        results.append([x.grad, weight.main_grad])
+    assert equal(*results)
 
 
 def test_frozen_weights_get_no_gradient_and_the_input_does():
