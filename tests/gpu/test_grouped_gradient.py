@@ -1,6 +1,5 @@
 """The kernel of the experts' weight gradients on a GPU, at the sizes of the models, against fp64."""
 
-import dataclasses
 import sys
 from itertools import accumulate
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "kernels"))
 from grouped_gradient_cases import check, make_inputs, problems_of_expert, run  # noqa: E402
 
-from ngpt.kernels.grouped_gradient import add_gradients, triton  # noqa: E402
+from ngpt.kernels.grouped_gradient import add_gradients  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -32,12 +31,6 @@ def test_64_experts(generator):
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (33, 7), (200, 72), (129, 257)])
 def test_odd_sizes_and_a_total_that_is_not_aligned(n, k, offset, generator):
     assert not check(make_inputs(UNEVEN, n, k, BF16, generator, offset), "cuda")
-
-
-@pytest.mark.parametrize(("peeled", "atomic"), [(True, True), (False, False), (True, False)])
-def test_other_tilings(peeled, atomic, generator, monkeypatch):
-    monkeypatch.setattr(triton, "TILING", dataclasses.replace(triton.TILING, peeled=peeled, atomic=atomic))
-    assert not check(make_inputs(UNEVEN, 1856, 1024, BF16, generator), "cuda")
 
 
 def test_calls_add_up(generator):

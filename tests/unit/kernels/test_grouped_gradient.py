@@ -14,7 +14,7 @@ from ngpt.kernels.grouped_gradient import add_gradients
 
 HERE = Path(__file__).parent
 SIZES = [0, 5, 0, 8, 1, 27, 0]
-SHARED_MEMORY = 232_448  # bytes of a program on an H100 or H200
+SHARED_MEMORY = 233_472  # bytes of a multiprocessor of an H100 or H200, of which each program takes 1024 more than it asks for
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_the_kernel_equals_fp64_in_the_interpreter(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}", file]
     run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 19
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 11
 
 
 def test_the_kernel_compiles(check_compilation):
@@ -72,14 +72,14 @@ def test_the_kernel_compiles(check_compilation):
     check_compilation("compile_grouped_gradient.py", "grouped_gradient")
 
 
-@pytest.mark.parametrize(("n", "k", "edges"), [(1856, 1024, (128, 256)), (1024, 1856, (256, 128))])
-def test_hopper_multiplies_from_shared_memory_without_spilling(n, k, edges):
+def test_hopper_multiplies_from_shared_memory_without_spilling():
     """Asynchronous products and copies of 16 bytes, which the compiler gives up silently where it does not know the alignment."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from compile_grouped_gradient import TILING, compiled
+    from compile_grouped_gradient import compiled
 
-    kernel = compiled(90, TILING, n, k)
-    assert TILING.tile(n, k) == edges and kernel.metadata.shared <= SHARED_MEMORY
+    kernel = compiled(90)
+    assert 2 * (kernel.metadata.shared + 1024) <= SHARED_MEMORY, "two programs do not fit on a multiprocessor"
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*, (0x\w+), ", kernel.asm["ptx"])
     assert "wgmma.mma_async" in kernel.asm["ptx"] and copies and set(copies) == {"0x10"}
-    assert "ld.local" not in kernel.asm["ptx"] and "add.v4.f32" in kernel.asm["ptx"]
+    operations = set(re.findall(r"\b(HGMMA|LDGSTS|REDG|ATOMG|LDL|STL)\b", kernel.asm["sass"]))
+    assert operations == {"HGMMA", "LDGSTS", "REDG"}, "sums are spilled, or the program waits for the total"
