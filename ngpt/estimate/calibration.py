@@ -34,7 +34,6 @@ HOST_S = {
     "gpt": {"*": (2.5e-3, 1.0e-3), "-": (1.6e-3, 1.2e-3), "E": (8.2e-3, 8.0e-3), "M": (3.1e-3, 4.9e-3)},
     "ngpt": {"*": (2.0e-3, 1.85e-3), "-": (1.5e-3, 1.75e-3), "E": (6.7e-3, 8.6e-3), "M": (2.5e-3, 5.7e-3)},
 }
-EXPERT_PRODUCT_S = 25e-6  # beside that, each product of each expert in a grouped linear: views, hooks, a weight gradient's kernel
 EMULATED_LINEAR_S = 0.07e-3  # emulated NVFP4, both ways: ngpt_1p2b_dense_nvfp4 and in BF16 on an H200, 153 and 148 ms, 80 linears
 # An expert that runs by itself, both ways: linears, activation, suv, norm. What emulation leaves of 6 ms: ngpt_hybrid_1p5b_nvfp4, 12.4 s a
 # step of 4 times 512 experts, before row kernels were launched cheaply. Without emulation it was not measured.

@@ -91,11 +91,12 @@ def _linears(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
     for linear in layer.linears:
         routed = ".experts." in linear.name
         copies = local_experts(cfg) if routed else 1
+        starts = measured.GEMM_RAMP_S * (1 if routed and has_grouped_experts(cfg) else copies)
         rows = tokens.routed / copies if routed else tokens.inner
         recipe = layer.recipes.get(linear.name)
         sizes = (rows, linear.in_features, linear.out_features)
-        forward += copies * _product(cfg, *sizes, weight_gradient=False, recipe=recipe)
-        backward += copies * sum(_product(cfg, *sizes, weight_gradient=gradient, recipe=recipe) for gradient in (False, True))
+        forward += starts + copies * _product(cfg, *sizes, weight_gradient=False, recipe=recipe)
+        backward += 2 * starts + copies * sum(_product(cfg, *sizes, weight_gradient=gradient, recipe=recipe) for gradient in (False, True))
         if recipe is not None:
             before, after = _quantisation_bytes(cfg, layer, linear, rows)
             moved_forward, moved_backward = moved_forward + copies * before, moved_backward + copies * after
@@ -103,7 +104,7 @@ def _linears(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
 
 
 def _product(cfg: Config, rows: float, inputs: int, outputs: int, weight_gradient: bool, recipe: Recipe | None = None) -> float:
-    """Seconds of one product of `rows` tokens: the larger of its FLOPs and its bytes, and a start.
+    """Seconds of one product of `rows` tokens: the larger of its FLOPs and its bytes.
 
     A weight gradient is added to the fp32 buffer: read and written.
     """
@@ -114,7 +115,7 @@ def _product(cfg: Config, rows: float, inputs: int, outputs: int, weight_gradien
     rate = gpu.rates[dtype] * fraction
     weight = inputs * outputs * (8 if weight_gradient else size)
     moved = size * rows * (inputs + outputs) + weight
-    return max(2 * rows * inputs * outputs / rate, moved / _copy_rate(cfg)) + measured.GEMM_RAMP_S
+    return max(2 * rows * inputs * outputs / rate, moved / _copy_rate(cfg))
 
 
 def _quantisation_bytes(cfg: Config, layer: Layer, linear: BlockLinear, rows: float) -> tuple[float, float]:
@@ -215,8 +216,6 @@ def _host(cfg: Config, layer: Layer) -> tuple[Work, Work]:
     both = 0.0
     if one_by_one:
         both += local_experts(cfg) * measured.SEQUENTIAL_EXPERT_S
-    elif layer.symbol == "E":
-        both += 3 * 2 * local_experts(cfg) * measured.EXPERT_PRODUCT_S
     emulated = [name for name, recipe in layer.recipes.items() if expected_executor(cfg, recipe) == "emulated"]
     calls = [local_experts(cfg) if one_by_one and ".experts." in name else 1 for name in emulated]
     both += sum(calls) * measured.EMULATED_LINEAR_S

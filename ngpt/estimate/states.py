@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 from ngpt.config.schema import Config
 from ngpt.config.sizes import expert_tensor_size, padded_vocab_size
 from ngpt.estimate.counts import has_gated_norm, mixer_numbers
-from ngpt.estimate.layout import Chunk, Layer, dense_data_parallel_size, expert_data_parallel_size, local_experts
+from ngpt.estimate.layout import Chunk, Layer, dense_data_parallel_size, expert_data_parallel_size, has_grouped_experts, local_experts
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def layer_parameters(cfg: Config, layer: Layer) -> RankParameters:
     parts = RankParameters(
         dense=sum(linear.in_features * linear.out_features for linear in whole),
         experts=experts * sum(linear.in_features * linear.out_features for linear in routed),
-        tensors=len(whole) + experts * len(routed),
+        tensors=len(whole) + (1 if has_grouped_experts(cfg) else experts) * len(routed),
     )
     if ngpt:  # alpha; sqk; suv or mixer_in_scale
         parts += RankParameters(dense_scales=hidden, replicated=hidden, tensors=1)
