@@ -161,8 +161,6 @@ def _training(cfg: Config) -> dict[str, Any]:
         calculate_per_token_loss=True,  # the loss is a mean over the step's tokens, also where a mask makes micro-batches unequal
         rerun_mode="disabled",
         check_for_nan_in_loss_and_grad=False,  # a pass over every bucket; the norm by which gradients are clipped shows it, too
-        manual_gc=True,  # ranks wait for each other: garbage is collected by all of them at once
-        manual_gc_interval=100,
         dataloader_type="external",
         num_workers=cfg.data.num_workers,
         data_cache_path=cfg.data.cache_dir,

@@ -294,9 +294,14 @@ def check_graphs(cfg: Config) -> Iterator[ConfigError]:
         if value == "full_iteration" and cfg.train.on_spike != "note":
             rule = f"The host sees no losses of a replayed graph, and train.on_spike={cfg.train.on_spike} judges them"
             yield ConfigError(path, value, rule, "Remove it, or set train.on_spike=note")
-        if "E" in cfg.model.layer_pattern and (value == "full_iteration" or not cfg.megatron.get("cuda_graph_modules")):
+        modules = cfg.megatron.get("cuda_graph_modules") or []
+        if "E" in cfg.model.layer_pattern and (value == "full_iteration" or not modules):
             rule = "The host reads how many tokens each expert gets, so E layers cannot be captured"
             yield ConfigError(path, value, rule, "Remove it, or capture other layers: megatron.cuda_graph_modules=[attn,mamba]")
+        if {"moe_router", "moe_preprocess"} & set(modules) and not cfg.megatron.get("moe_permute_fusion"):
+            rule = "Without megatron.moe_permute_fusion the host reads the router's counts while it is captured, which ends the process"
+            way_out = "Set megatron.moe_permute_fusion=true, or megatron.cuda_graph_modules=[attn,mamba]"
+            yield ConfigError("megatron.cuda_graph_modules", modules, rule, way_out)
 
 
 def _divisors(size: int) -> str:

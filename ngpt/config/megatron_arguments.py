@@ -65,6 +65,9 @@ ALLOWED = {
     "memory_snapshot_path": _TEXT,
     **dict.fromkeys("wandb_project wandb_exp_name wandb_save_dir wandb_entity".split(), _TEXT),
     # The host, memory and communication of a rank.
+    "manual_gc": _FLAG,
+    "manual_gc_interval": _COUNT_OR_ZERO,
+    "manual_gc_eval": _FLAG,
     "empty_unused_memory_level": _one_of(0, 1, 2),
     "train_sync_interval": _COUNT,
     "num_dataset_builder_threads": _COUNT,
@@ -86,9 +89,6 @@ ALLOWED = {
     "enable_cuda_graph": _FLAG,
     "external_cuda_graph": _FLAG,
     # Set by this project, and free to be set otherwise.
-    "manual_gc": _FLAG,
-    "manual_gc_interval": _COUNT_OR_ZERO,
-    "manual_gc_eval": _FLAG,
     "attention_softmax_in_fp32": _FLAG,
     "check_for_nan_in_loss_and_grad": _FLAG,
     # Not the model: which batches a resumed run skips, and whose schedule it follows.

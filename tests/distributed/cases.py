@@ -55,7 +55,7 @@ ALLOWED = [
     for word in """
     log_params_norm=true log_throughput=true log_progress=true
     log_validation_ppl_to_tensorboard=true log_num_zeros_in_grad=true log_world_size_to_tensorboard=true barrier_with_L1_time=false
-    timing_log_level=2 timing_log_option=all logging_level=30 manual_gc=false manual_gc_interval=1 manual_gc_eval=false
+    timing_log_level=2 timing_log_option=all logging_level=30 manual_gc=true manual_gc_interval=1 manual_gc_eval=false
     empty_unused_memory_level=2 train_sync_interval=1 num_dataset_builder_threads=2
     align_grad_reduce=false align_param_gather=false distributed_timeout_minutes=7 te_rng_tracker=true
     cuda_graph_impl=none iterations_to_skip=[] check_for_nan_in_loss_and_grad=true attention_softmax_in_fp32=true

@@ -258,6 +258,7 @@ TEXT = ["data.mock=false", "data.train=[{path: x}]", "data.valid=[{path: x}]"]
         ([GRAPHS, "experiment=ngpt_hybrid_tiny"], "how many tokens each expert gets"),
         (["megatron.cuda_graph_impl=full_iteration", "megatron.cuda_graph_modules=[attn]", "experiment=ngpt_hybrid_tiny"], "expert"),
         (["megatron.cuda_graph_impl=full_iteration", "train.on_spike=skip"], "train.on_spike=skip"),
+        ([GRAPHS, "megatron.cuda_graph_modules=[attn,moe_router]", "experiment=ngpt_hybrid_tiny"], "moe_permute_fusion"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -273,6 +274,7 @@ def test_what_the_host_decides_at_each_step_is_not_captured(words: list[str], ru
         ["experiment=ngpt_tiny", GRAPHS, "precision=bf16"],
         ["experiment=ngpt_tiny", "megatron.cuda_graph_impl=none", "precision=nvfp4_paper"],
         ["experiment=ngpt_hybrid_tiny", GRAPHS, "megatron.cuda_graph_modules=[attn,mamba]"],
+        ["experiment=ngpt_hybrid_tiny", GRAPHS, "megatron.cuda_graph_modules=[attn,mamba,moe_router]", "megatron.moe_permute_fusion=true"],
     ],
     ids=str,
 )

@@ -2,8 +2,8 @@
 
 import pytest
 
-from megatron_ext.training.bridge import megatron_arguments, to_argv
-from ngpt.config import ConfigError, compose
+from megatron_ext.training.bridge import to_argv
+from ngpt.config import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -23,13 +23,3 @@ def test_is_refused_by_name(name, value, rule):
 
 def test_others_reach_the_parser():
     assert to_argv({"cuda_graph_impl": "local", "manual_gc_interval": 5}) == ["--cuda-graph-impl=local", "--manual-gc-interval=5"]
-
-
-def test_what_the_project_sets_otherwise_than_megatron_can_be_set_back():
-    def told(*words: str) -> list[str]:
-        return to_argv(megatron_arguments(compose(["experiment=ngpt_tiny", *words]), "local"))
-
-    collects, unchecked = {"--manual-gc", "--manual-gc-interval=100"}, "--no-check-for-nan-in-loss-and-grad"
-    assert collects | {unchecked} <= set(told())
-    set_back = told("megatron.manual_gc=false", "megatron.check_for_nan_in_loss_and_grad=true")
-    assert not {"--manual-gc", unchecked} & set(set_back)
