@@ -81,10 +81,11 @@ def block_linears(cfg: Config) -> list[BlockLinear]:
     layers += [
         (f"mtp.{depth}.layers.{index}", symbol, None) for depth, part in enumerate(pattern.depths) for index, symbol in enumerate(part)
     ]
+    kinds = {symbol: list(_LINEARS[symbol](cfg)) for symbol in set(pattern.layers)}
     return [
         BlockLinear(f"{layer}.{path}", symbol, block_index, inputs, outputs, reads_stream)
         for layer, symbol, block_index in layers
-        for path, inputs, outputs, reads_stream in _LINEARS[symbol](cfg)
+        for path, inputs, outputs, reads_stream in kinds[symbol]
     ]
 
 

@@ -18,6 +18,7 @@ from ngpt.estimate.hardware import GPUS, Gpu
 from ngpt.recipes import Recipe
 
 ASSUMED_GPU = "h100"  # where cluster.gpu does not say
+_LAYER = re.compile(r".*?layers\.\d+")  # in the name of a linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def chunks(cfg: Config) -> list[Chunk]:
     recipes = recipe_by_linear(cfg)
     by_layer: dict[str, list[BlockLinear]] = {}
     for linear in block_linears(cfg):
-        by_layer.setdefault(re.sub(r"(layers\.\d+)\..*", r"\1", linear.name), []).append(linear)
+        by_layer.setdefault(_LAYER.findall(linear.name)[0], []).append(linear)
     kinds: dict[tuple, Layer] = {}
     layers = []
     for linears in map(tuple, by_layer.values()):

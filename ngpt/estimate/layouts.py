@@ -103,8 +103,10 @@ def propose_layouts(cfg: Config, gpus: int | None = None, replaced: Collection[s
     """
     found = Proposals(_on_cluster(cfg, world_size(cfg) if gpus is None else gpus))
     nearest: _Sized | None = None
-    for parallel in _cuts(found.base):
-        candidates = _candidates(found, parallel)
+    cuts = list(_cuts(found.base))
+    patterns = {stages: balanced_cut(found.base, stages) for stages in {_stages(parallel) for parallel in cuts}}
+    for parallel in cuts:
+        candidates = _candidates(found, parallel, patterns[_stages(parallel)])
         if not candidates:
             continue
         sized, step = _fastest(candidates)
@@ -158,11 +160,14 @@ def _cuts(base: Config) -> Iterator[ParallelConfig]:
             )
 
 
-def _candidates(found: Proposals, parallel: ParallelConfig) -> list[Config]:
+def _stages(parallel: ParallelConfig) -> int:
+    return parallel.pipeline * (parallel.virtual_pipeline or 1)
+
+
+def _candidates(found: Proposals, parallel: ParallelConfig, pattern: str) -> list[Config]:
     """The micro-batches of a cut, smallest first, if the checks accept any; else the reason is counted."""
     base = found.base
-    stages = parallel.pipeline * (parallel.virtual_pipeline or 1)
-    if stages > len(parse(base.model.layer_pattern).trunk):
+    if _stages(parallel) > len(parse(base.model.layer_pattern).trunk):
         found.rejected["layers"] += 1
         return []
     copies = world_size(base) // (parallel.tensor * parallel.pipeline * parallel.context)
@@ -170,7 +175,7 @@ def _candidates(found: Proposals, parallel: ParallelConfig) -> list[Config]:
     if not sizes:
         found.rejected["batch"] += 1
         return []
-    model = replace(base.model, layer_pattern=balanced_cut(base, stages))
+    model = replace(base.model, layer_pattern=pattern)
     candidates = [replace(base, model=model, parallel=parallel, train=replace(base.train, micro_batch_size=size)) for size in sizes]
     refusals = [_refusal(candidate) for candidate in candidates]
     if all(refusals):

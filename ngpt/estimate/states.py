@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from ngpt.config.schema import Config
 from ngpt.config.sizes import expert_tensor_size, padded_vocab_size
@@ -33,10 +33,10 @@ class RankParameters:
         return self.dense + self.dense_scales + self.experts + self.expert_scales
 
     def __add__(self, other: "RankParameters") -> "RankParameters":
-        return RankParameters(*map(operator.add, astuple(self), astuple(other)))
+        return RankParameters(*map(operator.add, vars(self).values(), vars(other).values()))
 
     def __mul__(self, number: int) -> "RankParameters":
-        return RankParameters(*(number * count for count in astuple(self)))
+        return RankParameters(*(number * count for count in vars(self).values()))
 
 
 def rank_parameters(cfg: Config, held: list[Chunk]) -> RankParameters:
