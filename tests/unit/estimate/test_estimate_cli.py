@@ -16,7 +16,7 @@ from ngpt.estimate.cli import main
 from ngpt.estimate.hardware import GPUS
 from ngpt.estimate.layouts import balanced_cut, fits, propose_layouts
 from ngpt.estimate.memory import estimate_memory
-from ngpt.estimate.report import estimate
+from ngpt.estimate.report import describe_proposals, estimate, proposals_table
 from ngpt.estimate.step_time import estimate_step
 
 EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
@@ -195,7 +195,7 @@ def test_rejections_are_counted_by_reason(capsys: pytest.CaptureFixture[str], wo
 
 
 def test_json_lists_as_many_proposals_as_asked_for(capsys: pytest.CaptureFixture[str]):
-    status, out, _ = run(capsys, *SMALL_HYBRID, "--fit", "--top", "3", "--json")
+    status, out, _ = run(capsys, "experiment=gpt_1p2b_dense_bf16", "cluster=h100_8", "--fit", "--top", "3", "--json")
     assert status == 0
     values = json.loads(out)
     assert len(values["layouts"]) == 3
@@ -204,12 +204,12 @@ def test_json_lists_as_many_proposals_as_asked_for(capsys: pytest.CaptureFixture
     assert set(values["layouts"][0]) == {"overrides", "peak_bytes", "step_s", "tokens_per_second"}
 
 
-def test_words_in_json_are_arguments_and_in_the_table_a_shell_s(capsys: pytest.CaptureFixture[str]):
+def test_words_in_json_are_arguments_and_in_the_table_a_shell_s():
     """A cut pattern and a list need quotes in a shell, and are refused with them as arguments."""
     large = [*SMALL_HYBRID, "model.num_experts=128"]
-    words = [*large, "--fit", "8", "--top", "200"]
-    layouts = json.loads(run(capsys, *words, "--json")[1])["layouts"]
-    lines = run(capsys, *words)[1].splitlines()[1:]
+    found = propose_layouts(compose(large), 8)
+    layouts = describe_proposals(found, 200)["layouts"]
+    lines = proposals_table(found, 200, None).splitlines()[1:]
     assert [shlex.split(line.split(" GiB  ")[1]) for line in lines] == [layout["overrides"] for layout in layouts]
     cut = next(layout for layout in layouts if any("|" in word for word in layout["overrides"]))
     recomputed = next(layout for layout in layouts if any("recompute_modules=[moe]" in word for word in layout["overrides"]))
@@ -221,7 +221,7 @@ def test_words_in_json_are_arguments_and_in_the_table_a_shell_s(capsys: pytest.C
 @pytest.mark.parametrize(
     "words",
     [
-        ["experiment=ngpt_hybrid_3b30b_bf16", "cluster=h100_1"],  # 8 expert-parallel ranks on one process
+        ["experiment=ngpt_hybrid_1p5b_bf16", "cluster=h100_1", "parallel.expert=8"],  # 8 expert-parallel ranks on one process
         ["experiment=ngpt_1p2b_dense_bf16", "cluster=h100_8", "parallel.tensor=3"],
         ["experiment=ngpt_1p2b_dense_bf16", "cluster=h100_1", "parallel.tensor=2", "parallel.sequence_parallel=false"],
         ["experiment=ngpt_1p2b_dense_bf16", "cluster=h100_1", "parallel.pipeline=2", "model.layer_pattern=*-*-*-*-|*-*-*-*-*-*-*-*-"],
