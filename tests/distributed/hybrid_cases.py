@@ -101,11 +101,11 @@ TWO_PROCESSES = [
     _resharded("pp2", "ep2", EP2, OVERLAP, SEQUENTIAL),
     _like("ep2_hybrid_bf16", "hybrid", EP2, BF16, BUCKETS),
     _deep("vpp2_deep", PP2, DEEP_CHUNKS, probe_layers=True),
-    _deep("tp2_deep_nvfp4", TP2, NVFP4, NEAREST, FIRST, probe_padding=True),
+    _deep("tp2_deep_nvfp4", TP2, NVFP4, NEAREST, FIRST),
     _deep("cp2_ep2_deep", CP2, EP2, probe_layers=True),
     _starved("ep2_starved", EP2),
     _starved("ep2_starved_nvfp4", EP2, NVFP4),
-    _deep("ep2_deep_nvfp4", EP2, NVFP4, NEAREST, FIRST, probe_padding=True),
+    _deep("ep2_deep_nvfp4", EP2, SEQUENTIAL, NVFP4, NEAREST, FIRST, probe_padding=True),
 ]
 FOUR_PROCESSES = [
     _like("tp2_ep2_hybrid", "hybrid", TP2, EP2, WHOLE_EXPERTS, OVERLAP, ["parallel.shared_expert_overlap=true"], FOUR),

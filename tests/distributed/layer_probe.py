@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from megatron_ext.layers import experts
-from megatron_ext.precision.executors import Quantizable
+from megatron_ext.precision.executors import Quantizable, QuantizableGrouped
 from megatron_ext.precision.policy import linears_of
 
 LENGTH = 32  # tokens of the whole sequence
@@ -55,17 +55,19 @@ def operand_norms(chunks: list) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
 
     def measure(name: str, linear: Quantizable) -> None:
-        weight = linear.weight.double().norm(dim=linear.weight.unit_dim)
+        matrices = linear.weight.view(linear.num_matrices, -1, linear.weight.size(1))
+        weight = matrices.double().norm(dim=1 + linear.weight.unit_dim)
         worst = found.setdefault(name, [0.0, 0.0])
         worst[1] = max(worst[1], (weight - 1).abs().max().item())
+        splits_rows = linear.cut_dim == 0 if isinstance(linear, QuantizableGrouped) else linear.splits_rows
 
-        def watch(linear: Quantizable, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        def watch(linear: Quantizable, x: Tensor, *sizes: list[int]) -> tuple[Tensor, Tensor | None]:
             squares = x.double().square().sum(-1)
-            if not linear.splits_rows:
+            if not splits_rows:
                 dist.all_reduce(squares, group=linear.feature_group)
             norms = squares[squares > 0].sqrt()  # zeros fill up experts' tokens
-            worst[0] = max(worst[0], (norms - 1).abs().max().item())
-            return linear.forward_in_backend(x)
+            worst[0] = max(worst[0], (norms - 1).abs().max().item() if len(norms) else 0.0)
+            return linear.forward_in_backend(x, *sizes)
 
         linear.executor = watch
 
@@ -80,7 +82,7 @@ def operand_norms(chunks: list) -> dict[str, list[float]]:
 
 
 def padding_effects(chunks: list) -> list[dict]:
-    """For each expert layer of a quantised model, what filling up experts' tokens further than to whole blocks changes.
+    """For each layer of experts one by one in a quantised model, what filling up their tokens further than to whole blocks changes.
 
     Returns:
         {"filled": rows of zeros that the linears got, first as trained, then with more, "changes": of the layer's output, its input's
