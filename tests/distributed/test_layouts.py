@@ -11,7 +11,8 @@ from cases import MODELS
 LOSS, GRAD_NORM = 4 * 2**-23, 8 * 2**-23  # relative, in units of fp32's last place
 BF16_LOSS, BF16_GRAD_NORM = 2e-4, 1e-2
 FP32_LAYOUTS = [
-    *((f"{layout}_{model}", f"one_{model}") for layout in ("tp2", "pp2", "dp2") for model in MODELS),
+    *((f"{layout}_{model}", f"one_{model}") for layout in ("tp2", "pp2") for model in MODELS),
+    *((f"dp2_{model}", f"one_{model}") for model in ("plain", "gated")),
     *((f"cp2_{model}", f"one_{model}") for model in ("plain", "control")),
     ("vpp2_plain", "one_plain"),
     ("vpp2_gated", "one_gated"),
@@ -21,7 +22,6 @@ FP32_LAYOUTS = [
     ("dp2_overlap", "one_plain"),
     ("dp2_padded", "one_plain"),
     ("dp2_whole_masters", "one_plain"),
-    ("one_whole_masters", "one_plain"),
     ("dp2_fp32_from_rounded", "fp32_from_rounded"),
     ("tp2_pp2_plain", "one_plain"),
 ]
