@@ -82,6 +82,7 @@ TWO_PROCESSES = [
     _like("dp2_hybrid", "hybrid", DP2),
     _like("tp2_hybrid_gated_whole_experts", "hybrid_gated", TP2, WHOLE_EXPERTS),
     _like("tp2_hybrid_nvfp4", "hybrid", TP2, WHOLE_EXPERTS, NVFP4, NEAREST, FIRST),
+    _like("ep2_hybrid_nvfp4", "hybrid", EP2, NVFP4, NEAREST, FIRST),
     _like("pp2_hybrid_nvfp4", "hybrid", PP2, CUT, NVFP4, NEAREST),
     _like("cp2_hybrid_nvfp4", "hybrid", CP2, NVFP4, NEAREST, FIRST),
     _like("cp2_hybrid", "hybrid", CP2),

@@ -153,7 +153,7 @@ def test_resharded_resume_continues_the_same_run(results, change):
         assert row["learning_rate"] == other["learning_rate"]
 
 
-@pytest.mark.parametrize("layout", ["tp2_hybrid_nvfp4", "cp2_hybrid_nvfp4", "tp2_deep_nvfp4", "ep2_deep_nvfp4"])
+@pytest.mark.parametrize("layout", ["tp2_hybrid_nvfp4", "ep2_hybrid_nvfp4", "cp2_hybrid_nvfp4", "tp2_deep_nvfp4", "ep2_deep_nvfp4"])
 def test_quantised_experts_and_mixers_are_the_same_in_every_layout(results, layout):
     """The first step: from the second on, a value that rounds another way sends tokens to other experts."""
     model = layout.split("_")[1]
