@@ -68,6 +68,7 @@ class _StackedLinear(nn.Module):
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         """Each expert's matrix is a slice of one tensor [all experts, out, in]. Experts that run one by one also ask for an extra state."""
+        assert not (metadata or {}).get("singleton_local_shards"), "experts are slices of one tensor"
         halves, key, groups = 2 if self.splits_halves else 1, f"{prefix}weight", self.groups
         state = {key: slice_by_expert(key, self.weight, self.num_matrices, groups, sharded_offsets, self.cut_dim, halves)}
         replica_id = (0, groups.expt_tp.rank(), groups.expt_dp.rank())

@@ -23,7 +23,7 @@ class PluginModelConfig(HybridModelConfig):
 
     Attributes:
         options: the model of our config; `vocab_size` is the vocabulary before padding.
-        grouped_experts: run the experts of a layer through Transformer Engine's grouped linears.
+        grouped_experts: all experts of a rank in one grouped product.
         on_built: called with the wrapped model chunks of this rank once they exist.
     """
 

@@ -40,7 +40,7 @@ def worst_norm_deviation(parameters: list[tuple[str, nn.Parameter, object]]) -> 
                 whole[piece] = param.detach().flatten()[piece] if master is None else master.detach()
             dist.all_reduce(whole, group=buffer.data_parallel_group)
         rows, cols = param.size(0) // param.num_matrices, param.size(1)
-        norms = whole.view(-1, rows, cols).double().square().sum(1 + param.unit_dim).sqrt()
+        norms = torch.linalg.vector_norm(whole.view(-1, rows, cols), dim=1 + param.unit_dim, dtype=torch.float64)
         deviation = (norms - 1).abs().max().item()
         if math.isnan(deviation):
             deviation = math.inf  # compares, also in an all-reduce over ranks

@@ -1,7 +1,7 @@
 """The linears of all experts of a rank in one call: `grouped_linear` in high precision, `emulated_grouped_linear` with NVFP4 operands,
 which is `emulated_linear` of each expert, in a few launches.
 
-In both, torch's grouped product multiplies every token with its expert's matrix; where the tokens of an expert end is read on the device.
+In both, torch's grouped product multiplies every token with its expert's matrix; in BF16, where an expert's tokens end is read on the GPU.
 
 Emulated, every expert's tokens are filled up with zeros to whole blocks, so that no block crosses experts and all tokens are quantised at
 once; so are all weights. The scales of input and weight are constant. Where that of grad_output follows its amax, it follows each expert's
@@ -97,7 +97,7 @@ class _GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, tokens: ExpertTokens) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.tokens, ctx.main_grad = tokens, getattr(weight, "main_grad", None)
         return multiply_grouped(x, _matrices(weight, tokens).transpose(1, 2), tokens.ends, x.dtype)
 
@@ -107,7 +107,7 @@ class _GroupedLinear(torch.autograd.Function):
         tokens, grad = ctx.tokens, grad.contiguous()
         grad_x, grad_weight = None, None
         if ctx.needs_input_grad[0]:
-            grad_x = multiply_grouped(grad, _matrices(weight, tokens), tokens.ends, x.dtype)
+            grad_x = multiply_grouped(grad, _matrices(weight, tokens), tokens.ends, grad.dtype)
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(grad, x, tokens, weight, ctx.main_grad)
         return grad_x, grad_weight, None

@@ -112,7 +112,7 @@ def apply_recipes(chunks: Iterable[nn.Module], cfg: Config, executors: dict[Reci
             te_recipes.prepare(linear)
             linear.executor = NativeExecutor(state, native[recipe])
         elif isinstance(linear, QuantizableGrouped):
-            assert takes_grouped_experts(recipe), f"{name}: {recipe.name} has no grouped linears"
+            assert takes_grouped_experts(recipe), f"{name}: {recipe.name} has no grouped product"
             linear.executor = GroupedExecutor(state, recipe, name, indices[name])
         else:
             linear.executor = EmulatedExecutor(state, recipe, name, indices[name])

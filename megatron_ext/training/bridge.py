@@ -99,14 +99,14 @@ def has_grouped_experts(cfg: Config, backend: str) -> bool:
     all experts at once.
 
     Raises:
-        ConfigError: grouped linears were asked for by name and cannot run here.
+        ConfigError: a grouped product was asked for by name and cannot run here.
     """
     impl = cfg.model.expert_impl
     if impl != "grouped":
         return impl == "auto" and can_group_experts(cfg) and not _runs_experts_natively(cfg, backend)
     if _runs_experts_natively(cfg, backend):
         formats = " and ".join(sorted({recipe.format for recipe in recipes_of_experts(cfg)}))
-        rule = f"grouped linears run in high precision or emulated, and this device has {formats} kernels"
+        rule = f"a grouped product runs in high precision or emulated, and this device has {formats} kernels"
         raise ConfigError("model.expert_impl", impl, rule, "Set model.expert_impl=auto, or precision.executor=emulated")
     return True
 
@@ -160,7 +160,7 @@ def _training(cfg: Config) -> dict[str, Any]:
         deterministic_mode=cfg.debug.deterministic,
         calculate_per_token_loss=True,  # the loss is a mean over the step's tokens, also where a mask makes micro-batches unequal
         rerun_mode="disabled",
-        check_for_nan_in_loss_and_grad=False,  # a pass over every bucket; the norm by which gradients are clipped shows it, too
+        check_for_nan_in_loss_and_grad=False,  # a pass over every bucket; the norm by which gradients are clipped shows it
         dataloader_type="external",
         num_workers=cfg.data.num_workers,
         data_cache_path=cfg.data.cache_dir,

@@ -46,7 +46,7 @@ class StepPolicy:
         self.routers = [module for module in modules if getattr(module, "expert_bias", None) is not None]
 
     def attach_optimizer(self, optimizer: Any) -> None:
-        """Called with Megatron's optimizer."""
+        """Called with Megatron's optimizer, a `ChainedOptimizer`: others take their norm elsewhere."""
         prepare_upstream, measure_upstream = optimizer.prepare_grads, optimizer.get_grad_norm
 
         def prepare_grads() -> bool:

@@ -115,7 +115,7 @@ def hybrid_lines(cfg: Config, backend: str) -> list[str]:
     parts = []
     if "E" in cfg.model.layer_pattern:
         grouped = has_grouped_experts(cfg, backend)
-        parts.append(f"experts {'in grouped linears' if grouped else 'one by one'}, tokens by {cfg.parallel.token_dispatcher}")
+        parts.append(f"experts {'in one grouped product' if grouped else 'one by one'}, tokens by {cfg.parallel.token_dispatcher}")
     if "M" in cfg.model.layer_pattern:
         parts.append(f"Mamba scan and convolution {'mamba-ssm and causal-conv1d' if on_gpu() else 'plain torch'}")
     return [f"  {', '.join(parts)}"] if parts else []

@@ -295,7 +295,7 @@ def check_graphs(cfg: Config) -> Iterator[ConfigError]:
             rule = f"The host sees no losses of a replayed graph, and train.on_spike={cfg.train.on_spike} judges them"
             yield ConfigError(path, value, rule, "Remove it, or set train.on_spike=note")
         modules = cfg.megatron.get("cuda_graph_modules") or []
-        if "E" in cfg.model.layer_pattern and (value == "full_iteration" or not modules):
+        if "E" in cfg.model.layer_pattern and (value == "full_iteration" or not modules or "moe" in modules):
             rule = "The host reads how many tokens each expert gets, so E layers cannot be captured"
             yield ConfigError(path, value, rule, "Remove it, or capture other layers: megatron.cuda_graph_modules=[attn,mamba]")
         if {"moe_router", "moe_preprocess"} & set(modules) and not cfg.megatron.get("moe_permute_fusion"):

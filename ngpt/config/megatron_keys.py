@@ -162,6 +162,7 @@ REFUSED = {
     "moe_shared_expert_gate": "its weights are not part of the model",
     "moe_expert_capacity_factor": "no token is dropped in this model",
     "use_grouped_gemm_for_shared_expert": "it bypasses the plug-in linears",
+    "delay_wgrad_compute": "experts add their weight gradients where they are made",
     "moe_enable_routing_replay": "a token's experts are sorted through the same hook",
     "moe_single_grouped_weight": "the experts of a rank are one parameter of this project wherever they run grouped",
     "mtp_use_repeated_layer": "each prediction depth has weights of its own",

@@ -111,7 +111,7 @@ class ModelConfig:
     expert_impl: str = choice(
         "auto",
         {
-            "auto": "grouped where the precision allows it",
+            "auto": "grouped where precision and widths allow it",
             "sequential": "one expert after the other",
             "grouped": "all experts of a rank in one grouped product",
         },

@@ -49,7 +49,6 @@ def shards_of(weight: Tensor, values: Tensor, start: int) -> list[MatrixShard]:
     return shards
 
 
-
 def leave_free(weight: Tensor) -> None:
     """Say that a matrix which touches the residual stream is meant to have no unit norm: nobody forgot to mark it."""
     weight.is_free = True
