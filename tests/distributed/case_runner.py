@@ -175,15 +175,15 @@ def model_norms(chunks: list) -> dict[str, float]:
         for name, param in chunk.named_parameters():
             dim = getattr(param, "unit_dim", None)
             if dim is not None:
-                norms = param.detach().double().norm(dim=dim)
+                norms = param.detach().view(param.num_matrices, -1, param.size(1)).double().norm(dim=1 + dim)
                 found[f"{index}.{name}"] = (norms - 1).abs().max().item()
     return found
 
 
 def unit_axes(chunks: list) -> dict[str, tuple[list[int], int]]:
-    """(shape, axis of unit norm) of each marked weight."""
-    named = [(name, param) for chunk in chunks for name, param in chunk.named_parameters()]
-    return {name: (list(param.shape), param.unit_dim) for name, param in named if getattr(param, "unit_dim", None) is not None}
+    """(shape of a matrix, axis of unit norm) of each marked weight."""
+    named = [(name, param) for chunk in chunks for name, param in chunk.named_parameters() if hasattr(param, "unit_dim")]
+    return {name: ([param.size(0) // param.num_matrices, param.size(1)], param.unit_dim) for name, param in named}
 
 
 def rng_fingerprints() -> dict[str, str]:
