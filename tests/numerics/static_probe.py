@@ -22,20 +22,25 @@ def main(out: str) -> None:
     import torch
     from megatron.training.training import destroy_global_state
 
-    from megatron_ext.precision.executors import EmulatedExecutor
+    from megatron_ext.precision.executors import EmulatedExecutor, GroupedExecutor
     from megatron_ext.training.run import train
     from ngpt.config import compose
 
     root, trained, looked_at = Path(out).parent, {}, {}
     train(compose([*TINY, *TRAINED, f"run.root={root}", "run.name=trained"]), 0, [lambda chunks: watch_products(chunks, trained)])
     destroy_global_state()
-    run = EmulatedExecutor.__call__
 
-    def watched(executor: EmulatedExecutor, linear, x):
-        keep(looked_at, executor.name, x, executor.recipe.input.rowwise)
-        return run(executor, linear, x)
+    def watch(kind: type) -> None:
+        run = kind.__call__
 
-    EmulatedExecutor.__call__ = watched
+        def watched(executor, linear, x, *sizes):
+            keep(looked_at, executor.name, of_one_expert(x, *sizes), executor.recipe.input.rowwise)
+            return run(executor, linear, x, *sizes)
+
+        kind.__call__ = watched
+
+    watch(EmulatedExecutor)
+    watch(GroupedExecutor)
     train(compose([*TINY, *STATIC, f"checkpoint.load={root}/trained/checkpoints", f"run.root={root}", "run.name=looked_at"]), 0)
     row = json.loads((root / "looked_at" / "metrics.jsonl").read_text())
     Path(out).write_text(json.dumps({"trained": trained, "looked_at": looked_at, "figures": row}))
@@ -44,7 +49,16 @@ def main(out: str) -> None:
 
 def watch_products(chunks: list, found: dict) -> None:
     """Keep what the matrices of a model in high precision multiply."""
+    from megatron_ext.layers import grouped
     from megatron_ext.precision.policy import linears_of
+
+    of_all_experts, stacked = grouped.grouped_linear, {}
+
+    def watched_experts(x, weight, sizes):
+        keep(found, stacked[weight], of_one_expert(x, sizes))
+        return of_all_experts(x, weight, sizes)
+
+    grouped.grouped_linear = watched_experts
 
     def watch(name: str, linear) -> None:
         product = linear._forward_impl
@@ -56,7 +70,15 @@ def watch_products(chunks: list, found: dict) -> None:
         linear._forward_impl = watched
 
     for name, linear in linears_of(chunks):
-        watch(name, linear)
+        if isinstance(linear, grouped.QuantizableGrouped):
+            stacked[linear.weight] = name
+        else:
+            watch(name, linear)
+
+
+def of_one_expert(x, sizes=None):
+    """The tokens of the first expert that has any, which the diagnostics look at; all where a linear has one matrix."""
+    return x if sizes is None else x[: next((size for size in sizes if size), 0)]
 
 
 def keep(found: dict, name: str, x, spec=None) -> None:
