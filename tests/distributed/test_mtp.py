@@ -16,8 +16,8 @@ LAYOUTS = {
 DEPTHS = {"mtp": 2, "mtp_gated": 1, "mtp_control": 1, "mtp_hybrid": 2}
 NGPT = [case.name for case in ONE_PROCESS + TWO_PROCESSES if case.model != "mtp_control" and not case.name.startswith(("seed", "resume"))]
 # 4 of attention and MLP in a pair and in each depth, embedding and head, and a projection a depth; tied embeddings are one. In the
-# hybrid 2 of attention and of each mixer, 4 experts and a shared one of 2 each in every expert layer.
-MATRICES = {"mtp": 4 * 4 + 2 + 2, "mtp_gated": 3 * 4 + 1 + 1, "mtp_hybrid": 2 + 3 * 2 + 4 * 10 + 2 + 2}
+# hybrid 2 of attention and of each mixer, the stacked experts and a shared one of 2 each in every expert layer.
+MATRICES = {"mtp": 4 * 4 + 2 + 2, "mtp_gated": 3 * 4 + 1 + 1, "mtp_hybrid": 2 + 3 * 2 + 4 * 4 + 2 + 2}
 EMBEDDING, PROJECTION = "embedding.word_embeddings.weight", "mtp.layers.0.eh_proj.weight"
 
 

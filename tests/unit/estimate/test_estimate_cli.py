@@ -206,7 +206,7 @@ def test_json_lists_as_many_proposals_as_asked_for(capsys: pytest.CaptureFixture
 
 def test_words_in_json_are_arguments_and_in_the_table_a_shell_s():
     """A cut pattern and a list need quotes in a shell, and are refused with them as arguments."""
-    large = [*SMALL_HYBRID, "model.num_experts=128"]
+    large = [*SMALL_HYBRID, "model.num_experts=384"]
     found = propose_layouts(compose(large), 8)
     layouts = describe_proposals(found, 200)["layouts"]
     lines = proposals_table(found, 200, None).splitlines()[1:]
