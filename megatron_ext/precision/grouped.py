@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
-from megatron_ext.precision.linear import LinearCall, adds_in_place, operand_dtype
+from megatron_ext.precision.linear import LinearCall, added_in_place, adds_in_place, operand_dtype
 from ngpt.kernels.grouped_gradient import add_gradients
 from ngpt.kernels.nvfp4_quantize import emulate
 from ngpt.precision.quantize import rounded_amax
@@ -228,10 +228,7 @@ def _weight_gradient(dy_TN: Tensor, x_TK: Tensor, tokens: ExpertTokens, weight: 
     in_place = adds_in_place(weight, main_grad)
     total = main_grad if in_place else torch.zeros_like(weight, dtype=torch.float32)
     add_gradients(_matrices(total, tokens), dy_TN, x_TK, tokens.ends)
-    if not in_place:
-        return total.to(weight.dtype)
-    weight.grad_added_to_main_grad = True
-    return torch.empty_like(weight)  # Megatron's hook wants a gradient to be there and does not read it
+    return added_in_place(weight) if in_place else total.to(weight.dtype)
 
 
 def _watch_forward(call: LinearCall, tokens: ExpertTokens, x_TK: Tensor, weight: Tensor) -> None:

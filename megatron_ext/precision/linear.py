@@ -155,6 +155,12 @@ def adds_in_place(weight: Tensor, main_grad: Tensor | None) -> bool:
     return main_grad is not None and main_grad.dtype == torch.float32 and hasattr(weight, "grad_added_to_main_grad")
 
 
+def added_in_place(weight: Tensor) -> Tensor:
+    """Tell Megatron so, and give its hook what it wants to be there and does not read: a gradient of weight's shape, not filled."""
+    weight.grad_added_to_main_grad = True
+    return torch.empty_like(weight)
+
+
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a b in total's dtype."""
     if a.is_cuda and a.dtype != total.dtype:
@@ -172,8 +178,7 @@ def _weight_gradient(dy: Operand, x: Operand, weight: Tensor, main_grad: Tensor 
         main_grad.addcmul_(multiply(dy.values.t(), x.values, None, torch.float32), alpha)
     else:
         add_product(main_grad, dy.values.t(), x.values)
-    weight.grad_added_to_main_grad = True
-    return torch.empty_like(weight)  # Megatron's hook wants a gradient to be there and does not read it
+    return added_in_place(weight)
 
 
 def _gather(x_MK: Tensor, group: dist.ProcessGroup, asynchronous: bool = False) -> tuple[Tensor, dist.Work | None]:

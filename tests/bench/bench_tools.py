@@ -83,3 +83,20 @@ def write_results(out: Path, operation: str, copy_bytes_per_s: float, results: l
     file = out if out.suffix == ".json" else out / f"{operation}_{today}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+class Bf16Linear(torch.autograd.Function):
+    """A linear layer in BF16 that adds its weight gradient to `main_grad`: the fastest that we can write with torch."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        ctx.main_grad = w.main_grad
+        return x @ w.t()
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        dx = dy @ w
+        torch.addmm(ctx.main_grad, dy.t(), x, out_dtype=torch.float32, out=ctx.main_grad)
+        return dx, torch.empty_like(w)

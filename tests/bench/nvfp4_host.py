@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from bench_tools import copy_bandwidth, median_seconds_in_graph, write_results
+from bench_tools import Bf16Linear, copy_bandwidth, median_seconds_in_graph, write_results
 from torch import Tensor
 
 from megatron_ext.precision.linear import LinearCall, emulated_linear
@@ -52,7 +52,7 @@ def main() -> None:
 
 def linears() -> list[tuple[str, Linear, AbstractContextManager]]:
     """(name, linear, what it is measured within)."""
-    found: list[tuple[str, Linear, AbstractContextManager]] = [("bf16", _Bf16Linear.apply, contextlib.nullcontext())]
+    found: list[tuple[str, Linear, AbstractContextManager]] = [("bf16", Bf16Linear.apply, contextlib.nullcontext())]
     for name in RECIPES:
         recipe = recipe_of(compose(["experiment=ngpt_tiny", f"precision={name}"]).precision)
         found.append((name, emulated(recipe=recipe), contextlib.nullcontext()))
@@ -67,23 +67,6 @@ def linears() -> list[tuple[str, Linear, AbstractContextManager]]:
 def emulated(**options: object) -> Linear:
     """As an executor calls it: what describes the call is made anew each time."""
     return lambda x, w: emulated_linear(x, w, LinearCall(rounding_seed=lambda: 12345, **options))
-
-
-class _Bf16Linear(torch.autograd.Function):
-    """The products alone, with the weight gradient added to Megatron's buffer."""
-
-    @staticmethod
-    def forward(ctx, x, w):
-        ctx.save_for_backward(x, w)
-        ctx.main_grad = w.main_grad
-        return x @ w.t()
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, w = ctx.saved_tensors
-        dx = dy @ w
-        torch.addmm(ctx.main_grad, dy.t(), x, out_dtype=torch.float32, out=ctx.main_grad)
-        return dx, torch.empty_like(w)
 
 
 def measure(linear: Linear, tokens: int, k: int, n: int) -> dict[str, float]:

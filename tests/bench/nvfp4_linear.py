@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from bench_tools import copy_bandwidth, environment, median_ms
+from bench_tools import Bf16Linear, copy_bandwidth, environment, median_ms
 
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from ngpt.config import compose
@@ -57,7 +57,7 @@ def compare(tokens: int, k: int, n: int) -> list[dict]:
         x.grad = w.grad = None
         forward(x, w).backward(dy)
 
-    baselines = {"cuBLAS, main_grad accumulated": _Bf16Linear.apply, "torch linear, gradient returned": torch.nn.functional.linear}
+    baselines = {"cuBLAS, main_grad accumulated": Bf16Linear.apply, "torch linear, gradient returned": torch.nn.functional.linear}
     bf16 = {name: median_ms(lambda forward=forward: both_passes(forward)) for name, forward in baselines.items()}
     best = min(bf16.values())
     for name, ms in bf16.items():
@@ -70,23 +70,6 @@ def compare(tokens: int, k: int, n: int) -> list[dict]:
     for row in rows:
         print(f"{row['shape']:>12} {row['what']:36} {row['ms']:8.3f} ms {row['over_bf16']:6.3f}x")
     return rows
-
-
-class _Bf16Linear(torch.autograd.Function):
-    """The layer in BF16 with the same accumulation: the fastest BF16 we can write with the same library."""
-
-    @staticmethod
-    def forward(ctx, x, w):
-        ctx.save_for_backward(x, w)
-        ctx.main_grad = w.main_grad
-        return x @ w.t()
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, w = ctx.saved_tensors
-        dx = dy @ w
-        torch.addmm(ctx.main_grad, dy.t(), x, out_dtype=torch.float32, out=ctx.main_grad)
-        return dx, torch.empty_like(w)
 
 
 def against_the_python_reference(tokens: int, k: int, n: int) -> dict:

@@ -1,6 +1,8 @@
 """Lets the tests of this folder, and the ones run under Triton's interpreter, share `nvfp4_cases`; what is compiled for GPUs."""
 
 import ast
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +21,20 @@ def launched_kernels(package: str) -> set[str]:
     functions = [node for node in ast.parse((KERNELS / package / "kernels.py").read_text()).body if isinstance(node, ast.FunctionDef)]
     names = {function.name for function in functions if any("triton.jit" in ast.unparse(line) for line in function.decorator_list)}
     return {f"ngpt.kernels.{package}.kernels {name}" for name in names if not name.startswith("_")}
+
+
+@pytest.fixture
+def check_in_interpreter(tmp_path) -> Callable[..., None]:
+    """Runs test files in Triton's interpreter, at least so many tests: a process of its own, since Triton decides at import."""
+
+    def check(*files: str, tests: int) -> None:
+        options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}"]
+        command = [sys.executable, "-m", "pytest", *options, *(str(HERE / file) for file in files)]
+        run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+        assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= tests
+
+    return check
 
 
 @pytest.fixture

@@ -1,10 +1,6 @@
 """The experts' weight gradients without a GPU: plain torch; the kernel in Triton's interpreter, and compiled for those it is for."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +8,6 @@ from grouped_gradient_cases import check, make_inputs
 
 from ngpt.kernels.grouped_gradient import add_gradients
 
-HERE = Path(__file__).parent
 SIZES = [0, 5, 0, 8, 1, 27, 0]
 SHARED_MEMORY = 233_472  # bytes of a multiprocessor of an H100 or H200, of which each program takes 1024 more than it asks for
 
@@ -56,14 +51,9 @@ def test_what_does_not_fit_is_refused(total, ends, message):
         add_gradients(total, torch.ones(1, 4), torch.ones(1, 2), ends)
 
 
-def test_the_kernel_equals_fp64_in_the_interpreter(tmp_path):
-    """A process of its own: Triton decides at import whether it interprets."""
+def test_the_kernel_equals_fp64_in_the_interpreter(check_in_interpreter):
     pytest.importorskip("triton", reason="Triton is not installed")
-    file = str(HERE / "interpreted_grouped_gradient.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}", file]
-    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 11
+    check_in_interpreter("interpreted_grouped_gradient.py", tests=11)
 
 
 def test_the_kernel_compiles(check_compilation):
