@@ -26,6 +26,7 @@ usage: ngpt COMMAND ...
   ngpt data   fetch | prepare | inspect ...   get text and turn it into token files
   ngpt report RUN [RUN ...] [--out DIR]       losses, scales and differences of runs as HTML and PNG
   ngpt sample RUN [--prompt TEXT] [--tokens N]
+  ngpt export RUN --out DIR [--step N] ...    write a checkpoint as a folder that Hugging Face's transformers opens
   ngpt doctor [--json]                        what works on this machine, proved by numbers
   ngpt version
 
@@ -149,6 +150,12 @@ def _sample(arguments: Sequence[str]) -> int:
     return sample(options.run, options.prompt, options.tokens)
 
 
+def _export(arguments: Sequence[str]) -> int:
+    from launch.export import main as export_main
+
+    return export_main(arguments)
+
+
 def _doctor(arguments: Sequence[str]) -> int:
     from launch.doctor import main as doctor_main
 
@@ -171,6 +178,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "data": _data,
     "report": _report,
     "sample": _sample,
+    "export": _export,
     "doctor": _doctor,
     "version": _version,
 }

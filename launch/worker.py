@@ -1,10 +1,11 @@
-"""One worker process: `python -m launch.worker PARENT train CONFIG | sample RUN ...`. Started by `ngpt`, not by hand.
+"""One worker process: `python -m launch.worker PARENT train CONFIG | sample RUN ... | export REQUEST`. Started by `ngpt`, not by hand.
 
 PARENT is the process that starts it: the worker ends with it. Imports stay cheap at the top: an asynchronous checkpoint save spawns a
 process that imports this file again.
 """
 
 import gc
+import json
 import os
 import signal
 import sys
@@ -89,6 +90,22 @@ def sample(run_dir: Path, prompt: str, tokens: int) -> int:
     return _report_errors(body)
 
 
+def export(request: str) -> int:
+    """Writes a checkpoint as a folder of Hugging Face's form.
+
+    Args:
+        request: JSON of `megatron_ext.training.export.Request`.
+    """
+
+    def body() -> None:
+        install_compat()
+        from megatron_ext.training import export as exporting
+
+        exporting.main(exporting.Request(**json.loads(request)))
+
+    return _report_errors(body)
+
+
 def _report_errors(body: Callable[[], None], record: Callable[[BaseException], None] = lambda error: None) -> int:
     """Runs `body`; an error of the user's prints as one line, any other as a traceback.
 
@@ -118,6 +135,8 @@ def main(arguments: Sequence[str]) -> int:
     end_with_parent(int(parent))
     if mode == "train":
         return train(Path(rest[0]))
+    if mode == "export":
+        return export(rest[0])
     return sample(Path(rest[0]), prompt=rest[1], tokens=int(rest[2]))
 
 

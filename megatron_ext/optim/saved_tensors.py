@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.planner import WriteItem
 
+from ngpt.checkpoint_tensors import MASTER_PREFIX
 from ngpt.optim.retraction import is_marked
-
-MASTER_PREFIX = "optimizer.state.param."  # of the distributed optimizer; without it masters are the model's fp32 weights
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 Meant for a look at what a run has learned. There is no key-value cache; serving belongs to other tools.
 """
 
-import copy
-import os
 from pathlib import Path
 
 import torch
@@ -17,11 +15,9 @@ from megatron_ext.layers.backend import choose_backend
 from megatron_ext.training.bridge import setup_megatron
 from megatron_ext.training.checkpoint_load import checked_loading
 from megatron_ext.training.run import megatron_log
-from ngpt.config import Config, ConfigError, load
-from ngpt.config.checkpoints import own_checkpoint
-from ngpt.config.pattern import without_cuts
-from ngpt.data.manifest import split_of
-from ngpt.data.tokenizers import Tokenizer, from_config, from_manifest
+from ngpt.config import Config
+from ngpt.config.one_process import on_one_process, run_checkpoint, run_config
+from ngpt.data.tokenizers import Tokenizer, run_tokenizer
 
 TEMPERATURE = 0.8
 SEED = 0
@@ -38,33 +34,15 @@ def main(run_dir: Path, prompt: str, tokens: int) -> None:
     Raises:
         ConfigError: the run has no checkpoint, or its data or tokenizer are gone.
     """
-    cfg = _on_one_process(load(Path(run_dir) / "config.yaml"))
-    inside = os.path.relpath(cfg.checkpoint.dir, cfg.run.dir)
-    if not inside.startswith(".."):  # the run's own folder, wherever it is now
-        cfg.checkpoint.dir = str(Path(run_dir) / inside)
-    cfg.run.dir = str(run_dir)
-    if own_checkpoint(cfg) is None:
-        raise ConfigError(str(cfg.checkpoint.dir), "no finished checkpoint", "sampling needs one", "Train with checkpoint.save_at_end=true")
-    tokenizer = from_config(cfg.tokenizer) if cfg.data.mock else from_manifest(split_of(cfg.data.train[0].path)[0])
+    cfg = on_one_process(run_config(run_dir))
+    run_checkpoint(cfg)
+    tokenizer = run_tokenizer(cfg)
     with megatron_log(Path(run_dir) / "logs" / "megatron-sample.log") as say:
         with checked_loading(cfg, say):
             model = load_model(cfg)
         text = generate(model, tokenizer, prompt, tokens, cfg.train.seq_length, cfg.model.vocab_size)
         say(text)
     (Path(run_dir) / "sample.txt").write_text(text, encoding="utf-8")
-
-
-def _on_one_process(cfg: Config) -> Config:
-    cfg = copy.deepcopy(cfg)
-    cfg.parallel.tensor = cfg.parallel.pipeline = cfg.parallel.context = cfg.parallel.expert = 1
-    cfg.parallel.virtual_pipeline = cfg.parallel.expert_tensor = None
-    cfg.model.layer_pattern = without_cuts(cfg.model.layer_pattern)
-    cfg.parallel.sequence_parallel = cfg.parallel.overlap_grad_reduce = cfg.parallel.overlap_param_gather = False
-    cfg.cluster.nodes = cfg.cluster.gpus_per_node = 1
-    cfg.train.micro_batch_size = cfg.train.global_batch_size = 1
-    cfg.checkpoint.resume = True
-    cfg.checkpoint.async_save = False
-    return cfg
 
 
 def load_model(cfg: Config) -> torch.nn.Module:

@@ -12,10 +12,10 @@ from typing import Protocol
 import numpy as np
 
 from ngpt.config.errors import ConfigError
-from ngpt.config.schema import TokenizerConfig
+from ngpt.config.schema import Config, TokenizerConfig
 from ngpt.config.vocabularies import FILES
 from ngpt.data.hub import Origin
-from ngpt.data.manifest import Manifest, TokenizerInfo
+from ngpt.data.manifest import Manifest, TokenizerInfo, split_of
 from ngpt.data.pieces import SentencePieceTokenizer
 from ngpt.data.vocabulary import EOD, MAX_VOCAB, cannot_encode, default_tekken, end_of_document, located, unreadable
 
@@ -250,6 +250,15 @@ def from_manifest(manifest: Manifest) -> Tokenizer:
         rule = "The manifest names another tokenizer: the vocabulary file changed since the preparation"
         raise ConfigError(str(path or manifest.folder), tokenizer.identity[:12], rule, "Restore the file, or prepare the data again")
     return tokenizer
+
+
+def run_tokenizer(cfg: Config) -> Tokenizer:
+    """The tokenizer of a run: the one that made its data.
+
+    Raises:
+        ConfigError: the data or its vocabulary file are gone.
+    """
+    return from_config(cfg.tokenizer) if cfg.data.mock else from_manifest(split_of(cfg.data.train[0].path)[0])
 
 
 def describe(tokenizer: Tokenizer, path: str | None, origin: Origin | None = None) -> TokenizerInfo:

@@ -1,0 +1,110 @@
+"""`ngpt export`: writes a folder beside its final place, compares it with the trainer, and gives it its name."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from megatron_ext.training import parity
+from megatron_ext.training.parity import Parity
+from megatron_ext.training.run import megatron_log
+from ngpt.config import Config, ConfigError
+from ngpt.config.one_process import run_checkpoint, run_config
+from ngpt.data.indexed import IndexedReader
+from ngpt.hf import export
+from ngpt.hf.card import write_card
+from ngpt.hf.targets import Target
+from ngpt.hf.weights import Written
+
+SEQUENCES, LENGTH = 4, 128  # of the text that both models read
+SEED = 0
+ROOM = 1.25  # of what two fp32 models and their logits take, so that both are held whole
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to export, where to, and how; see `ngpt export --help`."""
+
+    run_dir: str
+    out: str
+    step: int | None
+    dtype: str
+    fold_logit_scale: bool
+    remote_code: bool
+    tokenizer: bool
+    parity: str | None
+
+    @property
+    def options(self) -> export.Options:
+        return export.Options(self.dtype, self.fold_logit_scale, not self.remote_code, self.tokenizer)
+
+
+def main(request: Request) -> None:
+    """Writes the folder, or leaves none.
+
+    Raises:
+        ConfigError: the run, its checkpoint or its tokenizer cannot be exported; the folder exists; the models differ.
+    """
+    out = Path(request.out)
+    if out.exists():
+        raise ConfigError("--out", out, "It exists, and an export writes a new folder", "Name another one, or remove it")
+    cfg = run_config(Path(request.run_dir))
+    export.check_options(cfg, request.options)
+    choice = run_checkpoint(cfg, request.step)
+    text_BS = sample_text(cfg)
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with megatron_log(Path(request.run_dir) / "logs" / "megatron-export.log") as say:
+        target, written = export.write_folder(cfg, choice, request.options, partial)
+        for line in _told(choice.step, target, written):
+            say(line)
+        found = None
+        if request.parity != "none":
+            found = _compare(cfg, choice.folder, partial, text_BS, request)
+            say(str(found))
+            parity.check(found, partial)
+        told = None if found is None else found.as_dict()
+        write_card(partial, cfg, step=choice.step, dtype=request.dtype, parity=told, run_dir=cfg.run.dir, remote_code=target.remote_code)
+        partial.rename(out)
+        trust = ", trust_remote_code=True" if target.remote_code else ""
+        say(f"open it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}{trust})")
+
+
+def _told(step: int, target: Target, written: Written) -> list[str]:
+    """Lines for the person at the terminal."""
+    code = "with its own code beside it" if target.remote_code else "a class of transformers"
+    lines = [f"step {step}: {target.name}, {code}; {written.parameters:,} parameters in {written.bytes / 1e9:,.2f} GB"]
+    if written.left_out:
+        lines.append(f"note: {target.name} has no place for the prediction depths; {len(written.left_out)} of their tensors stay behind")
+    return lines
+
+
+def sample_text(cfg: Config) -> torch.Tensor:
+    """[sequences, tokens] int64 of the run's own text, validation first; random tokens for a run on mock data."""
+    length = min(LENGTH, cfg.train.seq_length)
+    count = SEQUENCES * length
+    sources = [*cfg.data.valid, *cfg.data.train]
+    if cfg.data.mock or not sources:
+        generator = torch.Generator().manual_seed(SEED)
+        return torch.randint(cfg.model.vocab_size, (SEQUENCES, length), generator=generator)
+    for source in sources:
+        tokens = IndexedReader(source.path).tokens
+        if len(tokens) >= count:
+            return torch.tensor(tokens[:count].astype("int64")).view(SEQUENCES, length)
+    rule = f"the comparison reads {count} tokens of the run's data"
+    raise ConfigError(sources[0].path, f"{len(tokens)} tokens", rule, "Export with --parity none")
+
+
+def _compare(cfg: Config, checkpoint: Path, folder: Path, text_BS: torch.Tensor, request: Request) -> Parity:
+    layers = request.parity == "layers" or (request.parity is None and not _both_fit(cfg, folder, text_BS))
+    return parity.compare(cfg, checkpoint, folder, text_BS, rounded=request.dtype == "bfloat16", layers=layers)
+
+
+def _both_fit(cfg: Config, folder: Path, text_BS: torch.Tensor) -> bool:
+    from ngpt.estimate.counts import count_parameters
+
+    needed = 2 * 4 * (count_parameters(cfg.model).total + text_BS.numel() * cfg.model.vocab_size)
+    return ROOM * needed < psutil.virtual_memory().available

@@ -1,0 +1,63 @@
+"""A training checkpoint as a folder that transformers opens: weights, config, code, tokenizer. No Megatron."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ngpt.checkpoint_tensors import CheckpointTensors
+from ngpt.checkpoints.choice import Choice
+from ngpt.config.errors import ConfigError
+from ngpt.config.schema import Config
+from ngpt.data.tokenizers import run_tokenizer
+from ngpt.hf.targets import Target, target_of
+from ngpt.hf.tokenizer import write_tokenizer
+from ngpt.hf.weights import DTYPES, Written, write_weights
+
+CODE = ("configuration_ngpt.py", "modeling_ngpt.py")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `ngpt export` was asked for; see its --help."""
+
+    dtype: str = "float32"
+    fold_logit_scale: bool = False
+    in_tree: bool = True
+    tokenizer: bool = True
+
+
+def check_options(cfg: Config, options: Options) -> None:
+    """Raises ConfigError where the model has no logit scale to fold."""
+    if options.fold_logit_scale and cfg.model.architecture != "ngpt":
+        rule = "the control's logits have no scale"
+        raise ConfigError("--fold-logit-scale", f"model.architecture={cfg.model.architecture}", rule, "Leave the option out")
+
+
+def write_folder(cfg: Config, choice: Choice, options: Options, folder: Path) -> tuple[Target, Written]:
+    """Writes everything but the model card into an empty folder.
+
+    Args:
+        cfg: of the run, resolved. choice: the checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint or the tokenizer cannot be written in this form.
+    """
+    tokenizer = run_tokenizer(cfg) if options.tokenizer else None
+    if tokenizer is not None:
+        write_tokenizer(tokenizer, folder, cfg.train.seq_length)
+    target = target_of(cfg, tokenizer and tokenizer.eod_id, options.fold_logit_scale, options.in_tree)
+    written = write_weights(
+        CheckpointTensors(choice.folder), cfg.model, target, folder, DTYPES[options.dtype], options.fold_logit_scale
+    )
+    _write_json(folder / "config.json", target.config | {"dtype": options.dtype})
+    ends = {name: target.config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    _write_json(folder / "generation_config.json", ends)
+    if target.remote_code:
+        for name in CODE:
+            shutil.copyfile(Path(__file__).parent / name, folder / name)
+    return target, written
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
