@@ -137,7 +137,7 @@ def _whole(cfg: Config, weights: Weights, folder: Path, tokens_BS: Tensor) -> Pa
 
     trainer = build_trainer(cfg)
     weights.load(trainer, lambda key: key)
-    with _outputs(trainer.decoder.layers) as trained, _trainer_choices(trainer) as chosen:
+    with _outputs(trainer.decoder.layers) as trained, _trainer_choices(trainer.decoder) as chosen:
         logits = _call(trainer, tokens_BS)[..., : cfg.model.vocab_size]
     del trainer
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
@@ -176,7 +176,7 @@ def _by_layers(cfg: Config, weights: Weights, folder: Path, tokens_BS: Tensor) -
             export.load_final_norm(model)
         trainer.decoder.layers = nn.ModuleList(all_layers[place * per_layer : (place + 1) * per_layer])
         model.model.layers = nn.ModuleList([all_layers_too[place]])
-        with _outputs([trainer.decoder if last else trainer.decoder.layers[-1]]) as out, _trainer_choices(trainer) as chosen:
+        with _outputs([trainer.decoder if last else trainer.decoder.layers[-1]]) as out, _trainer_choices(trainer.decoder) as chosen:
             trainer(None, None, None, decoder_input=h.transpose(0, 1).contiguous())
         with _outputs(model.model.layers) as out_too, _export_choices(model) as chosen_too:
             whole = model.model(inputs_embeds=h_too, use_cache=False)
