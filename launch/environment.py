@@ -20,7 +20,7 @@ REMOVED = ("NVTE_USE_FAST_MATH",)
 # Names of one setting: where the user has set the second, the first is left alone.
 OTHER_NAMES = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF", "TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE"}
 # Prefixes recorded with a run: they change speed or numerics, and name neither a host nor a user.
-RECORDED_PREFIXES = ("CUDA_", "CUBLAS_", "GLOO_", "NCCL_", "NVTE_", "OMP_", "PYTORCH_", "TORCH", "TRITON_")
+RECORDED_PREFIXES = ("CUDA_", "CUBLAS_", "GLOO_", "NCCL_", "NVTE_", "OMP_", "PYTORCH_", "TORCH", "TRITON_", "UB_")
 
 
 def current_world(environ: Mapping[str, str] = os.environ, default_port: int | None = None) -> World | None:
@@ -90,6 +90,10 @@ def _gpu_variables(config: Config) -> dict[str, str]:
     if config.model.num_experts:
         # Transformer Engine multiplies the experts of a rank by one kernel on Hopper, instead of by one each (elsewhere it ignores this).
         variables["NVTE_USE_CUTLASS_GROUPED_GEMM"] = "1"
+    if config.megatron.get("tp_comm_overlap"):
+        # Transformer Engine's buffers are reached by CUDA's IPC. Through NVLink's multicast, its default, more can go wrong than a run: a
+        # virtual machine may not be allowed to use it.
+        variables["UB_SKIPMC"] = "1"
     if config.debug.deterministic:
         variables |= {
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS repeats its sums only with a fixed workspace

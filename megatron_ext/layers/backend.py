@@ -68,11 +68,13 @@ def check_backend(cfg: Config, backend: str) -> None:
     """Refuse what this backend or this device cannot do.
 
     Raises:
-        ConfigError: what Transformer Engine's attention cannot do; CUDA graphs without CUDA.
+        ConfigError: what Transformer Engine's attention cannot do, or what it alone can; CUDA graphs without CUDA.
     """
     if backend == "transformer_engine":
         for error in transformer_engine_attention(cfg):
             raise error
+    elif cfg.megatron.get("tp_comm_overlap"):
+        raise ConfigError("megatron.tp_comm_overlap", True, "Transformer Engine overlaps them, and it does not run this model", "Remove it")
     for name, value in ({} if on_gpu() else captures(cfg.megatron)).items():
         raise ConfigError(f"megatron.{name}", value, "CUDA graphs need a CUDA GPU, and there is none here", "Remove it")
 

@@ -279,12 +279,16 @@ def check_backend_attention(cfg: Config) -> Iterator[ConfigError]:
         yield from transformer_engine_attention(cfg)
 
 
+def low_precision_formats(cfg: Config) -> set[str]:
+    """Formats in which linears of the model multiply."""
+    return {cfg.precision.format, *(recipe.format for recipe in cfg.precision.recipes.values())} - {"none"}
+
+
 def check_graphs(cfg: Config) -> Iterator[ConfigError]:
     """What the host decides at each step is not in a CUDA graph: rounding seeds, the BF16 tail, tokens of experts, documents."""
     for name, value in captures(cfg.megatron).items():
         path = f"megatron.{name}"
-        formats = {cfg.precision.format, *(recipe.format for recipe in cfg.precision.recipes.values())} - {"none"}
-        if formats:
+        if formats := low_precision_formats(cfg):
             found = " and ".join(sorted(formats))
             rule = f"A graph repeats one step's rounding seeds and keeps its format to the end; precision.format is {found}"
             yield ConfigError(path, value, rule, "Remove it, or choose precision=bf16")
@@ -302,6 +306,20 @@ def check_graphs(cfg: Config) -> Iterator[ConfigError]:
             rule = "Without megatron.moe_permute_fusion the host reads the router's counts while it is captured, which ends the process"
             way_out = "Set megatron.moe_permute_fusion=true, or megatron.cuda_graph_modules=[attn,mamba]"
             yield ConfigError("megatron.cuda_graph_modules", modules, rule, way_out)
+
+
+def check_userbuffers(cfg: Config) -> Iterator[ConfigError]:
+    """What Transformer Engine's buffers for collectives inside of products are made for."""
+    if not cfg.megatron.get("tp_comm_overlap"):
+        return
+    needs = {
+        "parallel.tensor above 1 with parallel.sequence_parallel": cfg.parallel.tensor > 1 and cfg.parallel.sequence_parallel,
+        "precision=bf16: the buffers hold BF16": cfg.precision.dtype == "bf16" and not low_precision_formats(cfg),
+        "debug.deterministic=false: Megatron does not know its order of sums": not cfg.debug.deterministic,
+        "no CUDA graphs: together they were not tried": not captures(cfg.megatron),
+    }
+    for rule in (rule for rule, holds in needs.items() if not holds):
+        yield ConfigError("megatron.tp_comm_overlap", True, f"Needs {rule}", "Remove it")
 
 
 def _divisors(size: int) -> str:
@@ -323,5 +341,6 @@ CHECKS: tuple[values.Check, ...] = (
     check_checkpoint,
     check_megatron,
     check_graphs,
+    check_userbuffers,
     check_backend_attention,
 )

@@ -79,6 +79,7 @@ ALLOWED = {
     "distributed_timeout_minutes": _COUNT,
     "nccl_communicator_config_path": _TEXT,
     "high_priority_stream_groups": _list_of(_TEXT),
+    "tp_comm_overlap": _FLAG,
     # Which of a layer's kernels runs, and how it is launched.
     "attention_backend": _one_of("flash", "fused", "unfused", "local", "auto"),
     "moe_permute_fusion": _FLAG,

@@ -68,6 +68,7 @@ def on_one_process(cfg: Config) -> Config:
     cfg.parallel.virtual_pipeline = cfg.parallel.expert_tensor = None
     cfg.model.layer_pattern = without_cuts(cfg.model.layer_pattern)
     cfg.parallel.sequence_parallel = cfg.parallel.overlap_grad_reduce = cfg.parallel.overlap_param_gather = False
+    cfg.megatron.pop("tp_comm_overlap", None)
     cfg.cluster.nodes = cfg.cluster.gpus_per_node = 1
     cfg.train.micro_batch_size = cfg.train.global_batch_size = 1
     cfg.checkpoint.resume = True

@@ -9,6 +9,7 @@
 
 Every arm trains on random tokens in a process of its own, in `--rounds` interleaved rounds; CHECKOUT runs the code of another checkout of
 this repository. Step times are those of metrics.jsonl after the first `--warm-up` steps; the first round of an arm also compiles kernels.
+`--last` leaves steps behind it out: those of a trace (`debug=profile`) that the same run takes at its end, for overlap.py.
 Copy bandwidth and a product of 8192^3 are measured at the start and at the end. Refuses to measure where tests/gpu is red, unless
 --unchecked. MFU here: tokens/s * FLOPs a token over the rate of `cluster.gpu` that metrics.jsonl counts with.
 """
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warm-up", type=int, default=3)
+    parser.add_argument("--last", type=int, help="the last step that counts")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--limit", type=float, default=200, help="seconds that a round of an arm may take")
     parser.add_argument("--unchecked", action="store_true", help="do not run tests/gpu first")
@@ -86,7 +88,8 @@ def one_round(arm: Arm, number: int, options: argparse.Namespace) -> dict:
             status = "timed out"
     metrics = options.out / "runs" / name / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
-    steps = [line for line in lines if "step_time_s" in line and line["step"] > options.warm_up]
+    last = options.last or options.steps
+    steps = [line for line in lines if "step_time_s" in line and options.warm_up < line["step"] <= last]
     if status != 0 or not steps:
         return {"status": status}
     keys = ("step_time_s", "tokens_per_second", "mfu")

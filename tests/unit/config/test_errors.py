@@ -282,6 +282,22 @@ def test_other_layers_may_be_captured(words: list[str]):
     compose(words)
 
 
+def test_collectives_inside_of_products_are_those_of_bf16_linears_under_sequence_parallelism():
+    words = ["experiment=ngpt_tiny", "precision=bf16", "parallel.tensor=2", "cluster.gpus_per_node=2", "megatron.tp_comm_overlap=true"]
+    compose(words)
+    refused = {
+        "parallel.sequence_parallel=false": "parallel.tensor above 1 with parallel.sequence_parallel",
+        "parallel.tensor=1": "parallel.tensor above 1",
+        "precision=nvfp4_paper": "precision=bf16",
+        "precision.dtype=fp32": "precision=bf16",
+        "debug.deterministic=true": "debug.deterministic=false",
+        GRAPHS: "no CUDA graphs",
+    }
+    for word, rule in refused.items():
+        with pytest.raises(ConfigError, match=f"megatron.tp_comm_overlap.*{rule}"):
+            compose([*words, word])
+
+
 def test_megatrons_own_check_of_gradients_cannot_decide_for_all_ranks():
     words = ["experiment=ngpt_tiny", "megatron.check_for_nan_in_loss_and_grad=true"]
     assert compose(words).megatron == {"check_for_nan_in_loss_and_grad": True}

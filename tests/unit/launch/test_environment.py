@@ -222,6 +222,13 @@ def test_one_hardware_queue_only_where_collectives_overlap_layers(config, cuda):
     assert "CUDA_DEVICE_MAX_CONNECTIONS" not in worker_variables(config, local_processes=1, cuda=cuda)
 
 
+def test_userbuffers_leave_multicast_alone():
+    words = ["experiment=ngpt_tiny", "precision=bf16", "parallel.tensor=2", "cluster.gpus_per_node=2"]
+    overlapping = compose([*words, "megatron.tp_comm_overlap=true"])
+    assert worker_variables(overlapping, local_processes=2, cuda=True)["UB_SKIPMC"] == "1"
+    assert "UB_SKIPMC" not in worker_variables(compose(words), local_processes=2, cuda=True)
+
+
 def test_memory_grows_in_segments_except_under_cuda_graphs(config):
     name, graphs = "PYTORCH_CUDA_ALLOC_CONF", compose(["experiment=ngpt_tiny", "megatron.cuda_graph_impl=local"])
     assert worker_variables(config, local_processes=1, cuda=True)[name] == "expandable_segments:True"

@@ -39,6 +39,13 @@ def test_no_graphs_without_cuda():
         check_backend(cfg, "local")
 
 
+def test_collectives_inside_of_products_are_transformer_engines():
+    words = ["precision=bf16", "parallel.tensor=2", "cluster.gpus_per_node=2", "megatron.tp_comm_overlap=true"]
+    check_backend(config(*words), "transformer_engine")
+    with pytest.raises(ConfigError, match="megatron.tp_comm_overlap"):
+        check_backend(config(*words), "local")
+
+
 @pytest.mark.parametrize("overrides", [[*SPLIT, "precision=fp32"], CONFINED], ids=str)
 def test_a_config_that_names_the_backend_is_refused_before_workers_start(overrides):
     with pytest.raises(ConfigError, match="Transformer Engine"):
