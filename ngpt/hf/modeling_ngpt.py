@@ -525,8 +525,8 @@ class NGPTModel(NGPTPreTrainedModel):
         if not isinstance(masks, dict):
             masks = self.create_masks_for_generate(self.config, h_BSD, attention_mask, cache, position_ids)
         if cache is not None and self.config.counter is not None:
-            nothing = h_BSD.new_empty(len(h_BSD), 1, h_BSD.shape[1], 0)
-            cache.update(nothing, nothing, self.config.counter)
+            counted_B1S1 = h_BSD.new_zeros(len(h_BSD), 1, h_BSD.shape[1], 1)
+            cache.update(counted_B1S1, counted_B1S1, self.config.counter)
         rotary = None if self.config.rope_theta is None else rotary_angles(position_ids, self.config, widen(h_BSD).dtype)
 
         for layer in self.layers:

@@ -170,6 +170,18 @@ def test_logits_and_loss_equal_those_of_the_reference(spec, attention):
         assert apart(model.float()(tokens).logits, expected) < FP32 * expected.abs().max()
 
 
+@torch.no_grad()
+def test_inputs_of_output_projections_have_unit_norm_where_fine_grained(spec):
+    """The logits cannot see it: the residual step takes the length off what a projection gives."""
+    model, norms = built(spec)[0], []
+    for name, module in model.named_modules():
+        if name.endswith(("o_proj", "down_proj", "out_proj")):
+            module.register_forward_pre_hook(lambda module, args: norms.append(args[0].norm(dim=-1)))
+    model(tokens_of(spec))
+    off = max(apart(norm, torch.ones(1)) for norm in norms)
+    assert (off < 1e-6) if spec.architecture == "ngpt" and spec.fine_grained else (off > 1e-3), off
+
+
 def test_the_scan_does_not_depend_on_how_it_is_cut():
     generator = torch.Generator().manual_seed(3)
     x, B, C = (torch.randn(2, 13, *shape, dtype=torch.float64, generator=generator) for shape in ((4, 3), (2, 5), (2, 5)))
@@ -208,9 +220,12 @@ def test_greedy_generation_follows_the_largest_logits(model):
     uncached = model.generate(tokens[:, :5], attention_mask=torch.ones(2, 5), max_new_tokens=6, use_cache=False, **options)
     assert torch.equal(uncached, tokens)
     half = model.generate(tokens[:, :5], attention_mask=torch.ones(2, 5), max_new_tokens=3, return_dict_in_generate=True, **options)
-    cache = {CACHE: getattr(half, CACHE)}  # it has not seen the newest token
-    rest = model.generate(half.sequences, attention_mask=torch.ones_like(half.sequences), max_new_tokens=3, **options, **cache)
-    assert torch.equal(rest, tokens)
+    cache = getattr(half, CACHE)
+    assert cache.get_seq_length() == 7  # it has not seen the newest token
+    options |= {CACHE: cache, "attention_mask": torch.ones_like(half.sequences), "output_logits": True, "return_dict_in_generate": True}
+    rest = model.generate(half.sequences, max_new_tokens=3, **options)
+    assert torch.equal(rest.sequences, tokens)
+    assert apart(torch.stack(rest.logits, 1), model(tokens, use_cache=False).logits[:, 7:10]) < FP32
 
 
 @torch.no_grad()
@@ -315,7 +330,9 @@ def test_gradient_checkpointing_changes_no_gradient(model):
         if enabled:
             model.gradient_checkpointing_enable()
         model.zero_grad()
-        model(tokens, labels=tokens, use_cache=enabled).loss.backward()
+        out = model(tokens, labels=tokens, use_cache=enabled)
+        assert getattr(out, CACHE) is None  # layers that run again would write to it again
+        out.loss.backward()
         found.append({name: param.grad.clone() for name, param in model.named_parameters()})
     assert len(found[0]) == len(list(model.parameters()))
     for name, grad in found[0].items():
