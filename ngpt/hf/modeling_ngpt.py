@@ -40,9 +40,6 @@ STORED = {"alpha": -0.5, "sqk": -0.5, "logit_scale": -0.5, "suv": 0.0, "in_scale
 CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(CausalLMOutputWithPast)} else "past_key_values"
 
 
-# ---- The mathematics ----
-
-
 def widen(x: Tensor) -> Tensor:
     """x in fp32, or in fp64 if it is: the arithmetic between matrix products."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -137,9 +134,6 @@ def attend(
         scores_BNST = scores_BNST + attention_mask
     weights_BNST = scores_BNST.softmax(-1).to(v_BNTK.dtype)
     return (weights_BNST @ v_BNTK).transpose(1, 2), weights_BNST
-
-
-# ---- Layers ----
 
 
 def new_scale(*shape: int) -> nn.Parameter:
@@ -399,9 +393,6 @@ class NGPTLayer(GradientCheckpointingLayer):
         if not self.config.is_ngpt:
             return h_BSD + b_BSD
         return lerp_retract(h_BSD, b_BSD, widen(self.alpha) * (self.config.alpha_init * sqrt(self.config.hidden_size)))
-
-
-# ---- Models ----
 
 
 class NGPTPreTrainedModel(PreTrainedModel):
