@@ -40,9 +40,6 @@ STORED = {"alpha": -0.5, "sqk": -0.5, "logit_scale": -0.5, "suv": 0.0, "in_scale
 CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(CausalLMOutputWithPast)} else "past_key_values"
 
 
-# ---- The mathematics ----
-
-
 def widen(x: Tensor) -> Tensor:
     """x in fp32, or in fp64 if it is: the arithmetic between matrix products."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -137,9 +134,6 @@ def attend(
         scores_BNST = scores_BNST + attention_mask
     weights_BNST = scores_BNST.softmax(-1).to(v_BNTK.dtype)
     return (weights_BNST @ v_BNTK).transpose(1, 2), weights_BNST
-
-
-# ---- Layers ----
 
 
 def new_scale(*shape: int) -> nn.Parameter:
@@ -401,9 +395,6 @@ class NGPTLayer(GradientCheckpointingLayer):
         return lerp_retract(h_BSD, b_BSD, widen(self.alpha) * (self.config.alpha_init * sqrt(self.config.hidden_size)))
 
 
-# ---- Models ----
-
-
 class NGPTPreTrainedModel(PreTrainedModel):
     config_class = NGPTConfig
     base_model_prefix = "model"
@@ -525,8 +516,8 @@ class NGPTModel(NGPTPreTrainedModel):
         if not isinstance(masks, dict):
             masks = self.create_masks_for_generate(self.config, h_BSD, attention_mask, cache, position_ids)
         if cache is not None and self.config.counter is not None:
-            nothing = h_BSD.new_empty(len(h_BSD), 1, h_BSD.shape[1], 0)
-            cache.update(nothing, nothing, self.config.counter)
+            counted_B1S1 = h_BSD.new_zeros(len(h_BSD), 1, h_BSD.shape[1], 1)
+            cache.update(counted_B1S1, counted_B1S1, self.config.counter)
         rotary = None if self.config.rope_theta is None else rotary_angles(position_ids, self.config, widen(h_BSD).dtype)
 
         for layer in self.layers:

@@ -147,6 +147,12 @@ def tokens_of(model_or_spec, batch: int = 2, length: int = 11) -> Tensor:
     return torch.randint(17, (batch, length), generator=torch.Generator().manual_seed(2))
 
 
+def states_of(cache: DynamicCache) -> list[Tensor]:
+    """Of the Mamba layers; before 5.24 layers without a state have a place for one, too."""
+    states = [layer.recurrent_states[0] for layer in cache.layers if hasattr(layer, "recurrent_states")]
+    return [state for state in states if state is not None]
+
+
 def apart(a: Tensor, b: Tensor) -> float:
     return (a.double() - b.double()).abs().max().item()
 
@@ -162,6 +168,18 @@ def test_logits_and_loss_equal_those_of_the_reference(spec, attention):
         assert apart(out.logits, expected) < EXACT * expected.abs().max()
         assert apart(out.loss, reference_loss(params, spec, tokens[:, :-1], tokens[:, 1:])) < 1e-6  # transformers' loss is fp32
         assert apart(model.float()(tokens).logits, expected) < FP32 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_inputs_of_output_projections_have_unit_norm_where_fine_grained(spec):
+    """The logits cannot see it: the residual step takes the length off what a projection gives."""
+    model, norms = built(spec)[0], []
+    for name, module in model.named_modules():
+        if name.endswith(("o_proj", "down_proj", "out_proj")):
+            module.register_forward_pre_hook(lambda module, args: norms.append(args[0].norm(dim=-1)))
+    model(tokens_of(spec))
+    off = max(apart(norm, torch.ones(1)) for norm in norms)
+    assert (off < 1e-6) if spec.architecture == "ngpt" and spec.fine_grained else (off > 1e-3), off
 
 
 def test_the_scan_does_not_depend_on_how_it_is_cut():
@@ -202,9 +220,12 @@ def test_greedy_generation_follows_the_largest_logits(model):
     uncached = model.generate(tokens[:, :5], attention_mask=torch.ones(2, 5), max_new_tokens=6, use_cache=False, **options)
     assert torch.equal(uncached, tokens)
     half = model.generate(tokens[:, :5], attention_mask=torch.ones(2, 5), max_new_tokens=3, return_dict_in_generate=True, **options)
-    cache = {CACHE: getattr(half, CACHE)}  # it has not seen the newest token
-    rest = model.generate(half.sequences, attention_mask=torch.ones_like(half.sequences), max_new_tokens=3, **options, **cache)
-    assert torch.equal(rest, tokens)
+    cache = getattr(half, CACHE)
+    assert cache.get_seq_length() == 7  # it has not seen the newest token
+    options |= {CACHE: cache, "attention_mask": torch.ones_like(half.sequences), "output_logits": True, "return_dict_in_generate": True}
+    rest = model.generate(half.sequences, max_new_tokens=3, **options)
+    assert torch.equal(rest.sequences, tokens)
+    assert apart(torch.stack(rest.logits, 1), model(tokens, use_cache=False).logits[:, 7:10]) < FP32
 
 
 @torch.no_grad()
@@ -213,6 +234,16 @@ def test_sampling_and_beams_run(model):
     options = dict(attention_mask=torch.ones_like(tokens), max_new_tokens=3, pad_token_id=0)
     assert model.generate(tokens, do_sample=True, num_return_sequences=2, **options).shape == (4, 7)
     assert model.generate(tokens, do_sample=False, num_beams=2, **options).shape == (2, 7)
+
+
+@torch.no_grad()
+def test_other_ways_to_generate_give_the_same_tokens(model):
+    tokens = tokens_of(model, length=5)
+    options = dict(attention_mask=torch.ones_like(tokens), max_new_tokens=4, pad_token_id=0, do_sample=False)
+    expected = model.generate(tokens, **options)
+    assert torch.equal(model.generate(tokens, cache_implementation="static", **options), expected)
+    assert torch.equal(model.generate(tokens, prefill_chunk_size=2, **options), expected)
+    assert torch.equal(model.generate(inputs_embeds=model.get_input_embeddings()(tokens), **options), expected[:, 5:])
 
 
 @torch.no_grad()
@@ -243,10 +274,9 @@ def test_padding_inside_a_later_chunk_leaves_the_state_alone():
     model = built(SPECS["ngpt_mamba"])[0]
     tokens, options = tokens_of(model, 1, 6), dict(use_cache=True)
     cache = getattr(model(tokens[:, :4], **options), CACHE)
-    before = [layer.recurrent_states[0].clone() for layer in cache.layers if hasattr(layer, "recurrent_states")]
+    before = [state.clone() for state in states_of(cache)]
     model(tokens[:, 4:], attention_mask=torch.tensor([[1, 1, 1, 1, 0, 0]]), past_key_values=cache, **options)
-    after = [layer.recurrent_states[0] for layer in cache.layers if hasattr(layer, "recurrent_states")]
-    assert len(before) == 2 and all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert len(before) == 2 and all(torch.equal(a, b) for a, b in zip(before, states_of(cache), strict=True))
 
 
 @torch.no_grad()
@@ -285,8 +315,8 @@ def test_scales_router_and_state_stay_fp32_in_bf16(spec, tmp_path):
     tokens = tokens_of(spec)
     out = low(tokens, use_cache=True, output_hidden_states=True)
     assert {h.dtype for h in out.hidden_states} == {torch.bfloat16} and out.logits.dtype == torch.float32
-    states = [layer.recurrent_states[0] for layer in getattr(out, CACHE).layers if hasattr(layer, "recurrent_states")]
-    assert {state.dtype for state in states} <= {torch.float32}
+    states = states_of(getattr(out, CACHE))
+    assert len(states) == (spec.pattern or "").count("M") and {state.dtype for state in states} <= {torch.float32}
     # The same rounded weights in fp32: what is left is the rounding of activations. Another choice of an expert is none of it.
     same = NGPTForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).float()(tokens).logits
     typical = (out.logits - same).abs().median() / same.abs().max()
@@ -300,7 +330,9 @@ def test_gradient_checkpointing_changes_no_gradient(model):
         if enabled:
             model.gradient_checkpointing_enable()
         model.zero_grad()
-        model(tokens, labels=tokens, use_cache=enabled).loss.backward()
+        out = model(tokens, labels=tokens, use_cache=enabled)
+        assert getattr(out, CACHE) is None  # layers that run again would write to it again
+        out.loss.backward()
         found.append({name: param.grad.clone() for name, param in model.named_parameters()})
     assert len(found[0]) == len(list(model.parameters()))
     for name, grad in found[0].items():
