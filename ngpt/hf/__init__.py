@@ -1,0 +1,1 @@
+"""Models of ours as folders that `transformers` opens: tokenizer, model card."""
