@@ -10,7 +10,6 @@ from ngpt.hf.byte_pairs import last_merge
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 UNIGRAM, BPE = 1, 2  # types of models
-UNKNOWN_PENALTY = 10.0  # both libraries: the unknown token's score is so much below the worst
 WAY_OUT = "Export the weights alone with --no-tokenizer, and put the tokenizer.model beside them"
 
 
@@ -26,8 +25,11 @@ def pieces_backend(path: Path, eod_id: int) -> Any:
     proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
     for found in _obstacles(proto):
         raise ConfigError(str(path), found, "A tokenizer.json cannot do the same, token for token", WAY_OUT)
-    model = _unigram(proto) if proto.trainer_spec.model_type == UNIGRAM else _bpe(proto, path)
-    backend = Backend(model)
+    if proto.trainer_spec.model_type == UNIGRAM:
+        backend = Backend(_unigram(proto))
+        backend.pre_tokenizer = _unknown_apart(proto)
+    else:
+        backend = Backend(_bpe(proto))
     parts = list(_normalizers(proto.normalizer_spec))
     if parts:
         from tokenizers import normalizers
@@ -59,15 +61,26 @@ def _unigram(proto: Any) -> Any:
     from tokenizers import models
 
     pieces = proto.pieces
-    worst = min((piece.score for piece in pieces if piece.type == NORMAL), default=0.0) - UNKNOWN_PENALTY
-    # Here any entry may be found in a text: those that are not for texts get scores below every other way to spell them. The unknown
-    # token's sinks with them, which changes nothing: a character has it where no piece holds this character, and then always.
-    never = 2.0 * max(len(piece.piece) for piece in pieces) * worst - 1.0
+    # Here any entry may be found in a text: those that are not for texts get scores below every other way to spell them.
+    worst = min((piece.score for piece in pieces if piece.type == NORMAL), default=0.0)
+    never = max(len(piece.piece) for piece in pieces) * min(worst, -1.0) * 2
     scores = [(piece.piece, piece.score if piece.type == NORMAL else never) for piece in pieces]
     return models.Unigram(scores, _unknown(pieces), proto.trainer_spec.byte_fallback)
 
 
-def _bpe(proto: Any, path: Path) -> Any:
+def _unknown_apart(proto: Any) -> Any:
+    """Parts a text where there are characters that no piece holds: no piece goes across them, and no name of a token that is not for texts.
+
+    Where unknown ones that follow one another are one token, they stay together.
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    known = sorted({character for piece in proto.pieces if piece.type == NORMAL for character in piece.piece})
+    listed = "".join(f"\\x{{{ord(character):x}}}" for character in known)
+    return pre_tokenizers.Split(Regex(f"[^{listed}]" + ("" if proto.trainer_spec.byte_fallback else "+")), behavior="isolated")
+
+
+def _bpe(proto: Any) -> Any:
     from tokenizers import models
 
     vocabulary = {piece.piece: i for i, piece in enumerate(proto.pieces)}
@@ -105,6 +118,8 @@ def _decoder(proto: Any) -> Any:
     parts = [decoders.Replace(unknown, proto.trainer_spec.unk_surface), decoders.Replace(SPACE, " ")]
     parts += [decoders.ByteFallback(), decoders.Fuse()]
     spec = proto.normalizer_spec
-    if spec.add_dummy_prefix or spec.remove_extra_whitespaces:
+    if spec.remove_extra_whitespaces:
+        parts.append(decoders.Strip(" ", 1 << 30, 0))  # as many as there are
+    elif spec.add_dummy_prefix:
         parts.append(decoders.Strip(" ", 1, 0))
     return decoders.Sequence(parts)

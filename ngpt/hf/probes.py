@@ -50,7 +50,7 @@ PROBES = (
     ),
 )
 TEXTS_OF = 16  # tokens of the vocabulary that make one text
-MAX_TOKENS = 1 << 18  # tokens of the vocabulary that are tried
+MAX_TOKENS = 1 << 16  # of a larger vocabulary only so many tokens are tried, evenly spread
 
 
 def texts(tokenizer: Tokenizer, backend: Any) -> Iterator[str]:
@@ -60,7 +60,7 @@ def texts(tokenizer: Tokenizer, backend: Any) -> Iterator[str]:
         yield token.content
         yield f"a {token.content}b"
     size = min(tokenizer.vocab_size, MAX_TOKENS)
-    words = [tokenizer.decode([i]) for i in range(size)]
+    words = [tokenizer.decode([i * tokenizer.vocab_size // size]) for i in range(size)]
     yield from words[:: max(1, size // 4096)]
     for stride in (1, _coprime(size)):
         for first in range(0, size, TEXTS_OF):
