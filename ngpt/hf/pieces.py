@@ -17,19 +17,15 @@ def pieces_backend(path: Path, eod_id: int) -> Any:
     """The tokenizer of a `tokenizer.model`.
 
     Raises:
-        ConfigError: The model normalises text, has pieces of its user's, or another feature that a tokenizer.json does not have.
+        ConfigError: It is no BPE, normalises text, has pieces of its user's, or another feature that a tokenizer.json does not have.
     """
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Tokenizer as Backend
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # type: ignore[attr-defined]  # made when it is imported
     for found in _obstacles(proto):
         raise ConfigError(str(path), found, "A tokenizer.json cannot do the same, token for token", WAY_OUT)
-    if proto.trainer_spec.model_type == UNIGRAM:
-        backend = Backend(_unigram(proto))
-        backend.pre_tokenizer = _unknown_apart(proto)
-    else:
-        backend = Backend(_bpe(proto))
+    backend = Backend(_bpe(proto))
     parts = list(_normalizers(proto.normalizer_spec))
     if parts:
         from tokenizers import normalizers
@@ -42,8 +38,11 @@ def pieces_backend(path: Path, eod_id: int) -> Any:
 
 def _obstacles(proto: Any) -> Iterator[str]:
     """What the tokenizers library has no exact counterpart of."""
-    if proto.trainer_spec.model_type not in (UNIGRAM, BPE):
-        yield "neither a unigram model nor a BPE"
+    if proto.trainer_spec.model_type == UNIGRAM:
+        # Of two ways to cut a text that are equally good up to rounding, the libraries may take different ones: about 1 token in 100,000.
+        yield "a unigram model: SentencePiece adds its scores in single precision, the tokenizers library in double"
+    elif proto.trainer_spec.model_type != BPE:
+        yield "a model of words or characters"
     if proto.normalizer_spec.precompiled_charsmap or proto.denormalizer_spec.precompiled_charsmap:
         yield f"a normaliser that changes characters ({proto.normalizer_spec.name or 'unnamed'})"
     if not proto.normalizer_spec.escape_whitespaces or proto.trainer_spec.treat_whitespace_as_suffix:
@@ -57,35 +56,13 @@ def _obstacles(proto: Any) -> Iterator[str]:
         yield f"pieces with {lone[0]!r}, which is none by itself"
 
 
-def _unigram(proto: Any) -> Any:
-    from tokenizers import models
-
-    pieces = proto.pieces
-    # Here any entry may be found in a text: those that are not for texts get scores below every other way to spell them.
-    worst = min((piece.score for piece in pieces if piece.type == NORMAL), default=0.0)
-    never = max(len(piece.piece) for piece in pieces) * min(worst, -1.0) * 2
-    scores = [(piece.piece, piece.score if piece.type == NORMAL else never) for piece in pieces]
-    return models.Unigram(scores, _unknown(pieces), proto.trainer_spec.byte_fallback)
-
-
-def _unknown_apart(proto: Any) -> Any:
-    """Parts a text where there are characters that no piece holds: no piece goes across them, and no name of a token that is not for texts.
-
-    Where unknown ones that follow one another are one token, they stay together.
-    """
-    from tokenizers import Regex, pre_tokenizers
-
-    known = sorted({character for piece in proto.pieces if piece.type == NORMAL for character in piece.piece})
-    listed = "".join(f"\\x{{{ord(character):x}}}" for character in known)
-    return pre_tokenizers.Split(Regex(f"[^{listed}]" + ("" if proto.trainer_spec.byte_fallback else "+")), behavior="isolated")
-
-
 def _bpe(proto: Any) -> Any:
     from tokenizers import models
 
     vocabulary = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     normal = [piece for piece in proto.pieces if piece.type == NORMAL]
-    # Of entries of one score, there the first place counts: a longer one is always joined where a shorter one was a moment ago.
+    # Entries of one score are joined by place there. Here the longer goes first, which comes to the same for runs of a character: it goes
+    # on where a shorter one was just made. `check_written` sees where it does not.
     ordered = sorted(normal, key=lambda piece: (-piece.score, -len(piece.piece)))
     ranks, before = dict[str, int](), None
     for piece in ordered:
@@ -115,7 +92,7 @@ def _decoder(proto: Any) -> Any:
     from tokenizers import decoders
 
     unknown = proto.pieces[_unknown(proto.pieces)].piece
-    parts = [decoders.Replace(unknown, proto.trainer_spec.unk_surface), decoders.Replace(SPACE, " ")]
+    parts: list[Any] = [decoders.Replace(unknown, proto.trainer_spec.unk_surface), decoders.Replace(SPACE, " ")]
     parts += [decoders.ByteFallback(), decoders.Fuse()]
     spec = proto.normalizer_spec
     if spec.remove_extra_whitespaces:

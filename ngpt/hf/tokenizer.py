@@ -74,14 +74,11 @@ def check_written(tokenizer: Tokenizer, folder: Path) -> None:
 
     backend = Backend.from_file(str(folder / FILE))
     backend.encode_special_tokens = True  # as split_special_tokens says
-    if (start := backend.encode("").ids) != [tokenizer.eod_id]:
+    if (start := backend.encode("").ids) != [tokenizer.eod_id, *(_ids(tokenizer, "") or ())]:
         raise _differs(tokenizer, folder, "", f"ids {start} as a document", f"documents start with {tokenizer.eod_id}")
     for text in texts(tokenizer, backend):
         wanted = _ids(tokenizer, text)
-        try:
-            got = backend.encode(text, add_special_tokens=False).ids
-        except Exception:  # the library knows no other
-            got = None
+        got = _theirs(backend, text)
         if got != wanted:
             raise _differs(tokenizer, folder, text, f"ids {_shown(got, wanted)}", f"training had {_shown(wanted, got)}")
         if wanted is None:
@@ -133,12 +130,16 @@ def _ranks_backend(tokenizer: TiktokenTokenizer) -> Any:
         raise ConfigError(str(tokenizer.path), "a token spelled like a special one", "Names of tokens differ in a tokenizer.json", WITHOUT)
     merges = [last_merge(token, tokenizer.ranks) for token in tokenizer.ranks if len(token) > 1]
     pairs = [(written[left], written[right]) for left, right in (merge for merge in merges if merge)]
+    try:
+        pattern = Regex(tokenizer.pattern)
+    except Exception as error:  # the library knows no other
+        raise ConfigError(str(tokenizer.path), error, "Its pattern must be one for the tokenizers library, too", WITHOUT) from error
     # ignore_merges: a match of the pattern that is a token stays whole, whatever its merges would make of it.
     backend = Backend(models.BPE(vocabulary, pairs, ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             # What the pattern does not match has no tokens in tiktoken either.
-            pre_tokenizers.Split(Regex(tokenizer.pattern), behavior="removed", invert=True),
+            pre_tokenizers.Split(pattern, behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -175,6 +176,15 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int] | None:
     try:
         return tokenizer.encode(text).tolist()
     except ConfigError:
+        return None
+
+
+def _theirs(backend: Any, text: str) -> list[int] | None:
+    try:
+        return backend.encode(text, add_special_tokens=False).ids
+    except BaseException as error:  # the library raises bare Exception, and its panics are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
         return None
 
 

@@ -30,7 +30,13 @@ LENGTH = 2048
 TEXTS = ["The norm of a row is one.\n", "Größe, naïve, 数学, 🙂 and the rest of the row.\n", "the the the norm norm norm\n"] * 20
 WORDS = ["the", "norm", "of", "row", "größe", "数学", "one", "is", "matrix", "scale", "token", "aaa", "a"]
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-EXACT = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False, "vocab_size": 340}
+EXACT = {
+    "model_type": "bpe",
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "vocab_size": 340,
+}
 
 
 def trained_file(path):
@@ -76,12 +82,10 @@ MAKE = {
     "bpe": lambda folder: HuggingFaceTokenizer(trained_file(folder / "tokenizer.json"), "b", "bpe"),
     "huggingface": lambda folder: HuggingFaceTokenizer(published_file(folder / "tokenizer.json"), "h"),
     "tiktoken": lambda folder: TiktokenTokenizer(ranks_file(folder / "tekken.json"), "t", 10 + 256 + 9),
-    "unigram": pieces,
-    "pieces_bpe": lambda folder: pieces(folder, model_type="bpe"),
+    "pieces": pieces,
     "one_space": lambda folder: pieces(folder, remove_extra_whitespaces=True),
-    "one_space_bpe": lambda folder: pieces(folder, model_type="bpe", remove_extra_whitespaces=True, add_dummy_prefix=False),
+    "no_prefix": lambda folder: pieces(folder, remove_extra_whitespaces=True, add_dummy_prefix=False),
     "unknown": lambda folder: pieces(folder, byte_fallback=False, vocab_size=100),
-    "unknown_bpe": lambda folder: pieces(folder, byte_fallback=False, vocab_size=100, model_type="bpe"),
 }
 
 
@@ -168,7 +172,7 @@ def test_opened_and_saved_again_it_is_the_same(pair, tmp_path):
 
 @pytest.mark.parametrize("model_type", ["llama", "nemotron_h", "nemotron"])
 def test_a_models_own_config_beside_it_changes_nothing(model_type, tmp_path):
-    for name in ("bytes", "tiktoken", "unigram", "pieces_bpe"):
+    for name in ("bytes", "tiktoken", "pieces"):
         folder = tmp_path / name
         folder.mkdir()
         tokenizer = MAKE[name](folder)
@@ -185,7 +189,8 @@ def test_a_models_own_config_beside_it_changes_nothing(model_type, tmp_path):
         ({"normalization_rule_name": "nmt_nfkc"}, "a normaliser that changes characters (nmt_nfkc)"),
         ({"treat_whitespace_as_suffix": True}, "spaces that are not marked before words"),
         ({"user_defined_symbols": ["<|user|>"]}, "user-defined or unused pieces ('<|user|>')"),
-        ({"model_type": "char", "byte_fallback": False}, "neither a unigram model nor a BPE"),
+        ({"model_type": "char", "byte_fallback": False}, "a model of words or characters"),
+        ({"model_type": "unigram"}, "a unigram model: SentencePiece adds its scores in single precision, the tokenizers library in double"),
     ],
 )
 def test_a_sentencepiece_model_without_a_counterpart_is_refused(options, named, tmp_path):
@@ -261,6 +266,15 @@ def test_an_end_of_document_of_any_spelling(tmp_path):
     theirs = opened(folder)
     for text in PROBES:
         same(tokenizer, theirs, text)
+
+
+def test_a_pattern_that_the_library_does_not_read_is_named(tmp_path):
+    path = ranks_file(tmp_path / "tekken.json")
+    path.write_text(path.read_text().replace(json.dumps(PATTERN), json.dumps(r"\p{gc=L}+|.")))
+    tokenizer, folder = TiktokenTokenizer(path, "t"), tmp_path / "export"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match="tekken.json: .*character property.*Its pattern must be one for the tokenizers library, too"):
+        write_tokenizer(tokenizer, folder, LENGTH)
 
 
 def test_a_token_comes_from_its_parts_by_rank():
