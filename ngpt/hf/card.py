@@ -33,7 +33,14 @@ class Row:
 
 
 def write_card(
-    folder: Path, cfg: Config, step: int, dtype: str, parity: Mapping[str, Any] | None, run_dir: Path, remote_code: bool
+    folder: Path,
+    cfg: Config,
+    step: int,
+    dtype: str,
+    parity: Mapping[str, Any] | None,
+    run_dir: Path,
+    remote_code: bool,
+    tokenizer: bool = True,
 ) -> Path:
     """Write the model card of an export.
 
@@ -45,6 +52,7 @@ def write_card(
         parity: Figures of the comparison of exported and trained model, by what they are; None: there was none.
         run_dir: The run's folder. Of its metrics.jsonl, environment.json, and of the manifests of its data, what is there is used.
         remote_code: Whether the folder holds Python code that opens it.
+        tokenizer: Whether it holds a tokenizer.
 
     Returns:
         The card's path.
@@ -65,6 +73,7 @@ def write_card(
         ngpt=ngpt,
         mamba="M" in parse(model.layer_pattern).trunk,
         remote_code=remote_code,
+        tokenizer=tokenizer,
         architecture=list(_architecture(model, trained, counts)),
         data=list(_data(cfg, _splits(cfg.data.train))),
         training=list(_training(cfg, step, summary)),

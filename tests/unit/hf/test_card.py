@@ -26,13 +26,13 @@ LAUNCH = {
 }
 
 
-def card(tmp_path, overrides=("experiment=ngpt_tiny",), step=30, parity=None, remote_code=True, dtype="torch.bfloat16", **sections):
+def card(tmp_path, overrides=("experiment=ngpt_tiny",), step=30, parity=None, remote_code=True, tokenizer=True, **sections):
     cfg = compose([*overrides, f"run.root={tmp_path}/runs"])
     for name, fields in sections.items():
         for key, value in fields.items():
             setattr(getattr(cfg, name), key, value)
     run_dir = tmp_path / "runs" / cfg.run.name
-    return write_card(tmp_path, cfg, step, dtype, parity, run_dir, remote_code).read_text(encoding="utf-8")
+    return write_card(tmp_path, cfg, step, "torch.bfloat16", parity, run_dir, remote_code, tokenizer).read_text(encoding="utf-8")
 
 
 def run_folder(tmp_path, name="ngpt_tiny"):
@@ -64,6 +64,12 @@ def test_every_row_of_every_model_says_something(experiment, remote_code, tmp_pa
     assert ("retract_()" in body) == experiment.startswith("ngpt")
     assert ("does not serve it" in body) == (experiment.startswith("ngpt_hybrid"))
     assert str(tmp_path) not in text and "/home" not in text
+
+
+def test_without_a_tokenizer_the_card_opens_none(tmp_path):
+    with_one, without = card(tmp_path), card(tmp_path, tokenizer=False)
+    assert "AutoTokenizer" in with_one and "AutoTokenizer" not in without
+    assert "The tokenizer is not in this folder." in without and "\n\n\n" not in without
 
 
 def test_results_are_those_at_the_exported_step(tmp_path):
