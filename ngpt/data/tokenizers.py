@@ -160,6 +160,11 @@ class TiktokenTokenizer:
     """A tiktoken vocabulary in JSON: Tekken's object with `config` and `vocab`.
 
     Ids are the special tokens, then the ranks, cut at `vocab_size` in all.
+
+    Attributes:
+        specials: Ids before the first rank.
+        pattern: Regular expression whose matches are encoded one by one.
+        ranks: Rank of each token: of neighbours that make one, those of the lowest rank are joined first.
     """
 
     kind = "tiktoken"
@@ -188,7 +193,7 @@ class TiktokenTokenizer:
         if not smallest <= self.vocab_size <= largest:
             rule = f"{path.name} allows {smallest} to {largest}, {self.specials} special tokens included"
             raise ConfigError("tokenizer.vocab_size", self.vocab_size, rule, "Set a size in this range, or null for the default")
-        self.eod_id = TIKTOKEN_EOD
+        self.eod_id, self.pattern, self.ranks = TIKTOKEN_EOD, pattern, ranks
         try:
             self._backend = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         except BaseException as error:
