@@ -1,5 +1,6 @@
 """`ngpt export`: writes a folder beside its final place, compares it with the trainer, and gives it its name."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from ngpt.hf.weights import Written
 
 SEQUENCES, LENGTH = 4, 128  # of the text that both models read
 SEED = 0
+RECORD = "ngpt_export.json"
 ROOM = 1.25  # of what two fp32 models and their logits take, so that both are held whole
 
 
@@ -66,8 +68,10 @@ def main(request: Request) -> None:
             found = _compare(cfg, choice.folder, partial, text_BS, request)
             say(str(found))
             parity.check(found, partial)
-        told = None if found is None else found.as_dict()
-        write_card(partial, cfg, step=choice.step, dtype=request.dtype, parity=told, run_dir=cfg.run.dir, remote_code=target.remote_code)
+        told = None if found is None else str(found)
+        write_card(partial, cfg, choice.step, request.dtype, told, Path(cfg.run.dir), target.remote_code, request.tokenizer)
+        record = {"step": choice.step, "run": cfg.run.name, "parity": None if found is None else found.as_dict()}
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         partial.rename(out)
         trust = ", trust_remote_code=True" if target.remote_code else ""
         say(f"open it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}{trust})")

@@ -71,9 +71,9 @@ class Parity:
         verdict = "agree" if self.holds else "DIFFER"
         others = f", {self.disagreeing} tokens behind another choice of experts left out" if self.disagreeing else ""
         return (
-            f"parity ({self.mode}): trainer and export {verdict} on {self.tokens} tokens{others}: logits differ by at most "
+            f"trainer and export {verdict} on {self.tokens} tokens{others} ({self.mode}, fp32): logits differ by at most "
             f"{self.logit_difference:.2e} (bound {self.bound:.1e}, largest {self.largest_logit:.2f}), "
-            f"loss {self.loss_trainer:.6f} and {self.loss_export:.6f}"
+            f"losses are {self.loss_trainer:.6f} and {self.loss_export:.6f}"
         )
 
 

@@ -37,7 +37,7 @@ def write_card(
     cfg: Config,
     step: int,
     dtype: str,
-    parity: Mapping[str, Any] | None,
+    parity: str | None,
     run_dir: Path,
     remote_code: bool,
     tokenizer: bool = True,
@@ -49,7 +49,7 @@ def write_card(
         cfg: The run's config, resolved.
         step: Of the checkpoint, in steps of the optimizer.
         dtype: Of the stored weights, as torch names it ("bfloat16").
-        parity: Figures of the comparison of exported and trained model, by what they are; None: there was none.
+        parity: What the comparison of exported and trained model found, in words; None: there was none.
         run_dir: The run's folder. Of its metrics.jsonl, environment.json, and of the manifests of its data, what is there is used.
         remote_code: Whether the folder holds Python code that opens it.
         tokenizer: Whether it holds a tokenizer.
@@ -72,6 +72,7 @@ def write_card(
         steps_said=_steps_said(cfg, step),
         ngpt=ngpt,
         mamba="M" in parse(model.layer_pattern).trunk,
+        experts="E" in parse(model.layer_pattern).trunk,
         remote_code=remote_code,
         tokenizer=tokenizer,
         architecture=list(_architecture(model, trained, counts)),
@@ -285,24 +286,11 @@ def _results_note(cfg: Config) -> str:
     return f"Losses are those that the run logged. Validation reads {sequences:,} sequences of {train.seq_length:,} tokens."
 
 
-def _export(step: int, dtype: str, parity: Mapping[str, Any] | None) -> Iterator[Row]:
+def _export(step: int, dtype: str, parity: str | None) -> Iterator[Row]:
     yield Row("Checkpoint", f"step {step:,}")
     name = dtype.removeprefix("torch.")
     yield Row("Weights", DTYPES.get(name, name))
-    if not parity:
-        yield Row("Comparison with the trained model", PARITY_NOT_RUN)
-        return
-    for label, value in parity.items():
-        if value is not None and value != "":
-            yield Row(f"Comparison: {label.replace('_', ' ')}", _figure(value))
-
-
-def _figure(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    yield Row("Comparison with the trained model", parity or PARITY_NOT_RUN)
 
 
 def _origin(run_dir: Path) -> Iterator[Row]:

@@ -108,23 +108,9 @@ def test_data_is_named_without_the_machine_and_losses_count_bytes(tmp_path):
     assert "75.0% of the blend" in blend and "`with/train`, 25.0% of the blend" in blend and "/gone" not in blend
 
 
-@pytest.mark.parametrize(
-    ("parity", "lines"),
-    [
-        (None, ["| Comparison with the trained model | not run |"]),
-        (
-            {"greedy_tokens_equal": True, "largest difference of logits": 1.25e-5, "tokens": 4096, "absent": None},
-            [
-                "| Comparison: greedy tokens equal | yes |",
-                "| Comparison: largest difference of logits | 1.25e-05 |",
-                "| Comparison: tokens | 4,096 |",
-            ],
-        ),
-    ],
-)
-def test_the_comparison_is_what_the_caller_found(parity, lines, tmp_path):
-    text = card(tmp_path, parity=parity)
-    assert [line for line in text.splitlines() if line.startswith("| Comparison")] == lines
+@pytest.mark.parametrize("parity", [None, "they agree on 512 tokens"])
+def test_the_comparison_is_what_the_caller_found(parity, tmp_path):
+    assert rows(card(tmp_path, parity=parity))["Comparison with the trained model"] == (parity or "not run")
 
 
 def test_precision_schedule_and_layout_say_what_was_run(tmp_path):
