@@ -15,6 +15,10 @@ from ngpt.config.schema import Config, ModelConfig
 
 MIXER_NORM_EPSILON = 1e-5  # of Mamba's gated norm: megatron-core 0.19.2, MambaMixer
 
+# transformers 5.24.0, NemotronHMamba2Mixer clamps its time steps from below at the config's time_step_min, which is 1e-3 by default. The
+# trainer clamps nothing, and neither does this; the logarithm of 0 would break the class's initialisation.
+NO_CLAMP = 1e-30
+
 
 @dataclass(frozen=True)
 class Target:
@@ -162,6 +166,7 @@ def _nemotron_h(model: ModelConfig, trunk: str) -> dict[str, Any]:
             n_groups=model.mamba_num_groups,
             conv_kernel=model.mamba_conv_kernel,
             chunk_size=model.mamba_chunk_size,
+            time_step_min=NO_CLAMP,
         )
     return config
 
