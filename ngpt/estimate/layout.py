@@ -160,13 +160,15 @@ def has_own_products(cfg: Config, layer: Layer, linear: BlockLinear) -> bool:
 def kept_weight_operands(cfg: Config, layer: Layer, linear: BlockLinear) -> int:
     """Quantised matrices of each weight of a linear that live through a step; 0 where every pass quantises it.
 
-    Native experts that run together keep both for the backward pass at least; Transformer Engine's own modules are not counted.
+    Native experts that run together keep both for the backward pass at least, in fp8 on Blackwell, whose products read rows or columns,
+    one; Transformer Engine's own modules are not counted.
     """
     recipe = layer.recipes.get(linear.name)
     if recipe is None:
         return 0
     if _is_native(cfg, layer, linear):
-        return 2 if ".experts." in linear.name and has_grouped_experts(cfg) else 0
+        both = 1 if recipe.format == "fp8" and "nvfp4" in gpu_of(cfg).rates else 2
+        return both if ".experts." in linear.name and has_grouped_experts(cfg) else 0
     return recipe.weight_operands if keeps_quantized_weights(cfg) else 0
 
 

@@ -50,7 +50,8 @@ def main() -> None:
     recipe = recipe_of(compose(["experiment=ngpt_hybrid_tiny", "model.moe_ffn_hidden_size=64", f"precision={options.precision}"]).precision)
     if reason := unavailable(recipe):
         sys.exit(reason)
-    if subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS), "-k", "not model and not checkpoints"]).returncode:
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS), "-k", "not model and not checkpoints"]
+    if subprocess.run(tests).returncode:
         sys.exit("Experts together are wrong here: nothing is measured.")
     k, n = map(int, options.shape.split("x"))
     print(f"{options.experts} experts of {k} x {n}: ms of the host forward, backward; elapsed forward, backward")
