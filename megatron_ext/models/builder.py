@@ -23,7 +23,7 @@ class PluginModelConfig(HybridModelConfig):
 
     Attributes:
         options: the model of our config; `vocab_size` is the vocabulary before padding.
-        grouped_experts: all experts of a rank in one grouped product.
+        grouped_experts: all experts of a rank together.
         on_built: called with the wrapped model chunks of this rank once they exist.
     """
 

@@ -122,7 +122,7 @@ def ngpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend
 
     Args:
         options: the model; `fine_grained` False is the model of arXiv 2410.01131, which does not normalise those inputs.
-        grouped_experts: all experts of a rank in one grouped product.
+        grouped_experts: all experts of a rank together.
     """
     writes, shared = (SoleWritesStream, NormalizedWritesStream) if options.fine_grained else (WritesStream, WritesStream)
     activating = partial(_activating, ACTIVATIONS[options.activation])

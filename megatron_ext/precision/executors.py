@@ -12,7 +12,7 @@ from torch import Tensor, is_grad_enabled
 from megatron_ext.precision.grouped import emulated_grouped_linear
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from megatron_ext.precision.state import PrecisionState
-from megatron_ext.precision.te_recipes import autocast
+from megatron_ext.precision.te_recipes import autocast, quantizers_of_experts
 from ngpt.recipes import Recipe
 
 
@@ -161,3 +161,18 @@ class NativeExecutor(_OfState):
     def __call__(self, linear: Quantizable, x: Tensor) -> tuple[Tensor, Tensor | None]:
         with autocast(self.te_recipe):
             return linear.forward_in_backend(x)
+
+
+class NativeGroupedExecutor(_OfState):
+    """The linears of all experts of a rank by Transformer Engine's own kernels; the module keeps weights and checkpoints."""
+
+    def __init__(self, state: PrecisionState, te_recipe):
+        from megatron_ext.precision import te_grouped  # imports Transformer Engine
+
+        self.state, self.te_grouped, self.quantizers = state, te_grouped, quantizers_of_experts(te_recipe)
+
+    def __call__(self, linear: QuantizableGrouped, x: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor | None]:
+        if x.size(0) == 0:
+            return linear.forward_in_backend(x, sizes)
+        call = self.te_grouped.GroupedCall(self.quantizers, is_grad_enabled(), self.state.weights)
+        return self.te_grouped.native_grouped_linear(x, linear.weight, sizes, call), None

@@ -86,9 +86,13 @@ class ExpertTokens:
         return torch.tensor(values, dtype=dtype, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
 
 
+def tokens_of(sizes: list[int], device: torch.device) -> ExpertTokens:
+    """Where the tokens of the present layer lie: both its linears get the same sizes, one after the other."""
+    return _tokens(tuple(sizes), device)
+
+
 @lru_cache(maxsize=1)
 def _tokens(sizes: tuple[int, ...], device: torch.device) -> ExpertTokens:
-    """Both linears of a layer get the same sizes, one after the other."""
     return ExpertTokens(list(sizes), device)
 
 
@@ -125,7 +129,7 @@ def grouped_linear(x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
     Returns:
         [tokens, N] in x's dtype, of fp32 sums.
     """
-    return _GroupedLinear.apply(x, weight, _tokens(tuple(sizes), x.device))
+    return _GroupedLinear.apply(x, weight, tokens_of(sizes, x.device))
 
 
 class _EmulatedGroupedLinear(torch.autograd.Function):
@@ -173,12 +177,12 @@ def emulated_grouped_linear(x: Tensor, weight: Tensor, sizes: list[int], call: L
         x: [tokens, K] fp32 or bf16, sorted by expert; at least one token.
         weight: [E * N, K], N and K multiples of 16. Its gradient goes to `main_grad` as `emulated_linear` says.
         sizes: tokens of each expert, 0 for some.
-        call: a recipe that `ngpt.config.precision.takes_grouped_experts`, and no groups: an expert's tokens are sent by a dispatcher.
+        call: a recipe that `ngpt.config.experts.takes_grouped_experts`, and no groups: an expert's tokens are sent by a dispatcher.
 
     Returns:
         [tokens, N] in x's dtype.
     """
-    return _EmulatedGroupedLinear.apply(x, weight, _tokens(tuple(sizes), x.device), call)
+    return _EmulatedGroupedLinear.apply(x, weight, tokens_of(sizes, x.device), call)
 
 
 def multiply_grouped(a: Tensor, b: Tensor, ends: Tensor, dtype: torch.dtype) -> Tensor:

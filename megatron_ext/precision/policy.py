@@ -9,12 +9,19 @@ from torch import nn
 
 from megatron_ext.device import on_gpu
 from megatron_ext.precision import te_recipes
-from megatron_ext.precision.executors import EmulatedExecutor, GroupedExecutor, NativeExecutor, Quantizable, QuantizableGrouped
+from megatron_ext.precision.executors import (
+    EmulatedExecutor,
+    GroupedExecutor,
+    NativeExecutor,
+    NativeGroupedExecutor,
+    Quantizable,
+    QuantizableGrouped,
+)
 from megatron_ext.precision.state import PrecisionState
 from ngpt.config import Config, ConfigError
 from ngpt.config.executor import decide_executor
+from ngpt.config.experts import takes_grouped_experts
 from ngpt.config.linears import block_linears, recipe_by_linear, recipes_in_use
-from ngpt.config.precision import takes_grouped_experts
 from ngpt.optim.retraction import is_marked
 from ngpt.recipes import Recipe
 
@@ -108,11 +115,13 @@ def apply_recipes(chunks: Iterable[nn.Module], cfg: Config, executors: dict[Reci
             continue
         recipe = wanted[name]
         check_normalized(name, linear, recipe, "precision" if recipe.name == cfg.precision.name else f"precision.recipes.{recipe.name}")
-        if recipe in native:
+        if recipe in native and isinstance(linear, QuantizableGrouped):
+            linear.executor = NativeGroupedExecutor(state, native[recipe])
+        elif recipe in native:
             te_recipes.prepare(linear)
             linear.executor = NativeExecutor(state, native[recipe])
         elif isinstance(linear, QuantizableGrouped):
-            assert takes_grouped_experts(recipe), f"{name}: {recipe.name} has no grouped product"
+            assert takes_grouped_experts(recipe, "emulated"), f"{name}: {recipe.name} has no grouped product"
             linear.executor = GroupedExecutor(state, recipe, name, indices[name])
         else:
             linear.executor = EmulatedExecutor(state, recipe, name, indices[name])

@@ -4,6 +4,7 @@ Imported only where Transformer Engine is: see te_recipes.py. File names are Tra
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -70,24 +71,39 @@ class GivenAmaxQuantizer(Quantizer):
 
     def quantize_impl(self, tensor: Tensor) -> Tensor:
         """The NVFP4 tensor in the directions asked for with `set_usage`; dimensions must be multiples of 16."""
-        self.kernels.set_usage(rowwise=self.rowwise_usage, columnwise=self.columnwise_usage)
-        self.kernels.internal, self.kernels.optimize_for_gemm = self.internal, self.optimize_for_gemm
-        # The result holds these very tensors, and clear() empties them with it (nvfp4_tensor_storage.py): new ones every time.
-        amax = self._amax(tensor)
-        quantized = tex.nvfp4_quantize_with_amax(tensor, self.kernels, amax, amax.clone())
+        (quantized,) = self._quantize([tensor], self._amax(tensor))
         if not self.internal:
             # quantize_() of the result asks its own quantiser, which would be the plain one and measure the amax.
             quantized._quantizer = self.copy()
         return quantized
 
+    def quantize_parts(self, x: Tensor, sizes: list[int]) -> list[Tensor]:
+        """`quantize_impl` of consecutive rows of x, so many in each part and some in all, with the amaxes of all parts rounded at once."""
+        if self.spec.global_amax == "static":
+            amaxes = self._static_amax(x, len(sizes))
+        else:
+            of_rows = torch.linalg.vector_norm(x, math.inf, dim=1, dtype=torch.float32)
+            amaxes = round_up_to_pow2_scale(torch.stack([rows.amax() for rows in of_rows.split(sizes)]))
+        return self._quantize(x.split(sizes), amaxes)
+
+    def _quantize(self, tensors: Sequence[Tensor], amaxes: Tensor) -> list[Tensor]:
+        self.kernels.set_usage(rowwise=self.rowwise_usage, columnwise=self.columnwise_usage)
+        self.kernels.internal, self.kernels.optimize_for_gemm = self.internal, self.optimize_for_gemm
+        # Results hold these very tensors, and clear() empties them with a result (nvfp4_tensor_storage.py): new ones every time.
+        both = zip(tensors, amaxes.split(1), amaxes.clone().split(1), strict=True)
+        return [tex.nvfp4_quantize_with_amax(tensor, self.kernels, row, column) for tensor, row, column in both]
+
     def _amax(self, tensor: Tensor) -> Tensor:
         """fp32 [1] on the tensor's device, without waiting for it."""
         if self.spec.global_amax == "static":
-            return torch.full((1,), self.spec.static_amax, dtype=torch.float32, device=tensor.device)
+            return self._static_amax(tensor, 1)
         if tensor.numel() == 0:
             return torch.zeros(1, dtype=torch.float32, device=tensor.device)
         amax = torch.linalg.vector_norm(tensor, math.inf, dtype=torch.float32)  # one pass; NaN propagates
         return round_up_to_pow2_scale(amax.view(1))
+
+    def _static_amax(self, like: Tensor, number: int) -> Tensor:
+        return torch.full((number,), self.spec.static_amax, dtype=torch.float32, device=like.device)
 
     def update_quantized(self, src: Tensor, dst: Tensor, *, noop_flag: Tensor | None = None) -> Tensor:
         """Quantise `src` into the buffers of `dst`, a tensor this quantiser made."""

@@ -1,6 +1,7 @@
 """Recipes that Transformer Engine's own kernels compute: fp8, mxfp8, and nvfp4 on Blackwell (executor "native").
 
-A linear runs natively as `with autocast(te_recipe(recipe)): linear(x)`, after `prepare(linear)` once. Transformer Engine is imported
+A linear runs natively as `with autocast(te_recipe(recipe)): linear(x)`, after `prepare(linear)` once; the linears of all experts of a rank
+run as te_grouped.py says, with `quantizers_of_experts`. Transformer Engine is imported
 inside the functions: without its CUDA libraries it does not import, and nothing else here may depend on it. Its files are named as of
 2.20.2.
 
@@ -93,6 +94,23 @@ def autocast(recipe: Any) -> AbstractContextManager:
     from transformer_engine.pytorch.quantization import autocast as te_autocast
 
     return te_autocast(enabled=True, calibrating=False, recipe=recipe, amax_reduction_group=None)
+
+
+def quantizers_of_experts(recipe: Any) -> tuple[Any, Any, Any]:
+    """Quantisers of input, weight and grad_output as a module of all experts gets them for each expert, from an object of `te_recipe`.
+
+    None of these recipes keeps a state in them (delayed scaling would), so that one serves all experts.
+    """
+    from transformer_engine.pytorch.quantization import QuantizerRole, RecipeState
+
+    found = []
+    for mode, operands in (("forward", ("input", "weight")), ("backward", ("grad_output",))):
+        roles = [QuantizerRole(module_type="grouped_linear", tensor_type=operand) for operand in operands]
+        found += RecipeState.create(recipe, mode=mode, num_quantizers=len(roles), roles=roles).make_quantizers()
+    for quantizer in found:
+        quantizer.internal = True  # results are no tensors of torch, which take longer to make
+    of_input, of_weight, of_gradient = found
+    return of_input, of_weight, of_gradient
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Quantised weights of one training step: made for its first micro-batch, multiplied in all."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class StepWeights:
 
     def __init__(self, keeps: bool):
         self.keeps = keeps
-        self._operands: dict[Tensor, tuple[Operand, Operand]] | None = None  # None outside of steps
+        self._operands: dict[Tensor, Any] | None = None  # None outside of steps
 
     @contextmanager
     def training_step(self) -> Iterator[None]:
@@ -38,16 +39,26 @@ class StepWeights:
         """The rowwise and the columnwise operand of a weight, one object where the recipe makes one matrix of both.
 
         Args:
-            weight: [..., N, K], the parameter itself: it is found again as this object.
+            weight: [..., N, K], the parameter itself.
             recipe: of its linear, the same in each call.
             dtype: of the values, the same in each call.
 
         Returns:
             None where operands are not kept: every pass quantises for itself.
         """
-        if self._operands is None or not recipe.weight_operands:
+        if not recipe.weight_operands:
             return None
-        found = self._operands.get(weight)
-        if found is None:
-            found = self._operands[weight] = emulate(weight.detach(), recipe.weight, dtype=dtype)
-        return found
+        return self.kept(weight, lambda: emulate(weight.detach(), recipe.weight, dtype=dtype))
+
+    def kept(self, weight: Tensor, quantize: Callable[[], Any]) -> Any | None:
+        """What `quantize` gives for a weight, called once a step; None where nothing is kept: every pass quantises for itself.
+
+        Args:
+            weight: the parameter itself: it is found again as this object.
+            quantize: the same for a weight in each call.
+        """
+        if self._operands is None:
+            return None
+        if weight not in self._operands:
+            self._operands[weight] = quantize()
+        return self._operands[weight]

@@ -24,9 +24,10 @@ from megatron_ext.training.watchdog import SLOW_FACTOR
 from ngpt.config import Config, ConfigError
 from ngpt.config.activations import ACTIVATIONS, FUSIONS
 from ngpt.config.checkpoints import is_own, start_checkpoint
+from ngpt.config.executor import expected_executor
+from ngpt.config.experts import ExecutorOf, groups_experts
 from ngpt.config.megatron_arguments import passed_on
 from ngpt.config.pattern import cut_pattern, parse
-from ngpt.config.precision import can_group_experts, recipes_of_experts
 from ngpt.config.sizes import padded_vocab_size, pipeline_stages, wsd_decay_steps
 from ngpt.data.validation import evaluation_batches
 
@@ -95,25 +96,18 @@ def _experts(cfg: Config, backend: str) -> dict[str, Any]:
 
 
 def has_grouped_experts(cfg: Config, backend: str) -> bool:
-    """Whether all experts of a rank run in one grouped product: the default in high precision, and under emulated recipes that can quantise
-    all experts at once.
+    """Whether all experts of a rank run together on this device.
 
     Raises:
-        ConfigError: a grouped product was asked for by name and cannot run here.
+        ConfigError: that was asked for by name and cannot be here.
     """
-    impl = cfg.model.expert_impl
-    if impl != "grouped":
-        return impl == "auto" and can_group_experts(cfg) and not _runs_experts_natively(cfg, backend)
-    if _runs_experts_natively(cfg, backend):
-        formats = " and ".join(sorted({recipe.format for recipe in recipes_of_experts(cfg)}))
-        rule = f"a grouped product runs in high precision or emulated, and this device has {formats} kernels"
-        raise ConfigError("model.expert_impl", impl, rule, "Set model.expert_impl=auto, or precision.executor=emulated")
-    return True
+    return groups_experts(cfg, executor_of_experts(cfg, backend))
 
 
-def _runs_experts_natively(cfg: Config, backend: str) -> bool:
+def executor_of_experts(cfg: Config, backend: str) -> ExecutorOf:
+    """What runs a recipe on this device. One that no linear has, since bf16 is kept in all blocks with experts, is as if it had."""
     executors = choose_executors(cfg, backend)
-    return any(executors.get(recipe) == "native" for recipe in recipes_of_experts(cfg))
+    return lambda recipe: executors.get(recipe) or expected_executor(cfg, recipe)
 
 
 def _mamba(cfg: Config) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from megatron_ext.device import on_gpu
-from megatron_ext.training.bridge import has_grouped_experts
+from megatron_ext.training.bridge import executor_of_experts, has_grouped_experts
 from ngpt.checkpoints.choice import Choice
 from ngpt.config import Config
 from ngpt.config.checkpoints import start_checkpoint
+from ngpt.config.experts import obstacles
 from ngpt.config.linears import block_linears, describe_precision
 from ngpt.config.megatron_arguments import unchecked_names, unchecked_note
 from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, tokens_per_step, wsd_decay_steps
@@ -114,11 +115,19 @@ def hybrid_lines(cfg: Config, backend: str) -> list[str]:
     """What runs the experts and the Mamba layers; [] where there are none."""
     parts = []
     if "E" in cfg.model.layer_pattern:
-        grouped = has_grouped_experts(cfg, backend)
-        parts.append(f"experts {'in one grouped product' if grouped else 'one by one'}, tokens by {cfg.parallel.token_dispatcher}")
+        parts.append(f"experts {_how_experts_run(cfg, backend)}, tokens by {cfg.parallel.token_dispatcher}")
     if "M" in cfg.model.layer_pattern:
         parts.append(f"Mamba scan and convolution {'mamba-ssm and causal-conv1d' if on_gpu() else 'plain torch'}")
     return [f"  {', '.join(parts)}"] if parts else []
+
+
+def _how_experts_run(cfg: Config, backend: str) -> str:
+    """Grouped, or one by one with the reason."""
+    if has_grouped_experts(cfg, backend):
+        return "grouped"
+    asked = ["model.expert_impl=sequential"] if cfg.model.expert_impl == "sequential" else []
+    reason = [*asked, *obstacles(cfg, executor_of_experts(cfg, backend))][0]
+    return f"one by one ({reason})"
 
 
 def byte_level_figures(cfg: Config, val_loss: float | None) -> dict[str, float]:

@@ -8,74 +8,18 @@ from fnmatch import fnmatchcase
 from ngpt.config import recipe_rules
 from ngpt.config.errors import ConfigError
 from ngpt.config.executor import beyond_kernels, expected_executor
+from ngpt.config.experts import check_grouped_experts
 from ngpt.config.linears import BlockLinear, Dimension, block_linears, deciding_glob, named_recipe, recipe_by_linear
 from ngpt.config.recipe_rules import sections
 from ngpt.config.recipes import key_of, options_of, recipe_of
 from ngpt.config.schema import Config, RecipeConfig
-from ngpt.config.sizes import expert_tensor_size, round_up
+from ngpt.config.sizes import round_up
 from ngpt.estimate.hardware import GPUS
-from ngpt.recipes import DIRECTIONS, QuantizerSpec, Recipe
+from ngpt.recipes import DIRECTIONS, Recipe
 
 _BLOCK = 16
 _NATIVE_BLOCK = 32
-_GROUPED_MULTIPLE = 8  # features: torch's grouped product takes rows of whole 16 bytes
 _NEEDED_RATE = {"fp8": "fp8", "mxfp8": "mxfp8", "nvfp4": "fp8"}  # NVFP4 is emulated from Hopper on, the first with fp8
-
-
-def takes_grouped_experts(recipe: Recipe) -> bool:
-    """Whether all experts of a rank can be quantised at once: without a format, or where constant scales make that what each alone gives.
-
-    An amax of grad_output may be each expert's own where it is rounded to a power of two.
-    """
-    if recipe.format != "nvfp4":
-        return recipe.format == "none"
-    specs = [spec for spec in recipe.operands.values() if isinstance(spec, QuantizerSpec) and spec.rht == "off"]
-    if len(specs) < len(recipe.operands):
-        return False
-    of_input, of_weight, of_gradient = specs
-    if not of_input.global_amax == of_weight.global_amax == "static":
-        return False
-    of_each_expert = of_gradient.global_amax == "dynamic_pow2" and not of_gradient.same_both_ways
-    return of_each_expert or of_gradient.global_amax == "static"
-
-
-def recipes_of_experts(cfg: Config) -> list[Recipe]:
-    """Of the routed experts, by name alone: whether they are grouped does not depend on which blocks are kept in bf16."""
-    if not cfg.precision.layers:
-        return [recipe_of(cfg.precision)] if "E" in cfg.model.layer_pattern else []
-    names = {named_recipe(cfg, linear) for linear in block_linears(cfg) if ".experts." in linear.name}
-    return [recipe_of(cfg.precision if name is None else cfg.precision.recipes[name]) for name in names]
-
-
-def can_group_experts(cfg: Config) -> bool:
-    """Whether their widths and every recipe of the routed experts allow it, and `precision.executor` does not ask for native kernels."""
-    native, recipes = cfg.precision.executor == "native", recipes_of_experts(cfg)
-    return not _odd_widths(cfg) and all(takes_grouped_experts(recipe) and not (recipe.format == "nvfp4" and native) for recipe in recipes)
-
-
-def _odd_widths(cfg: Config) -> dict[str, int]:
-    """The widths of an expert's matrices on a rank that a grouped product does not take, by key."""
-    model = cfg.model
-    widths = {"model.hidden_size": model.hidden_size, "model.moe_ffn_hidden_size": model.moe_ffn_hidden_size // expert_tensor_size(cfg)}
-    return {key: width for key, width in widths.items() if width % _GROUPED_MULTIPLE}
-
-
-def check_grouped_experts(cfg: Config) -> Iterator[ConfigError]:
-    """Grouped linears of experts compute in high precision, and with emulated operands under constant scales."""
-    if cfg.model.expert_impl != "grouped" or "E" not in cfg.model.layer_pattern:
-        return
-    for key, width in _odd_widths(cfg).items():
-        rule = f"A grouped product takes rows of multiples of {_GROUPED_MULTIPLE} features, and those of {key} are {width} on a rank"
-        yield ConfigError("model.expert_impl", "grouped", rule, "Set model.expert_impl=auto: experts then run one by one")
-    for recipe in recipes_of_experts(cfg):
-        native = recipe.format == "nvfp4" and expected_executor(cfg, recipe) == "native"
-        if takes_grouped_experts(recipe) and not native:
-            continue
-        found = f"precision={recipe.name} has format {recipe.format}{f' ({recipe.describe()})' if recipe.operands else ''}"
-        found += ", run by Transformer Engine's kernels" if native else ""
-        rule = "Grouped linears take no format, or emulated NVFP4 with static input and weight and static or dynamic_pow2 grad_output; "
-        way_out = "Set model.expert_impl=auto: experts then run one by one; or precision=nvfp4_paper precision.executor=emulated"
-        yield ConfigError("model.expert_impl", "grouped", rule + found, way_out)
 
 
 def check_layers(cfg: Config) -> Iterator[ConfigError]:

@@ -113,7 +113,7 @@ class ModelConfig:
         {
             "auto": "grouped where precision and widths allow it",
             "sequential": "one expert after the other",
-            "grouped": "all experts of a rank in one grouped product",
+            "grouped": "all experts of a rank together",
         },
     )
     mamba_num_heads: int = 0  # of each M layer

@@ -16,6 +16,7 @@ from ngpt.estimate.layout import (
     computes_norm,
     gpu_of,
     has_grouped_experts,
+    has_own_products,
     kept_weight_operands,
     local_experts,
     operand_bytes,
@@ -91,7 +92,7 @@ def _linears(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
     for linear in layer.linears:
         routed = ".experts." in linear.name
         copies = local_experts(cfg) if routed else 1
-        starts = measured.GEMM_RAMP_S * (1 if routed and has_grouped_experts(cfg) else copies)
+        starts = measured.GEMM_RAMP_S * (copies if has_own_products(cfg, layer, linear) else 1)
         rows = tokens.routed / copies if routed else tokens.inner
         recipe = layer.recipes.get(linear.name)
         sizes = (rows, linear.in_features, linear.out_features)
@@ -212,13 +213,14 @@ def _mamba(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
 def _host(cfg: Config, layer: Layer) -> tuple[Work, Work]:
     """Host time of a layer. Of an expert's three products, and of the work of quantising for them, a third is forward."""
     forward, backward = measured.HOST_S[cfg.model.architecture][layer.symbol]
-    one_by_one = layer.symbol == "E" and not has_grouped_experts(cfg)
-    both = 0.0
-    if one_by_one:
-        both += local_experts(cfg) * measured.SEQUENTIAL_EXPERT_S
-    emulated = [name for name, recipe in layer.recipes.items() if expected_executor(cfg, recipe) == "emulated"]
-    calls = [local_experts(cfg) if one_by_one and ".experts." in name else 1 for name in emulated]
-    both += sum(calls) * measured.EMULATED_LINEAR_S
+    experts, one_by_one = local_experts(cfg), layer.symbol == "E" and not has_grouped_experts(cfg)
+    both = experts * measured.SEQUENTIAL_EXPERT_S if one_by_one else 0.0
+    for name, recipe in layer.recipes.items():
+        routed, executor = ".experts." in name, expected_executor(cfg, recipe)
+        if executor == "emulated":
+            both += measured.EMULATED_LINEAR_S * (experts if one_by_one and routed else 1)
+        elif routed and not one_by_one:
+            both += measured.NATIVE_EXPERT_LINEAR_S * experts
     return Work(host=forward + both / 3), Work(host=backward + both * 2 / 3)
 
 

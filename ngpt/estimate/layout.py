@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from ngpt.config.executor import expected_executor, keeps_quantized_weights
+from ngpt.config.experts import groups_experts
 from ngpt.config.linears import BlockLinear, block_linears, recipe_by_linear
 from ngpt.config.pattern import cut_pattern, parse
-from ngpt.config.precision import can_group_experts, recipes_of_experts
 from ngpt.config.schema import Config
 from ngpt.config.sizes import data_parallel_size, expert_tensor_size, pipeline_stages, world_size
 from ngpt.estimate.hardware import GPUS, Gpu
@@ -146,18 +146,35 @@ def activation_bytes(cfg: Config) -> int:
 
 
 def has_grouped_experts(cfg: Config) -> bool:
-    """Whether all experts of a rank run in one grouped product on the GPU that the estimate is for."""
-    if cfg.model.expert_impl == "sequential":
+    """Whether all experts of a rank run together on the GPU that the estimate is for."""
+    return groups_experts(cfg, lambda recipe: expected_executor(cfg, recipe))
+
+
+def has_own_products(cfg: Config, layer: Layer, linear: BlockLinear) -> bool:
+    """Whether a linear is multiplied for each of its layer's experts in a product of its own: natively even where they run together."""
+    if ".experts." not in linear.name:
         return False
-    return can_group_experts(cfg) and "native" not in (expected_executor(cfg, recipe) for recipe in recipes_of_experts(cfg))
+    return not has_grouped_experts(cfg) or _is_native(cfg, layer, linear)
 
 
 def kept_weight_operands(cfg: Config, layer: Layer, linear: BlockLinear) -> int:
-    """Quantised matrices of each weight of a linear that live through a step; 0 where every pass quantises it."""
+    """Quantised matrices of each weight of a linear that live through a step; 0 where every pass quantises it.
+
+    Native experts that run together keep both for the backward pass at least, in fp8 on Blackwell, whose products read rows or columns,
+    one; Transformer Engine's own modules are not counted.
+    """
     recipe = layer.recipes.get(linear.name)
-    if recipe is None or expected_executor(cfg, recipe) != "emulated" or not keeps_quantized_weights(cfg):
+    if recipe is None:
         return 0
-    return recipe.weight_operands
+    if _is_native(cfg, layer, linear):
+        both = 1 if recipe.format == "fp8" and "nvfp4" in gpu_of(cfg).rates else 2
+        return both if ".experts." in linear.name and has_grouped_experts(cfg) else 0
+    return recipe.weight_operands if keeps_quantized_weights(cfg) else 0
+
+
+def _is_native(cfg: Config, layer: Layer, linear: BlockLinear) -> bool:
+    recipe = layer.recipes.get(linear.name)
+    return recipe is not None and expected_executor(cfg, recipe) == "native"
 
 
 def operand_bytes(cfg: Config, recipe: Recipe | None) -> float:

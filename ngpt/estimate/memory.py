@@ -3,11 +3,23 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from ngpt.config.executor import expected_executor
+from ngpt.config.linears import BlockLinear
 from ngpt.config.schema import Config
 from ngpt.config.sizes import micro_batches_per_step, padded_vocab_size
 from ngpt.estimate.activations import kept_bytes, saved_bytes
 from ngpt.estimate.calibration import WORKSPACE
-from ngpt.estimate.layout import Chunk, Layer, Tokens, activation_bytes, chunks_by_rank, kept_weight_operands, local_experts, tokens
+from ngpt.estimate.layout import (
+    Chunk,
+    Layer,
+    Tokens,
+    activation_bytes,
+    chunks_by_rank,
+    kept_weight_operands,
+    local_experts,
+    operand_bytes,
+    tokens,
+)
 from ngpt.estimate.states import RankParameters, StateBytes, rank_parameters, state_bytes
 
 _JOIN_ROWS = 5  # a prediction depth: embedding and state before and after their norms, joined (2 * D); its output for the output layer
@@ -21,7 +33,7 @@ class MemoryEstimate:
     Attributes:
         pipeline_rank: the stage with the highest peak.
         states: weights, gradients, optimizer state.
-        quantized_weights: operands of emulated linears that are kept from the first micro-batch of a step to the last.
+        quantized_weights: operands of emulated linears and of native experts, kept from the first micro-batch of a step to the last.
         activations: what layers keep for the backward pass, of all micro-batches in flight.
         temporary: logits, or the recomputed layers and their gradients, at the `moment`.
         workspace: of the libraries.
@@ -60,16 +72,23 @@ def rank_memory(cfg: Config, pipeline_rank: int, held: list[Chunk]) -> MemoryEst
     return MemoryEstimate(pipeline_rank, parameters, state_bytes(cfg, parameters), quantized, kept, largest, WORKSPACE, moment)
 
 
-def quantized_weight_bytes(cfg: Config, chunk: Chunk) -> int:
-    """Of a chunk's emulated linears, where `ngpt.config.executor.keeps_quantized_weights`."""
-    return _EMULATED_OPERAND * sum(
+def quantized_weight_bytes(cfg: Config, chunk: Chunk) -> float:
+    """Of a chunk's linears, as `kept_weight_operands` says."""
+    return sum(
         kept_weight_operands(cfg, layer, linear)
+        * _bytes_of_kept(cfg, layer, linear)
         * linear.in_features
         * linear.out_features
         * (local_experts(cfg) if ".experts." in linear.name else 1)
         for layer in chunk.layers
         for linear in layer.linears
+        if linear.name in layer.recipes
     )
+
+
+def _bytes_of_kept(cfg: Config, layer: Layer, linear: BlockLinear) -> float:
+    recipe = layer.recipes[linear.name]
+    return operand_bytes(cfg, recipe) if expected_executor(cfg, recipe) == "native" else _EMULATED_OPERAND
 
 
 def chunks_in_flight(cfg: Config, pipeline_rank: int) -> int:

@@ -28,6 +28,7 @@ HYBRID_WIDE = [
 # Every token goes to all four experts: rounding cannot send it to another one, and losses are as close as those of dense models.
 ALL_EXPERTS = ["model.moe_top_k=4"]
 SEQUENTIAL = ["model.expert_impl=sequential"]
+FP8 = ["precision=fp8"]
 
 
 def _like(name: str, model: str, *groups: list[str]) -> Case:
@@ -104,12 +105,16 @@ LISTS = {
         _hybrid("hybrid_nvfp4", ALL_EXPERTS, NVFP4, NEAREST, FIRST, LOCAL),
         _hybrid("hybrid_nvfp4__te", ALL_EXPERTS, NVFP4, NEAREST, FIRST, TE, SEQUENTIAL),
         _hybrid("hybrid_nvfp4__te__grouped", ALL_EXPERTS, NVFP4, NEAREST, FIRST, TE),
+        _hybrid("hybrid_fp8", ALL_EXPERTS, FP8, TE, SEQUENTIAL),
+        _hybrid("hybrid_fp8__grouped", ALL_EXPERTS, FP8, TE),
+        _hybrid("hybrid_fp8__grouped__recomputed", ALL_EXPERTS, FP8, TE, ["parallel.recompute=full"]),
     ],
     # With the GPUs hidden: the scan and the convolution in plain torch against the kernels that hybrid_one ran.
     "hybrid_cpu": [_hybrid("hybrid_fp32__cpu", ALL_EXPERTS, LOCAL)],
     "hybrid_two": [
         *_hybrid_te("__ep2", EP2),
         *_hybrid_te("__tp2", TP2),
+        _hybrid("hybrid_fp8__grouped__ep2", ALL_EXPERTS, FP8, TE, EP2),
         _hybrid("hybrid_bf16__te__ep2_overlap", ALL_EXPERTS, BF16, TE, EP2, OVERLAP),
         _hybrid("hybrid_bf16__te__tp2_whole_experts", ALL_EXPERTS, BF16, TE, TP2, WHOLE_EXPERTS),
         _hybrid("hybrid_fp32__te__dp2", ALL_EXPERTS, TE, DP2, OVERLAP),
@@ -145,7 +150,7 @@ def _hybrid_bounds(name: str) -> tuple[float, float]:
     to its other neighbour. Rounding every product's operands to TF32 on a CPU moves loss and norm by 2e-7 and 2e-5, with two of four
     experts by 6e-6 and 4e-4, in NVFP4 by 4e-6 and 3e-4, where NVFP4 itself moves them by 2e-5 and 2e-3.
     """
-    if "bf16" in name or name.endswith("resume__stopped"):
+    if "bf16" in name or "fp8" in name or name.endswith("resume__stopped"):
         return 1e-4, 1e-2
     if "top2" in name:
         return 2e-5, 2e-3

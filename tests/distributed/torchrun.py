@@ -10,11 +10,12 @@ LAUNCH_SECONDS = 900  # a hang ends here; no statement about speed
 
 def launch(script: Path, arguments: list[str], processes: int) -> None:
     """Run a script under torchrun on loopback, one thread a process unless OMP_NUM_THREADS is set; a failure shows its output."""
+    inherited = filter(None, [os.environ.get("PYTHONPATH")])  # GPU hosts have packages there
     environment = os.environ | {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron asserts it for tensor and context parallelism, on a CPU too
         "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parent, script.parent))),
+        "PYTHONPATH": os.pathsep.join([*map(str, (Path(__file__).parents[2], Path(__file__).parent, script.parent)), *inherited]),
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LAUNCH_SECONDS)

@@ -73,16 +73,6 @@ BAD = {
         "grad_output dynamic_pow2 amax, 16x16",
         ["precision.operands.grad_output.amax=static"],
     ),
-    "grouped_fp8": Bad(
-        [HYBRID, "model.expert_impl=grouped", "precision=fp8"], "model.expert_impl", "grouped", "format fp8", ["model.expert_impl=auto"]
-    ),
-    "grouped_natively": Bad(
-        [HYBRID, "model.expert_impl=grouped", "precision=nvfp4_paper", "cluster.gpu=b200"],
-        "model.expert_impl",
-        "grouped",
-        "Transformer Engine's kernels",
-        ["precision.executor=emulated"],
-    ),
     "no_sequence_parallel": Bad(
         [HYBRID, "parallel=tp2", TWO, "parallel.sequence_parallel=false"],
         "parallel.sequence_parallel",
@@ -231,9 +221,15 @@ def test_too_few_processes_for_the_model_are_named_once():
     assert caught.value.rule.startswith("Must be a multiple of tensor 2")
 
 
-@pytest.mark.parametrize("precision", ["bf16", "nvfp4_paper", "nvfp4_static"])
+@pytest.mark.parametrize("precision", ["bf16", "nvfp4_paper", "nvfp4_static", "fp8"])
 def test_grouped_experts_may_be_asked_for(precision):
     compose(["experiment=ngpt_hybrid_tiny", "model.expert_impl=grouped", f"precision={precision}", "cluster.gpu=h100"])
+
+
+@pytest.mark.parametrize("precision", ["nvfp4_paper", "nvfp4_nvidia", "mxfp8"])
+def test_grouped_experts_may_be_asked_for_under_every_native_recipe(precision):
+    widths = ["model.moe_ffn_hidden_size=64"]
+    compose(["experiment=ngpt_hybrid_tiny", "model.expert_impl=grouped", f"precision={precision}", "cluster.gpu=b200", *widths])
 
 
 def test_linears_of_every_kind_of_layer_on_one_rank():

@@ -130,6 +130,22 @@ def test_experts_keep_quantised_weights_however_they_run(impl):
     assert everything - others == 2 * EXPERTS and others > 0
 
 
+@pytest.mark.parametrize(
+    ("precision", "gpu", "impl", "expected"),
+    [
+        ("mxfp8", "b200", "auto", 2 * (1 + 1 / 32) * EXPERTS),
+        ("fp8", "h100", "auto", 2 * EXPERTS),
+        ("fp8", "b200", "auto", EXPERTS),
+        ("mxfp8", "b200", "sequential", 0),
+    ],
+)
+@pytest.mark.parametrize("batch", [8, 1])
+def test_native_experts_keep_their_operands_where_they_run_together(precision, gpu, impl, expected, batch):
+    """Of one micro-batch till its backward pass, of several through the step."""
+    words = [f"precision={precision}", f"cluster.gpu={gpu}", f"model.expert_impl={impl}", f"train.global_batch_size={batch}"]
+    assert estimate_memory(measured("ngpt_hybrid_1p5b_bf16", 1, *words)).quantized_weights == expected
+
+
 def test_the_peak_of_a_large_vocabulary_is_in_the_output_layer():
     memory = estimate_memory(measured("gpt_1p2b_dense_bf16", 1))
     assert memory.moment == "backward pass of the output layer"

@@ -4,7 +4,13 @@ import pytest
 
 from ngpt.config import compose
 from ngpt.config.schema import Config
-from ngpt.estimate.calibration import ATTENTION_BACKWARD_FRACTION, ATTENTION_FORWARD_FRACTION, COLLECTIVE_LATENCY_S, LINK_FRACTION
+from ngpt.estimate.calibration import (
+    ATTENTION_BACKWARD_FRACTION,
+    ATTENTION_FORWARD_FRACTION,
+    COLLECTIVE_LATENCY_S,
+    LINK_FRACTION,
+    NATIVE_EXPERT_LINEAR_S,
+)
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import GPUS
 from ngpt.estimate.kernels import layer_work
@@ -95,6 +101,22 @@ def test_nothing_is_faster_than_the_peak():
 )
 def test_is_slower(slower: list[str], than: list[str]):
     assert step_seconds(*slower) > step_seconds(*than)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "mxfp8", "nvfp4_paper", "nvfp4_nvidia"])
+def test_native_experts_wait_for_the_host_far_less_together_than_one_by_one(precision):
+    words = [*HYBRID, f"precision={precision}", "cluster.gpu=b200"]
+    together, alone = (estimate_step(compose([*words, f"model.expert_impl={impl}"])) for impl in ("auto", "sequential"))
+    assert together.stage.work.host < 0.5 * alone.stage.work.host
+    assert estimate_step(compose([*words, "model.expert_impl=grouped"])) == together
+
+
+def test_host_time_of_native_experts_by_hand():
+    """Both linears of each of a rank's 16 experts in 23 layers, beside the one product of BF16."""
+    plain, native = (
+        estimate_step(compose([*HYBRID, f"precision={precision}", "cluster.gpu=b200"])).stage.work.host for precision in ("bf16", "mxfp8")
+    )
+    assert native - plain == pytest.approx(23 * 16 * 2 * NATIVE_EXPERT_LINEAR_S)
 
 
 def test_routed_experts_alone_have_no_dense_tensor_collectives():

@@ -193,6 +193,30 @@ def test_a_static_amax_outlives_updates_and_clearing(te_nvfp4, spec, x):
         assert torch.equal(getattr(third, f"_{direction}_data"), quantize(x, spec, direction).codes)
 
 
+@pytest.mark.parametrize("spec", [STATIC, WEIGHT, POW2_SR], ids=lambda spec: spec.global_amax)
+def test_parts_are_quantised_as_each_alone(te_nvfp4, spec):
+    sizes, generator = [32, 96, 32], torch.Generator().manual_seed(1)
+    x = torch.randn(160, 64, generator=generator) * torch.tensor([1.0, 30.0, 1e-3]).repeat_interleave(torch.tensor(sizes))[:, None]
+    quantizer = te_nvfp4.GivenAmaxQuantizer(spec)
+    quantizer.internal = True
+    together, alone = quantizer.quantize_parts(x, sizes), [quantizer.quantize_impl(part) for part in x.split(sizes)]
+    for ours, wanted in zip(together, alone, strict=True):
+        assert ours.internal and ours._amax_rowwise.shape == (1,)
+        for name in ("_rowwise_data", "_columnwise_data", "_amax_rowwise", "_amax_columnwise"):
+            assert torch.equal(getattr(ours, name), getattr(wanted, name))
+    assert len({ours._amax_rowwise.item() for ours in together}) == (1 if spec.global_amax == "static" else 3)
+    together[0].clear()
+    assert together[1]._amax_rowwise.item() == alone[1]._amax_rowwise.item()
+
+
+def test_a_part_that_is_not_finite_leaves_the_others_their_amax(te_nvfp4, monkeypatch):
+    monkeypatch.setattr(te_nvfp4.tex, "nvfp4_quantize_with_amax", lambda part, kernels, row, column: row.item())
+    x = torch.ones(96, 64)
+    x[40, 3] = float("nan")
+    first, second, third = te_nvfp4.GivenAmaxQuantizer(POW2_SR).quantize_parts(x, [32, 32, 32])
+    assert first == third == 1.3125 and second != second
+
+
 def test_an_update_fills_the_directions_that_are_there(te_nvfp4, x):
     quantizer = te_nvfp4.GivenAmaxQuantizer(STATIC, columnwise=False)
     quantizer.optimize_for_gemm = True
