@@ -1,15 +1,18 @@
-"""`ngpt export`: one worker, on the CPU."""
+"""`ngpt export`: checks what a look can tell, and leaves the rest to one worker on the CPU."""
 
 import argparse
 import json
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch.environment import worker_environment, worker_variables
 from launch.processes import worker_command
 from launch.world import single_world
-from ngpt.config.one_process import run_config
+from ngpt.config.errors import ConfigError
+from ngpt.config.one_process import run_checkpoint, run_config
+from ngpt.data.tokenizers import run_tokenizer
 
 DTYPES = {"float32": "the fp32 masters", "bfloat16": "the weights as they were trained with; scales stay fp32"}
 PARITY = {"full": "both models whole", "layers": "a layer of both at a time", "none": "no comparison"}
@@ -18,9 +21,33 @@ PARITY = {"full": "both models whole", "layers": "a layer of both at a time", "n
 def main(arguments: Sequence[str]) -> int:
     """Writes a run's checkpoint as a folder that transformers opens.
 
+    Returns:
+        The worker's exit code.
+
     Raises:
-        ConfigError: `run` is not a run folder.
+        ConfigError: the run, its checkpoint or its tokenizer cannot be exported; the folder exists.
     """
+    options = _parser().parse_args(arguments)
+    cfg = run_config(options.run)
+    if options.out.exists():
+        raise ConfigError("--out", options.out, "It exists, and an export writes a new folder", "Name another one, or remove it")
+    if options.fold_logit_scale and cfg.model.architecture != "ngpt":
+        raise ConfigError("--fold-logit-scale", "a GPT control", "its logits have no scale", "Leave the option out")
+    choice = run_checkpoint(cfg, options.step)
+    if options.tokenizer:
+        run_tokenizer(cfg)
+    request = vars(options) | {"run": str(options.run), "out": str(options.out), "step": choice.step}
+    command = worker_command(["export", json.dumps(request)], processes=1, run_dir=options.run)
+    with tempfile.TemporaryDirectory() as modules:
+        environment = worker_environment(worker_variables(cfg, local_processes=1, cuda=False), single_world()) | {
+            "CUDA_VISIBLE_DEVICES": "",  # both models compute in plain fp32, and a GPU's kernels round otherwise
+            "HF_MODULES_CACHE": modules,  # transformers copies the code that it runs there, and would keep it
+            "HF_HUB_OFFLINE": "1",
+        }
+        return subprocess.run(command, env=environment, check=False).returncode
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ngpt export",
         description="Writes a checkpoint as a folder that transformers opens, and proves that it computes what was trained.",
@@ -36,13 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--remote-code", action="store_true", help="a control: our code, even where a class of transformers fits")
     parser.add_argument("--no-tokenizer", dest="tokenizer", action="store_false", help="write no tokenizer")
     parser.add_argument("--parity", choices=PARITY, help=_listed(PARITY) + " (default: full where memory allows it, else layers)")
-    options = parser.parse_args(arguments)
-    variables = worker_variables(run_config(options.run), local_processes=1, cuda=False) | {"CUDA_VISIBLE_DEVICES": ""}
-    request = vars(options) | {"out": str(options.out)}
-    request["run_dir"] = str(request.pop("run"))
-    command = worker_command(["export", json.dumps(request)], processes=1, run_dir=options.run)
-    environment = worker_environment(variables, single_world()) | {"CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, env=environment, check=False).returncode
+    return parser
 
 
 def _listed(described: dict[str, str]) -> str:

@@ -37,6 +37,7 @@ def install_compat() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
     # What Megatron makes of torch's checkpoint library: loading in one process is meant, and the order of arguments is upstream's.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled|The argument order of load")
+    warnings.filterwarnings("ignore", message="Please use DTensor instead")
 
     from megatron_ext import compat
 

@@ -1,7 +1,10 @@
 """`ngpt export`: writes a folder beside its final place, compares it with the trainer, and gives it its name."""
 
 import json
+import os
 import shutil
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +14,9 @@ import torch
 from megatron_ext.training import parity
 from megatron_ext.training.parity import Parity
 from megatron_ext.training.run import megatron_log
+from ngpt.checkpoints.choice import Choice, folder_of
 from ngpt.config import Config, ConfigError
-from ngpt.config.one_process import run_checkpoint, run_config
+from ngpt.config.one_process import run_config
 from ngpt.data.indexed import IndexedReader
 from ngpt.hf import export
 from ngpt.hf.card import write_card
@@ -29,9 +33,9 @@ ROOM = 1.25  # of what two fp32 models and their logits take, so that both are h
 class Request:
     """What to export, where to, and how; see `ngpt export --help`."""
 
-    run_dir: str
+    run: str
     out: str
-    step: int | None
+    step: int
     dtype: str
     fold_logit_scale: bool
     remote_code: bool
@@ -44,37 +48,57 @@ class Request:
 
 
 def main(request: Request) -> None:
-    """Writes the folder, or leaves none.
+    """Writes the folder; where the models differ, it keeps the name of an unfinished one.
+
+    Args:
+        request: of a checkpoint that was found intact, for a folder that does not exist.
 
     Raises:
-        ConfigError: the run, its checkpoint or its tokenizer cannot be exported; the folder exists; the models differ.
+        ConfigError: the checkpoint or the tokenizer cannot be written in this form; the models differ.
     """
-    out = Path(request.out)
-    if out.exists():
-        raise ConfigError("--out", out, "It exists, and an export writes a new folder", "Name another one, or remove it")
-    cfg = run_config(Path(request.run_dir))
-    export.check_options(cfg, request.options)
-    choice = run_checkpoint(cfg, request.step)
-    text_BS = sample_text(cfg)
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with megatron_log(Path(request.run_dir) / "logs" / "megatron-export.log") as say:
-        target, written = export.write_folder(cfg, choice, request.options, partial)
-        for line in _told(choice.step, target, written):
-            say(line)
-        found = None
-        if request.parity != "none":
-            found = _compare(cfg, choice.folder, partial, text_BS, request)
+    out, cfg = Path(request.out), run_config(Path(request.run))
+    choice = Choice(folder_of(cfg.checkpoint.dir, request.step), request.step)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.partial-", dir=out.parent))
+    with megatron_log(Path(request.run) / "logs" / "megatron-export.log") as say:
+        try:
+            target = _write(cfg, choice, request, partial, say)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        found = None if request.parity == "none" else _compare(cfg, choice.folder, partial, request)
+        if found is not None:
             say(str(found))
             parity.check(found, partial)
-        told = None if found is None else str(found)
-        write_card(partial, cfg, choice.step, request.dtype, told, Path(cfg.run.dir), target.remote_code, request.tokenizer)
-        record = {"step": choice.step, "run": cfg.run.name, "parity": None if found is None else found.as_dict()}
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        _describe(cfg, choice, request, target, found, partial)
+        mask = _umask()
+        for path in partial.iterdir():
+            path.chmod(0o666 & ~mask)  # safetensors and temporary folders are their owner's alone
+        partial.chmod(0o777 & ~mask)
         partial.rename(out)
         trust = ", trust_remote_code=True" if target.remote_code else ""
         say(f"open it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}{trust})")
+
+
+def _write(cfg: Config, choice: Choice, request: Request, folder: Path, say: Callable[[str], None]) -> Target:
+    target, written = export.write_folder(cfg, choice, request.options, folder)
+    for line in _told(choice.step, target, written):
+        say(line)
+    return target
+
+
+def _describe(cfg: Config, choice: Choice, request: Request, target: Target, found: Parity | None, folder: Path) -> None:
+    """The model card, and the comparison for programs."""
+    told = None if found is None else str(found)
+    write_card(folder, cfg, choice.step, request.dtype, told, Path(cfg.run.dir), target.remote_code, request.tokenizer)
+    record = {"step": choice.step, "run": cfg.run.name, "parity": None if found is None else found.as_dict()}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _told(step: int, target: Target, written: Written) -> list[str]:
@@ -102,7 +126,8 @@ def sample_text(cfg: Config) -> torch.Tensor:
     raise ConfigError(sources[0].path, f"{len(tokens)} tokens", rule, "Export with --parity none")
 
 
-def _compare(cfg: Config, checkpoint: Path, folder: Path, text_BS: torch.Tensor, request: Request) -> Parity:
+def _compare(cfg: Config, checkpoint: Path, folder: Path, request: Request) -> Parity:
+    text_BS = sample_text(cfg)
     layers = request.parity == "layers" or (request.parity is None and not _both_fit(cfg, folder, text_BS))
     return parity.compare(cfg, checkpoint, folder, text_BS, rounded=request.dtype == "bfloat16", layers=layers)
 

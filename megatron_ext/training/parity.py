@@ -90,6 +90,10 @@ def compare(cfg: Config, checkpoint: Path, folder: Path, tokens_BS: Tensor, *, r
 
     Parallelism: none; one process. Megatron must not be initialised yet.
     """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # which kernels are not installed
     reads = Weights(cfg, checkpoint, rounded)
     return _by_layers(cfg, reads, folder, tokens_BS) if layers else _whole(cfg, reads, folder, tokens_BS)
 

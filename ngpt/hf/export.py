@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ngpt.checkpoint_tensors import CheckpointTensors
 from ngpt.checkpoints.choice import Choice
-from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.data.tokenizers import run_tokenizer
 from ngpt.hf.targets import Target, target_of
@@ -25,13 +24,6 @@ class Options:
     fold_logit_scale: bool = False
     in_tree: bool = True
     tokenizer: bool = True
-
-
-def check_options(cfg: Config, options: Options) -> None:
-    """Raises ConfigError where the model has no logit scale to fold."""
-    if options.fold_logit_scale and cfg.model.architecture != "ngpt":
-        rule = "the control's logits have no scale"
-        raise ConfigError("--fold-logit-scale", f"model.architecture={cfg.model.architecture}", rule, "Leave the option out")
 
 
 def write_folder(cfg: Config, choice: Choice, options: Options, folder: Path) -> tuple[Target, Written]:
