@@ -83,11 +83,13 @@ setup(
         "psutil>=7.2,<8",  # Megatron's distributed checkpoints import it and do not declare it
         "pyarrow>=26,<27",
         "pyyaml>=6,<7",
+        "safetensors>=0.7,<1",
         "sentencepiece>=0.2.3,<1",  # earlier ones crash on a damaged model
         "tensorboard>=2.21,<3",
         "tiktoken>=0.14,<1",
         "tokenizers>=0.23,<1",
         "tqdm>=4.70,<5",
+        "transformers>=5.20.2,<6",
         "xxhash>=3.5,<5",  # hashes of checkpoint files: finds damage at tens of GB/s, where SHA-256 would take longer than the save
         "zstandard>=0.25,<1",
     ],
