@@ -1,4 +1,4 @@
-"""The `ngpt` command. Imports what a subcommand needs only when it is called: none but the workers import torch."""
+"""The `ngpt` command. Imports what a subcommand needs only when it is called: none but the workers and `generate` import torch."""
 
 import argparse
 import errno
@@ -25,7 +25,7 @@ usage: ngpt COMMAND ...
   ngpt stop   RUN                             have a run save and leave, and not come back
   ngpt data   fetch | prepare | inspect ...   get text and turn it into token files
   ngpt report RUN [RUN ...] [--out DIR]       losses, scales and differences of runs as HTML and PNG
-  ngpt sample RUN [--prompt TEXT] [--tokens N]
+  ngpt generate RUN|DIR [--prompt TEXT] ...   continue texts with a checkpoint or an exported folder; `ngpt sample RUN` is the short form
   ngpt export RUN --out DIR [--step N] ...    write a checkpoint as a folder that Hugging Face's transformers opens
   ngpt doctor [--json]                        what works on this machine, proved by numbers
   ngpt version
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        0; 2 for an error of the user's, told on stderr without a traceback; the workers' exit code for train and sample.
+        0; 2 for an error of the user's, told on stderr without a traceback; the workers' exit code for train and export.
     """
     code = 0
     try:
@@ -139,8 +139,14 @@ def _report(arguments: Sequence[str]) -> int:
     return report_main(arguments)
 
 
+def _generate(arguments: Sequence[str]) -> int:
+    from launch.generate import main as generate_main
+
+    return generate_main(arguments)
+
+
 def _sample(arguments: Sequence[str]) -> int:
-    from launch.sample import sample
+    from launch.generate import sample
 
     parser = argparse.ArgumentParser(prog="ngpt sample", description="Continues a text with the newest checkpoint of a run.")
     parser.add_argument("run", type=Path, help="run folder")
@@ -177,6 +183,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "stop": _stop,
     "data": _data,
     "report": _report,
+    "generate": _generate,
     "sample": _sample,
     "export": _export,
     "doctor": _doctor,

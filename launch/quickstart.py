@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.generate import SAMPLE_FILE, printable
 from launch.run_folder import CONFIG_FILE, SUMMARY_FILE
 from ngpt.config.compose import compose, load
 from ngpt.config.errors import ConfigError
@@ -19,7 +20,6 @@ TEXT = "enwik8_small"
 EXPERIMENT = "quickstart"
 PROMPT = "The history of "
 SAMPLE_TOKENS = 300
-SAMPLE_FILE = "sample.txt"
 NGPT = [sys.executable, "-m", "launch.cli"]
 
 
@@ -123,9 +123,7 @@ def table(summary: dict[str, Any], text: str, page: Path, overrides: Sequence[st
         ("on 2 processes", f"{Path(sys.executable).parent / 'ngpt'} train {' '.join(two_processes)}"),
     ]
     lines = [f"  {name:<20}{value}" for name, value in rows]
-    # A byte-level model writes any byte: what a terminal would obey is shown as a dot.
-    printable = "".join(character if character.isprintable() or character == "\n" else "." for character in text.strip())
-    shown = textwrap.indent(printable, "  | ")
+    shown = textwrap.indent(printable(text.strip()), "  | ")
     return "\n".join(["", f"{run_name}: a small nGPT, from text to text", *lines, "  a sample", shown])
 
 

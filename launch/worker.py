@@ -1,4 +1,4 @@
-"""One worker process: `python -m launch.worker PARENT train CONFIG | sample RUN ... | export REQUEST`. Started by `ngpt`, not by hand.
+"""One worker process: `python -m launch.worker PARENT train CONFIG | export REQUEST`. Started by `ngpt`, not by hand.
 
 PARENT is the process that starts it: the worker ends with it. Imports stay cheap at the top: an asynchronous checkpoint save spawns a
 process that imports this file again.
@@ -79,18 +79,6 @@ def train(config_path: Path) -> int:
     return _report_errors(body, lambda error: record_failure(run_dir, rank, error, time.time()))
 
 
-def sample(run_dir: Path, prompt: str, tokens: int) -> int:
-    """Prints a continuation of `prompt` by the newest checkpoint of a run."""
-
-    def body() -> None:
-        install_compat()
-        from megatron_ext.training import sample as sampling
-
-        sampling.main(run_dir, prompt, tokens)
-
-    return _report_errors(body)
-
-
 def export(request: str) -> int:
     """Writes a checkpoint as a folder of Hugging Face's form.
 
@@ -134,11 +122,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one mode; the launcher has checked the arguments."""
     parent, mode, *rest = arguments
     end_with_parent(int(parent))
-    if mode == "train":
-        return train(Path(rest[0]))
-    if mode == "export":
-        return export(rest[0])
-    return sample(Path(rest[0]), prompt=rest[1], tokens=int(rest[2]))
+    return train(Path(rest[0])) if mode == "train" else export(rest[0])
 
 
 if __name__ == "__mp_main__":  # a process that an asynchronous save has spawned: it unpickles Megatron's classes next

@@ -5,7 +5,7 @@ FileSystemReader.read_metadata` and `torch.load(weights_only=False)` of the obje
 DefaultLoadPlanner.load_bytes`, which Megatron's planner inherits, call whatever a file names. `core/dist_checkpointing/strategies/
 common.py: load_common` and the old formats that `training/checkpointing.py: _load_base_checkpoint` tells by the names of files leave it to
 torch's default, which an environment variable can turn.
-Reason: a checkpoint is data, whoever wrote it. It is read on resume, by checkpoint.load and by `ngpt sample`.
+Reason: a checkpoint is data, whoever wrote it. It is read on resume and by checkpoint.load.
 Goes when: upstream reads all of these with lists of what they may name.
 
 `.metadata` is read by `ngpt.checkpoint_metadata`. Objects and tensors are read by torch's own restricted unpickler (`weights_only=True`:

@@ -290,7 +290,7 @@ class ScalarTap:
     """Stands where Megatron's loop has a TensorBoard writer, on the last rank: its scalars go to whoever puts a function here."""
 
     def add_scalar(self, *_: Any, **__: Any) -> None:
-        """Replaced by the metrics of a training run; sampling drops scalars."""
+        """Replaced by the metrics of a training run; elsewhere scalars are dropped."""
 
     def add_text(self, *_: Any, **__: Any) -> None:
         """Megatron writes each of its 821 arguments; our resolved config is written by the metrics."""
@@ -313,7 +313,7 @@ def setup_megatron(cfg: Config, backend: str, **overrides: Any) -> tuple[argpars
 
     Args:
         backend: `local` or `transformer_engine`.
-        overrides: Megatron arguments that win over the config's (sampling uses it).
+        overrides: Megatron arguments that win over the config's (the comparison of an export uses them).
     """
     argv = to_argv(megatron_arguments(cfg, backend) | overrides)
     command_line, sys.argv = sys.argv, ["ngpt", *argv]  # parse_args offers no other way in

@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 
 from ngpt.checkpoints import manifest
-from ngpt.checkpoints.choice import RULE, Choice, folder_of, listing
-from ngpt.config.checkpoints import READING_THREADS, own_checkpoint
+from ngpt.checkpoints.choice import RULE, Choice, choose, folder_of, listing
+from ngpt.checkpoints.manifest import Damage
+from ngpt.config.checkpoints import READING_THREADS
 from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.config.pattern import without_cuts
@@ -37,25 +38,28 @@ def run_checkpoint(cfg: Config, step: int | None = None) -> Choice:
 
     Args:
         cfg: of `run_config`.
-        step: None: the newest intact one.
+        step: None: the newest intact one, or with `checkpoint.fallback=false` the published one.
 
     Raises:
         ConfigError: there is none, or it is damaged.
     """
+
+    def inspect(folder: Path) -> Damage | None:
+        verify = cfg.checkpoint.verify
+        return manifest.verify(folder, READING_THREADS) if verify == "full" else manifest.inspect(folder, sizes=verify != "none")
+
+    saved = listing(cfg.checkpoint.dir)
     if step is None:
-        cfg.checkpoint.resume = True
-        found = own_checkpoint(cfg)
+        found = choose(saved, cfg.checkpoint.fallback, inspect)
         if found is None:
             way_out = "Train with checkpoint.save_at_end=true"
             raise ConfigError(str(cfg.checkpoint.dir), "no finished checkpoint", "The run must have saved one", way_out)
-    else:
-        folder, steps = folder_of(cfg.checkpoint.dir, step), listing(cfg.checkpoint.dir).steps
-        if step not in steps:
-            rule = f"There are checkpoints of {', '.join(map(str, sorted(steps))) or 'no step'}"
-            raise ConfigError("--step", step, rule, "Name one of these, or leave it out for the newest")
-        found = Choice(folder, step)
-    verified = cfg.checkpoint.verify == "full"
-    damage = manifest.verify(found.folder, READING_THREADS) if verified else manifest.inspect(found.folder, cfg.checkpoint.verify != "none")
+        return found
+    if step not in saved.steps:
+        rule = f"There are checkpoints of {', '.join(map(str, sorted(saved.steps))) or 'no step'}"
+        raise ConfigError("--step", step, rule, "Name one of these, or leave it out for the newest")
+    found = Choice(folder_of(cfg.checkpoint.dir, step), step)
+    damage = inspect(found.folder)
     if damage is not None:
         raise ConfigError(str(damage.path), damage.what, RULE, "Restore it from a copy, or name another one by --step")
     return found

@@ -68,8 +68,8 @@ def read_link(link: Link, source: CheckpointTensors, dtype: torch.dtype) -> dict
             continue
         name = source.master(key) if dtype is torch.float32 else key
         if dtype is torch.float32 and name in source.sizes and source.dtype(name) != torch.float32:
-            got, rule = f"no fp32 master of {key}", "weights are exported from the masters by default, and this checkpoint has none"
-            raise ConfigError(str(source.folder), got, rule, "Set --dtype bfloat16 to export the weights as they were trained with")
+            got, rule = f"no fp32 master of {key}", "weights are those of the masters by default, and this checkpoint has none"
+            raise ConfigError(str(source.folder), got, rule, "Set --dtype bfloat16 for the weights as they were trained with")
         tensors.append(source.read(name))
     made = dict(zip(link.names, link.to_model(tensors), strict=True))
     return {name: (tensor if is_kept(name) else tensor.to(dtype)).contiguous() for name, tensor in made.items()}

@@ -74,5 +74,8 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(trained, tmp_path, poison, 
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False,
     )  # fmt: skip
     assert not marker.exists()
+    if command == "sample" and poison is poison_objects:  # it reads tensors alone
+        assert done.returncode == 0, done.stdout
+        return
     assert done.returncode == 2 and "Traceback" not in done.stdout, done.stdout
     assert [line for line in done.stdout.splitlines() if f"{file}: the file asks for" in line], done.stdout

@@ -42,8 +42,7 @@ def workplace(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("exports")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("parity", ["full", "layers"])
+@pytest.mark.parametrize(("parity", "dtype"), [("full", "float32"), ("layers", "bfloat16")])
 @pytest.mark.parametrize("name", RUNS)
 def test_what_is_exported_computes_what_was_trained(name, parity, dtype, workplace):
     overrides, expected = RUNS[name]

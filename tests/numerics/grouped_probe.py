@@ -51,11 +51,11 @@ def run(name: str, overrides: list[str], root: Path, params: dict | None = None)
     import torch
     from megatron.training.training import destroy_global_state
     from model_probe import randomize, to_reference
+    from trainer_model import load_model
 
     from megatron_ext.precision.executors import QuantizableGrouped
     from megatron_ext.precision.policy import apply_recipes, linears_of
     from megatron_ext.precision.state import PrecisionState
-    from megatron_ext.training.sample import load_model
     from ngpt.config import compose
 
     impl = f"model.expert_impl={'grouped' if params else 'sequential'}"

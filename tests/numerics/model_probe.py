@@ -64,8 +64,8 @@ def main(out: str) -> None:
     import torch
     from megatron.training.training import destroy_global_state
     from repeats import keep_what_repeats
+    from trainer_model import load_model
 
-    from megatron_ext.training.sample import load_model
     from ngpt.config import compose
     from ngpt.estimate.counts import count_parameters
 

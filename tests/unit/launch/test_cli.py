@@ -81,7 +81,7 @@ def test_an_unwritable_place_is_a_user_error(tmp_path, capsys):
 
 
 def test_commands_start_without_torch():
-    code = "import sys, launch.cli, launch.train, launch.sample, launch.worker, launch.quickstart; sys.exit('torch' in sys.modules)"
+    code = "import sys, launch.cli, launch.train, launch.generate, launch.worker, launch.quickstart; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

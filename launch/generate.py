@@ -1,0 +1,217 @@
+"""`ngpt generate` and `ngpt sample`: continuations of texts, in this process. It needs torch and transformers, no Megatron."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.one_process import CONFIG_FILE, run_config
+
+if TYPE_CHECKING:
+    from ngpt.hf.generate import Settings
+    from ngpt.hf.load import TextModel
+
+TOKENS, TEMPERATURE, SEED, BATCH = 200, 0.8, 0, 8
+DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16")
+SAMPLE_FILE = "sample.txt"
+STDIN = "-"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints each prompt with its continuation, and the speed on stderr.
+
+    Raises:
+        ConfigError: an option, a prompt, the folder or the checkpoint is no good.
+    """
+    options = _parser().parse_args(arguments)
+    _check(options)
+    is_run = _is_run(options)
+    prompts = _prompts(options)
+    source = _opened(options, is_run)
+    _run(source, prompts, _settings(options), options.batch_size, options.json)
+    return 0
+
+
+def sample(run_dir: Path, prompt: str, tokens: int) -> int:
+    """Prints a prompt and its continuation by a run's newest checkpoint, and keeps it as sample.txt in the run folder.
+
+    Raises:
+        ConfigError: `run_dir` is not a run folder, it has no checkpoint, or `tokens` is not positive.
+    """
+    options = _parser().parse_args([str(run_dir), "--tokens", str(tokens)])
+    _check(options)
+    run_config(run_dir)  # an exported folder is none
+    source = _opened(options, is_run=True)
+    (text,) = _run(source, [prompt], _settings(options), BATCH, as_json=False)
+    (run_dir / SAMPLE_FILE).write_text(text, encoding="utf-8")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ngpt generate",
+        description="Continues texts with a checkpoint of a run, as it lies there, or with a folder that transformers opens.",
+        epilog="Without --prompt and --file: a prompt a line of stdin; where that is a terminal, from the start of a document.",
+    )
+    parser.add_argument("path", type=Path, metavar="RUN|DIR", help="run folder, or a folder with a config.json of transformers")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue; may be given several times")
+    parser.add_argument(
+        "--file", metavar="FILE", help='a prompt a line; of a .jsonl file the "prompt" of each object; -: stdin. Empty lines are left out'
+    )
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="at most, for each prompt (default: %(default)s)")
+    parser.add_argument("--greedy", action="store_true", help="take the most probable token")
+    parser.add_argument("--temperature", type=float, help=f"of sampling (default: {TEMPERATURE})")
+    parser.add_argument("--top-k", type=int, metavar="N", help="sample from the N most probable tokens (default: all)")
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the fewest tokens of probability P in all (default: 1)")
+    parser.add_argument("--seed", type=int, default=SEED, help="of sampling: a prompt's text depends on it and the prompt's number alone")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
+    parser.add_argument("--batch-size", type=int, default=BATCH, metavar="N", help="prompts at a time (default: %(default)s)")
+    parser.add_argument("--step", type=int, help="which checkpoint of a run (default: the newest)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of a run: the fp32 masters (default), or what was trained; of a folder: its own")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="(default: a GPU where there is one)")
+    parser.add_argument("--no-cache", dest="cache", action="store_false", help="compute all tokens again for each new one")
+    parser.add_argument("--json", action="store_true", help="a line a prompt: prompt, text, tokens (their number), stopped_by")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises ConfigError for options that say nothing, before anything heavy is imported."""
+    bounds = {"tokens": 1, "batch_size": 1, "top_k": 1, "seed": 0, "step": 0}
+    for name, least in bounds.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')}", value, f"It is at least {least}", "Give such a number, or leave it out")
+    if options.seed >= 2**63:
+        raise ConfigError("--seed", options.seed, "It is below 2^63", "Give a smaller number")
+    if options.temperature is not None and not 0 < options.temperature < float("inf"):
+        raise ConfigError("--temperature", options.temperature, "It is above 0", "Set --greedy for the most probable token")
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise ConfigError("--top-p", options.top_p, "It is a probability above 0, at most 1", "Give such a number, or leave it out")
+    for name in ("temperature", "top_k", "top_p"):
+        if options.greedy and (value := getattr(options, name)) is not None:
+            rule = "It is of sampling, and --greedy takes the most probable token"
+            raise ConfigError(f"--{name.replace('_', '-')}", value, rule, "Leave one of both out")
+    if "" in options.stop:
+        raise ConfigError("--stop", "an empty text", "It would end every text before it begins", "Leave it out")
+    if options.prompt is not None and options.file is not None:
+        raise ConfigError("--file", options.file, "Prompts come from --prompt or from --file", "Leave one of both out")
+
+
+def _is_run(options: argparse.Namespace) -> bool:
+    """Whether the folder is a run; else transformers opens it.
+
+    Raises:
+        ConfigError: it is neither, or --step is asked of a folder without steps.
+    """
+    path = options.path
+    if (path / CONFIG_FILE).exists():
+        return True
+    if not (path / "config.json").exists():
+        rule = "A run folder, or one that transformers opens, is needed"
+        raise ConfigError(str(path), f"no {CONFIG_FILE} and no config.json there", rule, "Name one, for instance runs/quickstart")
+    if options.step is not None:
+        raise ConfigError("--step", options.step, f"{path} is no run and has one set of weights", "Leave it out")
+    return False
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    """Prompts in their order; one empty one where none is given and nobody writes into stdin."""
+    if options.prompt is not None:
+        return options.prompt
+    name = options.file
+    if name is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            return [""]
+        name = STDIN
+    content = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+    path = "stdin" if name == STDIN else name
+    try:
+        lines = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(path, error, "Prompts are UTF-8 text", "Convert the file") from error
+    numbered = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise ConfigError(path, "no line with text", "There must be a prompt", "Give --prompt '' to begin at the start of a document")
+    return [_prompt_of(path, number, line) if name.endswith(".jsonl") else line for number, line in numbered]
+
+
+def _prompt_of(path: str, number: int, line: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        prompt = None
+    if not isinstance(prompt, str):
+        raise ConfigError(f"{path}:{number}", line[:60], 'Each line is an object {"prompt": TEXT}', "Correct the line")
+    return prompt
+
+
+def _opened(options: argparse.Namespace, is_run: bool) -> "TextModel":
+    """The model on its device, behind what has to be said about it."""
+    import torch
+    from transformers.utils import logging
+
+    from ngpt.hf.load import open_folder, open_run
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    device = options.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device", device, "torch sees no GPU here", "Set --device cpu, or leave it out")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if is_run:
+        source = open_run(options.path, options.step, options.dtype or DTYPES[0], device)
+    else:
+        source = open_folder(options.path, options.dtype, device)
+    for note in source.notes:
+        print(note, file=sys.stderr)
+    return source
+
+
+def _settings(options: argparse.Namespace) -> "Settings":
+    from ngpt.hf.generate import Settings
+
+    return Settings(
+        tokens=options.tokens,
+        temperature=None if options.greedy else TEMPERATURE if options.temperature is None else options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        stops=tuple(options.stop),
+        use_cache=options.cache,
+    )
+
+
+def _run(source: "TextModel", prompts: Sequence[str], settings: "Settings", batch_size: int, as_json: bool) -> list[str]:
+    """Prints continuations as they are made, and returns prompts and continuations as texts."""
+    from ngpt.hf.generate import Speed, continue_texts, window_note
+
+    note = window_note(source, prompts, settings.tokens)  # which reads all prompts: a wrong one ends here
+    if note is not None:
+        print(note, file=sys.stderr, flush=True)
+    speed, texts = Speed(), []
+    for first in range(0, len(prompts), batch_size):
+        batch = prompts[first : first + batch_size]
+        made, took = continue_texts(source, batch, settings, first)
+        speed += took
+        for number, continuation in enumerate(made, start=first):
+            texts.append(continuation.prompt + continuation.text)
+            print(json.dumps(_told(continuation), ensure_ascii=False) if as_json else _shown(texts[-1], number), flush=True)
+    print(speed, file=sys.stderr)
+    return texts
+
+
+def _told(continuation: Any) -> dict[str, Any]:
+    return {name: getattr(continuation, name) for name in ("prompt", "text", "tokens", "stopped_by")}
+
+
+def _shown(text: str, number: int) -> str:
+    """For a person, an empty line between texts. A terminal obeys some characters, and a model may write any: they are shown as dots."""
+    return ("\n" if number else "") + (printable(text) if sys.stdout.isatty() else text)
+
+
+def printable(text: str) -> str:
+    return "".join(character if character.isprintable() or character in "\n\t" else "." for character in text)
