@@ -12,7 +12,9 @@ GEMM_FRACTION = 0.69  # of the dtype's rate: 685 TFLOP/s in a BF16 product of 81
 LOW_PRECISION_GEMM_FRACTION = 0.6  # the same for FP8 and NVFP4: assumed, not measured
 ATTENTION_FORWARD_FRACTION = 0.57  # of the BF16 rate, causal: 12 heads of 128, 0.365 ms (gpt_hybrid_1p5b, profile of 2026-11-22)
 ATTENTION_BACKWARD_FRACTION = 0.42  # counting twice the forward's FLOPs: 1.00 ms in the same profile
-LINK_FRACTION = 0.8  # of NVLink's and the network's rates in collectives: assumed, not measured
+# Of NVLink's and the network's rates in collectives: assumed. Two H200s, without multicast, reached 0.5 in gathers and scatters of 67 and
+# 134 MB and 0.63 in all-to-alls (tests/bench/results/overlap_h200x2_2026-11-29.txt); more GPUs and networks were not measured.
+LINK_FRACTION = 0.8
 
 # Time, in seconds.
 GEMM_RAMP_S = 3e-6  # start and tail of a product: 768 x 1024 x 1024 in 6 us (experts of gpt_hybrid_1p5b, same profile)
@@ -38,10 +40,10 @@ EMULATED_LINEAR_S = 0.07e-3  # emulated NVFP4, both ways: ngpt_1p2b_dense_nvfp4 
 # An expert that runs by itself, both ways: linears, activation, suv, norm. What emulation leaves of 6 ms: ngpt_hybrid_1p5b_nvfp4, 12.4 s a
 # step of 4 times 512 experts, before row kernels were launched cheaply. Without emulation it was not measured.
 SEQUENTIAL_EXPERT_S = 4e-3
-# A linear of one of the experts that run together natively, both ways: three products at 15 us (64 experts in BF16 on an H200 through
-# Transformer Engine's grouped call: 0.95 ms) and two operands at 20 us, which is assumed. Not measured; the weights' quantisation is not in
-# it: it happens once a step.
-NATIVE_EXPERT_LINEAR_S = 85e-6
+# A linear of one of the experts that run together natively, both ways: 3.11 and 6.48 ms for 64 experts in FP8 on an H200, weights kept
+# (tests/bench/results/native_experts_h200_2026-11-29.json); elapsed, call behind call, 126 us. The weights' quantisation is not in it: it
+# happens once a step. MXFP8 and NVFP4 were not measured.
+NATIVE_EXPERT_LINEAR_S = 150e-6
 STAGE_HOST_S = 5e-3  # embedding, logits and loss of a micro-batch, both ways: gpt_1p2b_dense_bf16 on an H200, 131 ms a micro-batch, a fit
 OPTIMIZER_TENSOR_S = 57e-6  # a parameter tensor and step (the same traces)
 

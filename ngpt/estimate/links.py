@@ -46,10 +46,13 @@ def exchange_seconds(cfg: Config, sent: float, size: int, stride: int = 1) -> fl
 def layer_links(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[float, float]:
     """Exposed seconds of one layer's tensor, context and expert parallel collectives, forward and backward."""
     parallel, size, hidden = cfg.parallel, activation_bytes(cfg), cfg.model.hidden_size
-    # Gather in front and reduce-scatter behind the sub-block, or one all-reduce; the second gather of the backward pass overlaps.
+    # Gather in front and reduce-scatter behind the sub-block, or one all-reduce. Backward the gather of the output's gradient alone is
+    # exposed: dgrad hides the second gather of the input, wgrad the scatter of its gradient (traced: overlap_h200x2_2026-11-29). Without
+    # sequence parallelism, which was not traced, the all-reduce counts whole.
     # Of an expert layer the shared expert alone is split so: routed tokens go through the dispatcher below.
     split = layer.symbol != "E" or layer.has_shared_experts
-    forward = backward = 2 * gather_seconds(cfg, tokens.inner * hidden * size, parallel.tensor) * split
+    forward = 2 * gather_seconds(cfg, tokens.inner * hidden * size, parallel.tensor) * split
+    backward = forward / 2 if parallel.sequence_parallel else forward
     writers = (linear for linear in layer.linears if not linear.reads_stream)
     if parallel.tensor > 1 and any(computes_norm(cfg, layer, writer) for writer in writers):
         forward, backward = forward + 2 * COLLECTIVE_LATENCY_S, backward + 2 * COLLECTIVE_LATENCY_S  # one number a token

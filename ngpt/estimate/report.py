@@ -142,7 +142,7 @@ def left_out(cfg: Config, step: StepTime) -> list[str]:
         notes.append("this GPU was not measured: it is assumed to reach the fractions of its peak rates that an H100 does")
     if world_size(cfg) > 1:
         notes.append(
-            f"links were not measured: {LINK_FRACTION:.0%} of their rate is assumed, and that only data-parallel collectives overlap"
+            f"links: {LINK_FRACTION:.0%} of their rate is assumed, where two H200s reached 50% in gathers; what overlaps, as in their trace"
         )
     if "E" in cfg.model.layer_pattern:
         notes.append("unbalanced routing: every expert is given equally many tokens")
@@ -153,7 +153,7 @@ def left_out(cfg: Config, step: StepTime) -> list[str]:
     if "E" in cfg.model.layer_pattern and not has_grouped_experts(cfg):
         notes.append("experts run one by one: their host time was measured under emulation alone, on one host")
     elif "native" in {expected_executor(cfg, recipe) for recipe in recipes_of_experts(cfg)}:
-        notes.append("native experts: 20 us of the host to quantise an operand for one of them is assumed, not measured")
+        notes.append("native experts: their host time was measured in fp8 alone, on one host")
     if any(expected_executor(cfg, recipe) == "emulated" and not recipe.quantised_by_kernels for recipe in recipes_in_use(cfg)):
         notes.append("four over six has no kernel: quantised by the torch reference, which takes longer than is counted")
     native = {recipe.format for recipe in recipes_in_use(cfg) if expected_executor(cfg, recipe) == "native"}

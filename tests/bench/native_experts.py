@@ -7,9 +7,9 @@ call with an idle device and 32 tokens an expert, elapsed times by device events
 waits for the host. Weights are quantised in every pass, or where it says so once a step. Gradients are added to `main_grad`.
 
 Prediction, written before measuring (H200, 64 experts of 1024 x 1856; ms of the host, forward and backward): one by one 15 and 15; together
-3.5 and 3.2, with kept weights 2.2 and 3.2, which is the 85 us of an expert's linear both ways in ngpt/estimate/calibration.py: per expert
-15 us a product (measured in BF16) and 20 us an operand. BF16 grouped 0.1 and 0.2. Elapsed, forward and backward: together 4 and 5 ms, which
-the host decides; one by one 15 and 15.
+3.5 and 3.2, with kept weights 2.2 and 3.2, which is 85 us of an expert's linear both ways: per expert 15 us a product (measured in BF16)
+and 20 us an operand. BF16 grouped 0.1 and 0.2. Elapsed, forward and backward: together 4 and 5 ms, which the host decides; one by one 15
+and 15. Measured: tests/bench/README.md, Native experts.
 """
 
 import argparse

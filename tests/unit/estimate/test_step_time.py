@@ -129,7 +129,16 @@ def test_routed_experts_alone_have_no_dense_tensor_collectives():
         (layer,) = chunks(cfg)[0].layers
         links.append(layer_links(cfg, layer, tokens(cfg)))
         gathered = 2 * gather_seconds(cfg, tokens(cfg).inner * 64 * 4, 2)
-    assert links == [(gathered, gathered), (0, 0)]
+    assert links == [(gathered, gathered / 2), (0, 0)]
+
+
+@pytest.mark.parametrize(("sequence_parallel", "exposed"), [("true", 1), ("false", 2)])
+def test_backward_exposes_the_gather_of_the_output_gradient_alone(sequence_parallel: str, exposed: int):
+    """Scatters of qkv's and fc1's input gradient ran behind wgrad in a trace of two GPUs; an all-reduce was not traced."""
+    cfg = compose([*DENSE, "cluster=h100_8", "parallel.tensor=2", f"parallel.sequence_parallel={sequence_parallel}"])
+    gathered = gather_seconds(cfg, tokens(cfg).inner * cfg.model.hidden_size * 2, 2)
+    for layer in chunks(cfg)[0].layers:
+        assert layer_links(cfg, layer, tokens(cfg)) == (2 * gathered, exposed * gathered)
 
 
 def test_recomputed_experts_send_their_tokens_again():
