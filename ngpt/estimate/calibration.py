@@ -12,9 +12,9 @@ GEMM_FRACTION = 0.69  # of the dtype's rate: 685 TFLOP/s in a BF16 product of 81
 LOW_PRECISION_GEMM_FRACTION = 0.6  # the same for FP8 and NVFP4: assumed, not measured
 ATTENTION_FORWARD_FRACTION = 0.57  # of the BF16 rate, causal: 12 heads of 128, 0.365 ms (gpt_hybrid_1p5b, profile of 2026-11-22)
 ATTENTION_BACKWARD_FRACTION = 0.42  # counting twice the forward's FLOPs: 1.00 ms in the same profile
-# Of NVLink's and the network's rates in collectives: assumed. Two H200s, without multicast, reached 0.5 in gathers and scatters of 67 and
-# 134 MB and 0.63 in all-to-alls (tests/bench/results/overlap_h200x2_2026-11-29.txt); more GPUs and networks were not measured.
-LINK_FRACTION = 0.8
+# Of NVLink's and the network's rates in collectives. Two H200s, without multicast, reached 0.5 in gathers and scatters of 67 and 134 MB and
+# 0.63 in all-to-alls (tests/bench/results/overlap_h200x2_2026-11-29.txt); more GPUs and networks were not measured.
+LINK_FRACTION = 0.55
 
 # Time, in seconds.
 GEMM_RAMP_S = 3e-6  # start and tail of a product: 768 x 1024 x 1024 in 6 us (experts of gpt_hybrid_1p5b, same profile)

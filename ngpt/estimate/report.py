@@ -142,7 +142,7 @@ def left_out(cfg: Config, step: StepTime) -> list[str]:
         notes.append("this GPU was not measured: it is assumed to reach the fractions of its peak rates that an H100 does")
     if world_size(cfg) > 1:
         notes.append(
-            f"links: {LINK_FRACTION:.0%} of their rate is assumed, where two H200s reached 50% in gathers; what overlaps, as in their trace"
+            f"links: {LINK_FRACTION:.0%} of their rate, as two H200s reached in collectives; what overlaps, as in their trace"
         )
     if "E" in cfg.model.layer_pattern:
         notes.append("unbalanced routing: every expert is given equally many tokens")
