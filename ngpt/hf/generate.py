@@ -127,6 +127,7 @@ def continue_texts(source: TextModel, prompts: Sequence[str], settings: Settings
     return made, watch.speed(sum(map(len, starts)))
 
 
+@torch.inference_mode()
 def _decode(source: TextModel, starts: Sequence[Sequence[int]], settings: Settings, watch: "Watch", first: int) -> None:
     device, length = source.model.device, max(map(len, starts))
     padding = min(source.ends, default=0)  # masked: any token will do

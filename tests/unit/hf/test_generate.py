@@ -195,6 +195,11 @@ def test_tokens_are_drawn_by_their_probability():
     assert (drawn == 0).sum(-1).eq(1).all() and drawn.isinf().sum(-1).eq(5).all()
 
 
+def test_the_smallest_random_number_draws_no_token_of_probability_0(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *size, dtype, **_: torch.zeros(*size, dtype=dtype))
+    assert Draw([0])(torch.zeros(1, 1), torch.tensor([[0.0, 0.5, 0.5]]).log()).argmax().item() == 1
+
+
 def test_an_end_of_document_ends_a_row_alone_and_is_no_text(source, monkeypatch):
     free, _ = tokens_of(source, PROMPTS, GREEDY, monkeypatch)
     end = next(token for token in free[0][3:] if token not in free[1])
