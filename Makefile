@@ -1,6 +1,7 @@
 # make quickstart   install, fetch real text, pretrain a small nGPT on this machine, show the result. FRESH=1 trains again.
 # make test         install, lint, run the tests; of the fault tests those that are quick
 # make test-faults  inject every fault: signals, killed processes, damaged files, full disks, hangs, NaNs, fuzzed inputs (within an hour)
+# make test-hf      run the tests that export to Hugging Face's form and import from it, over whole runs
 # make test-slurm   run the tests that start a SLURM of their own (Debian: slurm-wlm, munge); skipped where there is none
 # make lint | clean
 # PYTHON=/path/to/python picks the interpreter (3.12 or newer); the environment is made once, in .venv.
@@ -11,16 +12,19 @@ IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 12))'
 PYTHON ?= $(shell for name in python3.12 python3.13 python3; do "$$name" $(IS_NEW_ENOUGH) 2>/dev/null && echo "$$name" && break; done)
 QUICKSTART_OPTIONS := $(if $(FRESH),--fresh) $(if $(PRECISION),--precision $(PRECISION))
 
-.PHONY: quickstart test test-faults test-slurm lint clean
+.PHONY: quickstart test test-faults test-hf test-slurm lint clean
 
 quickstart: $(STAMP)
 	$(VENV)/bin/python -m launch.quickstart $(QUICKSTART_OPTIONS)
 
 test: lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/slurm -m "not faults or quick"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/slurm --ignore=tests/hf -m "not faults or quick"
 
 test-faults: $(STAMP)
 	$(VENV)/bin/python -m pytest tests/faults
+
+test-hf: $(STAMP)
+	$(VENV)/bin/python -m pytest tests/hf
 
 test-slurm: $(STAMP)
 	$(VENV)/bin/python -m pytest tests/slurm

@@ -27,6 +27,7 @@ usage: ngpt COMMAND ...
   ngpt report RUN [RUN ...] [--out DIR]       losses, scales and differences of runs as HTML and PNG
   ngpt sample RUN [--prompt TEXT] [--tokens N]
   ngpt export RUN --out DIR [--step N] ...    write a checkpoint as a folder that Hugging Face's transformers opens
+  ngpt import DIR --run NAME                  make a run of such a folder, from whose weights others can start
   ngpt doctor [--json]                        what works on this machine, proved by numbers
   ngpt version
 
@@ -156,6 +157,12 @@ def _export(arguments: Sequence[str]) -> int:
     return export_main(arguments)
 
 
+def _import(arguments: Sequence[str]) -> int:
+    from launch.importing import main as import_main
+
+    return import_main(arguments)
+
+
 def _doctor(arguments: Sequence[str]) -> int:
     from launch.doctor import main as doctor_main
 
@@ -179,6 +186,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": _report,
     "sample": _sample,
     "export": _export,
+    "import": _import,
     "doctor": _doctor,
     "version": _version,
 }

@@ -1,4 +1,4 @@
-"""One worker process: `python -m launch.worker PARENT train CONFIG | sample RUN ... | export REQUEST`. Started by `ngpt`, not by hand.
+"""One worker process: `python -m launch.worker PARENT train CONFIG | sample RUN ... | export REQUEST | import REQUEST`. Started by `ngpt`.
 
 PARENT is the process that starts it: the worker ends with it. Imports stay cheap at the top: an asynchronous checkpoint save spawns a
 process that imports this file again.
@@ -106,6 +106,22 @@ def export(request: str) -> int:
     return _report_errors(body)
 
 
+def import_(request: str) -> int:
+    """Makes a run folder of a folder of Hugging Face's form.
+
+    Args:
+        request: JSON of `megatron_ext.training.importing.Request`.
+    """
+
+    def body() -> None:
+        install_compat()
+        from megatron_ext.training import importing
+
+        importing.main(importing.Request(**json.loads(request)))
+
+    return _report_errors(body)
+
+
 def _report_errors(body: Callable[[], None], record: Callable[[BaseException], None] = lambda error: None) -> int:
     """Runs `body`; an error of the user's prints as one line, any other as a traceback.
 
@@ -137,6 +153,8 @@ def main(arguments: Sequence[str]) -> int:
         return train(Path(rest[0]))
     if mode == "export":
         return export(rest[0])
+    if mode == "import":
+        return import_(rest[0])
     return sample(Path(rest[0]), prompt=rest[1], tokens=int(rest[2]))
 
 
