@@ -55,7 +55,8 @@ def main(request: Request) -> None:
             dump(source.cfg, partial / CONFIG_FILE)
             partial.rename(run_dir)
             say(f"{request.folder}: {source.folder.config['model_type']}, {parameters:,} parameters, is step 0 of {run_dir}")
-            say(f"continue it: {command(source)} run.name=NAME data.train=... train.steps=...")
+            batch = " ".join(f"train.{key}=..." for key in ("micro_batch_size", "global_batch_size", "steps"))
+            say(f"continue it: {command(source)} run.name=NAME data.train=... {batch}")
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

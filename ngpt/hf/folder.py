@@ -133,7 +133,7 @@ class Folder:
 
 def _read_json(path: Path, rule: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_hook=_number)
     except FileNotFoundError:
         raise ConfigError(str(path), "missing", rule, "Name a folder that holds one") from None
     except (ValueError, RecursionError) as error:
@@ -141,3 +141,8 @@ def _read_json(path: Path, rule: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(str(path), "not an object", rule, _AGAIN)
     return content
+
+
+def _number(content: dict[str, Any]) -> Any:
+    """transformers writes infinity as {"__float__": "Infinity"}."""
+    return float(content["__float__"]) if content.keys() == {"__float__"} else content

@@ -64,6 +64,8 @@ def read_source(path: Path, name: str, root: str, conf: Path) -> Source:
 
 def _notes(cfg: Config, config: dict, said: set[str], vocabulary: Path) -> Iterator[str]:
     meant = function_defining(cfg).keys() | {key for key in model_defining(cfg) if key.removeprefix("model.") in LEARNING_FIELDS}
+    if "E" not in cfg.model.layer_pattern:
+        meant -= {"model.num_experts"}
     values = flatten(cfg)
     unsaid = [f"{key}={values[key]}" for key in sorted(meant) if key.removeprefix("model.") not in said]
     if unsaid:

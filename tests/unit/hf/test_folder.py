@@ -1,6 +1,7 @@
 """A folder of weights: which forms are read, and what is wrong with one."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,11 @@ def test_what_is_no_folder_of_safetensors_is_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(ConfigError, match="pytorch_model.bin. Weights are read from model.safetensors"):
         Folder(tmp_path)
+
+
+def test_transformers_word_for_infinity_is_a_number(tmp_path):
+    path = folder_of(tmp_path / "hf", config={"time_step_limit": [0.0, {"__float__": "Infinity"}], "other": {"a": 1}})
+    assert Folder(path).config == {"time_step_limit": [0.0, math.inf], "other": {"a": 1}}
 
 
 def test_bf16_is_read_exactly_and_what_fp32_does_not_hold_is_refused(tmp_path):
