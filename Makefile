@@ -1,7 +1,7 @@
 # make quickstart   install, fetch real text, pretrain a small nGPT on this machine, show the result. FRESH=1 trains again.
 # make test         install, lint, run the tests; of the fault tests those that are quick
 # make test-faults  inject every fault: signals, killed processes, damaged files, full disks, hangs, NaNs, fuzzed inputs (within an hour)
-# make test-hf      export runs of every layout and open them with the oldest and the newest transformers that we name (10 minutes)
+# make test-hf      export and import whole runs, with the oldest and the newest transformers that setup.py allows (half an hour)
 # make test-slurm   run the tests that start a SLURM of their own (Debian: slurm-wlm, munge); skipped where there is none
 # make lint | clean
 # PYTHON=/path/to/python picks the interpreter (3.12 or newer); the environment is made once, in .venv.

@@ -27,6 +27,7 @@ usage: ngpt COMMAND ...
   ngpt report RUN [RUN ...] [--out DIR]       losses, scales and differences of runs as HTML and PNG
   ngpt generate RUN|DIR [--prompt TEXT] ...   continue texts with a checkpoint or an exported folder; `ngpt sample RUN` is the short form
   ngpt export RUN --out DIR [--step N] ...    write a checkpoint as a folder that Hugging Face's transformers opens
+  ngpt import DIR --run NAME                  make a run of such a folder, from whose weights others can start
   ngpt doctor [--json]                        what works on this machine, proved by numbers
   ngpt version
 
@@ -162,6 +163,12 @@ def _export(arguments: Sequence[str]) -> int:
     return export_main(arguments)
 
 
+def _import(arguments: Sequence[str]) -> int:
+    from launch.importing import main as import_main
+
+    return import_main(arguments)
+
+
 def _doctor(arguments: Sequence[str]) -> int:
     from launch.doctor import main as doctor_main
 
@@ -186,6 +193,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "generate": _generate,
     "sample": _sample,
     "export": _export,
+    "import": _import,
     "doctor": _doctor,
     "version": _version,
 }

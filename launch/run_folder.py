@@ -16,6 +16,7 @@ from launch.provenance import describe_launch
 from launch.resume_checks import SOURCES_FILE, notes, record_sources
 from ngpt import locks
 from ngpt.config.checkpoints import (
+    check_has_optimizer,
     check_same_model,
     check_unmixed,
     config_of,
@@ -66,6 +67,7 @@ def check_resumable(config: Config) -> None:
         saved = saved or (load(own) if own.exists() else None)
     elif not config.checkpoint.load_optimizer:
         return
+    check_has_optimizer(start)
     if saved is not None:
         check_kept_keys(saved, config, start.folder)
 

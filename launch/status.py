@@ -16,8 +16,8 @@ from launch.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, first_failure, outc
 from launch.slurm import scheduler
 from launch.slurm.after import LOG_FILE, STOP_FILE
 from launch.submit import JOB_FILE
-from ngpt.checkpoints.choice import choose_by_sizes
-from ngpt.checkpoints.manifest import BACKEND_FILE
+from ngpt.checkpoints.choice import choose_by_sizes, folder_of
+from ngpt.checkpoints.manifest import BACKEND_FILE, holds_weights_alone
 from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
@@ -47,7 +47,8 @@ def status(run_dir: Path) -> dict[str, Any]:
         ConfigError: the folder holds no run.
     """
     config, problem = config_of_run(run_dir)
-    checkpoint = _checkpoint(_beside(run_dir, config), config)
+    folder = _beside(run_dir, config)
+    checkpoint = _checkpoint(folder, config)
     job = _job(run_dir)
     heartbeats = read_heartbeats(run_dir)
     steps = [step for step in (_last_metric(run_dir), *(beat.get("step") for beat in heartbeats)) if isinstance(step, int)]
@@ -63,6 +64,7 @@ def status(run_dir: Path) -> dict[str, Any]:
         "step": max([*steps, saved or 0]),
         "last_step": config and (config.train.stop_after or config.train.steps),
         "checkpoint": checkpoint,
+        "weights_alone": _weights_alone(folder, saved),
         "job": job,
         "launcher": holder(run_dir),
         "stop_requested": (run_dir / STOP_FILE).exists(),
@@ -120,6 +122,11 @@ def _checkpoint(folder: Path, config: Config | None) -> dict[str, Any]:
     if choice is None:
         return {"step": None, "age_s": None, "problem": None}
     return {"step": choice.step, "age_s": _age(choice.folder / BACKEND_FILE), "problem": choice.note()}
+
+
+def _weights_alone(folder: Path, step: int | None) -> str | None:
+    """The folder of checkpoints where the one of `step` has no optimizer's state: no run goes on with it."""
+    return str(folder) if step is not None and holds_weights_alone(folder_of(folder, step)) else None
 
 
 def _job(run_dir: Path) -> dict[str, Any] | None:
@@ -214,5 +221,7 @@ def _next(found: dict[str, Any]) -> str:
         return f"ngpt stop {run}"
     if found["state"] == "finished":
         return f"ngpt report {run}"
+    if saved := found["weights_alone"]:
+        return f"a new run starts from its weights: checkpoint.load={shlex.quote(saved)}, as ngpt import --help says"
     command = found["command"] or "the command that started the run continues it"
     return f"with a later train.stop_after, or none: {command}" if found["state"] == "stopped" else command

@@ -1,4 +1,4 @@
-"""One worker process: `python -m launch.worker PARENT train CONFIG | export REQUEST`. Started by `ngpt`, not by hand.
+"""One worker process: `python -m launch.worker PARENT train CONFIG | export REQUEST | import REQUEST`. Started by `ngpt`, not by hand.
 
 PARENT is the process that starts it: the worker ends with it. Imports stay cheap at the top: an asynchronous checkpoint save spawns a
 process that imports this file again.
@@ -95,6 +95,22 @@ def export(request: str) -> int:
     return _report_errors(body)
 
 
+def import_(request: str) -> int:
+    """Makes a run folder of a folder of Hugging Face's form.
+
+    Args:
+        request: JSON of `megatron_ext.training.importing.Request`.
+    """
+
+    def body() -> None:
+        install_compat()
+        from megatron_ext.training import importing
+
+        importing.main(importing.Request(**json.loads(request)))
+
+    return _report_errors(body)
+
+
 def _report_errors(body: Callable[[], None], record: Callable[[BaseException], None] = lambda error: None) -> int:
     """Runs `body`; an error of the user's prints as one line, any other as a traceback.
 
@@ -122,7 +138,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one mode; the launcher has checked the arguments."""
     parent, mode, *rest = arguments
     end_with_parent(int(parent))
-    return train(Path(rest[0])) if mode == "train" else export(rest[0])
+    return {"train": lambda path: train(Path(path)), "export": export, "import": import_}[mode](rest[0])
 
 
 if __name__ == "__mp_main__":  # a process that an asynchronous save has spawned: it unpickles Megatron's classes next

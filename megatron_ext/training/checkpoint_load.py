@@ -16,7 +16,7 @@ from ngpt.checkpoints.choice import RULE, Choice, choose, listing
 from ngpt.checkpoints.hashing import FileRecord
 from ngpt.checkpoints.manifest import Damage, Manifest
 from ngpt.config import Config, ConfigError
-from ngpt.config.checkpoints import check_same_model, config_of
+from ngpt.config.checkpoints import check_has_optimizer, check_same_model, config_of
 from ngpt.config.kept_keys import check_kept_keys
 
 READING_THREADS = 4  # of a rank
@@ -91,6 +91,8 @@ def _load_checkpoint(cfg: Config, say: Callable[[str], None], upstream: Callable
 def _check(cfg: Config, choice: Choice) -> None:
     """The launcher has looked at the published checkpoint; this may be an older one."""
     check_same_model(cfg, choice)
+    if not get_args().no_load_optim:
+        check_has_optimizer(choice)
     if not get_args().no_load_optim and (saved := config_of(choice)) is not None:
         check_kept_keys(saved, cfg, choice.folder)
 

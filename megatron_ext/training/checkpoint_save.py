@@ -52,14 +52,27 @@ class CheckpointSaver:
     Args:
         cfg: of the run; its checkpoint section says where, how many stay, and what a full disk means.
         say: prints a line for a person.
+        folder: where checkpoints go; None: where the config says.
+        norm_tolerance: the largest | norm - 1 | of a vector; None: the config's.
+        extra: marks of the layout for the manifest.
 
     Attributes:
         published: the step of the newest checkpoint that this process published; None before the first.
         skipped: why the newest save was skipped (checkpoint.on_full_disk=continue); None where it was published.
     """
 
-    def __init__(self, cfg: Config, say: Callable[[str], None]):
-        self.cfg, self.say, self.folder = cfg, say, Path(cfg.checkpoint.dir)
+    def __init__(
+        self,
+        cfg: Config,
+        say: Callable[[str], None],
+        *,
+        folder: Path | None = None,
+        norm_tolerance: float | None = None,
+        extra: dict[str, Any] | None = None,
+    ):
+        self.cfg, self.say, self.folder = cfg, say, folder or Path(cfg.checkpoint.dir)
+        self.norm_tolerance = cfg.debug.norm_tolerance if norm_tolerance is None else norm_tolerance
+        self.extra = extra or {}
         self.published: int | None = None
         self.skipped: CheckpointNotWritten | None = None
         self.has_begun = False
@@ -137,7 +150,7 @@ class CheckpointSaver:
     def _with_rules(self, upstream: Callable, *args: Any, **kwargs: Any) -> dict[str, Any]:
         state = upstream(*args, **kwargs)
         unit_dims = unit_dims_of(state, masters_are_weights=self.cfg.precision.dtype == "fp32")
-        shard_writer.set_rules(unit_dims, self.cfg.debug.norm_tolerance)
+        shard_writer.set_rules(unit_dims, self.norm_tolerance)
         return state
 
     def _concluded_later(self, upstream: Callable, save: _Save, request: Any) -> None:
@@ -197,7 +210,7 @@ class CheckpointSaver:
             except ConfigError:  # gone or replaced while the run goes on
                 sources.append({"path": source.path, "weight": source.weight, "bin_sha256": None})
         data = {"consumed_samples": save.samples, "tokens": save.samples * self.cfg.train.seq_length, "sources": sources}
-        return Manifest(save.step, {}, {name: _version(name) for name in PACKAGES}, data)
+        return Manifest(save.step, {}, {name: _version(name) for name in PACKAGES}, data, self.extra)
 
     def _previous(self) -> int | None:
         try:

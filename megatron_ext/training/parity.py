@@ -193,13 +193,17 @@ def _by_layers(cfg: Config, weights: Weights, folder: Path, tokens_BS: Tensor) -
     return head.result("layers", seen.layer)
 
 
-def build_trainer(cfg: Config) -> nn.Module:
-    """Megatron's local modules in fp32 with fresh weights, in this process, which is initialised for them."""
+def build_trainer(cfg: Config, **arguments: Any) -> nn.Module:
+    """Megatron's local modules in fp32 with fresh weights, in this process, which is initialised for them.
+
+    Args:
+        arguments: of Megatron, which win over what follows from the config.
+    """
     cfg = on_one_process(cfg)
     cfg.precision = PrecisionConfig(name="fp32", dtype="fp32")
     cfg.model.transformer_impl = "local"
     nothing = dict(load=None, save=None, save_interval=None, tensorboard_dir=None, skip_train=True, eval_iters=0)
-    _, container = setup_megatron(cfg, "local", **nothing)
+    _, container = setup_megatron(cfg, "local", **(nothing | arguments))
     initialize_megatron()
     groups = ProcessGroupCollection.use_mpu_process_groups()
     return PluginModelBuilder(container.model).build_model(groups, pre_process=True, post_process=True).eval()

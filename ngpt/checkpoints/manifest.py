@@ -15,6 +15,7 @@ CONFIG_FILE = "config.yaml"  # the resolved config of the run that saved
 METADATA_FILE = ".metadata"  # torch's index of the shards
 BACKEND_FILE = "metadata.json"  # Megatron's word for the format; the last file that it writes
 FORMAT = 1
+WEIGHTS_ONLY = "weights_only"  # among `Manifest.extra`: there is no optimizer's state
 _SHARD_NAME = re.compile(rb"__\d+_\d+\.distcp")
 
 
@@ -59,6 +60,12 @@ class Manifest:
     @property
     def bytes(self) -> int:
         return sum(record.size for record in self.files.values())
+
+
+def holds_weights_alone(folder: Path) -> bool:
+    """Whether an iteration folder says that no optimizer's state is in it."""
+    found = read(folder)
+    return isinstance(found, Manifest) and bool(found.extra.get(WEIGHTS_ONLY))
 
 
 def _checksum(content: dict[str, Any]) -> str:

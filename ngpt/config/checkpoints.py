@@ -9,7 +9,7 @@ from ngpt.checkpoints.manifest import CONFIG_FILE
 from ngpt.checkpoints.tracker import TRACKER_FILE
 from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
-from ngpt.config.identity import diff, listed, model_defining
+from ngpt.config.identity import diff, function_defining, listed, model_defining
 from ngpt.config.schema import Config
 
 READING_THREADS = 8
@@ -74,14 +74,26 @@ def check_same_model(config: Config, choice: Choice) -> None:
         source = folder.parent / CONFIG_FILE
         if own or not source.exists():  # a run folder's own config is compared in any case
             return
-    changes = diff(model_defining(load(source)), model_defining(config))
+    saved = load(source)
+    changes = diff(model_defining(saved), model_defining(config))
     if own and changes:
         got, way_out = f"{choice.folder} holds another model", "Restore the keys, or give the new run a name of its own, run.name=..."
         raise ConfigError("checkpoint.dir", f"{got} ({listed(changes)})", "a run goes on with its own model", way_out)
-    changes = {key: change for key, change in changes.items() if key.startswith("model.")}  # weights may learn another length
+    if config.checkpoint.load_optimizer:
+        changes = {key: change for key, change in changes.items() if key.startswith("model.")}  # weights may learn another length
+    else:
+        changes = diff(function_defining(saved), function_defining(config))
     if changes:
         got, way_out = f"{folder} holds another model", f"Set the keys as in {source}, or load another checkpoint"
         raise ConfigError("checkpoint.load", f"{got} ({listed(changes)})", "a run starts from weights of its own model", way_out)
+
+
+def check_has_optimizer(choice: Choice) -> None:
+    """Raises ConfigError where a checkpoint holds weights alone, and a run was to go on with its optimizer's state."""
+    if manifest.holds_weights_alone(choice.folder):
+        rule = "A run that resumes, or loads with checkpoint.load_optimizer=true, goes on with its optimizer's state"
+        way_out = f"Start a new run.name from it: checkpoint.load={choice.folder.parent} checkpoint.load_optimizer=false"
+        raise ConfigError(str(choice.folder), "it holds weights alone", rule, way_out)
 
 
 def config_of(choice: Choice) -> Config | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ngpt.config.megatron_arguments import unchecked_names
 from ngpt.config.pattern import without_cuts
-from ngpt.config.schema import EXECUTION_FIELDS, Config
+from ngpt.config.schema import EXECUTION_FIELDS, LEARNING_FIELDS, NGPT_FIELDS, Config
 
 # Beyond `model.*`: the lengths and the tokens that the weights have learnt. Precision is left out: a model can be continued in another.
 DEFINING_KEYS = ("train.seq_length", "tokenizer.kind", "tokenizer.vocab_size")
@@ -36,6 +36,15 @@ def model_defining(cfg: Config) -> dict[str, Any]:
     defining["model.layer_pattern"] = without_cuts(defining["model.layer_pattern"])
     unchecked = {f"megatron.{name}": cfg.megatron[name] for name in unchecked_names(cfg.megatron)}
     return defining | {key: flat[key] for key in DEFINING_KEYS} | unchecked
+
+
+def function_defining(cfg: Config) -> dict[str, Any]:
+    """The values of `model` in a resolved config that weights cannot do without: with others they compute another function."""
+    unread = LEARNING_FIELDS | (NGPT_FIELDS if cfg.model.architecture == "gpt" else frozenset())
+    if cfg.model.position_embedding == "none":
+        unread |= {"rope_base"}
+    values = model_defining(cfg)
+    return {key: value for key, value in values.items() if key.startswith("model.") and key.removeprefix("model.") not in unread}
 
 
 def diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> Changes:

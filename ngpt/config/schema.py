@@ -415,3 +415,7 @@ class Config:
 
 # Fields of `model` that choose how, not what, is computed: they may change on resume.
 EXECUTION_FIELDS = frozenset({"name", "transformer_impl", "expert_impl", "mamba_chunk_size"})
+# Fields of `model` that say how it learns, not what it computes: a run that starts from weights alone may choose others.
+LEARNING_FIELDS = frozenset({"init_std", "mtp_loss_coeff", "moe_expert_bias_rate", "moe_aux_loss", "moe_aux_loss_coeff"})
+# Fields of `model` that the control does not read.
+NGPT_FIELDS = frozenset({"fine_grained", "alpha_init", "moe_router_input", "moe_router_normalized", "moe_suv", "mamba_gated_norm"})

@@ -24,7 +24,7 @@ from launch.run_folder import (
     resume_notes,
 )
 from ngpt.checkpoints.hashing import hash_file
-from ngpt.checkpoints.manifest import Manifest
+from ngpt.checkpoints.manifest import WEIGHTS_ONLY, Manifest
 from ngpt.config.checkpoints import newest_step
 from ngpt.config.compose import compose, dump, load
 from ngpt.config.errors import ConfigError
@@ -120,6 +120,41 @@ def test_a_checkpoint_keeps_its_schedule(make_config, override):
     with pytest.raises(ConfigError, match=override.split("=")[0]):
         check_resumable(make_config(override))
     check_resumable(make_config(override, "megatron.override_opt_param_scheduler=true"))
+
+
+def with_described_checkpoint(config, step: int, extra: dict | None = None):
+    """One that carries its config and a manifest."""
+    with_checkpoint(config, step)
+    folder = Path(config.checkpoint.dir) / f"iter_{step:07d}"
+    dump(config, folder / "config.yaml")
+    Manifest(step, {path.name: hash_file(path) for path in folder.iterdir()}, extra=extra or {}).save(folder)
+
+
+def test_weights_alone_start_new_runs_and_continue_none(make_config, tmp_path):
+    source = make_config(f"run.dir={tmp_path / 'imported'}")
+    with_described_checkpoint(source, 0, {WEIGHTS_ONLY: True})
+    load = f"checkpoint.load={source.checkpoint.dir}"
+    check_resumable(make_config(load))
+    with pytest.raises(ConfigError, match="holds weights alone.*checkpoint.load_optimizer=false"):
+        check_resumable(make_config(load, "checkpoint.load_optimizer=true"))
+    with pytest.raises(ConfigError, match=f"holds weights alone.*checkpoint.load={source.checkpoint.dir}"):
+        check_resumable(source)
+
+
+def test_weights_may_learn_otherwise_but_not_compute_otherwise(make_config, tmp_path):
+    source = make_config(f"run.dir={tmp_path / 'other'}", "model=gpt_hybrid_tiny")
+    with_described_checkpoint(source, 2)
+    start = ("model=gpt_hybrid_tiny", f"checkpoint.load={source.checkpoint.dir}")
+    other = ("model.init_std=0.01", "model.moe_aux_loss_coeff=0.5", "model.moe_expert_bias_rate=0.1", "model.alpha_init=0.1")
+    check_resumable(make_config(*start, *other))
+    with_optimizer = (*start, "checkpoint.load_optimizer=true")
+    check_resumable(make_config(*with_optimizer))
+    for change in other:
+        with pytest.raises(ConfigError, match=change.split("=")[0]):
+            check_resumable(make_config(*with_optimizer, change))
+    for change in ("model.moe_scaling=2.0", "model.moe_expert_bias=false", "model.norm_epsilon=1e-6"):
+        with pytest.raises(ConfigError, match=change.split("=")[0]):
+            check_resumable(make_config(*start, change))
 
 
 def test_a_finished_run_has_nothing_left(make_config):
