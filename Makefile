@@ -27,7 +27,7 @@ test-faults: $(STAMP)
 OLD_TRANSFORMERS := 5.20.2
 test-hf: $(STAMP) $(VENV)/transformers-$(OLD_TRANSFORMERS)
 	$(VENV)/bin/python -m pytest tests/hf tests/unit/hf
-	PYTHONPATH=$(VENV)/transformers-$(OLD_TRANSFORMERS) $(VENV)/bin/python -m pytest tests/hf tests/unit/hf
+	PYTHONPATH=$(CURDIR)/$(VENV)/transformers-$(OLD_TRANSFORMERS) $(VENV)/bin/python -m pytest tests/hf tests/unit/hf
 
 $(VENV)/transformers-$(OLD_TRANSFORMERS): $(STAMP)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@ transformers==$(OLD_TRANSFORMERS)

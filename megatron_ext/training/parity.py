@@ -3,6 +3,7 @@
 Shapes: B batch, S sequence, D hidden, V vocabulary, E experts.
 """
 
+import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -158,18 +159,28 @@ def _whole(cfg: Config, weights: Weights, folder: Path, tokens_BS: Tensor) -> Pa
 
 
 def _by_layers(cfg: Config, weights: Weights, folder: Path, tokens_BS: Tensor) -> Parity:
-    trunk = parse(cfg.model.layer_pattern).trunk
+    """Embedding, layers and output matrix one after the other: each is gone when the next one comes."""
     export = _Export(folder)
+    h_BSD, h_too = weights.read("embedding.word_embeddings.weight")[tokens_BS], export.rows(export.embedding, tokens_BS)
+    h_BSD, h_too, agree_BS, layer = _through_layers(cfg, weights, export, h_BSD, h_too)
+    gc.collect()  # modules refer to one another in circles
+    head = _HeadComparison(tokens_BS, agree_BS)
+    _compare_heads(cfg, weights, export, head, h_BSD, h_too)
+    return head.result("layers", layer)
+
+
+def _through_layers(
+    cfg: Config, weights: Weights, export: "_Export", h_BSD: Tensor, h_too: Tensor
+) -> tuple[Tensor, Tensor, Tensor, int | None]:
+    """Both streams behind the last norm, [B, S] whether tokens count, and the first layer that parts; one layer of both at a time."""
+    trunk = parse(cfg.model.layer_pattern).trunk
     per_layer = len(trunk) // export.num_layers
     steps = [trunk[i : i + per_layer] for i in range(0, len(trunk), per_layer)]
     kinds = sorted(set(steps))
     small = _small(cfg, "".join(kinds))
     trainer, model = build_trainer(small), export.small_model(small)
     all_layers, all_layers_too = list(trainer.decoder.layers), list(model.model.layers)
-    embedding = weights.read("embedding.word_embeddings.weight")
-    h, h_too = embedding[tokens_BS], export.rows(export.embedding, tokens_BS)
-    del embedding
-    seen, agree_BS = _FirstParting(per_layer), torch.ones_like(tokens_BS, dtype=torch.bool)
+    seen, agree_BS = _FirstParting(per_layer), torch.ones(h_BSD.shape[:-1], dtype=torch.bool)
     for number, symbols in enumerate(steps):
         place, last = kinds.index(symbols), number == len(steps) - 1
         trainer.decoder.layers = nn.ModuleList(all_layers)
@@ -181,16 +192,14 @@ def _by_layers(cfg: Config, weights: Weights, folder: Path, tokens_BS: Tensor) -
         trainer.decoder.layers = nn.ModuleList(all_layers[place * per_layer : (place + 1) * per_layer])
         model.model.layers = nn.ModuleList([all_layers_too[place]])
         with _outputs([trainer.decoder if last else trainer.decoder.layers[-1]]) as out, _trainer_choices(trainer.decoder) as chosen:
-            trainer(None, None, None, decoder_input=h.transpose(0, 1).contiguous())
+            trainer(None, None, None, decoder_input=h_BSD.transpose(0, 1).contiguous())
         with _outputs(model.model.layers) as out_too, _export_choices(model) as chosen_too:
             whole = model.model(inputs_embeds=h_too, use_cache=False)
-        h, h_too = out[0].transpose(0, 1), whole.last_hidden_state if last else out_too[0]
-        agree_BS &= _agreeing(chosen, chosen_too, tokens_BS)
+        h_BSD, h_too = out[0].transpose(0, 1), whole.last_hidden_state if last else out_too[0]
+        agree_BS &= _agreeing(chosen, chosen_too, agree_BS)
         if not last:
-            seen.compare(number, h, h_too, agree_BS)
-    head = _HeadComparison(tokens_BS, agree_BS)
-    _compare_heads(cfg, weights, export, head, h, h_too)
-    return head.result("layers", seen.layer)
+            seen.compare(number, h_BSD, h_too, agree_BS)
+    return h_BSD, h_too, agree_BS, seen.layer
 
 
 def build_trainer(cfg: Config, **arguments: Any) -> nn.Module:
@@ -300,22 +309,29 @@ class _Export:
         loaded = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         self.config_class, self.config = type(loaded), loaded.to_dict()
         self.num_layers = loaded.num_hidden_layers
-        self._files = {}
+        self._files: dict[str, Path] = {}
         for file in sorted(folder.glob("*.safetensors")):
-            opened = safe_open(file, "pt")
-            self._files |= dict.fromkeys(opened.keys(), opened)
+            with safe_open(file, "pt") as opened:
+                self._files |= dict.fromkeys(opened.keys(), file)
         self.embedding = next(name for name in ("model.embeddings.weight", "model.embed_tokens.weight") if name in self._files)
         self.output = self.embedding if loaded.tie_word_embeddings else "lm_head.weight"
 
+    # Each file is mapped for as long as it is read: what is mapped counts as this process's memory.
     def tensor(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name).float()
+        """Owns its memory; fp32."""
+        with safe_open(self._files[name], "pt") as opened:
+            return opened.get_tensor(name).to(torch.float32, copy=True)
 
     def slice(self, name: str, rows: slice) -> Tensor:
-        return self._files[name].get_slice(name)[rows].float()
+        """Some rows of a matrix, likewise."""
+        with safe_open(self._files[name], "pt") as opened:
+            return opened.get_slice(name)[rows].to(torch.float32, copy=True)
 
     def rows(self, name: str, tokens_BS: Tensor) -> Tensor:
         """[B, S, D]: a row of a matrix for each token."""
-        each = [self.slice(name, slice(token, token + 1)) for token in tokens_BS.flatten().tolist()]
+        with safe_open(self._files[name], "pt") as opened:
+            matrix = opened.get_slice(name)
+            each = [matrix[token : token + 1].to(torch.float32, copy=True) for token in tokens_BS.flatten().tolist()]
         return torch.cat(each).unflatten(0, tokens_BS.shape)
 
     def small_model(self, cfg: Config) -> nn.Module:
@@ -387,10 +403,10 @@ def _hooks(handles: list) -> Iterator[None]:
             handle.remove()
 
 
-def _agreeing(chosen: list[Tensor], chosen_too: list[Tensor], tokens_BS: Tensor) -> Tensor:
+def _agreeing(chosen: list[Tensor], chosen_too: list[Tensor], like_BS: Tensor) -> Tensor:
     """[B, S]: whether a token and all that it sees were sent to the same experts by both."""
-    agree_BS = torch.ones_like(tokens_BS, dtype=torch.bool)
-    batch, length = tokens_BS.shape
+    agree_BS = torch.ones_like(like_BS, dtype=torch.bool)
+    batch, length = like_BS.shape
     for maps_TE, index_TK in zip(chosen, chosen_too, strict=True):
         maps_BSE = maps_TE.view(length, batch, -1).transpose(0, 1)
         maps_too = torch.zeros_like(maps_BSE).scatter(-1, index_TK.view(batch, length, -1), True)

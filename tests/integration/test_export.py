@@ -19,7 +19,9 @@ from ngpt.checkpoints.manifest import METADATA_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH_SECONDS = 600  # a hang ends here; no statement about speed
-OVERRIDES = "experiment=ngpt_hybrid_tiny data=mock parallel=ep2 cluster.gpus_per_node=2 precision=bf16 train.steps=2 run.dir=run"
+# With a prediction depth, which transformers must pass over in silence.
+MODEL = "experiment=ngpt_hybrid_tiny model.layer_pattern=ME*E-/*E precision=bf16"
+OVERRIDES = f"{MODEL} data=mock parallel=ep2 cluster.gpus_per_node=2 train.steps=2 run.dir=run"
 
 
 def ngpt(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -82,7 +84,7 @@ def test_a_user_opens_it_without_this_project(workplace):
     environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(workplace / "modules")}
     command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "mtp" not in done.stderr, done.stderr
     ids = json.loads(done.stdout.splitlines()[-1])
     assert ids[:5] == [256, *b"The "] and len(ids) <= 9
 
