@@ -25,7 +25,7 @@ EXPORT = ["--no-tokenizer", "--parity", "none"]
 
 def ngpt(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "launch.cli", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
