@@ -34,7 +34,7 @@ from ngpt.hf.weights import is_kept
 BOUND = 1e-5  # of the largest logit, at least of 1
 STREAM_BOUND = 1e-4  # of the largest entry of the stream: where a layer is named that parts from the other
 DISAGREEING = 0.01  # of the tokens may be sent to other experts, whose scores are equal up to rounding
-ROWS = 8192  # of the output matrix at a time
+ROWS = 2048  # of the output matrix at a time
 
 
 @dataclass
