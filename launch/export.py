@@ -1,15 +1,10 @@
 """`ngpt export`: checks what a look can tell, and leaves the rest to one worker on the CPU."""
 
 import argparse
-import json
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.environment import worker_environment, worker_variables
-from launch.processes import worker_command
-from launch.world import single_world
+from launch.cpu_worker import run_task
 from ngpt.config.errors import ConfigError
 from ngpt.config.one_process import run_checkpoint, run_config
 from ngpt.data.tokenizers import run_tokenizer
@@ -37,14 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.tokenizer:
         run_tokenizer(cfg)
     request = vars(options) | {"run": str(options.run), "out": str(options.out), "step": choice.step}
-    command = worker_command(["export", json.dumps(request)], processes=1, run_dir=options.run)
-    with tempfile.TemporaryDirectory() as modules:
-        environment = worker_environment(worker_variables(cfg, local_processes=1, cuda=False), single_world()) | {
-            "CUDA_VISIBLE_DEVICES": "",  # both models compute in plain fp32, and a GPU's kernels round otherwise
-            "HF_MODULES_CACHE": modules,  # transformers copies the code that it runs there, and would keep it
-            "HF_HUB_OFFLINE": "1",
-        }
-        return subprocess.run(command, env=environment, check=False).returncode
+    return run_task("export", request, cfg, options.run)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,14 +1,10 @@
 """`ngpt import`: one worker, on the CPU."""
 
 import argparse
-import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.environment import worker_environment, worker_variables
-from launch.processes import worker_command
-from launch.world import single_world
+from launch.cpu_worker import run_task
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config, RunConfig
 
@@ -45,8 +41,5 @@ def main(arguments: Sequence[str]) -> int:
     run_dir = Path(options.root) / options.run
     if run_dir.exists():
         raise ConfigError("--run", run_dir, "It exists, and an import makes a new run", "Name another one, or remove it")
-    variables = worker_variables(Config(), local_processes=1, cuda=False) | {"CUDA_VISIBLE_DEVICES": ""}
     request = {"folder": str(options.folder), "run": options.run, "root": options.root}
-    command = worker_command(["import", json.dumps(request)], processes=1, run_dir=run_dir)
-    environment = worker_environment(variables, single_world()) | {"CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, env=environment, check=False).returncode
+    return run_task("importing", request, Config(), run_dir)

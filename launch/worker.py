@@ -1,10 +1,11 @@
-"""One worker process: `python -m launch.worker PARENT train CONFIG | export REQUEST | import REQUEST`. Started by `ngpt`, not by hand.
+"""One worker process: `python -m launch.worker PARENT train CONFIG | export REQUEST | importing REQUEST`. Started by `ngpt`, not by hand.
 
 PARENT is the process that starts it: the worker ends with it. Imports stay cheap at the top: an asynchronous checkpoint save spawns a
 process that imports this file again.
 """
 
 import gc
+import importlib
 import json
 import os
 import signal
@@ -79,34 +80,18 @@ def train(config_path: Path) -> int:
     return _report_errors(body, lambda error: record_failure(run_dir, rank, error, time.time()))
 
 
-def export(request: str) -> int:
-    """Writes a checkpoint as a folder of Hugging Face's form.
+def task(name: str, request: str) -> int:
+    """Runs a command's part that needs Megatron.
 
     Args:
-        request: JSON of `megatron_ext.training.export.Request`.
+        name: of a module of `megatron_ext.training`, which has `main` and its argument's class `Request`.
+        request: JSON of the argument.
     """
 
     def body() -> None:
         install_compat()
-        from megatron_ext.training import export as exporting
-
-        exporting.main(exporting.Request(**json.loads(request)))
-
-    return _report_errors(body)
-
-
-def import_(request: str) -> int:
-    """Makes a run folder of a folder of Hugging Face's form.
-
-    Args:
-        request: JSON of `megatron_ext.training.importing.Request`.
-    """
-
-    def body() -> None:
-        install_compat()
-        from megatron_ext.training import importing
-
-        importing.main(importing.Request(**json.loads(request)))
+        module = importlib.import_module(f"megatron_ext.training.{name}")
+        module.main(module.Request(**json.loads(request)))
 
     return _report_errors(body)
 
@@ -138,7 +123,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one mode; the launcher has checked the arguments."""
     parent, mode, *rest = arguments
     end_with_parent(int(parent))
-    return {"train": lambda path: train(Path(path)), "export": export, "import": import_}[mode](rest[0])
+    return train(Path(rest[0])) if mode == "train" else task(mode, rest[0])
 
 
 if __name__ == "__mp_main__":  # a process that an asynchronous save has spawned: it unpickles Megatron's classes next

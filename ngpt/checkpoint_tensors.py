@@ -38,8 +38,9 @@ class CheckpointTensors:
         return self._entries[name].properties.dtype
 
     def master(self, name: str) -> str:
-        """The name under which the fp32 master of a weight is found: the weight's own where it has no other."""
-        return MASTER_PREFIX + name if MASTER_PREFIX + name in self.sizes else name
+        """The name of the fp32 master of a weight, whole or in parts (`name.z`, ...): the weight's own where it has no other."""
+        master = MASTER_PREFIX + name
+        return master if master in self.sizes or any(found.startswith(f"{master}.") for found in self.sizes) else name
 
     def read(self, name: str) -> Tensor:
         """The whole tensor, on the CPU.

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -62,6 +63,23 @@ def replacing(path: Path, synced: bool = True, alone: bool = False) -> Iterator[
             partial.unlink()
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(partial)):
             raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Makes a folder beside `path` to write into, and gives it that name when the block ends without an error; after one it is removed.
+
+    Args:
+        path: does not exist. Folders above it are made.
+    """
+    partial = path.with_name(f"{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

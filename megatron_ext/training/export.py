@@ -1,10 +1,6 @@
 """`ngpt export`: writes a folder beside its final place, compares it with the trainer, and gives it its name."""
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +14,7 @@ from ngpt.checkpoints.choice import Choice, folder_of
 from ngpt.config import Config, ConfigError
 from ngpt.config.one_process import run_config
 from ngpt.data.indexed import IndexedReader
+from ngpt.files import new_folder
 from ngpt.hf import export
 from ngpt.hf.card import write_card
 from ngpt.hf.targets import Target
@@ -48,7 +45,7 @@ class Request:
 
 
 def main(request: Request) -> None:
-    """Writes the folder; where the models differ, it keeps the name of an unfinished one.
+    """Writes the folder, or leaves none.
 
     Args:
         request: of a checkpoint that was found intact, for a folder that does not exist.
@@ -58,33 +55,18 @@ def main(request: Request) -> None:
     """
     out, cfg = Path(request.out), run_config(Path(request.run))
     choice = Choice(folder_of(cfg.checkpoint.dir, request.step), request.step)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.partial-", dir=out.parent))
     with megatron_log(Path(request.run) / "logs" / "megatron-export.log") as say:
-        try:
-            target = _write(cfg, choice, request, partial, say)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        found = None if request.parity == "none" else _compare(cfg, choice.folder, partial, request)
-        if found is not None:
-            say(str(found))
-            parity.check(found, partial)
-        _describe(cfg, choice, request, target, found, partial)
-        mask = _umask()
-        for path in partial.iterdir():
-            path.chmod(0o666 & ~mask)  # safetensors and temporary folders are their owner's alone
-        partial.chmod(0o777 & ~mask)
-        partial.rename(out)
+        with new_folder(out) as folder:
+            target, written = export.write_folder(cfg, choice, request.options, folder)
+            for line in _told(choice.step, target, written):
+                say(line)
+            found = None if request.parity == "none" else _compare(cfg, choice.folder, folder, request)
+            if found is not None:
+                say(str(found))
+                parity.check(found, out)
+            _describe(cfg, choice, request, target, found, folder)
         trust = ", trust_remote_code=True" if target.remote_code else ""
         say(f"open it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}{trust})")
-
-
-def _write(cfg: Config, choice: Choice, request: Request, folder: Path, say: Callable[[str], None]) -> Target:
-    target, written = export.write_folder(cfg, choice, request.options, folder)
-    for line in _told(choice.step, target, written):
-        say(line)
-    return target
 
 
 def _describe(cfg: Config, choice: Choice, request: Request, target: Target, found: Parity | None, folder: Path) -> None:
@@ -93,12 +75,6 @@ def _describe(cfg: Config, choice: Choice, request: Request, target: Target, fou
     write_card(folder, cfg, choice.step, request.dtype, told, Path(cfg.run.dir), target.remote_code, request.tokenizer)
     record = {"step": choice.step, "run": cfg.run.name, "parity": None if found is None else found.as_dict()}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _told(step: int, target: Target, written: Written) -> list[str]:

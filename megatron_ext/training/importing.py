@@ -1,6 +1,5 @@
 """`ngpt import`: a folder of Hugging Face's form becomes a run folder with a checkpoint of step 0, which holds weights alone."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ngpt.checkpoints.manifest import WEIGHTS_ONLY
 from ngpt.config import ConfigError
 from ngpt.config.compose import dump
 from ngpt.config.one_process import CONFIG_FILE
+from ngpt.files import new_folder
 from ngpt.hf.importing import CONF, OPTION, Source, read_source
 from ngpt.hf.links import links, shapes_of
 
@@ -43,23 +43,16 @@ def main(request: Request) -> None:
         ConfigError: the folder is not a model of ours, or not whole.
     """
     run_dir = Path(request.root) / request.run
-    partial = run_dir.with_name(f"{run_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        source = read_source(Path(request.folder), request.run, request.root, partial / CONF)
-        with megatron_log(partial / "logs" / "megatron-import.log") as say:
+    with new_folder(run_dir) as folder:
+        source = read_source(Path(request.folder), request.run, request.root, folder / CONF)
+        with megatron_log(folder / "logs" / "megatron-import.log") as say:
             for line in source.notes:
                 say(line)
-            parameters = _import(source, partial, say)
-            dump(source.cfg, partial / CONFIG_FILE)
-            partial.rename(run_dir)
+            parameters = _import(source, folder, say)
+            dump(source.cfg, folder / CONFIG_FILE)
             say(f"{request.folder}: {source.folder.config['model_type']}, {parameters:,} parameters, is step 0 of {run_dir}")
             batch = " ".join(f"train.{key}=..." for key in ("micro_batch_size", "global_batch_size", "steps"))
             say(f"continue it: {command(source)} run.name=NAME data.train=... {batch}")
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def command(source: Source) -> str:

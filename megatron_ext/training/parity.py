@@ -108,7 +108,7 @@ class Weights:
 
     def read(self, key: str) -> Tensor:
         """One whole tensor in fp32."""
-        return self._as_exported(key, self.source.read(key if self.rounded else self.source.master(key)).float())
+        return self._as_exported(key, self.source.read(self._stored(key)).float())
 
     def load(self, model: nn.Module, rename: Callable[[str], str | None]) -> None:
         """Loads weights by Megatron's own way.
@@ -121,7 +121,7 @@ class Weights:
         for name, value in model.sharded_state_dict(metadata={"dp_cp_group": groups.dp_cp}).items():
             key = rename(value.key) if isinstance(value, ShardedTensor | ShardedTensorFactory) else None
             if key is not None:
-                value.key = key if self.rounded else self._master(key)
+                value.key = self._stored(key)
                 state[name], keys[name] = value, key
         loaded = dist_checkpointing.load(state, str(self.source.folder))
         assert set(keys) <= set(loaded), f"not loaded: {set(keys) - set(loaded)}"
@@ -131,10 +131,8 @@ class Weights:
         exact = any(name == key or name.startswith(f"{key}.") for name in self._exact)
         return tensor if exact or not self.rounded else tensor.to(torch.bfloat16).to(tensor.dtype)
 
-    def _master(self, key: str) -> str:
-        """As `CheckpointTensors.master`, for a tensor that checkpoints hold in parts, too."""
-        parts = next((name for name in self.source.sizes if name == key or name.startswith(f"{key}.")), key)
-        return self.source.master(parts).removesuffix(parts.removeprefix(key)) if parts != key else self.source.master(key)
+    def _stored(self, key: str) -> str:
+        return key if self.rounded else self.source.master(key)
 
 
 def _whole(cfg: Config, weights: Weights, folder: Path, tokens_BS: Tensor) -> Parity:
@@ -414,8 +412,8 @@ def _agreeing(chosen: list[Tensor], chosen_too: list[Tensor], like_BS: Tensor) -
     return agree_BS.cummin(1).values
 
 
-def check(parity: Parity, folder: Path) -> None:
-    """Raises ConfigError where the written folder is not the trained model."""
+def check(parity: Parity, out: Path) -> None:
+    """Raises ConfigError where what was to become the folder `out` is not the trained model."""
     if parity.holds:
         return
     if parity.logit_difference > parity.bound:
@@ -424,4 +422,4 @@ def check(parity: Parity, folder: Path) -> None:
     else:
         got = f"{parity.disagreeing} of {parity.tokens} tokens stand behind another choice of experts, {DISAGREEING:.0%} are allowed"
     way_out = "Report it with the run's config.yaml; --parity none writes the folder without the comparison"
-    raise ConfigError(str(folder), got, "an export computes what was trained", way_out)
+    raise ConfigError(str(out), got, "an export computes what was trained", way_out)

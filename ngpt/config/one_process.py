@@ -6,14 +6,12 @@ from pathlib import Path
 
 from ngpt.checkpoints import manifest
 from ngpt.checkpoints.choice import RULE, Choice, choose, folder_of, listing
-from ngpt.checkpoints.manifest import Damage
+from ngpt.checkpoints.manifest import CONFIG_FILE, Damage
 from ngpt.config.checkpoints import READING_THREADS
 from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.config.pattern import without_cuts
 from ngpt.config.schema import Config
-
-CONFIG_FILE = "config.yaml"
 
 
 def run_config(run_dir: Path) -> Config:

@@ -9,11 +9,9 @@ from ngpt.checkpoint_tensors import CheckpointTensors
 from ngpt.checkpoints.choice import Choice
 from ngpt.config.schema import Config
 from ngpt.data.tokenizers import run_tokenizer
-from ngpt.hf.targets import Target, target_of
+from ngpt.hf.targets import CODE, Target, target_of
 from ngpt.hf.tokenizer import write_tokenizer
 from ngpt.hf.weights import DTYPES, Written, write_weights
-
-CODE = ("configuration_ngpt.py", "modeling_ngpt.py")
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,8 @@ def write_folder(cfg: Config, choice: Choice, options: Options, folder: Path) ->
     _write_json(folder / "config.json", target.config | {"dtype": options.dtype})
     ends = {name: target.config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(folder / "generation_config.json", ends)
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", path)  # the library makes files that only their owner reads
     if target.remote_code:
         for name in CODE:
             shutil.copyfile(Path(__file__).parent / name, folder / name)

@@ -21,10 +21,9 @@ from ngpt.data.tokenizers import run_tokenizer
 from ngpt.hf.configuration_ngpt import NGPTConfig
 from ngpt.hf.links import links
 from ngpt.hf.modeling_ngpt import NGPTForCausalLM
-from ngpt.hf.targets import target_of
+from ngpt.hf.targets import CODE, target_of
 from ngpt.hf.weights import DTYPES, is_kept, read_link
 
-CODE = ("configuration_ngpt.py", "modeling_ngpt.py")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
 
 

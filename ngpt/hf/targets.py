@@ -15,6 +15,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.pattern import parse
 from ngpt.config.schema import Config, ModelConfig
 
+CODE = ("configuration_ngpt.py", "modeling_ngpt.py")  # of this folder, beside exported weights
 MIXER_NORM_EPSILON = 1e-5  # of Mamba's gated norm: megatron-core 0.19.2, MambaMixer
 # transformers' Nemotron-H raises Mamba's time steps to `time_step_min` (5.24.0, NemotronHMamba2Mixer), which Megatron does not.
 SMALLEST_STEP = 1e-30  # not 0: its logarithm is taken where weights are drawn

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from ngpt import files
-from ngpt.files import replacing
+from ngpt.files import new_folder, replacing
 
 
 @pytest.mark.parametrize("synced", [True, False])
@@ -59,3 +59,15 @@ def test_an_error_of_fsync_names_its_file(tmp_path, monkeypatch):
     with pytest.raises(OSError) as refusal:
         files.sync(tmp_path / "file")
     assert refusal.value.filename == str(tmp_path / "file")
+
+
+def test_a_new_folder_has_its_name_when_it_is_whole_and_otherwise_leaves_nothing(tmp_path):
+    path = tmp_path / "above" / "folder"
+    with new_folder(path) as folder:
+        (folder / "file").write_text("content")
+        assert not path.exists() and folder.parent == path.parent
+    assert (path / "file").read_text() == "content"
+    with pytest.raises(RuntimeError, match="broken"), new_folder(tmp_path / "other") as folder:
+        (folder / "file").write_text("content")
+        raise RuntimeError("broken")
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["above"] and [path] == list(path.parent.iterdir())

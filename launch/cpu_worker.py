@@ -1,0 +1,33 @@
+"""Starts a command's part that needs Megatron: one worker, which sees no GPU."""
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.environment import worker_environment, worker_variables
+from launch.processes import worker_command
+from launch.world import single_world
+from ngpt.config.schema import Config
+
+
+def run_task(name: str, request: Mapping[str, Any], cfg: Config, run_dir: Path) -> int:
+    """Runs a task of `launch.worker` to its end.
+
+    Args:
+        name: of the task. request: its argument, of JSON's types.
+        cfg: whose variables the worker gets.
+
+    Returns:
+        The worker's exit code.
+    """
+    command = worker_command([name, json.dumps(request)], processes=1, run_dir=run_dir)
+    with tempfile.TemporaryDirectory() as modules:
+        environment = worker_environment(worker_variables(cfg, local_processes=1, cuda=False), single_world()) | {
+            "CUDA_VISIBLE_DEVICES": "",  # plain fp32 is asked for, and a GPU's kernels round otherwise
+            "HF_MODULES_CACHE": modules,  # transformers copies the code that it runs there, and would keep it
+            "HF_HUB_OFFLINE": "1",
+        }
+        return subprocess.run(command, env=environment, check=False).returncode
