@@ -1,4 +1,4 @@
-"""Starts a script of the tests under torchrun."""
+"""Starts what tests start: a script under torchrun, or the command as a user types it."""
 
 import os
 import subprocess
@@ -20,3 +20,11 @@ def launch(script: Path, arguments: list[str], processes: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LAUNCH_SECONDS)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+def ngpt(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Run `ngpt` with arguments in a folder, of this repository; what PYTHONPATH names comes first."""
+    inherited = filter(None, [os.environ.get("PYTHONPATH")])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*inherited, str(Path(__file__).parents[2])])}
+    command = [sys.executable, "-m", "launch.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)

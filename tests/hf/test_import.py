@@ -1,16 +1,13 @@
 """There and back over whole runs: train, export, import, export again, and go on training."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torchrun
 
-ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 900  # a hang ends here; no statement about speed
 HYBRID = "experiment=ngpt_hybrid_tiny"
 MODELS = {
     "hybrid": [HYBRID, "model.layer_pattern=ME*E-/*E", "precision=bf16"],
@@ -24,9 +21,7 @@ EXPORT = ["--no-tokenizer", "--parity", "none"]
 
 
 def ngpt(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "launch.cli", *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = torchrun.ngpt(*arguments, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 

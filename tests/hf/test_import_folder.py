@@ -1,22 +1,11 @@
 """`ngpt import`: a folder becomes a run, which exports the same numbers again, and which other commands know for what it is."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-
-ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 600  # a hang ends here; no statement about speed
-
-
-def ngpt(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "launch.cli", *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+from torchrun import ngpt
 
 
 @pytest.fixture(scope="module")

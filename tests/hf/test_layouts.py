@@ -1,15 +1,11 @@
 """`ngpt export` of runs of every layout and kind of model: each is compared with the trainer before it has its name."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from torchrun import ngpt
 
-ROOT = Path(__file__).resolve().parents[2]
-LAUNCH_SECONDS = 600  # a hang ends here; no statement about speed
 # What is trained, and the class that it becomes.
 RUNS = {
     "dense_tp2": ("experiment=ngpt_tiny parallel=tp2 cluster.gpus_per_node=2", "NGPTForCausalLM"),
@@ -29,12 +25,6 @@ RUNS = {
     "control_gated_tied": ("experiment=gpt_tiny model.activation=swiglu model.tied_embeddings=true", "LlamaForCausalLM"),
     "control_hybrid": ("experiment=gpt_hybrid_tiny parallel=ep2 cluster.gpus_per_node=2 precision=bf16", "NemotronHForCausalLM"),
 }
-
-
-def ngpt(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))}
-    command = [sys.executable, "-m", "launch.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
 
 
 @pytest.fixture(scope="module")

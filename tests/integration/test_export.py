@@ -11,23 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torchrun import launch
+from torchrun import launch, ngpt
 
 from launch.cli import main
 from ngpt.checkpoint_tensors import CheckpointTensors
 from ngpt.checkpoints.manifest import METADATA_FILE
 
-ROOT = Path(__file__).resolve().parents[2]
 LAUNCH_SECONDS = 600  # a hang ends here; no statement about speed
 # With a prediction depth, which transformers must pass over in silence.
 MODEL = "experiment=ngpt_hybrid_tiny model.layer_pattern=ME*E-/*E precision=bf16"
 OVERRIDES = f"{MODEL} data=mock parallel=ep2 cluster.gpus_per_node=2 train.steps=2 run.dir=run"
-
-
-def ngpt(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "launch.cli", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from torchrun import ngpt
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH_SECONDS = 600  # a hang ends here; no statement about speed
-
-
-def ngpt(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "launch.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
 
 
 def rows(run: Path) -> list[dict]:
