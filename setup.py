@@ -64,7 +64,11 @@ setup(
     # conf/ stands at the top level for people to read, and is installed inside the package for the program to find.
     packages=find_packages(include=CODE) + ["ngpt.conf"],
     package_dir={"ngpt.conf": "conf"},
-    package_data={"ngpt": ["**/*.j2"], "ngpt.conf": ["**/*.yaml"], "launch": ["*.sh", "slurm/*.sbatch", "commit.json"]},
+    package_data={
+        "ngpt": ["**/*.j2", "evaluation/tasks/*"],
+        "ngpt.conf": ["**/*.yaml"],
+        "launch": ["*.sh", "slurm/*.sbatch", "commit.json"],
+    },
     cmdclass={"build_py": BuildWithCommit, "sdist": ArchiveWithCommit},
     entry_points={"console_scripts": ["ngpt = launch.cli:main"]},
     install_requires=[
@@ -104,6 +108,7 @@ setup(
         # What Transformer Engine declares and an installation without dependencies (docker/Dockerfile) leaves out.
         "image": ["nvdlfw-inspect==0.2.2", "nvidia-cudnn-frontend>=1.29,<2", "onnxscript>=0.7,<0.8"],
         "tekken": ["mistral-common>=1.13,<2"],  # ships the 131,072-entry vocabulary of tokenizer=tekken
+        "eval": ["lm-eval[hf]>=0.4.13,<0.5"],  # tasks of `ngpt eval` and train.eval_tasks
         # Texts by URL; hf:// needs no more than what is installed anyway.
         "s3": ["s3fs>=2024.6"],
         "gs": ["gcsfs>=2024.6"],

@@ -28,6 +28,7 @@ usage: ngpt COMMAND ...
   ngpt generate RUN|DIR [--prompt TEXT] ...   continue texts with a checkpoint or an exported folder; `ngpt sample RUN` is the short form
   ngpt export RUN --out DIR [--step N] ...    write a checkpoint as a folder that Hugging Face's transformers opens
   ngpt import DIR --run NAME                  make a run of such a folder, from whose weights others can start
+  ngpt eval   RUN|DIR [--tasks ...] [--split ...] lm-eval's tasks, bits per byte of prepared text
   ngpt doctor [--json]                        what works on this machine, proved by numbers
   ngpt version
 
@@ -163,6 +164,12 @@ def _export(arguments: Sequence[str]) -> int:
     return export_main(arguments)
 
 
+def _eval(arguments: Sequence[str]) -> int:
+    from launch.eval import main as eval_main
+
+    return eval_main(arguments)
+
+
 def _import(arguments: Sequence[str]) -> int:
     from launch.importing import main as import_main
 
@@ -194,6 +201,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sample": _sample,
     "export": _export,
     "import": _import,
+    "eval": _eval,
     "doctor": _doctor,
     "version": _version,
 }
