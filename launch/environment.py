@@ -81,6 +81,11 @@ def sharing_variables(processes: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes)), "GLOO_SOCKET_IFNAME": "lo"}
 
 
+def forbid_forks() -> None:
+    """lm-eval's bootstraps fork this process, and a fork of a process with threads may wait for ever."""
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+
+
 def _gpu_variables(config: Config) -> dict[str, str]:
     # Autotuning results stay on disk: a second start of the same shapes tunes nothing.
     variables = {
