@@ -16,11 +16,11 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import ngpt
 from ngpt.config.checks import validate
 from ngpt.config.containers import instance_of, plain
 from ngpt.config.earlier_blocks import keep_blocks_of_earlier_run
 from ngpt.config.errors import ConfigError, ConfigErrors
+from ngpt.config.folders import config_dir
 from ngpt.config.megatron_arguments import of_earlier_run
 from ngpt.config.named_recipes import add_named_recipes, is_of_mapping, set_mappings
 from ngpt.config.overrides import accepted, numbers_for_text
@@ -47,13 +47,6 @@ def largest_divisor(number: int, limit: int) -> int:
         raise ValueError(f"largest_divisor of {number}: it must be positive and below 2**40")
     halves = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
     return max((size for half in halves for size in (half, number // half) if size <= limit), default=1)
-
-
-def config_dir() -> Path:
-    """The shipped `conf/`: inside the installed package, or beside it in a checkout."""
-    package = Path(ngpt.__file__).resolve().parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Config:
