@@ -64,7 +64,11 @@ setup(
     # conf/ stands at the top level for people to read, and is installed inside the package for the program to find.
     packages=find_packages(include=CODE) + ["ngpt.conf"],
     package_dir={"ngpt.conf": "conf"},
-    package_data={"ngpt": ["**/*.j2"], "ngpt.conf": ["**/*.yaml"], "launch": ["*.sh", "slurm/*.sbatch", "commit.json"]},
+    package_data={
+        "ngpt": ["**/*.j2"],
+        "ngpt.conf": ["**/*.yaml"],
+        "launch": ["*.sh", "commands/completion.*sh", "slurm/*.sbatch", "commit.json"],
+    },
     cmdclass={"build_py": BuildWithCommit, "sdist": ArchiveWithCommit},
     entry_points={"console_scripts": ["ngpt = launch.cli:main"]},
     install_requires=[
@@ -84,6 +88,7 @@ setup(
         "pyarrow>=26,<27",
         "pyyaml>=6,<7",
         "safetensors>=0.7,<1",
+        "shtab>=1.7,<2",  # completion of bash and zsh
         "sentencepiece>=0.2.3,<1",  # earlier ones crash on a damaged model
         "tensorboard>=2.21,<3",
         "tiktoken>=0.14,<1",

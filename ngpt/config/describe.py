@@ -42,6 +42,15 @@ class Key:
     choices: Mapping[Any, str]
 
     @property
+    def is_list(self) -> bool:
+        return self.kind.startswith("[")
+
+    @property
+    def takes(self) -> str:
+        """What it takes, and its default where it has one."""
+        return self.kind if self.default is None else f"{self.kind} = {self.default}"
+
+    @property
     def section(self) -> str:
         return self.name.partition(".")[0]
 
@@ -74,7 +83,7 @@ def _keys_of(section: type, prefix: str) -> Iterator[Key]:
         choices = entry.metadata.get("choices", {})
         yield Key(name, _in_words(kind, choices), _default(entry), comments.get(entry.name, ""), choices)
         for part in parts:
-            if dataclasses.is_dataclass(part):
+            if dataclasses.is_dataclass(part) and not issubclass(section, typing.cast(type, part)):  # whose keys are the section's own
                 yield from _keys_of(typing.cast(type, part), f"{name}[]." if typing.get_origin(kind) is list else f"{name}.NAME.")
 
 

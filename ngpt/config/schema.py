@@ -59,7 +59,7 @@ _LEFT_OUT = {"skip": "the step is left out", "rollback": "back to the newest che
 
 @dataclass
 class ModelConfig:
-    """Architecture. Every field here except those in `EXECUTION_FIELDS` defines the function that is trained."""
+    """The architecture, and whose modules compute it. All but `EXECUTION_FIELDS` defines the function that is trained."""
 
     name: str = MISSING  # of the file of conf/model
     # which of the two models

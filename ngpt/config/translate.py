@@ -18,6 +18,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.config.yaml_lines import at, line_of, unreadable
 
+_SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n1\. | requires --multirun)", re.DOTALL)
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -32,9 +33,9 @@ def translate(error: Exception, config_dirs: Sequence[Path] = ()) -> ConfigError
     if isinstance(error, OverrideParseException):
         rule = "An override is key=value, group=name or +key=value"
         return ConfigError(error.override, "Cannot be read", rule, "Add the value, or quote special characters")
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:  # Hydra refuses more than YAML does: keys given twice
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:  # Hydra refuses what YAML takes: keys given twice
         return unreadable(Path(error.problem_mark.name), error, "Correct it")
-    if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n1\. | requires --multirun)", str(error), re.DOTALL):
+    if several := _SEVERAL.match(str(error)):
         return _several_values(several[1])
     source = functools.partial(_source, error, config_dirs)
     cause = _omegaconf_cause(error)
