@@ -8,10 +8,11 @@ import ast
 import dataclasses
 import functools
 import inspect
+import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import MISSING
@@ -20,6 +21,7 @@ from ngpt.config.folders import EXPERIMENT, options
 from ngpt.config.schema import Config
 
 _KINDS = {int: "whole number", float: "number", bool: "true | false", str: "text", Any: "any"}
+MEGATRON = "megatron"
 _EXPERIMENTS = "All of a run under one name: files of the groups below, and keys."
 
 
@@ -70,6 +72,41 @@ def groups() -> dict[str, str]:
 def keys() -> list[Key]:
     """Every key of the config, in the order of the schema."""
     return list(_keys_of(Config, ""))
+
+
+def reference() -> str:
+    """conf/README.md: every file and every key, in Markdown."""
+    lines = [
+        "# Files and keys of a config",
+        "",
+        "Written by `python -m ngpt.config.describe > conf/README.md` from the comments of these files and of `ngpt/config/schema.py`.",
+        "`GROUP=NAME` chooses a file, `KEY=VALUE` sets a key; `ngpt list` shows the same. A key without a default is set by its group's",
+        "file or by the experiment. Entries of lists are `[]` here, names that are free to choose `NAME`.",
+    ]
+    all_keys, files = keys(), options()
+    for name, line in [*sections().items(), (MEGATRON, "Other arguments of Megatron.")]:
+        lines += ["", f"## {name}", "", line]
+        if rows := [(f"`{option.word}`", _escaped(option.description)) for option in files if option.group == name]:
+            lines += ["", *_markdown(("file", "says"), rows)]
+        if rows := [_row(key) for key in all_keys if key.section == name]:
+            lines += ["", *_markdown(("key", "takes", "default", "says"), rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(key: Key) -> tuple[str, str, str, str]:
+    values = [f"`{'null' if value is None else value}`: {_escaped(line)}" for value, line in key.choices.items()]
+    takes = ("a list of these" if key.is_list else "one of these") if values else _escaped(key.kind)
+    default = "" if key.default is None else f"`{key.default}`"
+    return f"`{key.name}`", takes, default, "<br>".join([_escaped(key.description), *values])
+
+
+def _escaped(text: str) -> str:
+    """What Markdown would take for its own."""
+    return re.sub(r"([<*|])", r"\\\1", text)
+
+
+def _markdown(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows)]
 
 
 def _keys_of(section: type, prefix: str) -> Iterator[Key]:
@@ -153,3 +190,7 @@ def _comment_behind(lines: list[str], field: ast.AnnAssign) -> str:
     assert field.end_lineno is not None and field.end_col_offset is not None
     behind = lines[field.end_lineno - 1].encode()[field.end_col_offset :].decode().strip()
     return behind.removeprefix("#").strip()
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

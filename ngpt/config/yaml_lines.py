@@ -39,8 +39,9 @@ def line_of(path: Path, key: str) -> int | None:
     """
     text = path.read_text(encoding="utf-8")
     root, parts = yaml.compose(text, Loader=yaml.SafeLoader), re.findall(r"[^.\[\]]+", key)
-    found = _line_of(root, parts) or (_line_of(root, parts[1:]) if len(parts) > 1 else None)
-    return found or (text.count("\n", 0, named.start()) + 1 if (named := _named(text, parts[-1])) else None)
+    if len(parts) > 1:
+        return _line_of(root, parts) or _line_of(root, parts[1:])
+    return _line_of(root, parts) or (text.count("\n", 0, named.start()) + 1 if (named := _named(text, key)) else None)
 
 
 def _line_of(node: yaml.Node | None, parts: list[str]) -> int | None:
@@ -57,5 +58,5 @@ def _line_of(node: yaml.Node | None, parts: list[str]) -> int | None:
 
 
 def _named(text: str, name: str) -> re.Match | None:
-    """A key by its last name alone: of what lies inside of a list OmegaConf does not say where."""
+    """A key wherever it is: of what lies inside of a list OmegaConf does not say where."""
     return re.search(rf"^[^#\n]*\b{re.escape(name)}\s*:", text, re.MULTILINE)
