@@ -65,7 +65,7 @@ setup(
     packages=find_packages(include=CODE) + ["ngpt.conf"],
     package_dir={"ngpt.conf": "conf"},
     package_data={
-        "ngpt": ["**/*.j2"],
+        "ngpt": ["**/*.j2", "evaluation/tasks/*"],
         "ngpt.conf": ["**/*.yaml"],
         "launch": ["*.sh", "commands/completion.*sh", "slurm/*.sbatch", "commit.json"],
     },
@@ -109,6 +109,7 @@ setup(
         # What Transformer Engine declares and an installation without dependencies (docker/Dockerfile) leaves out.
         "image": ["nvdlfw-inspect==0.2.2", "nvidia-cudnn-frontend>=1.29,<2", "onnxscript>=0.7,<0.8"],
         "tekken": ["mistral-common>=1.13,<2"],  # ships the 131,072-entry vocabulary of tokenizer=tekken
+        "eval": ["lm-eval[hf]>=0.4.13,<0.5"],  # tasks of `ngpt eval` and train.eval_tasks
         # Texts by URL; hf:// needs no more than what is installed anyway.
         "s3": ["s3fs>=2024.6"],
         "gs": ["gcsfs>=2024.6"],

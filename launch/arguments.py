@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 USER_ERROR = 2
+DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16")  # of the commands that use a trained model
 # What shtab calls for an argument: functions of launch/commands/completion.{bash,zsh}.
 WORDS, GROUPS = ({"bash": name, "zsh": name} for name in ("_ngpt_words", "_ngpt_groups"))
 

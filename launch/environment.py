@@ -91,6 +91,11 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
     return variables | (_gpu_variables(config) if cuda else _cpu_variables()) | config.cluster.environment
 
 
+def sharing_variables(processes: int) -> dict[str, str]:
+    """What processes on this machine get that share work without a run's config."""
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes)), "GLOO_SOCKET_IFNAME": "lo"}
+
+
 def _gpu_variables(config: Config) -> dict[str, str]:
     # Autotuning results stay on disk: a second start of the same shapes tunes nothing.
     variables = {

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.commands.generate import BATCH, DTYPES, TEMPERATURE, add_arguments
+from launch.arguments import DTYPES
+from launch.commands.generate import BATCH, TEMPERATURE, add_arguments
+from launch.models import device_of, is_run, quiet_transformers
 from ngpt.config.errors import ConfigError
-from ngpt.config.one_process import CONFIG_FILE, run_config
+from ngpt.config.one_process import run_config
 
 if TYPE_CHECKING:
     from ngpt.hf.generate import Settings
@@ -29,9 +31,9 @@ def generate(options: argparse.Namespace) -> int:
         ConfigError: an option, a prompt, the folder or the checkpoint is no good.
     """
     _check(options)
-    is_run = _is_run(options)
+    run = is_run(options.path, options.step)
     prompts = _prompts(options)
-    source = _opened(options, is_run)
+    source = _opened(options, run)
     _run(source, prompts, _settings(options), options.batch_size, options.json)
     return 0
 
@@ -47,7 +49,7 @@ def sample(run_dir: Path, prompt: str, tokens: int) -> int:
     options = parser.parse_args([str(run_dir), "--tokens", str(tokens)])
     _check(options)
     run_config(run_dir)  # an exported folder is none
-    source = _opened(options, is_run=True)
+    source = _opened(options, run=True)
     (text,) = _run(source, [prompt], _settings(options), BATCH, as_json=False)
     (run_dir / SAMPLE_FILE).write_text(text, encoding="utf-8")
     return 0
@@ -74,23 +76,6 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError("--stop", "an empty text", "It would end every text before it begins", "Leave it out")
     if options.prompt is not None and options.file is not None:
         raise ConfigError("--file", options.file, "Prompts come from --prompt or from --file", "Leave one of both out")
-
-
-def _is_run(options: argparse.Namespace) -> bool:
-    """Whether the folder is a run; else transformers opens it.
-
-    Raises:
-        ConfigError: it is neither, or --step is asked of a folder without steps.
-    """
-    path = options.path
-    if (path / CONFIG_FILE).exists():
-        return True
-    if not (path / "config.json").exists():
-        rule = "A run folder, or one that transformers opens, is needed"
-        raise ConfigError(str(path), f"no {CONFIG_FILE} and no config.json there", rule, "Name one, for instance runs/quickstart")
-    if options.step is not None:
-        raise ConfigError("--step", options.step, f"{path} is no run and has one set of weights", "Leave it out")
-    return False
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
@@ -124,21 +109,13 @@ def _prompt_of(path: str, number: int, line: str) -> str:
     return prompt
 
 
-def _opened(options: argparse.Namespace, is_run: bool) -> "TextModel":
+def _opened(options: argparse.Namespace, run: bool) -> "TextModel":
     """The model on its device, behind what has to be said about it."""
-    import torch
-    from transformers.utils import logging
-
     from ngpt.hf.load import open_folder, open_run
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    device = options.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device", device, "torch sees no GPU here", "Set --device cpu, or leave it out")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if is_run:
+    quiet_transformers()
+    device = device_of(options.device)
+    if run:
         source = open_run(options.path, options.step, options.dtype or DTYPES[0], device)
     else:
         source = open_folder(options.path, options.dtype, device)

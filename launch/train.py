@@ -13,6 +13,7 @@ import psutil
 
 from launch.devices import gpu_names
 from launch.environment import current_world, overruled, recorded_variables, variable_origins, worker_environment, worker_variables
+from launch.extras import check_extras
 from launch.failures import cause
 from launch.leaving import signals_leave
 from launch.outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
@@ -73,6 +74,7 @@ def _train(config: Config, command: Sequence[str]) -> int:
     world = current_world(default_port=config.cluster.rendezvous_port)
     try:
         _check_world(config, world)
+        check_extras(config)
         check_resumable(config)
         _check_data(config, world)
         notes = [*resume_notes(config), *overruled(config)] if world is None or world.rank == 0 else []

@@ -1,7 +1,7 @@
-"""One worker process: `python -m launch.worker PARENT train CONFIG | export REQUEST | importing REQUEST`. Started by `ngpt`, not by hand.
+"""One worker process: `python -m launch.worker PARENT train CONFIG | eval REQUEST FILE | export REQUEST | importing REQUEST`.
 
-PARENT is the process that starts it: the worker ends with it. Imports stay cheap at the top: an asynchronous checkpoint save spawns a
-process that imports this file again.
+Started by `ngpt`, not by hand. PARENT is the process that starts it: the worker ends with it. Imports stay cheap at the top: an
+asynchronous checkpoint save spawns a process that imports this file again.
 """
 
 import gc
@@ -96,6 +96,22 @@ def task(name: str, request: str) -> int:
     return _report_errors(body)
 
 
+def evaluate(request: str, results_file: str) -> int:
+    """Takes part in `ngpt eval`.
+
+    Args:
+        request: JSON of `ngpt.evaluation.run.Request`. results_file: gets the results as JSON.
+    """
+
+    def body() -> None:
+        from launch.eval import evaluate
+        from ngpt.evaluation.run import Request
+
+        evaluate(Request(**json.loads(request)), own_world(), Path(results_file))
+
+    return _report_errors(body)
+
+
 def _report_errors(body: Callable[[], None], record: Callable[[BaseException], None] = lambda error: None) -> int:
     """Runs `body`; an error of the user's prints as one line, any other as a traceback.
 
@@ -123,7 +139,9 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one mode; the launcher has checked the arguments."""
     parent, mode, *rest = arguments
     end_with_parent(int(parent))
-    return train(Path(rest[0])) if mode == "train" else task(mode, rest[0])
+    if mode == "train":
+        return train(Path(rest[0]))
+    return evaluate(*rest) if mode == "eval" else task(mode, rest[0])
 
 
 if __name__ == "__mp_main__":  # a process that an asynchronous save has spawned: it unpickles Megatron's classes next

@@ -2,10 +2,9 @@
 
 import argparse
 
-from launch.arguments import add_path, completed
+from launch.arguments import DEVICES, DTYPES, add_path, completed
 
 TOKENS, TEMPERATURE, SEED, BATCH = 200, 0.8, 0, 8
-DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -62,6 +62,10 @@ class StepGuard:
 
         return output, watched_loss
 
+    def mark_evaluation(self) -> None:
+        """A micro-batch of an evaluation that is not data.valid's begins."""
+        self.progress.begin_pass(EVALUATION, get_args().curr_iteration + 1)
+
     def _finalize_gradients(self, *args: Any, **kwargs: Any) -> None:
         """The step's first synchronisation over data-parallel ranks, unless gradients are reduced while backward runs."""
         self.progress.mark(GRADIENTS)

@@ -101,7 +101,7 @@ class MetricsRecorder:
     def add_figures(self, step: int, figures: dict[str, float]) -> None:
         """Figures that belong to `step`, given before Megatron reports it."""
         if self.writer is not None:  # of the rank that writes
-            self.extra[step] = figures
+            self.extra.setdefault(step, {}).update(figures)
 
     def typical_rate(self) -> float | None:
         """Median tokens per second of the logged intervals, without the first, in which kernels are compiled and caches filled."""

@@ -81,6 +81,12 @@ class Session:
         self.checked = False
         self.start_deviation: float | None = None
         self.started = time.monotonic()
+        self.tasks = self._tasks() if cfg.train.eval_tasks else None
+
+    def _tasks(self) -> Any:
+        from megatron_ext.training.task_evaluation import TaskEvaluation  # lm-eval, which only they need
+
+        return TaskEvaluation(self.cfg, self.guard.mark_evaluation)
 
     def attach(self, chunks: list) -> None:
         """Called with the wrapped model chunks once they are built."""
@@ -180,6 +186,12 @@ class Session:
         rate = get_canonical_lr_for_logging(self.optimizer.param_groups)
         return memory_figures() | ({} if rate is None else {"learning_rate": rate})
 
+    def evaluate_tasks(self, chunks: list) -> None:
+        """Called by Megatron behind each evaluation of data.valid, on every rank, with the chunks in evaluation mode."""
+        step = get_args().iteration if self.step is None else self.step
+        if figures := self.tasks.figures(chunks, step):
+            self.recorder.add_figures(step, figures)
+
     def after_skipped_step(self) -> None:
         """In place of `after_step` where a step is left out: there is no step of the optimizer to look at."""
         self.step = get_args().curr_iteration + 1
@@ -260,7 +272,8 @@ def train(
             marks = loop_marks(guard.progress, session.attach_optimizer, session.precision.weights.training_step)
             saving = CheckpointSaver(cfg, say).installed()
             with session.stopper.installed(), checked_loading(cfg, say), saving, marks:  # the marks around what the others do
-                pretrain(container, provider, ModelType.encoder_or_decoder, session.forward_step)
+                evaluate_tasks = session.evaluate_tasks if session.tasks is not None else None
+                pretrain(container, provider, ModelType.encoder_or_decoder, session.forward_step, non_loss_data_func=evaluate_tasks)
             status = "finished"
         except SystemExit as leaving:  # Megatron leaves this way after stop_after or a signal, checkpoint saved
             if leaving.code or session.step is None:

@@ -212,6 +212,22 @@ def check_refused_steps(cfg: Config) -> Iterator[ConfigError]:
         yield ConfigError(f"megatron.{name}", True, rule, "Remove it, or set train.on_nonfinite=stop")
 
 
+def check_eval_tasks(cfg: Config) -> Iterator[ConfigError]:
+    """lm-eval's tasks are evaluated where data.valid is, on whole sequences."""
+    train = cfg.train
+    if not train.eval_tasks:
+        return
+    if not (cfg.data.valid or cfg.data.mock) or not (train.eval_whole_split or train.eval_sequences or train.eval_steps):
+        rule = "Tasks are evaluated behind data.valid, and there is no evaluation"
+        yield ConfigError("train.eval_tasks", train.eval_tasks, rule, "Set data.valid and train.eval_steps")
+    if train.eval_tasks_interval is not None and train.eval_tasks_interval % train.eval_interval:
+        rule = f"Must be a multiple of train.eval_interval {train.eval_interval}: tasks are evaluated behind data.valid"
+        yield ConfigError("train.eval_tasks_interval", train.eval_tasks_interval, rule, "Set a multiple, or null")
+    if cfg.parallel.context > 1:
+        rule = f"parallel.context {cfg.parallel.context} cuts sequences, and texts of tasks are scored whole"
+        yield ConfigError("train.eval_tasks", train.eval_tasks, rule, "Leave them out, and use ngpt eval on the checkpoints")
+
+
 def check_data(cfg: Config) -> Iterator[ConfigError]:
     """There is text to train and validate on, and the model has a row for each of its tokens."""
     data, tokenizer = cfg.data, cfg.tokenizer
@@ -338,6 +354,7 @@ CHECKS: tuple[values.Check, ...] = (
     check_schedule,
     check_refused_steps,
     check_data,
+    check_eval_tasks,
     check_checkpoint,
     check_megatron,
     check_graphs,

@@ -413,6 +413,10 @@ class TrainConfig:
     eval_sequences: int | None = None  # sequences per evaluation whatever the batch size, in place of eval_steps; null: eval_steps batches
     eval_whole_split: bool = False  # every sequence of data.valid once; eval_steps and eval_sequences are not read
     eval_seed: int = 1234  # of the order in which sequences of data.valid are taken: runs with other seeds evaluate the same text
+    eval_tasks: list[str] = field(default_factory=list)  # of lm-eval (extra `eval`), evaluated behind data.valid; ngpt: those shipped here
+    eval_tasks_interval: int | None = None  # steps, a multiple of eval_interval; null: at every evaluation
+    eval_tasks_limit: int | None = None  # documents of each task at most; null: all
+    eval_tasks_include: list[str] = field(default_factory=list)  # folders with task files of your own
     # Of a step whose loss or gradients are not finite, before the optimizer moves.
     on_nonfinite: str = choice("stop", {"stop": "the run ends"} | _LEFT_OUT)
     spike_threshold: float | None = None  # standard deviations above the mean loss of the last 100 steps; null: no loss is a spike

@@ -19,7 +19,8 @@ _POSITIVE = """
     parallel.recompute_num_layers cluster.nodes cluster.gpus_per_node cluster.cpus_per_task cluster.save_time_s cluster.hang_timeout_s
     logging.interval logging.health_interval checkpoint.interval checkpoint.keep_last checkpoint.keep_every
     train.micro_batch_size train.global_batch_size train.steps train.seq_length train.eval_sequences
-    train.eval_interval train.spike_threshold train.max_rollbacks train.stop_after debug.norm_tolerance debug.profile_start
+    train.eval_interval train.eval_tasks_interval train.eval_tasks_limit train.spike_threshold train.max_rollbacks train.stop_after
+    debug.norm_tolerance debug.profile_start
 """.split()
 _NOT_NEGATIVE = """
     optim.min_lr optim.weight_decay optim.clip_grad schedule.warmup_steps data.num_workers train.eval_steps

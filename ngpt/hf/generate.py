@@ -116,19 +116,34 @@ def continue_texts(source: TextModel, prompts: Sequence[str], settings: Settings
         ConfigError: as `prompt_ids`.
     """
     starts = [prompt_ids(source, prompt) for prompt in prompts]
-    watch = Watch(source, settings.stops, len(prompts))
-    _decode(source, starts, settings, watch, first)
+    made, speed = continue_tokens(source, starts, settings, range(first, first + len(prompts)))
+    return [Continuation(prompt, *found) for prompt, found in zip(prompts, made, strict=True)], speed
+
+
+def continue_tokens(
+    source: TextModel, starts: Sequence[Sequence[int]], settings: Settings, numbers: Sequence[int]
+) -> tuple[list[tuple[str, int, str]], Speed]:
+    """Continues prompts that are tokens already, in one batch.
+
+    Args:
+        starts: tokens of each prompt, at least one. numbers: of the prompts among all that the seed is for.
+
+    Returns:
+        (text that follows, number of its tokens, what ended it) of each prompt; the speed.
+    """
+    watch = Watch(source, settings.stops, len(starts))
+    _decode(source, starts, settings, watch, numbers)
     made = []
-    for prompt, ids, new, reason in zip(prompts, starts, watch.new, watch.reasons, strict=True):
+    for ids, new, reason in zip(starts, watch.new, watch.reasons, strict=True):
         text = continuation_text(source, ids, new)
         if reason == STOP:
             text = text[: min((place for place in map(text.find, settings.stops) if place >= 0), default=None)]
-        made.append(Continuation(prompt, text, len(new), reason or TOKENS))
+        made.append((text, len(new), reason or TOKENS))
     return made, watch.speed(sum(map(len, starts)))
 
 
 @torch.inference_mode()
-def _decode(source: TextModel, starts: Sequence[Sequence[int]], settings: Settings, watch: "Watch", first: int) -> None:
+def _decode(source: TextModel, starts: Sequence[Sequence[int]], settings: Settings, watch: "Watch", numbers: Sequence[int]) -> None:
     device, length = source.model.device, max(map(len, starts))
     padding = min(source.ends, default=0)  # masked: any token will do
     ids_BS = torch.tensor([[padding] * (length - len(ids)) + list(ids) for ids in starts], device=device)
@@ -138,7 +153,7 @@ def _decode(source: TextModel, starts: Sequence[Sequence[int]], settings: Settin
         chosen.append(TemperatureLogitsWarper(settings.temperature))
         chosen += [] if settings.top_k is None else [TopKLogitsWarper(settings.top_k)]
         chosen += [] if settings.top_p is None else [TopPLogitsWarper(settings.top_p)]
-        chosen.append(Draw(settings.seed + first + row for row in range(len(starts))))
+        chosen.append(Draw(settings.seed + number for number in numbers))
     # A folder's own defaults (penalties, sampling) are not asked: what is generated follows from the settings alone.
     source.model.generation_config = GenerationConfig()
     config = GenerationConfig(max_new_tokens=settings.tokens, do_sample=False, use_cache=settings.use_cache, pad_token_id=padding)

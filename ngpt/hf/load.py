@@ -37,6 +37,7 @@ class TextModel:
         encode: text to tokens, without `start`. decode: tokens to text, without special tokens.
         window: tokens in a row of training; None: unknown.
         notes: lines for the person at the terminal.
+        step: of a run's checkpoint. tokenizer: of a folder, transformers' own.
     """
 
     model: PreTrainedModel
@@ -46,6 +47,8 @@ class TextModel:
     decode: Callable[[Sequence[int]], str]
     window: int | None
     notes: tuple[str, ...] = ()
+    step: int | None = None
+    tokenizer: Any = None
 
 
 def open_run(run_dir: Path, step: int | None = None, dtype: str = "float32", device: str = "cpu") -> TextModel:
@@ -67,7 +70,8 @@ def open_run(run_dir: Path, step: int | None = None, dtype: str = "float32", dev
         return tokenizer.encode(text).tolist()
 
     notes = tuple(note for note in [choice.note()] if note is not None)
-    return TextModel(model, tokenizer.eod_id, frozenset([tokenizer.eod_id]), encode, tokenizer.decode, cfg.train.seq_length, notes)
+    window, ends = cfg.train.seq_length, frozenset([tokenizer.eod_id])
+    return TextModel(model, tokenizer.eod_id, ends, encode, tokenizer.decode, window, notes, step=choice.step)
 
 
 def load_run(cfg: Config, choice: Choice, dtype: torch.dtype = torch.float32, device: str = "cpu") -> NGPTForCausalLM:
@@ -143,7 +147,8 @@ def open_folder(folder: Path, dtype: str | None = None, device: str = "cpu") -> 
 
     ends = ends_of(tokenizer.eos_token_id, model.generation_config.eos_token_id, model.config.eos_token_id)
     window = getattr(model.config, "max_position_embeddings", None)
-    return TextModel(model.to(device).eval(), tokenizer.bos_token_id, ends, encode, decode, window, tuple(notes))
+    model = model.to(device).eval()
+    return TextModel(model, tokenizer.bos_token_id, ends, encode, decode, window, tuple(notes), tokenizer=tokenizer)
 
 
 def without_start(ids: Sequence[int], start: int | None) -> list[int]:

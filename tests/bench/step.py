@@ -10,17 +10,21 @@
 Every arm trains on random tokens in a process of its own, in `--rounds` interleaved rounds; CHECKOUT runs the code of another checkout of
 this repository. Step times are those of metrics.jsonl after the first `--warm-up` steps; the first round of an arm also compiles kernels.
 `--last` leaves steps behind it out: those of a trace (`debug=profile`) that the same run takes at its end, for overlap.py.
-Copy bandwidth and a product of 8192^3 are measured at the start and at the end. Refuses to measure where tests/gpu is red, unless
---unchecked. MFU here: tokens/s * FLOPs a token over the rate of `cluster.gpu` that metrics.jsonl counts with.
+Clock and power of the first GPU under load are sampled by nvidia-smi; copy bandwidth and a product of 8192^3 are measured at the start
+and at the end. Refuses to measure where tests/gpu is red, unless --unchecked. MFU here: tokens/s * FLOPs a token over the rate of
+`cluster.gpu` that metrics.jsonl counts with.
 """
 
 import argparse
 import json
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +84,7 @@ def one_round(arm: Arm, number: int, options: argparse.Namespace) -> dict:
     name = f"{arm.name}_{number}"
     words = [*COMMON, *arm.words, f"train.steps={options.steps}", f"run.root={options.out.resolve() / 'runs'}", f"run.name={name}"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(arm.checkout), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])}
-    with open(options.out / f"{name}.log", "w") as log:
+    with open(options.out / f"{name}.log", "w") as log, sampled(options.out / f"{name}.clocks.csv"):
         command = [sys.executable, "-m", "launch.cli", "train", *words]
         try:
             status = subprocess.run(command, cwd=arm.checkout, env=environment, stdout=log, stderr=log, timeout=options.limit).returncode
@@ -96,7 +100,34 @@ def one_round(arm: Arm, number: int, options: argparse.Namespace) -> dict:
     values = {key: [line[key] for line in steps if line.get(key) is not None] for key in keys}
     medians = {key: statistics.median(found) if found else None for key, found in values.items()}  # no mfu on a GPU without rates
     memory = max(line.get("memory_gib") or 0 for line in lines)
-    return {"status": status, "steps": len(steps), **medians, "peak_gib": memory, "losses": [line.get("train_loss") for line in lines]}
+    found = {"status": status, "steps": len(steps), **medians, "peak_gib": memory, **clocks(options.out / f"{name}.clocks.csv")}
+    return found | {"losses": [line.get("train_loss") for line in lines]}
+
+
+@contextmanager
+def sampled(path: Path) -> Iterator[None]:
+    """Within it, nvidia-smi writes the first GPU's clock and power into a file, ten times a second; nothing without it."""
+    query = ["nvidia-smi", "-i", "0", "-lms", "100", "--format=csv,noheader,nounits", "--query-gpu=clocks.sm,power.draw.instant"]
+    if shutil.which(query[0]) is None:
+        yield
+        return
+    with path.open("w") as file:
+        sampler = subprocess.Popen(query, stdout=file, stderr=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            sampler.terminate()
+            sampler.wait()
+
+
+def clocks(path: Path) -> dict[str, float]:
+    """Mean clock and power of the samples under load, those of more than 0.8 of the largest power; {} where there are none."""
+    rows = [line.split(",") for line in path.read_text().splitlines()] if path.is_file() else []
+    pairs = [(float(row[0]), float(row[1])) for row in rows if len(row) == 2 and row[1].strip()[:1].isdigit()]
+    busy = [pair for pair in pairs if pair[1] > 0.8 * max(power for _, power in pairs)]
+    if not busy:
+        return {}
+    return {"sm_mhz": statistics.mean(pair[0] for pair in busy), "watts": statistics.mean(pair[1] for pair in busy), "samples": len(busy)}
 
 
 def commit(checkout: Path) -> str | None:
@@ -132,7 +163,9 @@ def table(found: dict) -> None:
         spread = f"{min(rates):8.0f} to {max(rates):8.0f}"
         memory = max(one["peak_gib"] for one in rounds)
         mfu = statistics.median(one["mfu"] or 0 for one in rounds)
-        print(f"{name:24s} {statistics.median(rates):8.0f} tokens/s ({spread}), MFU {100 * mfu:5.1f} %, {memory:6.2f} GiB")
+        load = [one for one in rounds if "sm_mhz" in one]
+        shown = f", {statistics.mean(o['sm_mhz'] for o in load):.0f} MHz, {statistics.mean(o['watts'] for o in load):.0f} W" if load else ""
+        print(f"{name:24s} {statistics.median(rates):8.0f} tokens/s ({spread}), MFU {100 * mfu:5.1f} %, {memory:6.2f} GiB{shown}")
 
 
 def compare(found: dict, first: str, second: str) -> None:

@@ -57,10 +57,17 @@ def test_make_tells_an_unusable_python_in_one_line(checkout):
 
 def test_make_installs_again_only_when_the_package_changed(checkout):
     (checkout / ".venv").mkdir()
-    (checkout / ".venv/.installed").touch()
+    for stamp in (".installed", ".installed-dev"):
+        (checkout / ".venv" / stamp).touch()
     assert "pip install" not in make(checkout, "--dry-run", "test").stdout
     (checkout / ".venv/.installed").unlink()
     assert "pip install" in make(checkout, "--dry-run", "test").stdout
+
+
+def test_the_quickstart_installs_no_developer_tools(checkout):
+    shown = make(checkout, "--dry-run", "quickstart").stdout
+    assert "pip install" in shown and "[dev]" not in shown
+    assert "[dev]" in make(checkout, "--dry-run", "test").stdout
 
 
 def test_make_hands_its_options_to_the_quickstart(checkout):

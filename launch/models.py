@@ -1,0 +1,43 @@
+"""What commands that use a trained model share: whether a path is a run or a folder of transformers', and the device."""
+
+from pathlib import Path
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.one_process import CONFIG_FILE
+
+
+def is_run(path: Path, step: int | None) -> bool:
+    """Whether a folder is a run; else transformers opens it.
+
+    Raises:
+        ConfigError: it is neither, or --step is asked of a folder without steps.
+    """
+    if (path / CONFIG_FILE).exists():
+        return True
+    if not (path / "config.json").exists():
+        rule = "A run folder, or one that transformers opens, is needed"
+        raise ConfigError(str(path), f"no {CONFIG_FILE} and no config.json there", rule, "Name one, for instance runs/quickstart")
+    if step is not None:
+        raise ConfigError("--step", step, f"{path} is no run and has one set of weights", "Leave it out")
+    return False
+
+
+def device_of(name: str) -> str:
+    """torch's name of what --device names.
+
+    Raises:
+        ConfigError: there is no GPU.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device", name, "torch sees no GPU here", "Set --device cpu, or leave it out")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def quiet_transformers() -> None:
+    """No warnings and progress bars of transformers: what a person should know, we say."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
