@@ -1,4 +1,5 @@
 # Words KEY=VALUE and groups, behind what shtab has written above; launch/commands/completion.py puts the lists in front of it.
+# shellcheck shell=bash disable=SC2154
 
 # The folders of config files that a command line has besides the shipped one: of --config-dir, else of NGPT_CONFIG_DIR.
 _ngpt_folders() {

@@ -86,10 +86,10 @@ def reference() -> str:
     all_keys, files = keys(), options()
     for name, line in [*sections().items(), (MEGATRON, "Other arguments of Megatron.")]:
         lines += ["", f"## {name}", "", line]
-        if rows := [(f"`{option.word}`", _escaped(option.description)) for option in files if option.group == name]:
-            lines += ["", *_markdown(("file", "says"), rows)]
-        if rows := [_row(key) for key in all_keys if key.section == name]:
-            lines += ["", *_markdown(("key", "takes", "default", "says"), rows)]
+        if in_group := [(f"`{option.word}`", _escaped(option.description)) for option in files if option.group == name]:
+            lines += ["", *_markdown(("file", "says"), in_group)]
+        if of_section := [_row(key) for key in all_keys if key.section == name]:
+            lines += ["", *_markdown(("key", "takes", "default", "says"), of_section)]
     return "\n".join(lines) + "\n"
 
 

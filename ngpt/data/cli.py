@@ -20,6 +20,7 @@ from ngpt.data.plan import Options
 from ngpt.data.remote import is_url, without_query
 from ngpt.data.sources import format_of
 from ngpt.data.verify import verify_deep
+from ngpt.streams import abandon
 
 ROOT = Path("data")
 USAGE_ERROR = 2
@@ -51,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{error.filename or 'A disk'}: {error.strerror}. {way_out}: finished work is kept, and the same command continues",
             file=sys.stderr,
         )
+        if error.filename is None:  # it may be the one that takes what is printed
+            abandon(sys.stdout)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("\nInterrupted. Finished work is kept: the same command continues.", file=sys.stderr)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.commands.completion import script
+from launch.commands import completion
 from ngpt.config.describe import keys
 from ngpt.config.folders import options
 
@@ -23,7 +23,7 @@ PROMPT = "type> "
 def scripts(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("completion")
     for shell in ("bash", "zsh"):
-        (folder / shell).write_text(script(shell))
+        (folder / shell).write_text(completion.script(shell))
     for name in ("one", "two words"):
         (folder / name / "experiment").mkdir(parents=True)
         (folder / name / "experiment" / f"of_{name[:3]}.yaml").write_text("# @package _global_\n# Mine.\n")
@@ -83,6 +83,11 @@ def test_files_of_the_users_folders_are_offered(scripts):
     option = "ngpt train --config-dir one experiment=of_"
     assert offered(scripts, option) == offered(scripts, option, NGPT_CONFIG_DIR=str(scripts / "two words")) == ["of_one"]
     assert offered(scripts, "ngpt train --config-dir=one model=of_") == []
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck on this machine")
+def test_bashs_part_is_clean():
+    subprocess.run(["shellcheck", Path(completion.__file__).with_name("completion.bash")], check=True)
 
 
 class Terminal:
