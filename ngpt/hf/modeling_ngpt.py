@@ -56,7 +56,7 @@ def l2_normalize(x: Tensor, dim: int = -1) -> Tensor:
 def lerp_retract(h_BSD: Tensor, b_BSD: Tensor, alpha_D: Tensor) -> Tensor:
     """The residual step: from h towards b, channel by channel, and back to the sphere. Source: arXiv 2410.01131 equations 10, 11."""
     g_BSD, n_BSD = l2_normalize(widen(h_BSD)), l2_normalize(widen(b_BSD))
-    return l2_normalize(torch.lerp(g_BSD, n_BSD, alpha_D.abs())).type_as(h_BSD)
+    return l2_normalize(torch.lerp(g_BSD, n_BSD, alpha_D.abs().type_as(g_BSD))).type_as(h_BSD)
 
 
 def rotate(x_BSNK: Tensor, cos_BS1K: Tensor, sin_BS1K: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def attend(
 
 
 def sees_all(attention_mask: Tensor | None, cache: Cache | None) -> bool:
-    """Whether a newest token needs no mask: nothing is padding, and the cache has no room for what is to come. Not asked of traced code."""
+    """Whether the newest token needs no mask: none before it is padding, and the cache has no room for later ones (compiled code: no)."""
     if torch.compiler.is_compiling() or getattr(cache, "is_compileable", False):
         return False
     return attention_mask is None or (attention_mask.dim() == 2 and bool(attention_mask.all()))
@@ -203,7 +203,7 @@ class NGPTAttention(nn.Module):
             qk = l2_normalize(qk)
         q, k = qk.tensor_split((q.shape[-2],), dim=-2)
         if self.sqk is not None:
-            q = q * (widen(self.sqk) * self.sqk_factor).view(-1, self.head_dim).square()
+            q = q * (self.sqk.type_as(q) * self.sqk_factor).view(-1, self.head_dim).square()
         q_BNSK, k_BGSK, v_BGSK = q.type_as(v).transpose(1, 2), k.type_as(v).transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k_BGSK, v_BGSK = cache.update(k_BGSK, v_BGSK, self.layer_idx)
@@ -228,7 +228,7 @@ class Activation:
     def __call__(self, u: Tensor, suv: Tensor | None) -> Tensor:
         a = widen(u)
         if suv is not None:
-            a = a * (widen(suv) * self.suv_factor)
+            a = a * (suv.type_as(a) * self.suv_factor)
         if self.is_gated:
             gate, up = a.chunk(2, dim=-1)
             a = F.silu(gate) * up
@@ -261,7 +261,8 @@ class NGPTRouter(nn.Module):
     def __init__(self, config: NGPTConfig):
         super().__init__()
         self.input_factor = sqrt(config.hidden_size) if config.is_ngpt and config.router_input == "scaled" else None
-        self.is_sigmoid, self.top_k, self.scaling = config.router_score == "sigmoid", config.num_experts_per_tok, config.routed_scaling_factor
+        self.is_sigmoid, self.top_k = config.router_score == "sigmoid", config.num_experts_per_tok
+        self.scaling = config.routed_scaling_factor
         self.weight = new_scale(config.n_routed_experts, config.hidden_size)
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
         mark(self, config, **({"weight": -1} if config.router_normalized else {}))
@@ -351,7 +352,8 @@ class NGPTMamba2(nn.Module):
         """attention_mask [B, S], False where a token is padding: it enters neither convolution nor state."""
         zxBCdt = self.in_proj(h_BSD)
         if self.in_scale is not None:
-            zxBCdt = (widen(zxBCdt) * (widen(self.in_scale) * self.in_factor)).type_as(zxBCdt)
+            wide = widen(zxBCdt)
+            zxBCdt = (wide * (self.in_scale.type_as(wide) * self.in_factor)).type_as(zxBCdt)
         z_BSF, xBC_BSF, dt_BSH = zxBCdt.split_with_sizes([self.inner, self.features, self.heads], dim=-1)
         dt_BSH = F.softplus(widen(dt_BSH) + self.dt_bias)
         if attention_mask is not None:
@@ -371,8 +373,8 @@ class NGPTMamba2(nn.Module):
         if cache is not None:
             window_BFS = cache.update_conv_state(window_BFS, self.layer_idx, conv_kernel_size=before)
         window_BFS = widen(F.pad(window_BFS, (before, 0))[..., -(before + length) :])
-        out_BFS = widen(self.conv1d.bias)[:, None]
-        for lag, tap_F1 in enumerate(widen(self.conv1d.weight).unbind(-1)):
+        out_BFS = self.conv1d.bias.type_as(window_BFS)[:, None]
+        for lag, tap_F1 in enumerate(self.conv1d.weight.type_as(window_BFS).unbind(-1)):
             out_BFS = torch.addcmul(out_BFS, window_BFS[..., lag : lag + length], tap_F1)
         return F.silu(out_BFS).type_as(xBC_BSF).transpose(1, 2)
 
@@ -385,7 +387,7 @@ class NGPTMamba2(nn.Module):
         state_BHPN = None if cache is None else cache.layers[self.layer_idx].recurrent_states[0]
         if state_BHPN is None:
             state_BHPN = x_BSHP.new_zeros(len(x), *x_BSHP.shape[2:], self.state_size)
-        A_H = -widen(self.A_log).exp()
+        A_H = -self.A_log.type_as(x).exp()
         with torch.autocast(x.device.type, enabled=False):
             y_BSHP, state_BHPN = ssd_scan(x_BSHP, dt_BSH, A_H, B_BSGN, C_BSGN, self.chunk_size, state_BHPN)
         if cache is not None:

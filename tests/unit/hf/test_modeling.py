@@ -191,6 +191,11 @@ def test_the_scan_does_not_depend_on_how_it_is_cut():
     for chunk_size in (4, 13, 64):
         for whole, cut in zip((y, last), ssd_scan(x, dt, A, B, C, chunk_size, state), strict=True):
             torch.testing.assert_close(whole, cut, rtol=1e-11, atol=1e-12)
+    for token in range(13):
+        now = slice(token, token + 1)
+        y_now, state = ssd_scan(x[:, now], dt[:, now], A, B[:, now], C[:, now], 4, state)
+        torch.testing.assert_close(y_now, y[:, now], rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(state, last, rtol=1e-11, atol=1e-12)
 
 
 @torch.no_grad()
@@ -321,6 +326,15 @@ def test_scales_router_and_state_stay_fp32_in_bf16(spec, tmp_path):
     same = NGPTForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).float()(tokens).logits
     typical = (out.logits - same).abs().median() / same.abs().max()
     assert typical < 0.02, typical
+
+
+@torch.no_grad()
+def test_fp64_from_a_folder_computes_with_its_fp32_scales(tmp_path):
+    model, tokens = built(SPECS["ngpt_hybrid_coarse"])[0].float(), tokens_of(HYBRID)
+    model.save_pretrained(tmp_path)
+    mixed = NGPTForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    assert {param.dtype for param in mixed.parameters()} == {torch.float32, torch.float64}
+    assert apart(mixed(tokens).logits, model.double()(tokens).logits) < 1e-6
 
 
 def test_gradient_checkpointing_changes_no_gradient(model):
