@@ -9,6 +9,9 @@ Every matrix that reads the stream has rows of unit norm, every one that writes 
 give magnitudes back: sqk to queries and keys, suv to MLPs, in_scale to Mamba, logit_scale to the logits. Scales are kept as they were
 trained, and used times a factor written beside each. Sums, norms, scales, router and Mamba's state are fp32 (fp64 for fp64), rounded once.
 
+A token that is decoded costs hundreds of small operations. So layers read the config when they are made, since each read takes transformers
+microseconds, and a token alone needs neither mask nor scan.
+
 Shapes: B batch, S tokens of this call, T all tokens in a row, D hidden, N query heads, G key/value heads, K head dimension, F width of an
 MLP, E experts, V vocabulary. Mamba-2: H heads of P features, G groups of R heads that share B and C, N state size, C chunks of Q tokens.
 
@@ -60,12 +63,12 @@ def lerp_retract(h_BSD: Tensor, b_BSD: Tensor, alpha_D: Tensor) -> Tensor:
 
 
 def rotate(x_BSNK: Tensor, cos_BS1K: Tensor, sin_BS1K: Tensor) -> Tensor:
-    """Features i and i + K/2 turn together, by the angle of i: what a feature gets of its partner is in sin. Source: arXiv 2104.09864."""
+    """Features a = i and b = i + K/2 turn together, to a cos - b sin and b cos + a sin. Source: arXiv 2104.09864."""
     return torch.addcmul(x_BSNK * cos_BS1K, x_BSNK.roll(x_BSNK.shape[-1] // 2, -1), sin_BS1K)
 
 
 def rotary_angles(position_ids_BS: Tensor, config: NGPTConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of position * theta^(-2i/K), each [B, S, 1, K]; i and -i, of which the sine is the first half's."""
+    """Cosines and sines of position * theta^(-2i/K) for features i and i + K/2, each [B, S, 1, K]; those of -angle for the first half."""
     exponent = torch.arange(0, config.head_dim, 2, dtype=dtype, device=position_ids_BS.device) / config.head_dim
     power = config.rope_theta**exponent
     angle = position_ids_BS[..., None, None].to(dtype) / torch.cat([-power, power])

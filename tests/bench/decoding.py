@@ -46,7 +46,7 @@ def main() -> None:
     if options.profile:
         show_profile(models["this"], options.tokens)
         return
-    ways = [(name, use_cache) for name in models for use_cache in (True, False)[: 2 - options.cached_only]]
+    ways = [(name, use_cache) for name in models for use_cache in ((True,) if options.cached_only else (True, False))]
     times: dict[tuple[str, bool], list[Times]] = {way: [] for way in ways}
     for _ in range(options.repeats):
         expected = None
