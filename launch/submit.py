@@ -19,6 +19,7 @@ from ngpt.config.checkpoints import newest_step, newest_verified_step
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
+from ngpt.trackers import check_installed
 
 JOB_FILE = "job.json"  # the run's newest job
 
@@ -55,6 +56,8 @@ def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
     run_dir, work_dir = Path(config.run.dir).absolute(), Path.cwd()
     check_unchecked(config)
     check_resumable(config)
+    if config.cluster.container_image is None:  # a container has its own packages
+        check_installed(config)
     check_prepared(config)
     script = render(config, run_dir, work_dir)
     for note in (*_estimated(config), *overruled(config), *resume_notes(config)):

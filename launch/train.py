@@ -40,6 +40,7 @@ from ngpt.config.schema import Config
 from ngpt.data.manifest import check_against_model
 from ngpt.data.verify import verify
 from ngpt.rollbacks import read_rollbacks
+from ngpt.trackers import check_installed
 
 FAILURE = 1
 RANKS_APART_SECONDS = 60.0  # between the starts of a world's ranks, clocks included
@@ -74,6 +75,7 @@ def _train(config: Config, command: Sequence[str]) -> int:
     try:
         _check_world(config, world)
         check_resumable(config)
+        check_installed(config)
         _check_data(config, world)
         notes = [*resume_notes(config), *overruled(config)] if world is None or world.rank == 0 else []
     except ConfigError as error:

@@ -1,0 +1,126 @@
+"""Weights & Biases. Its client uploads figures from a process of its own, or keeps them in <run.dir>/wandb for `wandb sync`.
+
+A run folder is one run there, however often it is launched: the run's id is made once and kept in wandb_run.json. The server takes no
+figure back: what a launch has shown of steps that it trained beyond its last checkpoint stays beside what the next one shows of them.
+Figures are drawn over our `step`, which may come again, and not over the client's own count of rows.
+"""
+
+import dataclasses
+import json
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.schema import Config
+from ngpt.files import replacing
+from ngpt.trackers.base import first_line
+
+RUN_FILE = "wandb_run.json"
+UPLOAD_SECONDS = 15  # after the last figure; below what a run waits for its trackers
+SERVICE = "wandb-core"  # the name of the client's process
+
+
+class WeightsAndBiases:
+    """One W&B run for a run folder. The API key comes from the client's own settings (`wandb login`, WANDB_API_KEY).
+
+    Where the server begins no run, the launch's figures are kept as with mode=offline.
+    """
+
+    name = "Weights & Biases"
+
+    def __init__(self, cfg: Config):
+        import wandb
+
+        self.cfg, self.wandb = cfg, wandb
+        self.run: Any = None
+
+    def open(self, start_step: int) -> str | None:
+        folder, mode = Path(self.cfg.run.dir), self.cfg.logging.wandb.mode
+        run_id = own_run_id(folder)
+        try:
+            self.run = self._init(run_id, mode)
+        except self.wandb.Error as error:  # no answer, no key, no such entity
+            if mode == "offline":
+                raise
+            self.abandon()  # its service still waits for the server, under this id
+            self.run = self._init(run_id, "offline")
+            line = f"note: W&B has no run for this one ({first_line(error)}); {folder}/wandb keeps the figures for `wandb sync`"
+        else:
+            url = self.run.url if mode == "online" else None
+            line = f"W&B run: {url}" if url else None
+            record_run(folder, {"id": run_id, "entity": self.run.entity or None, "project": self.run.project, "url": url})
+        self.run.define_metric("*", step_metric="step")
+        return line
+
+    def _init(self, run_id: str, mode: str) -> Any:
+        options = self.cfg.logging.wandb
+        return self.wandb.init(
+            mode=mode,
+            id=run_id,
+            resume="allow",
+            name=self.cfg.run.name,
+            project=options.project,
+            entity=options.entity,
+            group=options.group,
+            tags=options.tags or None,
+            config=shown_config(self.cfg),
+            dir=self.cfg.run.dir,
+            # The run folder has the output and the state of the code.
+            settings=self.wandb.Settings(
+                console="off", save_code=False, disable_code=True, disable_git=True, quiet=True, finish_timeout=UPLOAD_SECONDS
+            ),
+        )
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        self.run.log({"step": step, **figures})
+
+    def close(self, status: str) -> None:
+        if status == "signalled":
+            self.run.mark_preempting()  # with an exit code that is not 0: shown as preempted, not as failed
+        self.run.finish(exit_code=0 if status in ("finished", "stopped") else 1)
+        self.wandb.teardown()
+
+    def abandon(self) -> None:
+        with suppress(psutil.Error):
+            for child in psutil.Process().children():
+                with suppress(psutil.Error):
+                    if child.name() == SERVICE:
+                        child.kill()  # every call that waits for it raises
+        with suppress(Exception, SystemExit):  # it ends the process with the code of its own where that was killed
+            self.wandb.teardown()  # would otherwise be tried at the exit of the process
+
+
+def own_run_id(folder: Path) -> str:
+    """The id of a run folder's W&B run, made at the first call.
+
+    Raises:
+        ConfigError: the file that keeps it is damaged.
+    """
+    path = folder / RUN_FILE
+    if not path.exists():
+        record_run(folder, {"id": secrets.token_hex(4)})
+    try:
+        run_id = json.loads(path.read_bytes())["id"]
+        assert isinstance(run_id, str)
+    except (ValueError, KeyError, TypeError, AssertionError):
+        rule = "it keeps the id of the W&B run that this run goes on with"
+        raise ConfigError(str(path), "unreadable", rule, "Restore it; or remove it, and the next launch begins a new one") from None
+    return run_id
+
+
+def record_run(folder: Path, known: Mapping[str, str | None]) -> None:
+    """Keeps what is known of the W&B run: its id, and once it was opened its entity, project and URL."""
+    with replacing(folder / RUN_FILE) as stream:
+        stream.write((json.dumps(known, indent=2) + "\n").encode())
+
+
+def shown_config(cfg: Config) -> dict[str, Any]:
+    """The config without what may be secret: cluster.environment may hold keys."""
+    config = dataclasses.asdict(cfg)
+    del config["cluster"]["environment"]
+    return config
