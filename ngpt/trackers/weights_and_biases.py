@@ -40,6 +40,7 @@ class WeightsAndBiases:
         self.run: Any = None
 
     def open(self, start_step: int) -> str | None:
+        line: str | None
         folder, mode = Path(self.cfg.run.dir), self.cfg.logging.wandb.mode
         run_id = own_run_id(folder)
         try:
