@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from torchrun import ngpt
 
+from tests.unit.trackers.wandb_launches import launches, needs_client
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH_SECONDS = 600  # a hang ends here; no statement about speed
 
@@ -125,10 +127,8 @@ def test_tensorboard_has_groups_the_config_and_what_was_asked_for(run):
     assert b"hidden_size: 64" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
 
 
+@needs_client
 def test_launches_of_a_run_folder_are_one_run_of_wandb(run):
-    pytest.importorskip("wandb", reason="the client is not installed: pip install 'ngpt-megatron[wandb]'")
-    from tests.unit.trackers.wandb_files import launches
-
     first, second = launches(run)
     assert first.run.run_id == second.run.run_id and (first.exit_code, second.exit_code) == (0, 0)
     losses = {row["step"]: row["train_loss"] for row in rows(run)}

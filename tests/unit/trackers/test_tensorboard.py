@@ -32,6 +32,7 @@ def test_a_resumed_launch_supersedes_what_it_trains_again(tmp_path):
     assert b"hidden_size: 64" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the thread of its writer
 def test_a_disk_without_room_costs_figures_and_nothing_else(tmp_path, monkeypatch):
     import tensorboard.summary.writer.record_writer as record_writer
 
