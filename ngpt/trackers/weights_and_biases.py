@@ -8,7 +8,9 @@ Figures are drawn over our `step`, which may come again, and not over the client
 import dataclasses
 import json
 import secrets
-from collections.abc import Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from ngpt.trackers.base import first_line
 
 RUN_FILE = "wandb_run.json"
 UPLOAD_SECONDS = 15  # after the last figure; below what a run waits for its trackers
+FLUSH_SECONDS = 20  # the client writes a figure down within 15
 SERVICE = "wandb-core"  # the name of the client's process
 
 
@@ -37,32 +40,48 @@ class WeightsAndBiases:
         import wandb
 
         self.cfg, self.wandb = cfg, wandb
+        self.mode, self.abandoned = cfg.logging.wandb.mode, False
         self.run: Any = None
+        self.recent: deque[tuple[float, dict[str, float]]] = deque()  # when, row
 
     def open(self, start_step: int) -> str | None:
-        line: str | None
-        folder, mode = Path(self.cfg.run.dir), self.cfg.logging.wandb.mode
-        run_id = own_run_id(folder)
+        folder = Path(self.cfg.run.dir)
+        self.run_id = own_run_id(folder)
         try:
-            self.run = self._init(run_id, mode)
+            self._init()
         except self.wandb.Error as error:  # no answer, no key, no such entity
-            if mode == "offline":
+            if self.mode == "offline":
                 raise
-            self.abandon()  # its service still waits for the server, under this id
-            self.run = self._init(run_id, "offline")
-            line = f"note: W&B has no run for this one ({first_line(error)}); {folder}/wandb keeps the figures for `wandb sync`"
-        else:
-            url = self.run.url if mode == "online" else None
-            line = f"W&B run: {url}" if url else None
-            record_run(folder, {"id": run_id, "entity": self.run.entity or None, "project": self.run.project, "url": url})
-        self.run.define_metric("*", step_metric="step")
-        return line
+            self.mode = "offline"
+            self._end_service()  # it still waits for the server, under this id
+            self._init()
+            return f"note: W&B has no run for this one ({first_line(error)}); {folder}/wandb keeps the figures for `wandb sync`"
+        url = self.run.url if self.mode == "online" else None
+        record_run(folder, {"id": self.run_id, "entity": self.run.entity or None, "project": self.run.project, "url": url})
+        return f"W&B run: {url}" if url else None
 
-    def _init(self, run_id: str, mode: str) -> Any:
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        row, now = {"step": step, **figures}, time.monotonic()
+        self._call(lambda: self.run.log(row))
+        self.recent.append((now, row))
+        while now - self.recent[0][0] > FLUSH_SECONDS:
+            self.recent.popleft()
+
+    def close(self, status: str) -> None:
+        if status == "signalled":
+            self._call(lambda: self.run.mark_preempting())  # with an exit code that is not 0: shown as preempted, not as failed
+        self._call(lambda: self.run.finish(exit_code=0 if status in ("finished", "stopped") else 1))
+        self.wandb.teardown()
+
+    def abandon(self) -> None:
+        self.abandoned = True
+        self._end_service()
+
+    def _init(self) -> None:
         options = self.cfg.logging.wandb
-        return self.wandb.init(
-            mode=mode,
-            id=run_id,
+        self.run = self.wandb.init(
+            mode=self.mode,
+            id=self.run_id,
             resume="allow",
             name=self.cfg.run.name,
             project=options.project,
@@ -76,23 +95,29 @@ class WeightsAndBiases:
                 console="off", save_code=False, disable_code=True, disable_git=True, quiet=True, finish_timeout=UPLOAD_SECONDS
             ),
         )
+        self.run.define_metric("*", step_metric="step")
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self.run.log({"step": step, **figures})
+    def _call(self, call: Callable[[], None]) -> None:
+        """Calls the client. Where its service has died, a new one goes on with the run: a scheduler's SIGTERM to every process of a job
+        ends the service, and the run still has a step and a checkpoint to go."""
+        try:
+            call()
+        except Exception:
+            if self.abandoned:
+                raise
+            self._end_service()
+            self._init()
+            for _, row in self.recent:  # the old one may not have written them; twice, they are the same figures of the same steps
+                self.run.log(row)
+            call()
 
-    def close(self, status: str) -> None:
-        if status == "signalled":
-            self.run.mark_preempting()  # with an exit code that is not 0: shown as preempted, not as failed
-        self.run.finish(exit_code=0 if status in ("finished", "stopped") else 1)
-        self.wandb.teardown()
-
-    def abandon(self) -> None:
+    def _end_service(self) -> None:
         with suppress(psutil.Error):
             for child in psutil.Process().children():
                 with suppress(psutil.Error):
                     if child.name() == SERVICE:
                         child.kill()  # every call that waits for it raises
-        with suppress(Exception, SystemExit):  # it ends the process with the code of its own where that was killed
+        with suppress(Exception, SystemExit):  # it ends the process with the service's code where that was killed
             self.wandb.teardown()  # would otherwise be tried at the exit of the process
 
 

@@ -14,10 +14,17 @@ GIVEN_UP = "note: Weights & Biases takes no more figures"
 ONLINE = "logging.wandb.mode=online"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP])
-def test_a_client_that_dies_or_hangs_is_given_up_with_one_note(tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_client_that_dies_is_started_again_and_knows_all_figures(tmp_path, number):
     """A scheduler's signal reaches its process, too."""
-    said = launch(tmp_path, "failed", 1, 3, waits=3, number=number)
+    assert launch(tmp_path, "signalled", 1, 3, number=number) == ""
+    last = launches(tmp_path / "run")[-1]
+    assert [row["step"] for row in last.history] == [1, 2, 3]
+    assert (last.run.run_id, last.preempting, last.exit_code) == (own_run_id(tmp_path / "run"), True, 1)
+
+
+def test_a_client_that_hangs_is_given_up_with_one_note(tmp_path):
+    said = launch(tmp_path, "failed", 1, 3, waits=3, number=signal.SIGSTOP)
     assert said.count(GIVEN_UP) == 1 and "the run goes on" in said
 
 

@@ -43,10 +43,12 @@ trackers = trackers_of(load(Path(config)), print)
 trackers.open(first - 1)
 for step in range(first, last + 1):
     if number and step == last:
-        while not (clients := [child for child in psutil.Process().children() if child.name() == "wandb-core"]):
+        known = Path(config).parent / "run/wandb_run.json"
+        while not known.exists() or "project" not in known.read_text():  # until it is open
             time.sleep(0.05)
         time.sleep(1)
-        clients[0].send_signal(number)
+        (client,) = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
+        client.send_signal(number)
         time.sleep(1)
     trackers.log(step, {"train/loss": 1 / step, "health/sqk/mean": float("nan")})
 trackers.close(status)
