@@ -45,20 +45,22 @@ class WeightsAndBiases:
         self.recent: deque[tuple[float, dict[str, float]]] = deque()  # when, row
 
     def open(self, start_step: int) -> str | None:
-        folder = Path(self.cfg.run.dir)
+        folder, line = Path(self.cfg.run.dir), None
         self.run_id = own_run_id(folder)
         try:
             self._init()
-        except self.wandb.Error as error:  # no answer, no key, no such entity
-            if self.mode == "offline":
+        except Exception as error:
+            if self.abandoned:
                 raise
-            self.mode = "offline"
-            self._end_service()  # it still waits for the server, under this id
+            self._end_service()  # it may still wait for the server, under this id
+            if self.mode == "online" and isinstance(error, self.wandb.Error):  # no answer, no key, no such entity
+                self.mode = "offline"
+                line = f"note: W&B has no run for this one ({first_line(error)}); {folder}/wandb keeps the figures for `wandb sync`"
             self._init()
-            return f"note: W&B has no run for this one ({first_line(error)}); {folder}/wandb keeps the figures for `wandb sync`"
-        url = self.run.url if self.mode == "online" else None
-        record_run(folder, {"id": self.run_id, "entity": self.run.entity or None, "project": self.run.project, "url": url})
-        return f"W&B run: {url}" if url else None
+        if self.mode == "online":
+            record_run(folder, {"id": self.run_id, "entity": self.run.entity, "project": self.run.project, "url": self.run.url})
+            line = f"W&B run: {self.run.url}"
+        return line
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         row, now = {"step": step, **figures}, time.monotonic()
@@ -140,7 +142,7 @@ def own_run_id(folder: Path) -> str:
 
 
 def record_run(folder: Path, known: Mapping[str, str | None]) -> None:
-    """Keeps what is known of the W&B run: its id, and once it was opened its entity, project and URL."""
+    """Keeps what is known of the W&B run: its id, and once a server has it its entity, project and URL."""
     with replacing(folder / RUN_FILE) as stream:
         stream.write((json.dumps(known, indent=2) + "\n").encode())
 

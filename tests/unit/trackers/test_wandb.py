@@ -25,16 +25,15 @@ def run(tmp_path_factory) -> Path:
 @needs_client
 def test_a_folders_launches_are_one_run_with_our_names_config_and_steps(run):
     first, second = launches(run)
-    known = json.loads((run / RUN_FILE).read_text())
+    run_id = json.loads((run / RUN_FILE).read_text())["id"]
     for kept in (first, second):
-        assert kept.run.run_id == known["id"] and (kept.run.project, kept.run.display_name) == ("other", "tracked")
+        assert kept.run.run_id == run_id and (kept.run.project, kept.run.display_name) == ("other", "tracked")
         assert (kept.run.run_group, list(kept.run.tags)) == ("pairs", ["a", "b"])
         assert kept.config["model"]["hidden_size"] == 64 and kept.config["logging"]["wandb"]["mode"] == "offline"
         assert kept.step_metrics["*"] == "step"
     assert [row["step"] for row in first.history] == [1, 2, 3] and [row["step"] for row in second.history] == [3, 4]
     assert [row["train/loss"] for row in first.history] == pytest.approx([1, 1 / 2, 1 / 3])
     assert {str(row["health/sqk/mean"]).lower() for row in first.history} == {"nan"}
-    assert known["project"] == "other" and known["url"] is None
 
 
 @needs_client

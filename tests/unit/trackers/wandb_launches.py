@@ -43,8 +43,7 @@ trackers = trackers_of(load(Path(config)), print)
 trackers.open(first - 1)
 for step in range(first, last + 1):
     if number and step == last:
-        known = Path(config).parent / "run/wandb_run.json"
-        while not known.exists() or "project" not in known.read_text():  # until it is open
+        while trackers._running[0]._calls.qsize():  # until the client has what came before
             time.sleep(0.05)
         time.sleep(1)
         (client,) = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
@@ -91,7 +90,7 @@ class Kept:
     """What the client has kept of one launch offline.
 
     Attributes:
-        run: the newest record of the run: run_id, project, display_name, run_group, tags.
+        run: the newest record of the run: run_id, project, display_name, run_group, tags; None where none was written down.
         config: key -> value, of all records.
         history: the rows in their order, without the client's own columns.
         exit_code: None where the run was not finished.
@@ -102,6 +101,7 @@ class Kept:
     def __init__(self, path: Path):
         from wandb.proto import wandb_internal_pb2
 
+        self.run: Any = None
         self.config: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
         self.step_metrics: dict[str, str] = {}
