@@ -73,6 +73,9 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
     if config.parallel.tensor > 1 or config.parallel.context > 1:
         # One hardware queue: collectives start in the order they were issued, and overlap. Megatron insists on it, on a CPU too.
         variables["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    if config.logging.wandb.mode != "disabled":
+        # Its client sends reports of its own errors to its makers unless told not to.
+        variables["WANDB_ERROR_REPORTING"] = "false"
     return variables | (_gpu_variables(config) if cuda else _cpu_variables()) | config.cluster.environment
 
 

@@ -330,10 +330,29 @@ class ClusterConfig:
 
 
 @dataclass
+class WandbConfig:
+    """Weights & Biases, with the extra `wandb`. The run is named run.name there; its id is kept in <run.dir>/wandb_run.json."""
+
+    mode: str = choice(
+        "disabled",
+        {
+            "disabled": "no figures go there",
+            "online": "figures are uploaded as they come",
+            "offline": "into <run.dir>/wandb, from where `wandb sync` uploads them",
+        },
+    )
+    project: str = "ngpt"
+    entity: str | None = None  # user or team; null: the account's default
+    group: str | None = None  # runs that are shown together
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
 class LoggingConfig:
     name: str = MISSING
     interval: int = 10  # steps
     tensorboard: bool = True
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     straggler_ratio: float | None = 1.25  # a rank this much slower than its peers for 5 intervals is named; null: none
     health_interval: int = 100  # steps between health panels (scales, norms); a multiple of interval
 
