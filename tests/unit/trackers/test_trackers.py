@@ -1,13 +1,11 @@
 """A tracker can neither stop a run nor hold it up, and what is not installed is told before a run starts."""
 
-import importlib.machinery
 import signal
 import threading
 
 import pytest
 
-from launch.extras import check_extras
-from ngpt.config import ConfigError, compose
+from ngpt.config import compose
 from ngpt.stopping import STOP_SIGNALS
 from ngpt.trackers import Trackers, base
 
@@ -110,12 +108,3 @@ def test_one_that_falls_far_behind_is_given_up_before_it_fills_the_memory(monkey
     said = run(Slow, steps=30)
     assert [line for line in said if "(10 figures behind)" in line]
     assert "log" not in {call[0] for call in Slow.made.calls}
-
-
-@pytest.mark.parametrize("spec", [None, importlib.machinery.ModuleSpec("wandb", None)])
-def test_a_missing_client_is_told_in_one_line_also_where_a_folder_has_its_name(monkeypatch, spec):
-    monkeypatch.setattr("ngpt.trackers.find_spec", lambda name: spec)
-    check_extras(CONFIG)
-    with pytest.raises(ConfigError) as caught:
-        check_extras(compose(["experiment=ngpt_tiny", "logging.wandb.mode=offline"]))
-    assert "pip install 'ngpt-megatron[wandb]'" in str(caught.value) and "\n" not in str(caught.value)
