@@ -88,12 +88,20 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
     if config.parallel.tensor > 1 or config.parallel.context > 1:
         # One hardware queue: collectives start in the order they were issued, and overlap. Megatron insists on it, on a CPU too.
         variables["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    if config.logging.wandb.mode != "disabled":
+        # Its client sends reports of its own errors to its makers unless told not to.
+        variables["WANDB_ERROR_REPORTING"] = "false"
     return variables | (_gpu_variables(config) if cuda else _cpu_variables()) | config.cluster.environment
 
 
 def sharing_variables(processes: int) -> dict[str, str]:
     """What processes on this machine get that share work without a run's config."""
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes)), "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def forbid_forks() -> None:
+    """lm-eval's bootstraps fork this process, and a fork of a process with threads may wait for ever."""
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
 
 
 def _gpu_variables(config: Config) -> dict[str, str]:

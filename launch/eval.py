@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.devices import gpu_names
-from launch.environment import current_world, sharing_variables, worker_environment
+from launch.environment import current_world, forbid_forks, sharing_variables, worker_environment
 from launch.extras import check_extra
 from launch.models import device_of, is_run, quiet_transformers
 from launch.processes import worker_command
@@ -74,6 +74,7 @@ def evaluate(request: "Request", world: World, results_file: Path | None = None)
     from ngpt.evaluation.run import finish
 
     quiet_transformers()
+    forbid_forks()
     if world.size > 1:
         address = f"tcp://{world.master_addr}:{world.master_port}"
         dist.init_process_group("gloo", init_method=address, rank=world.rank, world_size=world.size)

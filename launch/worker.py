@@ -75,7 +75,7 @@ def train(config_path: Path) -> int:
             name = request.signal.name if request.signal else None
             with suppress(OSError):  # a full disk takes nothing from what is saved
                 record_outcome(run_dir, Outcome(session.status, session.step, name, saves))
-        run.leave()
+        run.leave(session)
 
     return _report_errors(body, lambda error: record_failure(run_dir, rank, error, time.time()))
 
@@ -103,21 +103,24 @@ def evaluate(request: str, results_file: str) -> int:
         request: JSON of `ngpt.evaluation.run.Request`. results_file: gets the results as JSON.
     """
 
+    world = own_world()
+
     def body() -> None:
         from launch.eval import evaluate
         from ngpt.evaluation.run import Request
 
-        evaluate(Request(**json.loads(request)), own_world(), Path(results_file))
+        evaluate(Request(**json.loads(request)), world, Path(results_file))
 
-    return _report_errors(body)
+    return _report_errors(body, tells=world.rank == 0)
 
 
-def _report_errors(body: Callable[[], None], record: Callable[[BaseException], None] = lambda error: None) -> int:
+def _report_errors(body: Callable[[], None], record: Callable[[BaseException], None] = lambda error: None, tells: bool = True) -> int:
     """Runs `body`; an error of the user's prints as one line, any other as a traceback.
 
     Args:
         body: What to run.
         record: Leaves the failure for the launcher to summarise.
+        tells: Whether it is this rank that tells of the user's errors, which all ranks meet.
 
     Returns:
         The exit code.
@@ -129,7 +132,8 @@ def _report_errors(body: Callable[[], None], record: Callable[[BaseException], N
     except BaseException as error:  # torch's checkpoint errors are no Exception
         expected = isinstance(error, ConfigError)
         decided = expected or isinstance(error, RolledBack | RefusedStep)
-        print(error if decided else traceback.format_exc(), file=sys.stderr)
+        if tells or not expected:
+            print(error if decided else traceback.format_exc(), file=sys.stderr)
         record(error)
         return USER_ERROR if expected else FAILURE
     return 0

@@ -99,7 +99,7 @@ def _wrong_type(cause: ValidationError, source_of: Callable[[str], str]) -> Conf
     key = cause.full_key or "config"
     source = source_of(key)
     kind = dict(leaf_types()).get(key)
-    if key in (entry.name for entry in dataclasses.fields(Config)):
+    if key in (entry.name for entry in dataclasses.fields(Config)) or any(leaf.startswith(f"{key}.") for leaf, _ in leaf_types()):
         return section_error(key, cause.value, source)
     if key.startswith(("data.train", "data.valid")):
         rule, example = "Must be a list of {path, weight}", "'data.train=[{path: data/x/train, weight: 1}]'"

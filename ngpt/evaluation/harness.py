@@ -38,11 +38,18 @@ class ScoredLM(TemplateLM):
     Args:
         encode: text to tokens, without `start`.
         start: the token that begins each document.
+        generate: continuations of prompts that are tokens; None: the model only scores.
     """
 
-    def __init__(self, scorer: Scorer, encode: Callable[[str], Sequence[int]], start: int):
+    def __init__(
+        self,
+        scorer: Scorer,
+        encode: Callable[[str], Sequence[int]],
+        start: int,
+        generate: Callable[[Sequence[Sequence[int]], Settings], list[str]] | None = None,
+    ):
         super().__init__()
-        self.scorer, self.encode, self.start = scorer, encode, start
+        self.scorer, self.encode, self.start, self.generate = scorer, encode, start, generate
 
     @property
     def eot_token_id(self) -> int:
@@ -77,10 +84,7 @@ class ScoredLM(TemplateLM):
         return [sum(next(scores)[0] for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        if not hasattr(self.scorer, "generate"):
-            names = ", ".join(sorted({request.task_name for request in requests}))
-            rule = "Tasks that generate text are not evaluated during training"
-            raise ConfigError("train.eval_tasks", names, rule, "Leave them out, and use ngpt eval on a checkpoint")
+        assert self.generate is not None, "the model only scores: its caller leaves out tasks that generate"
         answers: dict[int, str] = {}
         asked: dict[tuple[Settings, tuple[str, ...]], list[int]] = {}
         for number, request in enumerate(requests):
@@ -91,7 +95,7 @@ class ScoredLM(TemplateLM):
                 rule = f"They and a prompt share the {self.scorer.window} tokens that the model was trained on at once"
                 raise ConfigError("max_gen_toks", settings.tokens, rule, "Set fewer in the task, or leave it out")
             starts = [self.tok_encode(requests[number].args[0])[-room:] for number in numbers]
-            texts = self.scorer.generate(starts, settings)
+            texts = self.generate(starts, settings)
             answers |= {number: postprocess_generated_text(text, list(stops), None) for number, text in zip(numbers, texts, strict=True)}
         return [answers[number] for number in range(len(requests))]
 

@@ -82,7 +82,10 @@ def evaluate(request: Request) -> dict[str, Any]:
             results["splits"][prefix] = asdict(score)
     if tasks is not None:
         _seed_everything()
-        lm = harness.ScoredLM(scorer, source.encode, source.start) if request.is_run else harness.folder_lm(source, request.batch_size)
+        if request.is_run:
+            lm = harness.ScoredLM(scorer, source.encode, source.start, scorer.generate)
+        else:
+            lm = harness.folder_lm(source, request.batch_size)
         results["tasks"] = harness.run_tasks(lm, tasks, request.limit)
     return results | {"evaluated_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 

@@ -121,10 +121,10 @@ def sampled(path: Path) -> Iterator[None]:
 
 
 def clocks(path: Path) -> dict[str, float]:
-    """Mean clock and power of the samples under load, those of more than 0.8 of the largest power; {} where there are none."""
+    """Mean clock and power of the samples under load, those of more than half of the largest power; {} where there are none."""
     rows = [line.split(",") for line in path.read_text().splitlines()] if path.is_file() else []
     pairs = [(float(row[0]), float(row[1])) for row in rows if len(row) == 2 and row[1].strip()[:1].isdigit()]
-    busy = [pair for pair in pairs if pair[1] > 0.8 * max(power for _, power in pairs)]
+    busy = [pair for pair in pairs if pair[1] > 0.5 * max(power for _, power in pairs)]
     if not busy:
         return {}
     return {"sm_mhz": statistics.mean(pair[0] for pair in busy), "watts": statistics.mean(pair[1] for pair in busy), "samples": len(busy)}

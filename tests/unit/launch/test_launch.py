@@ -145,6 +145,16 @@ def test_a_launch_leaves_everything_in_the_run_folder(workplace, slurm, monkeypa
     assert shown.out.startswith("job 42, run folder ") and "ngpt status" in shown.out and "ngpt stop" in shown.out
 
 
+def test_a_trackers_client_that_is_not_installed_is_missed_before_anything_starts(workplace, slurm, monkeypatch, capsys):
+    monkeypatch.setattr("ngpt.trackers.find_spec", lambda name: None)
+    for words in (["launch", *JOB], ["train", "experiment=ngpt_tiny"]):
+        assert cli.main([*words, "logging.wandb.mode=online"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("logging.wandb.mode: online. ") and "pip install 'ngpt-megatron[wandb]'" in line
+    assert slurm.jobs == [] and not list(workplace.iterdir())
+    assert cli.main(["launch", *JOB, "logging.wandb.mode=online", "cluster.container_image=image.sqsh"]) == 0  # it has its own packages
+
+
 def test_a_run_folder_has_one_job_at_a_time(workplace, slurm, capsys):
     assert cli.main(["launch", *JOB]) == 0
     assert cli.main(["launch", *JOB]) == 2
