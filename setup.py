@@ -68,7 +68,7 @@ setup(
     package_data={
         "ngpt": ["**/*.j2", "evaluation/tasks/*"],
         "ngpt.conf": ["**/*.yaml"],
-        "launch": ["*.sh", "slurm/*.sbatch", "commit.json"],
+        "launch": ["*.sh", "commands/completion.*sh", "slurm/*.sbatch", "commit.json"],
     },
     cmdclass={"build_py": BuildWithCommit, "sdist": ArchiveWithCommit},
     entry_points={"console_scripts": ["ngpt = launch.cli:main"]},
@@ -89,6 +89,7 @@ setup(
         "pyarrow>=26,<27",
         "pyyaml>=6,<7",
         "safetensors>=0.7,<1",
+        "shtab>=1.7,<2",  # completion of bash and zsh
         "sentencepiece>=0.2.3,<1",  # earlier ones crash on a damaged model
         "tensorboard>=2.21,<3",
         "tiktoken>=0.14,<1",

@@ -3,7 +3,6 @@
 Whatever may crash or hang runs in child processes (launch/doctor_worker.py), one kind after another: a GPU may admit one process only.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -93,18 +92,15 @@ class Report:
         return "\n".join([*lines, "", f"{verdict} Next: {self.next}"])
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Checks this machine and prints the report.
+def print_report(as_json: bool) -> int:
+    """Checks this machine and prints the report: as one JSON object, or for people.
 
     Returns:
         0 where all that should work here works, else 1.
     """
-    parser = argparse.ArgumentParser(prog="ngpt doctor", description="What works on this machine, proved by numbers, and what does not.")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
     print("Probing this machine ...", file=sys.stderr)
     report = examine()
-    print(report.to_json() if options.json else report.to_text())
+    print(report.to_json() if as_json else report.to_text())
     return 0 if report.ok else 1
 
 

@@ -6,6 +6,7 @@ that offer no other handle.
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from launch import world as worlds
 from launch.world import Job, World
@@ -17,6 +18,7 @@ from ngpt.config.sizes import world_size
 
 # Would change what the precision recipe computes: approximate reciprocals and an unrounded Hadamard transform in Transformer Engine.
 REMOVED = ("NVTE_USE_FAST_MATH",)
+CONFIG_DIRS = "NGPT_CONFIG_DIR"
 # Names of one setting: where the user has set the second, the first is left alone.
 OTHER_NAMES = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF", "TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE"}
 # Prefixes recorded with a run: they change speed or numerics, and name neither a host nor a user.
@@ -38,6 +40,19 @@ def own_world(environ: Mapping[str, str] = os.environ) -> World:
     if world is None:
         raise ConfigError("RANK", "Not set", "A worker is one rank of the world that its environment describes", "Call ngpt train")
     return world
+
+
+def user_config_dirs(environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """The user's folders of config files where no --config-dir names any: NGPT_CONFIG_DIR, several as in PATH.
+
+    Raises:
+        ConfigError: one of them is no folder.
+    """
+    folders = [Path(folder).expanduser() for folder in environ.get(CONFIG_DIRS, "").split(os.pathsep) if folder]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(CONFIG_DIRS, folder, "Each of its folders is laid out like conf/", "Create it, or correct the variable")
+    return folders
 
 
 def current_job(environ: Mapping[str, str] = os.environ) -> Job | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from launch.devices import gpu_names
 from launch.environment import current_world, forbid_forks, sharing_variables, worker_environment
 from launch.extras import check_extra
-from launch.models import DEVICES, DTYPES, device_of, is_run, quiet_transformers
+from launch.models import device_of, is_run, quiet_transformers
 from launch.processes import worker_command
 from launch.world import World, single_world
 from ngpt.config.errors import ConfigError
@@ -23,12 +23,14 @@ from ngpt.config.errors import ConfigError
 if TYPE_CHECKING:
     from ngpt.evaluation.run import Request
 
-BATCH = 8
 MODE = "eval"  # of launch.worker
 
 
-def main(arguments: Sequence[str]) -> int:
+def run_eval(options: argparse.Namespace) -> int:
     """Evaluates in this process, in several that it starts, or as one rank of the world that torchrun or srun has started.
+
+    Args:
+        options: as launch/commands/eval.py reads them.
 
     Returns:
         0, or the exit code of a process that failed.
@@ -36,7 +38,6 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: an option, the model, a task or a split is no good.
     """
-    options = _parser().parse_args(arguments)
     tasks = [name for name in options.tasks.split(",") if name]
     _check(options, tasks)
     run, world = is_run(options.path, options.step), current_world()
@@ -100,35 +101,6 @@ def _share(request: "Request", processes: int) -> int:
         if done.returncode == 0:
             finish(request, json.loads(results_file.read_bytes()))
     return done.returncode
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ngpt eval",
-        description="Evaluates a checkpoint of a run, as it lies there, or a folder that transformers opens.",
-        epilog="A run keeps its results in eval/iter_<step>.json. Shipped tasks, small ones: ngpt_cloze, ngpt_copying, ngpt_arithmetic.",
-    )
-    parser.add_argument("path", type=Path, metavar="RUN|DIR", help="run folder, or a folder with a config.json of transformers")
-    parser.add_argument("--tasks", default="", metavar="NAME,...", help="of lm-eval (extra `eval`), shipped ones, or those of --include")
-    parser.add_argument("--include", type=Path, action="append", default=[], metavar="DIR", help="folder with task files of your own")
-    parser.add_argument(
-        "--split",
-        action="append",
-        default=[],
-        metavar="PREFIX",
-        help="bits per byte of prepared data, data/NAME/valid for instance; `valid`: what the run evaluates. May be given several times",
-    )
-    parser.add_argument("--fewshot", type=int, metavar="N", help="examples before each question (default: as the task says)")
-    parser.add_argument("--limit", type=int, metavar="N", help="at most so many documents of a task, and sequences of a split")
-    parser.add_argument("--step", type=int, help="which checkpoint of a run (default: the newest)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of a run: the fp32 masters (default), or what was trained; of a folder: its own")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="(default: a GPU where there is one)")
-    parser.add_argument("--processes", type=int, metavar="N", help="that share a run's texts (default: one a GPU)")
-    parser.add_argument("--batch-size", type=int, default=BATCH, metavar="N", help="texts that are read at once (default: %(default)s)")
-    parser.add_argument("--seed", type=int, help="train.eval_seed, for --split: which documents meet in a sequence (default: the run's)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file for the results, in place of the run's own")
-    parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
-    return parser
 
 
 def _check(options: argparse.Namespace, tasks: Sequence[str]) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.models import DEVICES, DTYPES, device_of, is_run, quiet_transformers
+from launch.arguments import DTYPES
+from launch.commands.generate import BATCH, TEMPERATURE, add_arguments
+from launch.models import device_of, is_run, quiet_transformers
 from ngpt.config.errors import ConfigError
 from ngpt.config.one_process import run_config
 
@@ -15,18 +17,19 @@ if TYPE_CHECKING:
     from ngpt.hf.generate import Settings
     from ngpt.hf.load import TextModel
 
-TOKENS, TEMPERATURE, SEED, BATCH = 200, 0.8, 0, 8
 SAMPLE_FILE = "sample.txt"
 STDIN = "-"
 
 
-def main(arguments: Sequence[str]) -> int:
+def generate(options: argparse.Namespace) -> int:
     """Prints each prompt with its continuation, and the speed on stderr.
+
+    Args:
+        options: as launch/commands/generate.py reads them.
 
     Raises:
         ConfigError: an option, a prompt, the folder or the checkpoint is no good.
     """
-    options = _parser().parse_args(arguments)
     _check(options)
     run = is_run(options.path, options.step)
     prompts = _prompts(options)
@@ -41,40 +44,15 @@ def sample(run_dir: Path, prompt: str, tokens: int) -> int:
     Raises:
         ConfigError: `run_dir` is not a run folder, it has no checkpoint, or `tokens` is not positive.
     """
-    options = _parser().parse_args([str(run_dir), "--tokens", str(tokens)])
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = parser.parse_args([str(run_dir), "--tokens", str(tokens)])
     _check(options)
     run_config(run_dir)  # an exported folder is none
     source = _opened(options, run=True)
     (text,) = _run(source, [prompt], _settings(options), BATCH, as_json=False)
     (run_dir / SAMPLE_FILE).write_text(text, encoding="utf-8")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ngpt generate",
-        description="Continues texts with a checkpoint of a run, as it lies there, or with a folder that transformers opens.",
-        epilog="Without --prompt and --file: a prompt a line of stdin; where that is a terminal, from the start of a document.",
-    )
-    parser.add_argument("path", type=Path, metavar="RUN|DIR", help="run folder, or a folder with a config.json of transformers")
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue; may be given several times")
-    parser.add_argument(
-        "--file", metavar="FILE", help='a prompt a line; of a .jsonl file the "prompt" of each object; -: stdin. Empty lines are left out'
-    )
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="at most, for each prompt (default: %(default)s)")
-    parser.add_argument("--greedy", action="store_true", help="take the most probable token")
-    parser.add_argument("--temperature", type=float, help=f"of sampling (default: {TEMPERATURE})")
-    parser.add_argument("--top-k", type=int, metavar="N", help="sample from the N most probable tokens (default: all)")
-    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the fewest tokens of probability P in all (default: 1)")
-    parser.add_argument("--seed", type=int, default=SEED, help="of sampling: a prompt's text depends on it and the prompt's number alone")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
-    parser.add_argument("--batch-size", type=int, default=BATCH, metavar="N", help="prompts at a time (default: %(default)s)")
-    parser.add_argument("--step", type=int, help="which checkpoint of a run (default: the newest)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of a run: the fp32 masters (default), or what was trained; of a folder: its own")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="(default: a GPU where there is one)")
-    parser.add_argument("--no-cache", dest="cache", action="store_false", help="compute all tokens again for each new one")
-    parser.add_argument("--json", action="store_true", help="a line a prompt: prompt, text, tokens (their number), stopped_by")
-    return parser
 
 
 def _check(options: argparse.Namespace) -> None:

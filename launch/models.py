@@ -5,8 +5,6 @@ from pathlib import Path
 from ngpt.config.errors import ConfigError
 from ngpt.config.one_process import CONFIG_FILE
 
-DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16")
-
 
 def is_run(path: Path, step: int | None) -> bool:
     """Whether a folder is a run; else transformers opens it.
@@ -25,7 +23,7 @@ def is_run(path: Path, step: int | None) -> bool:
 
 
 def device_of(name: str) -> str:
-    """torch's name of a device of `DEVICES`.
+    """torch's name of what --device names.
 
     Raises:
         ConfigError: there is no GPU.

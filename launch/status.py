@@ -1,11 +1,10 @@
 """`ngpt status RUN`: what a run does, read from its folder and, where it is a job, asked of the scheduler."""
 
-import argparse
 import json
 import shlex
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,10 @@ METRICS_FILE = "metrics.jsonl"
 TAIL_BYTES = 1 << 16
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs `ngpt status`. Returns 0 whatever the run's state: it is an answer."""
-    parser = argparse.ArgumentParser(prog="ngpt status", description="What a run does: its job, steps, checkpoints and last failure.")
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
-    found = status(options.run)
-    print(json.dumps(found, indent=1) if options.json else "\n".join(_lines(found)))
-    return 0
+def print_status(run_dir: Path, as_json: bool) -> None:
+    """Prints what a run does: as one JSON object, or as lines."""
+    found = status(run_dir)
+    print(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
 
 
 def status(run_dir: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`ngpt stop RUN`: has a run save and leave, and not come back."""
 
-import argparse
 import os
 import shlex
 import signal
@@ -10,19 +9,9 @@ from pathlib import Path
 
 from launch.slurm import scheduler
 from launch.slurm.after import STOP_FILE
-from launch.status import config_of_run, holder
+from launch.status import holder
 from launch.submit import last_job
 from ngpt.config.errors import ConfigError
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Runs `ngpt stop`. Returns 0 where the run was asked, or does not run."""
-    parser = argparse.ArgumentParser(prog="ngpt stop", description="Have a run save its newest step and leave. Its command continues it.")
-    parser.add_argument("run", type=Path, help="run folder")
-    run_dir = parser.parse_args(arguments).run
-    config_of_run(run_dir)  # or this is no run
-    print(stop(run_dir))
-    return 0
 
 
 def stop(run_dir: Path) -> str:

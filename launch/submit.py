@@ -1,6 +1,5 @@
 """`ngpt launch`: a run as a job of the cluster's scheduler; where the cluster has none, as `ngpt train` on this machine."""
 
-import argparse
 import json
 import shlex
 import sys
@@ -24,20 +23,23 @@ from ngpt.config.schema import Config
 JOB_FILE = "job.json"  # the run's newest job
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs `ngpt launch`. Returns the exit code: 0 once the job is submitted, or that of `ngpt train`."""
-    parser = argparse.ArgumentParser(
-        prog="ngpt launch", description="Submit a run to the cluster's scheduler. Without one (cluster.scheduler=none) train it here."
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, cluster=NAME, GROUP=NAME or key=value")
-    parser.add_argument("--config-dir", type=Path, action="append", default=[], metavar="DIR", help="your own folder, laid out like conf/")
-    parser.add_argument("--dry-run", action="store_true", help="print the job's script and stop; nothing is written")
-    options = parser.parse_intermixed_args(arguments)
-    config = compose(options.overrides, options.config_dir)
-    command = ["ngpt", "launch", *arguments]
+def launch(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequence[str], dry_run: bool) -> int:
+    """Submits a run as a job, or trains it here where its cluster has no scheduler.
+
+    Args:
+        command: The command line, recorded with the run.
+        dry_run: Print what would be done.
+
+    Returns:
+        0 once the job is submitted, or the exit code of `ngpt train`.
+
+    Raises:
+        ConfigError: anything that can be known to be wrong before the job starts.
+    """
+    config = compose(overrides, config_dirs)
     if config.cluster.scheduler == "none":
-        return _launch_here(config, command, options.dry_run)
-    return _launch_job(config, command, options.dry_run)
+        return _launch_here(config, command, dry_run)
+    return _launch_job(config, command, dry_run)
 
 
 def _launch_here(config: Config, command: Sequence[str], dry_run: bool) -> int:

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from megatron_ext.precision.linear import LinearCall, emulated_linear
 from ngpt.config import compose
-from ngpt.config.compose import config_dir
+from ngpt.config.folders import config_dir
 from ngpt.config.recipes import recipe_of
 from ngpt.findings import Finding, attempt
 from ngpt.kernels.nvfp4_quantize import emulate, quantize_packed

@@ -1,7 +1,8 @@
 """The configuration of a run: composed from `conf/`, checked, written and read back. Imports no torch."""
 
-from ngpt.config.compose import compose, config_dir, dump, load, to_yaml
+from ngpt.config.compose import compose, dump, load, to_yaml
 from ngpt.config.errors import ConfigError, ConfigErrors
+from ngpt.config.folders import config_dir
 from ngpt.config.identity import diff, flatten, model_defining
 from ngpt.config.schema import Config
 from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, padded_vocab_size, pipeline_stages, tokens_per_step, world_size

@@ -1,12 +1,11 @@
-"""`ngpt config`: composes and checks a config, prints it and what it amounts to."""
+"""`ngpt config`: what a resolved config amounts to."""
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import dataclasses
+import json
+import math
+from typing import Any
 
-from ngpt.config.compose import compose, to_yaml
-from ngpt.config.errors import ConfigError
+from ngpt.config.compose import to_yaml
 from ngpt.config.linears import describe_precision
 from ngpt.config.megatron_arguments import unchecked_note
 from ngpt.config.schema import Config
@@ -14,31 +13,40 @@ from ngpt.config.sizes import data_parallel_size, micro_batches_per_step, padded
 from ngpt.estimate.counts import count_parameters, training_flops_per_token
 
 
-def main(argv: Sequence[str], check: Callable[[Config], None] = lambda cfg: None) -> int:
-    """Runs `ngpt config`.
+def as_text(cfg: Config) -> str:
+    """The config as YAML, with notes and counts as comments."""
+    return "\n".join([to_yaml(cfg), *(f"# {line}" for line in unchecked_note(cfg.megatron)), counts_table(cfg)])
 
-    Args:
-        argv: Its words.
-        check: What is still to be checked of a composed config; raises `ConfigError`.
 
-    Returns:
-        The exit status: 2 for a config that breaks a rule, which goes to stderr.
-    """
-    parser = argparse.ArgumentParser(prog="ngpt config", description="Print the resolved config and its parameter, token and FLOP counts.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, GROUP=NAME or key=value")
-    parser.add_argument("--config-dir", type=Path, action="append", default=[], metavar="DIR", help="your own folder, laid out like conf/")
-    arguments = parser.parse_intermixed_args(argv)
-    try:
-        cfg = compose(arguments.overrides, arguments.config_dir)
-        check(cfg)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(to_yaml(cfg))
-    for line in unchecked_note(cfg.megatron):
-        print(f"# {line}")
-    print(counts_table(cfg))
-    return 0
+def as_json(cfg: Config) -> str:
+    """The same as one JSON object: config, notes and counts. What YAML calls .inf and .nan, JSON has no number for: they are texts."""
+    counts = count_parameters(cfg.model)
+    values = {
+        "config": _finite(dataclasses.asdict(cfg)),
+        "notes": list(unchecked_note(cfg.megatron)),
+        "counts": {
+            "parameters_total": counts.total,
+            "parameters_active": counts.active,
+            "parameters_without_padding": counts.total_without_padding,
+            "padded_vocab_size": padded_vocab_size(cfg.model),
+            "precision": list(describe_precision(cfg)),
+            "tokens": tokens_per_step(cfg) * cfg.train.steps,
+            "tokens_per_step": tokens_per_step(cfg),
+            "flops_per_token": training_flops_per_token(cfg.model, cfg.train.seq_length),
+            "processes": world_size(cfg),
+            "data_parallel": data_parallel_size(cfg),
+            "micro_batches_per_step": micro_batches_per_step(cfg),
+        },
+    }
+    return json.dumps(values, indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def counts_table(cfg: Config) -> str:

@@ -16,18 +16,19 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import ngpt
 from ngpt.config.checks import validate
 from ngpt.config.containers import instance_of, plain
 from ngpt.config.earlier_blocks import keep_blocks_of_earlier_run
 from ngpt.config.errors import ConfigError, ConfigErrors
+from ngpt.config.folders import config_dir
 from ngpt.config.megatron_arguments import of_earlier_run
 from ngpt.config.named_recipes import add_named_recipes, is_of_mapping, set_mappings
-from ngpt.config.overrides import accepted, numbers_for_text
+from ngpt.config.overrides import accepted, check_words, numbers_for_text
 from ngpt.config.resolve import resolve
 from ngpt.config.schema import Config
 from ngpt.config.translate import section_error, translate
 from ngpt.config.yaml_limits import check_yaml
+from ngpt.config.yaml_lines import Lines, unreadable
 
 _PLAIN = (ValueError, TypeError, AssertionError, RecursionError, OSError)
 
@@ -49,13 +50,6 @@ def largest_divisor(number: int, limit: int) -> int:
     return max((size for half in halves for size in (half, number // half) if size <= limit), default=1)
 
 
-def config_dir() -> Path:
-    """The shipped `conf/`: inside the installed package, or beside it in a checkout."""
-    package = Path(ngpt.__file__).resolve().parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
-
-
 def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Config:
     """Composes, resolves and checks the config of a run.
 
@@ -71,6 +65,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
     """
     shipped = config_dir()
     search_path = _search_path(shipped, config_dirs)
+    check_words(overrides, config_dirs)
     try:
         with initialize_config_dir(str(shipped), version_base="1.3"):
             sections, experiment = _composed(overrides, search_path)
@@ -80,7 +75,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, *_PLAIN) as error:
         # OmegaConf answers some malformed keys with plain exceptions, a value that names itself with a RecursionError, and a group's
         # option is a file's name, which the system may refuse.
-        raise translate(error) from error
+        raise translate(error, config_dirs) from error
     if experiment and isinstance(sections["run"], dict) and sections["run"].get("name") == MISSING:
         sections["run"]["name"] = PurePath(experiment).name
     return _finish(sections, shipped)
@@ -108,7 +103,7 @@ def load(path: Path) -> Config:
     except FileNotFoundError:
         raise ConfigError(str(path), "No such file", "A run folder holds its config", "Give the config.yaml of a run") from None
     except (yaml.YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError(str(path), error, "Must be a readable YAML file", "Restore it or start a new run") from error
+        raise unreadable(path, error, "Restore it or start a new run") from error
     if not loaded:
         way_out = "Restore it: checkpoints/iter_*/config.yaml and launches/ of a run folder hold copies; or start a new run"
         raise ConfigError(str(path), "Empty", "Must hold the sections of a config", way_out)
@@ -126,7 +121,8 @@ def load(path: Path) -> Config:
         # The file is at fault, not a command line: cut off in its middle, changed by hand, or of another version.
         found = error.errors if isinstance(error, ConfigErrors) else [error]
         way_out = "Restore the file or start a new run"
-        raise ConfigErrors([ConfigError(str(path), f"{one.path}: {one.got}", one.rule, way_out) for one in found]) from error
+        lines = Lines(path)
+        raise ConfigErrors([ConfigError(lines.place(one.path), f"{one.path}: {one.got}", one.rule, way_out) for one in found]) from error
 
 
 def to_yaml(cfg: Config) -> str:
@@ -191,11 +187,18 @@ def _check_file(path: Path) -> None:
         check_yaml(path)
         text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
-        in_root = "@package _global_" in text.partition("\n")[0]
-        if isinstance(content, dict) and (errors := numbers_for_text(content if in_root else {path.parent.name: content})):
-            raise ConfigErrors([ConfigError(f"{path}: {error.path}", error.got, error.rule, error.way_out) for error in errors])
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), error, "Must be a readable YAML file", "Correct or remove it") from error
+        raise unreadable(path, error, "Correct or remove it") from error
+    if content is None:
+        return
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}:1", type(content).__name__, "A config file holds keys with values", "Correct or remove it")
+    sections = content if "@package _global_" in text.partition("\n")[0] else {path.parent.name: content}
+    none = [key for key in (entry.name for entry in dataclasses.fields(Config)) if not isinstance(sections.get(key, {}), dict | str)]
+    errors = numbers_for_text(sections) or [section_error(key, sections[key]) for key in none]
+    if errors:
+        lines = Lines(path)
+        raise ConfigErrors([ConfigError(f"{lines.place(one.path)}: {one.path}", one.got, one.rule, one.way_out) for one in errors])
 
 
 def _search_path(shipped: Path, config_dirs: Sequence[Path]) -> str:

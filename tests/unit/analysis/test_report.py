@@ -3,7 +3,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ngpt.analysis import cli, plots
+from launch import cli
+from ngpt.analysis import plots
 from ngpt.analysis.report import write_report
 from ngpt.config.errors import ConfigError
 from tests.unit.analysis.runs import record, summary, write_run
@@ -102,8 +103,8 @@ def test_an_unusable_folder_is_refused(tmp_path, without_plots):
 
 def test_the_command_prints_the_page_and_reports_errors_without_a_traceback(tmp_path, capsys, without_plots):
     folder = write_run(tmp_path / "a")
-    assert cli.main([str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert cli.main(["report", str(folder), "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == f"Report: {tmp_path / 'out' / 'index.html'}\n"
-    assert cli.main([str(tmp_path / "missing")]) == 2
+    assert cli.main(["report", str(tmp_path / "missing")]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith(f"{tmp_path / 'missing'}: no such folder")

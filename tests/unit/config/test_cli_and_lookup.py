@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import launch
 import ngpt
+from launch.cli import main
 from ngpt.config import ConfigError, compose, config_dir
-from ngpt.config.cli import main
 
-RUN = "import sys; from ngpt.config.cli import main; status = main(sys.argv[1:])"
+RUN = "import sys; from launch.cli import main; status = main(['config', *sys.argv[1:]])"
 NO_HEAVY_IMPORT = "; sys.exit(status if not {'torch', 'megatron'} & set(sys.modules) else 99)"
 
 
@@ -46,6 +47,7 @@ def test_a_failing_command_is_short_and_imports_no_torch(tmp_path: Path):
 def test_an_installed_package_finds_its_own_conf_from_any_directory(tmp_path: Path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     shutil.copytree(Path(ngpt.__file__).parent, site / "ngpt", ignore=shutil.ignore_patterns("__pycache__", "conf"))
+    shutil.copytree(Path(launch.__file__).parent, site / "launch", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(config_dir(), site / "ngpt" / "conf")
     elsewhere.mkdir()
     tiny = site / "ngpt" / "conf" / "model" / "ngpt_tiny.yaml"
@@ -56,7 +58,7 @@ def test_an_installed_package_finds_its_own_conf_from_any_directory(tmp_path: Pa
 
 
 def test_prints_the_config_and_its_counts(capsys: pytest.CaptureFixture[str]):
-    assert main(["experiment=ngpt_1p2b_dense_bf16", "cluster=b200_128"]) == 0
+    assert main(["config", "experiment=ngpt_1p2b_dense_bf16", "cluster=b200_128"]) == 0
     printed = capsys.readouterr().out
     assert "hidden_size: 2048" in printed
     assert "713,277,440" in printed  # blocks
@@ -68,21 +70,21 @@ def test_prints_the_config_and_its_counts(capsys: pytest.CaptureFixture[str]):
 
 
 def test_prints_errors_on_stderr_only(capsys: pytest.CaptureFixture[str]):
-    assert main(["experiment=ngpt_tiny", "train.sed=1"]) == 2
+    assert main(["config", "experiment=ngpt_tiny", "train.sed=1"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == "train.sed: Unknown key. Only keys of ngpt/config/schema.py exist. Did you mean train.seed?\n"
 
 
 def test_a_folder_of_the_user_adds_options(user_folder: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["experiment=mine", "--config-dir", str(user_folder), "train.seed=7"]) == 0
+    assert main(["config", "experiment=mine", "--config-dir", str(user_folder), "train.seed=7"]) == 0
     printed = capsys.readouterr().out
     assert all(line in printed for line in ("ffn_hidden_size: 96", "steps: 6", "seed: 7", "dir: runs/mine\n"))
 
 
 def test_an_error_in_a_file_of_the_user_names_the_file(user_folder: Path):
     (user_folder / "experiment" / "mine.yaml").write_text("# @package _global_\ntrain: {stepz: 6}\n")
-    with pytest.raises(ConfigError, match=r"^train\.stepz: Unknown key in experiment/mine\.yaml\. .*Did you mean train\.steps"):
+    with pytest.raises(ConfigError, match=r"^train\.stepz: Unknown key in .*/experiment/mine\.yaml:2\. .*Did you mean train\.steps"):
         compose(["experiment=mine"], [user_folder])
 
 

@@ -27,7 +27,9 @@ BAD = {
     "value_for_a_section": Bad(["train=3"], "train", "3", "section", []),
     "value_for_an_inner_section": Bad(["logging.wandb=online"], "logging.wandb", "online", "section", [], "logging.wandb.KEY"),
     "interpolation_for_a_section": Bad(["run=${train.seed}"], "run", "${train.seed}", "section", []),
-    "several_values": Bad(["train.steps=1,2"], "train.steps", "Ambiguous", "", []),
+    "several_values": Bad(["train.steps=1,2"], "train.steps", "1,2", "a command starts one", ["train.steps=8"], "once for each value"),
+    "range_of_values": Bad(["train.seed=range(1,4)"], "train.seed", "range(1,4)", "a command starts one", ["train.seed=1"]),
+    "values_of_a_list": Bad(["debug.profile_ranks=0,1"], "debug.profile_ranks", "0,1", "in brackets", ["debug.profile_ranks=[0,1]"]),
     "no_value": Bad(["train.steps"], "train.steps", "Cannot be read", "key=value", []),
     "interpolation_of_nothing": Bad(["train.seed=${nothing}"], "train.seed", "nothing", "existing key", []),
     "hydra_setting": Bad(["hydra.run.dir=x"], "hydra.run.dir", "x", "only composes", [], "run.dir"),
@@ -213,26 +215,28 @@ def test_without_an_experiment_the_missing_keys_and_the_experiments_are_named():
 
 
 @pytest.mark.parametrize(
-    ("text", "path", "rule"),
+    ("text", "path", "rule", "line"),
     [
-        ("train: {steps: [}", "", "readable YAML"),
-        ("- 1", "", "sections"),
-        ("train: {stepz: 4}", "train.stepz", "Only keys"),
-        ("train: {steps: 0}", "train.steps", "positive"),
-        (None, "", "config"),
+        ("\ntrain: {steps: [}", "", "readable YAML", 2),
+        ("- 1", "", "sections", None),
+        ("train: {stepz: 4}", "train.stepz", "Only keys", "stepz: 4"),
+        ("train: {steps: 0}", "train.steps", "positive", "steps: 0"),
+        (None, "", "config", None),
     ],
     ids=["not_yaml", "not_a_mapping", "unknown_key", "bad_value", "no_file"],
 )
-def test_a_damaged_config_file_is_refused(text: str | None, path: str, rule: str, tmp_path: Path):
+def test_a_damaged_config_file_is_refused(text: str | None, path: str, rule: str, line: int | str | None, tmp_path: Path):
     file = tmp_path / "config.yaml"
     if text is not None:
         dump(compose(["experiment=ngpt_tiny"]), file)
         section, _, value = text.partition(": ")
         lines = file.read_text()
         file.write_text(lines.replace("  steps: 4\n", f"  {value.strip('{}')}\n") if section == "train" and "[" not in value else text)
+        if isinstance(line, str):
+            line = file.read_text().splitlines().index(f"  {line}") + 1
     with pytest.raises(ConfigError) as caught:
         load(file)
-    assert caught.value.path == str(file)  # it is at fault, not a command line
+    assert caught.value.path == (str(file) if line is None else f"{file}:{line}")  # it is at fault, not a command line
     assert path in str(caught.value) and rule in caught.value.rule
 
 

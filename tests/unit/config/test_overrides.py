@@ -62,7 +62,7 @@ def test_a_number_in_a_list_of_texts_is_refused(word, path):
 def test_a_number_in_a_file_is_refused(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - ngpt_tiny\n  - _self_\nrun:\n  name: 1.10\n")
-    with pytest.raises(ConfigError, match=r"mine.yaml: run.name: 1.1. Is text"):
+    with pytest.raises(ConfigError, match=r"mine.yaml:6: run.name: 1.1. Is text"):
         compose(["experiment=mine"], [tmp_path])
 
 

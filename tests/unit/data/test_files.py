@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ngpt.data import cli
+from launch import cli
 from ngpt.data.files import atomic_write
 
 
@@ -32,7 +32,7 @@ def test_prepare_on_a_full_disk_names_path_and_way_out(tmp_path, monkeypatch, ca
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("ngpt.files.os.fsync", full)
-    assert cli.main(["prepare", str(tmp_path / "x.txt"), "--out", str(tmp_path / "out"), "--split", "1,0,0", "--workers", "1"]) == 2
+    assert cli.main(["data", "prepare", str(tmp_path / "x.txt"), "--out", str(tmp_path / "out"), "--split", "1,0,0", "--workers", "1"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"{tmp_path / 'out'}" in line and "No space left on device" in line and "the same command continues" in line
     assert not list(tmp_path.rglob("*.partial"))
@@ -41,14 +41,14 @@ def test_prepare_on_a_full_disk_names_path_and_way_out(tmp_path, monkeypatch, ca
 def test_a_full_disk_without_a_path_is_one_line(tmp_path):
     """The one that takes what is printed has none."""
     (tmp_path / "x.txt").write_text("hello\n" * 100)
-    command = [sys.executable, "-u", "-c", "import sys; from ngpt.data import cli; sys.exit(cli.main(sys.argv[1:]))"]
-    words = ["prepare", "x.txt", "--out", "out", "--split", "1,0,0", "--workers", "1"]
+    command = [sys.executable, "-u", "-c", "import sys; from launch import cli; sys.exit(cli.main(sys.argv[1:]))"]
+    words = ["data", "prepare", "x.txt", "--out", "out", "--split", "1,0,0", "--workers", "1"]
     with open("/dev/full", "wb") as full:
         options = {"stdout": full, "stderr": subprocess.PIPE, "cwd": tmp_path, "env": environment()}
         done = subprocess.run([*command, *words], text=True, check=False, **options)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("A disk: No space left on device. Make room there")
-    assert cli.main(["inspect", str(tmp_path / "out"), "--deep"]) == 0  # what was finished is kept
+    assert cli.main(["data", "inspect", str(tmp_path / "out"), "--deep"]) == 0  # what was finished is kept
 
 
 def environment() -> dict[str, str]:
@@ -63,7 +63,7 @@ def test_prepare_on_a_small_disk(tmp_path):
         pytest.skip("needs the right to mount")
     try:
         (tmp_path / "x.txt").write_text("hello world\n" * 100_000)
-        words = ["prepare", str(tmp_path / "x.txt"), "--out", str(disk / "out"), "--split", "1,0,0", "--workers", "1"]
+        words = ["data", "prepare", str(tmp_path / "x.txt"), "--out", str(disk / "out"), "--split", "1,0,0", "--workers", "1"]
         assert cli.main(words) == 2
         subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
         assert cli.main(words) == 0

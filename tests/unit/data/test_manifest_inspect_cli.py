@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from launch import cli
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import DataSource, TokenizerConfig
-from ngpt.data import cli, fingerprint, indexed
+from ngpt.data import fingerprint, indexed
 from ngpt.data import verify as verification
 from ngpt.data.fingerprint import is_record
 from ngpt.data.inspect import blend, data_lines
@@ -126,11 +127,11 @@ def test_blocks_of_a_folder_that_cannot_be_written_are_recorded_elsewhere(large,
 
 
 def test_inspect_deep_reads_every_byte(large, capsys):
-    assert cli.main(["inspect", str(large), "--deep", "--samples", "0"]) == 0
+    assert cli.main(["data", "inspect", str(large), "--deep", "--samples", "0"]) == 0
     assert "all bytes are those that were prepared" in capsys.readouterr().out
     for name in ("train.bin", "valid.idx"):
         flip(large / name, 40)
-    assert cli.main(["inspect", str(large), "--deep"]) == 2
+    assert cli.main(["data", "inspect", str(large), "--deep"]) == 2
     error = capsys.readouterr().err
     assert "train.bin: another checksum" in error and "valid.idx: another checksum" in error
 
@@ -232,9 +233,9 @@ def test_samples_are_decoded(tmp_path):
 def test_commands_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(40)) + "broken\n")
-    assert cli.main(["prepare", "x.jsonl", "--workers", "1"]) == 0
+    assert cli.main(["data", "prepare", "x.jsonl", "--workers", "1"]) == 0
     assert "skipped: 1 malformed JSON" in capsys.readouterr().out
-    assert cli.main(["inspect", "data/x_bytes"]) == 0
+    assert cli.main(["data", "inspect", "data/x_bytes"]) == 0
     assert "line 0" in capsys.readouterr().out
     overrides = [
         "experiment=ngpt_tiny",
@@ -243,7 +244,7 @@ def test_commands_end_to_end(tmp_path, monkeypatch, capsys):
         "data.mock=false",
         "train.eval_steps=0",
     ]
-    assert cli.main(["inspect", *overrides]) == 0
+    assert cli.main(["data", "inspect", *overrides]) == 0
     assert "100.00%" in capsys.readouterr().out
 
 
@@ -257,7 +258,7 @@ def test_any_name_of_files_and_folders_works(name, tmp_path, monkeypatch, capsys
     (tmp_path / "a.parquet").rename(folder / f"{name}.parquet")
     (folder / f"{name}.bz2").touch()
     (folder / f"{name}.json").write_text(train_bpe(["line " * 20] * 20, 260))
-    prepare_it = ["prepare", name, "--tokenizer", "huggingface", "--tokenizer-path", f"{name}/{name}.json", "--workers", "1"]
+    prepare_it = ["data", "prepare", name, "--tokenizer", "huggingface", "--tokenizer-path", f"{name}/{name}.json", "--workers", "1"]
     for again in (False, True):
         assert cli.main(prepare_it) == 0, again
     shown = name.encode(errors="backslashreplace").decode()
@@ -269,7 +270,7 @@ def test_any_name_of_files_and_folders_works(name, tmp_path, monkeypatch, capsys
         assert [source.path for source in (*config.data.train, *config.data.valid)] == [f"{prepared}/train", f"{prepared}/valid"]
         assert config.tokenizer.path == f"{prepared}/tokenizer.json" and Path(config.tokenizer.path).exists()
     for what in ([prepared], [f"{prepared}/train", str(tmp_path / prepared)]):
-        assert cli.main(["inspect", *what, "--deep"]) == 0
+        assert cli.main(["data", "inspect", *what, "--deep"]) == 0
         out = capsys.readouterr().out
         assert f"source {shown}.jsonl: " in out and f"{shown}.bz2 (unknown extension)" in out and "line 0" in out
     assert [source.path for source in Manifest.load(prepared).sources] == [f"{name}.jsonl", f"{name}.parquet"]
@@ -277,7 +278,7 @@ def test_any_name_of_files_and_folders_works(name, tmp_path, monkeypatch, capsys
 
 
 def test_a_path_with_an_equals_sign_that_is_absent_is_no_override(tmp_path, capsys):
-    assert cli.main(["inspect", str(tmp_path / "a=b")]) == 2
+    assert cli.main(["data", "inspect", str(tmp_path / "a=b")]) == 2
     assert "a=b: not prepared data" in capsys.readouterr().err
 
 
@@ -286,7 +287,7 @@ def test_an_output_folder_that_the_system_refuses_is_named(out, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("a text")
     (tmp_path / "x.txt").write_text("a text")
-    assert cli.main(["prepare", "x.txt", "--out", out, "--split", "1,0,0"]) == 2
+    assert cli.main(["data", "prepare", "x.txt", "--out", out, "--split", "1,0,0"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"{out}: ")
 
 
@@ -310,7 +311,7 @@ def test_user_errors_are_told_without_a_traceback(arguments, message, tmp_path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("x")
     (tmp_path / "y.txt").write_text("y")
-    assert cli.main(arguments) == 2
+    assert cli.main(["data", *arguments]) == 2
     out, err = capsys.readouterr()
     assert message in err and "Traceback" not in err and not out
     assert not (tmp_path / "data").exists()  # a mistake leaves no beginning that a corrected command stumbles over

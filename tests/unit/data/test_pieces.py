@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 import sentencepiece
 
+from launch import cli
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import DataSource, TokenizerConfig
-from ngpt.data import cli
 from ngpt.data.indexed import IndexedReader
 from ngpt.data.manifest import Manifest, check_against_model
 from ngpt.data.pieces import SentencePieceTokenizer
@@ -177,7 +177,8 @@ def test_the_command_prints_how_to_train_and_notes_what_is_lost(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     model_file(tmp_path / "tokenizer.model")
     (tmp_path / "x.jsonl").write_text("".join(f'{{"text": "the norm 日 {i}"}}\n' for i in range(40)))
-    assert cli.main(["prepare", "x.jsonl", "--tokenizer", "sentencepiece", "--tokenizer-path", "tokenizer.model", "--workers", "1"]) == 0
+    words = ["data", "prepare", "x.jsonl", "--tokenizer", "sentencepiece", "--tokenizer-path", "tokenizer.model", "--workers", "1"]
+    assert cli.main(words) == 0
     out = capsys.readouterr().out
     assert "note: the tokenizer's normaliser changes the text" in out and "'日' x 40" in out
     assert shlex.split(out.splitlines()[-1])[-2:] == ["tokenizer=sentencepiece", "tokenizer.path=data/x_sentencepiece/tokenizer.model"]

@@ -15,9 +15,10 @@ import zstandard
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import parquet
 
+from launch import cli
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import TokenizerConfig
-from ngpt.data import cli, remote
+from ngpt.data import remote
 from ngpt.data.files import READ_BYTES
 from ngpt.data.manifest import Manifest
 from ngpt.data.plan import Options
@@ -382,8 +383,8 @@ def test_the_command_takes_urls(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     put("bucket/texts/a.jsonl", PLAIN)
     for url in ("memory://bucket/texts", "memory://bucket/texts/a.jsonl"):
-        assert cli.main(["prepare", url, "--workers", "1"]) == 0
+        assert cli.main(["data", "prepare", url, "--workers", "1"]) == 0
         assert "source memory://bucket/texts/a.jsonl: " in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"texts_bytes", "a_bytes"}
-    assert cli.main(["prepare", "memory://bucket/absent"]) == 2
+    assert cli.main(["data", "prepare", "memory://bucket/absent"]) == 2
     assert capsys.readouterr().err.startswith("memory://bucket/absent: no such file or folder")

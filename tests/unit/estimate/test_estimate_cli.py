@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import ngpt
+from launch.cli import main
 from ngpt.config import compose, config_dir
 from ngpt.estimate.calibration import RESERVED
-from ngpt.estimate.cli import main
 from ngpt.estimate.hardware import GPUS
 from ngpt.estimate.layouts import balanced_cut, fits, propose_layouts
 from ngpt.estimate.memory import estimate_memory
@@ -24,15 +24,15 @@ SMALL_HYBRID = ["experiment=ngpt_hybrid_1p5b_bf16", "cluster=h100_8", "train.glo
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    status = main(arguments)
+    status = main(["estimate", *arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
 
 def test_all_experiments_are_estimated_in_one_object_each_without_torch(tmp_path: Path):
     code = (
-        "import json, sys; from ngpt.estimate.cli import main\n"
-        "for name in sys.argv[1:]: assert main([f'experiment={name}', '--json']) == 0; print('next')\n"
+        "import json, sys; from launch.cli import main\n"
+        "for name in sys.argv[1:]: assert main(['estimate', f'experiment={name}', '--json']) == 0; print('next')\n"
         "sys.exit(99 if {'torch', 'megatron', 'numpy'} & set(sys.modules) else 0)"
     )
     environment = {"PYTHONPATH": str(Path(ngpt.__file__).parents[1]), "PATH": ""}

@@ -23,7 +23,7 @@ def run_ngpt(*arguments: str, folder: Path = ROOT, **variables: str) -> subproce
 def test_help_names_every_command(capsys):
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"ngpt {name}" in shown for name in cli.COMMANDS)
+    assert all(re.search(rf"^    {command.name}\b", shown, re.MULTILINE) for command in cli.COMMANDS)
 
 
 def test_no_command_and_an_unknown_one_are_user_errors(capsys):

@@ -1,0 +1,105 @@
+"""What the parsers of the commands share. Imports nothing slow: a command line is read before the command's own modules are imported."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+USER_ERROR = 2
+DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16")  # of the commands that use a trained model
+# What shtab calls for an argument: functions of launch/commands/completion.{bash,zsh}.
+WORDS, GROUPS = ({"bash": name, "zsh": name} for name in ("_ngpt_words", "_ngpt_groups"))
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that tells an error in one line, and reads options before, between and behind other words.
+
+    Attributes:
+        commands: its subcommands by name.
+        explain: returns what `--help` says behind the options; called for it alone.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.commands: dict[str, Parser] = {}
+        self.explain: Callable[[], str] | None = None
+
+    def add_subparsers(self, **options: Any) -> Any:
+        action = super().add_subparsers(**options)
+        self.commands = action.choices
+        return action
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """The options of the command that the words name. Leaves the process with 2 for words that cannot be read, with 0 after --help."""
+        if not self.commands:
+            return self.parse_intermixed_args(words)
+        if not words or words[0].startswith("-"):
+            return self.parse_args(words)
+        name, *rest = words
+        if name not in self.commands:
+            near = difflib.get_close_matches(name, self.commands, n=2)
+            meant = f"Did you mean {' or '.join(near)}? " if near else ""
+            self.exit(USER_ERROR, f"{self.prog}: unknown command {name!r}. {meant}Commands: {', '.join(self.commands)}\n")
+        return self.commands[name].read(rest)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        meant = f". Did you mean {near[0]}?" if near else f". {self.prog} --help explains"
+        self.exit(USER_ERROR, f"{self.prog}: {message}{meant}\n")
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\n{self.explain()}\n" if self.explain else "")
+
+
+class _SeveralRuns(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None) -> NoReturn:
+        from ngpt.config.errors import ConfigError  # its package imports Hydra, which takes half a second
+
+        rule = "Several values are several runs, and a command starts one"
+        raise ConfigError(str(option_string), "Asks for several runs", rule, "Leave it out, and call the command once for each value")
+
+
+def completed(action: argparse.Action, kind: str | dict[str, str]) -> None:
+    """Says what completion offers for an argument: directory | file, WORDS or GROUPS."""
+    action.complete = kind  # type: ignore[attr-defined]
+
+
+def add_path(parser: argparse.ArgumentParser, *names: str, kind: str = "directory", **options: Any) -> None:
+    """An argument that is a path, completed as its kind says."""
+    completed(parser.add_argument(*names, type=Path, **options), kind)
+
+
+def add_config_dir(parser: argparse.ArgumentParser) -> None:
+    """`--config-dir`; `config_dirs` has what it comes to."""
+    what = "your own folder, laid out like conf/; may be given several times (default: those of NGPT_CONFIG_DIR)"
+    add_path(parser, "--config-dir", action="append", metavar="DIR", help=what)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """The words that make a config: overrides and --config-dir."""
+    what = "experiment=NAME, GROUP=NAME or key=value"
+    completed(parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=what), WORDS)
+    add_config_dir(parser)
+    parser.add_argument("-m", "--multirun", nargs=0, action=_SeveralRuns, help=argparse.SUPPRESS)
+
+
+def config_dirs(options: argparse.Namespace) -> list[Path]:
+    """The user's folders of config files: those of --config-dir, else of NGPT_CONFIG_DIR.
+
+    Raises:
+        ConfigError: NGPT_CONFIG_DIR names what is no folder.
+    """
+    if options.config_dir:
+        return options.config_dir
+    from launch.environment import user_config_dirs
+
+    return user_config_dirs()
+
+
+def recorded_command(options: argparse.Namespace) -> list[str]:
+    """The command line, as it is kept with a run: also without NGPT_CONFIG_DIR it says the same."""
+    folders = [] if options.config_dir or not options.overrides else config_dirs(options)
+    return ["ngpt", options.command, *options.words, *(f"--config-dir={folder}" for folder in folders)]

@@ -1,0 +1,18 @@
+"""`ngpt report`."""
+
+import argparse
+
+from launch.arguments import add_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Write an HTML page and PNG plots of one or more runs."
+    add_path(parser, "runs", nargs="+", metavar="RUN", help="run folder, such as runs/quickstart; several are compared")
+    add_path(parser, "--out", metavar="DIR", help="default: RUN/report; for several runs report_<names> beside the first")
+
+
+def run(options: argparse.Namespace) -> int:
+    from ngpt.analysis.report import write_report
+
+    print(f"Report: {write_report(options.runs, options.out)}")
+    return 0

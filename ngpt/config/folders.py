@@ -1,0 +1,59 @@
+"""Folders of config files: the shipped `conf/` and those of a user, laid out like it. A file's first comment says what it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ngpt
+
+EXPERIMENT = "experiment"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A file of a group: what `GROUP=NAME` chooses.
+
+    Attributes:
+        description: its first comment; empty where it has none.
+    """
+
+    group: str
+    name: str
+    path: Path
+    description: str
+
+    @property
+    def word(self) -> str:
+        """What chooses it on a command line."""
+        return f"{self.group}={self.name}"
+
+
+def config_dir() -> Path:
+    """The shipped `conf/`: inside the installed package, or beside it in a checkout."""
+    package = Path(ngpt.__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def options(config_dirs: Sequence[Path] = ()) -> list[Option]:
+    """The files of every group, by group and name.
+
+    Args:
+        config_dirs: Folders of the user besides the shipped one.
+    """
+    files = [path for folder in (config_dir(), *config_dirs) for path in Path(folder).glob("*/*.yaml")]
+    return [Option(path.parent.name, path.stem, path, description_of(path)) for path in sorted(files, key=lambda path: path.parts[-2:])]
+
+
+def description_of(path: Path) -> str:
+    """The first comment of a config file, behind what Hydra reads in one."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):  # whoever composes with it is told
+        return ""
+    for line in lines:
+        if not line.startswith("#"):
+            return ""
+        if not line.startswith("# @package"):
+            return line.removeprefix("#").strip()
+    return ""
