@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -135,13 +136,17 @@ class HfExports:
             step, self.waiting = self.waiting, None
             self._start(step, beside=True)
 
-    def finish(self) -> None:
-        """Exports the newest checkpoint and waits for it: the run has come to its end, and this is a part of it. A signal ends it."""
+    def finish(self, asked: list[signal.Signals]) -> None:
+        """Exports the newest checkpoint and waits for it: the run has come to its end, and this is a part of it.
+
+        Args:
+            asked: signals that came during the run, to which those are added that come now: any ends the export and the waiting.
+        """
         step = tracker.read(self.checkpoints).step if self.config.checkpoint.hf else None
         if step is None:
             return
         out = weights_folder(folder_of(self.checkpoints, step))
-        with signals_noted() as asked:
+        with signals_noted(asked):
             self._wait(asked)
             self._queue(step)
             if self.waiting is not None and not asked:
@@ -196,7 +201,7 @@ class HfExports:
         found = manifest.read(folder_of(self.checkpoints, step)) if step < self.last_step else None
         return found.bytes if isinstance(found, Manifest) else 0
 
-    def _wait(self, asked: Sequence[object]) -> None:
+    def _wait(self, asked: Sequence[signal.Signals]) -> None:
         """For what is under way; a signal ends it."""
         while self.running is not None:
             if asked:

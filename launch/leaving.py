@@ -22,11 +22,10 @@ def signals_leave() -> Iterator[None]:
 
 
 @contextmanager
-def signals_noted() -> Iterator[list[signal.Signals]]:
+def signals_noted(noted: list[signal.Signals]) -> Iterator[None]:
     """Within it, a stop signal is added to the list, and nothing else happens."""
-    noted: list[signal.Signals] = []
     with _taken(noted.append):
-        yield noted
+        yield
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def _train(config: Config, command: Sequence[str]) -> int:
         if config.checkpoint.hf and (world is None or world.rank == 0):  # the launch that trained may have been ended before they were
             console = Path(config.run.dir) / CONSOLE_FILE
             with locked_run(config), hf_exports(config, lambda line: _tell(console, line)) as exports:
-                exports.finish()
+                exports.finish(asked=[])
         return 0
     for note in notes:
         print(note, file=sys.stderr)
@@ -146,8 +146,8 @@ def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], co
         )
         if code != 0 and processes == 1:  # of several the agent knows
             record_death(run_dir, 0, code, time.time())
-        if _came_to_its_end(run_dir, asked):
-            exports.finish()
+        if _came_to_its_end(run_dir):
+            exports.finish(asked)
     if code != 0 and len(made := read_rollbacks(run_dir)) > rollbacks:  # as often as train.max_rollbacks allows
         print(f"ngpt train goes back to step {made[-1]['to']}: {made[-1]['why']}", file=sys.stderr)
         if not asked:
@@ -203,8 +203,8 @@ def _run_one_rank(config: Config, world: World, variables: dict[str, str], comma
         )
         if code != 0:
             record_death(run_dir, world.rank, code, time.time())
-        if exports and _came_to_its_end(run_dir, asked):
-            exports.finish()
+        if exports and _came_to_its_end(run_dir):
+            exports.finish(asked)
     if code == 0:
         return 0
     return _ended(run_dir, code) if world.rank == 0 else exit_code(code)
@@ -214,10 +214,10 @@ def _begin_log(console: Path) -> None:
     _log(console, f"\n== ngpt train, {time.strftime('%Y-%m-%d %H:%M:%S %z')}")
 
 
-def _came_to_its_end(run_dir: Path, asked: Sequence[signal.Signals]) -> bool:
-    """Whether the run ended by itself with all saved, and nobody wants it to leave."""
+def _came_to_its_end(run_dir: Path) -> bool:
+    """Whether the run has trained and saved what this launch was to train."""
     outcome = outcome_of(run_dir)
-    return outcome is not None and outcome.exit_code == 0 and not asked
+    return outcome is not None and outcome.exit_code == 0
 
 
 def _tell(console: Path, line: str) -> None:
