@@ -154,7 +154,7 @@ class HfExports:
                 self.waiting = None
                 self._start(step, beside=False)
                 self._wait(asked)
-        if out.exists():
+        if self._is_written(step):
             self.say(f"Hugging Face weights of step {step}: {out}")
         elif asked:
             self.say(f"note: no Hugging Face weights of step {step}: ended by {asked[0].name}. The same command writes them")
@@ -169,17 +169,21 @@ class HfExports:
         export.process.wait()
         shutil.rmtree(partial_folder(weights_folder(folder_of(self.checkpoints, export.step))), ignore_errors=True)
 
+    def _is_written(self, step: int) -> bool:
+        """A file system that does not answer raises nothing here: no run ends of it."""
+        return os.path.isdir(weights_folder(folder_of(self.checkpoints, step)))
+
     def _queue(self, step: int) -> None:
         """Makes a step the next one, in place of an older one that waits."""
-        if weights_folder(folder_of(self.checkpoints, step)).exists():
+        if self._is_written(step):
             return
         if self.waiting is not None and self.waiting != step:
             self.say(f"note: no Hugging Face weights of step {self.waiting}: those of step {step} are newer. {self._by_hand(self.waiting)}")
         self.waiting = step
 
     def _start(self, step: int, beside: bool) -> None:
-        request = Request(self.config.run.dir, step, check=step == self.found, room=self._next_save(step), beside=beside)
         try:
+            request = Request(self.config.run.dir, step, check=step == self.found, room=self._next_save(step), beside=beside)
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("ab") as log, stop_signals_blocked():  # inherited: a signal to all processes of a job is for its ranks
                 start = log.seek(0, os.SEEK_END)
@@ -191,7 +195,7 @@ class HfExports:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-        except OSError as error:  # no room for the log, no memory
+        except OSError as error:  # no room for the log, no memory, a file system that does not answer
             self._failed(step, str(error))
             return
         self.running = _Export(step, process, start)

@@ -1,5 +1,6 @@
 """Which checkpoint is exported when. The exports are real processes that write a file and wait to be told how to end."""
 
+import errno
 import json
 import os
 import shutil
@@ -182,6 +183,18 @@ def test_one_that_is_killed_or_cannot_be_started_is_told_as_well(run, monkeypatc
     run.publish(20)
     run.until(exports, lambda: run.said)
     assert "no Hugging Face weights of step 20: [Errno 2]" in run.said[0] and exports.running is None
+
+
+def test_a_file_system_that_does_not_answer_ends_no_run(run, monkeypatch):
+    def stale(*_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    exports = run.exports()
+    run.publish(10)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "stat", stale)
+        exports.look()
+    assert "Stale file handle" in run.said[0] and len(run.said) == 1 and exports.running is None
 
 
 def test_a_signal_ends_it_at_once_and_leaves_nothing_half_written(run):
