@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=300, help="steps between checkpoints")
     parser.add_argument("words", nargs="*", metavar="WORD")
     options = parser.parse_args()
+    if options.interval + 2 > options.steps:
+        parser.error("--interval: some steps must follow the first checkpoint")
     found: dict[bool, list[Figures]] = {True: [], False: []}
     print(f"{'checkpoint.hf':<14}{'median ms':>11}{'mean ms':>11}{'exports':>9}{'s each':>9}{'CPU s':>8}")
     for number in range(2 * options.rounds):
