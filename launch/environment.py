@@ -155,6 +155,11 @@ def worker_environment(variables: Mapping[str, str], world: World | None) -> dic
     return {**unset, **inherited, **(world_variables(world) if world else {})}
 
 
+def exporter_environment() -> dict[str, str]:
+    """The environment of a process that exports beside a run: the run's cores and GPUs are left to the run."""
+    return worker_environment({}, None) | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def variable_origins(config: Config, variables: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Where the value of each of `variables` in a worker comes from: exported (by the user), cluster.environment, or ngpt."""
 

@@ -410,6 +410,7 @@ class CheckpointConfig:
     load: str | None = None  # start from the weights of another run's checkpoint folder
     load_optimizer: bool = False  # with load: also optimizer state, schedule position and RNG
     async_save: bool = False  # files are written while training goes on
+    hf: bool = False  # beside training, each checkpoint's fp32 weights are written into its folder for transformers, without a comparison
     # How a checkpoint is compared with its manifest before it is loaded.
     verify: str = choice("full", {"full": "every byte is read", "sizes": "sizes of its files", "none": "not at all"})
     fallback: bool = True  # where the published checkpoint is damaged, take the newest intact one before it

@@ -187,6 +187,9 @@ BAD = {
     "async_without_saving": Bad(
         ["checkpoint=none", "checkpoint.async_save=true"], "checkpoint.async_save", "True", "Nothing", ["checkpoint.save_at_end=true"]
     ),
+    "hf_without_saving": Bad(
+        ["checkpoint=none", "checkpoint.hf=true"], "checkpoint.hf", "True", "Nothing", ["checkpoint.save_at_end=true"]
+    ),
     "optimizer_of_no_checkpoint": Bad(
         ["checkpoint.load_optimizer=true"], "checkpoint.load_optimizer", "True", "checkpoint.load", ["checkpoint.load=runs/a/checkpoints"]
     ),

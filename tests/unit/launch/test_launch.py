@@ -239,9 +239,13 @@ def test_status_of_a_run_that_is_over(workplace, slurm, capsys):
     assert cli.main(["status", str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["state"], found["step"], found["last_step"], found["checkpoint"]["step"]) == ("failed", 3, 4, 3)
+    assert found["hf"] is None
     assert found["failure"] == "rank 1: RuntimeError: NaN" and found["job"] == {"id": "42", "tasks": []}
+    for step in (1, 2):
+        (run / f"checkpoints/iter_000000{step}/hf").mkdir(parents=True)
     assert cli.main(["status", str(run)]) == 0
     shown = capsys.readouterr().out
+    assert f"\nhf          {run}/checkpoints/iter_0000002/hf\n" in shown
     assert "heartbeats" not in shown and "next        ngpt launch experiment=ngpt_tiny" in shown
 
 
