@@ -335,7 +335,7 @@ class LoggingConfig:
     interval: int = 10  # steps
     tensorboard: bool = True
     straggler_ratio: float | None = 1.25  # a rank this much slower than its peers for 5 intervals is named; null: none
-    health_interval: int = 100  # steps between health panels (scales, norms); a multiple of interval
+    health_interval: int = 100  # steps between health panels (scales, norms), which step 1 has, too; a multiple of interval
 
 
 @dataclass
