@@ -34,6 +34,7 @@ from ngpt.analysis.metrics import truncate_after
 from ngpt.checkpoints.choice import leftovers, listing
 from ngpt.config import Config
 from ngpt.config.executor import keeps_quantized_weights
+from ngpt.config.megatron_keys import captures
 from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import gpu_of_device
@@ -203,7 +204,8 @@ class Session:
         self.probe.active = self._health_due(self.step + 1)
 
     def _health_due(self, step: int) -> bool:
-        return step % self.cfg.logging.health_interval == 0
+        """Step 1, too, which shows where norms and scales begin; but not where the probe's hooks would be captured into CUDA graphs."""
+        return step % self.cfg.logging.health_interval == 0 or (step == 1 and not captures(self.cfg.megatron))
 
     def _check_norms(self) -> float:
         deviation, where = worst_norm_deviation(self.hook.parameters)

@@ -395,7 +395,7 @@ class LoggingConfig:
     tensorboard: bool = True  # the same figures for TensorBoard
     wandb: WandbConfig = field(default_factory=WandbConfig)
     straggler_ratio: float | None = 1.25  # a rank this much slower than its peers for 5 intervals is named; null: none
-    health_interval: int = 100  # steps between health panels (scales, norms); a multiple of interval
+    health_interval: int = 100  # steps between health panels (scales, norms), which step 1 has, too; a multiple of interval
 
 
 @dataclass

@@ -141,7 +141,8 @@ def test_report_and_sample(run, workplace):
     report = ngpt("report", "runs/cli", cwd=workplace)
     assert report.returncode == 0, report.stderr
     page = (run / "report" / "index.html").read_text()
-    assert "cli" in page and "data:image/png;base64" in page
+    assert "cli" in page and "<svg" in page
+    assert 'id="health"' in page  # of step 1: the run is shorter than an interval
     sample = ngpt("sample", "runs/cli", "--prompt", "def ", "--tokens", "5", cwd=workplace)
     assert sample.returncode == 0, sample.stderr
     assert sample.stdout.startswith("def ") and (run / "sample.txt").read_text().startswith("def ")
