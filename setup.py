@@ -53,6 +53,7 @@ class ArchiveWithCommit(sdist):
         record_commit(base_dir)
 
 
+WANDB = "wandb>=0.30,<1"  # earlier ones wait for a server that does not answer, whatever their time limits
 CODE = ["ngpt", "ngpt.*", "megatron_ext", "megatron_ext.*", "launch", "launch.*"]
 
 setup(
@@ -110,10 +111,11 @@ setup(
         "image": ["nvdlfw-inspect==0.2.2", "nvidia-cudnn-frontend>=1.29,<2", "onnxscript>=0.7,<0.8"],
         "tekken": ["mistral-common>=1.13,<2"],  # ships the 131,072-entry vocabulary of tokenizer=tekken
         "eval": ["lm-eval[hf]>=0.4.13,<0.5"],  # tasks of `ngpt eval` and train.eval_tasks
+        "wandb": [WANDB],
         # Texts by URL; hf:// needs no more than what is installed anyway.
         "s3": ["s3fs>=2024.6"],
         "gs": ["gcsfs>=2024.6"],
         "http": ["aiohttp>=3.9,<4"],
-        "dev": ["hypothesis>=6.170,<7", "mypy>=2.4.1,<2.5", "pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17,<0.18"],
+        "dev": ["hypothesis>=6.170,<7", "mypy>=2.4.1,<2.5", "pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17,<0.18", WANDB],
     },
 )

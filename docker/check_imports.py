@@ -17,6 +17,7 @@ MODULES = (
     "megatron.core",
     "megatron.training",
     "hydra",
+    "wandb",
     "ngpt",
     "megatron_ext",
     "launch.cli",
@@ -26,7 +27,7 @@ MODULES = (
 def main() -> int:
     """Prints one line a finding; 1 when anything is missing or of another version."""
     problems = []
-    for requirement in map(Requirement, requirements(Path(__file__).with_name("setup.py"), ["base", "gpu", "tekken"])):
+    for requirement in map(Requirement, requirements(Path(__file__).with_name("setup.py"), ["base", "gpu", "tekken", "wandb"])):
         found = importlib.metadata.version(requirement.name)
         print(f"{requirement.name} {found}")
         if not requirement.specifier.contains(found, prereleases=True):

@@ -88,6 +88,9 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
     if config.parallel.tensor > 1 or config.parallel.context > 1:
         # One hardware queue: collectives start in the order they were issued, and overlap. Megatron insists on it, on a CPU too.
         variables["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    if config.logging.wandb.mode != "disabled":
+        # Its client sends reports of its own errors to its makers unless told not to.
+        variables["WANDB_ERROR_REPORTING"] = "false"
     return variables | (_gpu_variables(config) if cuda else _cpu_variables()) | config.cluster.environment
 
 
@@ -150,6 +153,11 @@ def worker_environment(variables: Mapping[str, str], world: World | None) -> dic
     inherited = {name: value for name, value in os.environ.items() if name not in REMOVED}
     unset = {name: value for name, value in variables.items() if OTHER_NAMES.get(name) not in inherited}
     return {**unset, **inherited, **(world_variables(world) if world else {})}
+
+
+def exporter_environment() -> dict[str, str]:
+    """The environment of a process that exports beside a run: the run's cores and GPUs are left to the run."""
+    return worker_environment({}, None) | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def variable_origins(config: Config, variables: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:

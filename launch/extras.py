@@ -7,13 +7,20 @@ from ngpt.config.schema import Config
 
 
 def check_extra(key: str, value: object, package: str, extra: str) -> None:
-    """Raises a ConfigError where a key needs a package that is not installed."""
-    if importlib.util.find_spec(package) is None:
-        way_out = f"pip install 'ngpt-megatron[{extra}]', or from a checkout pip install -e '.[{extra}]'"
+    """Looks for a package that a key needs, without an import of it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:  # a mere folder of that name, as wandb's client leaves behind
+        way_out = f"pip install 'ngpt-megatron[{extra}]', or in a checkout pip install -e '.[{extra}]'"
         raise ConfigError(key, value, f"It needs {package}, which is not installed", way_out)
 
 
 def check_extras(config: Config) -> None:
-    """Called before processes start."""
+    """Called before processes start, and before a job is submitted that runs in this very installation."""
     if config.train.eval_tasks:
         check_extra("train.eval_tasks", config.train.eval_tasks, "lm_eval", "eval")
+    if config.logging.wandb.mode != "disabled":
+        check_extra("logging.wandb.mode", config.logging.wandb.mode, "wandb", "wandb")

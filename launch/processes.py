@@ -15,7 +15,7 @@ import psutil
 
 from launch.agent import RANK_ROLE
 from launch.outcome import SIGNALLED_CODE
-from ngpt.stopping import STOP_SIGNALS, block_stop_signals
+from ngpt.stopping import STOP_SIGNALS, stop_signals_blocked
 from ngpt.streams import abandon
 
 AGENT_MODULE, WORKER_MODULE = "launch.agent", "launch.worker"
@@ -43,6 +43,7 @@ def run_and_tee(
     log_path: Path | None,
     reporting_rank: int = 0,
     forwarded: list[signal.Signals] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> int:
     """Runs a command to its end and copies what it prints to stdout and, appended, to `log_path`.
 
@@ -54,6 +55,7 @@ def run_and_tee(
         log_path: None: stdout only.
         reporting_rank: The local rank that prints the progress; its lines lose the agent's prefix.
         forwarded: Takes the signals that were passed on to the workers, in their order.
+        meanwhile: Called several times a second while the command runs. It must not wait.
 
     Returns:
         The exit code, also where a descendant still holds the output open; -n for a process ended by signal n; 130 after a second Ctrl-C,
@@ -64,7 +66,7 @@ def run_and_tee(
         log_path.parent.mkdir(parents=True, exist_ok=True)
         outputs.append(_Output(log_path.open("ab", buffering=0), str(log_path)))
     with _started(command, environment, [] if forwarded is None else forwarded) as (process, signalled):
-        for text in _without_prefix(_arriving(process), b"[%s%d]:" % (RANK_ROLE.encode(), reporting_rank)):
+        for text in _without_prefix(_arriving(process, meanwhile), b"[%s%d]:" % (RANK_ROLE.encode(), reporting_rank)):
             for output in outputs:
                 output.write(text)
         code = process.wait()
@@ -106,7 +108,6 @@ def _started(
 
     The second value tells the code to end with where that has killed it: a second Ctrl-C, or a signal before there are workers.
     """
-    blocked = block_stop_signals()  # inherited by the command; and a signal that comes now waits for the handler below
     interrupts = 0
     early: list[int] = []
 
@@ -124,11 +125,9 @@ def _started(
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    try:
+    with stop_signals_blocked():  # inherited by the command; and a signal that comes now waits for the handler
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
         previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     try:
         yield process, lambda: SIGNALLED_CODE if early else INTERRUPTED if interrupts > 1 else None
     finally:
@@ -148,12 +147,13 @@ def _workers_of(process: subprocess.Popen, is_agent: bool) -> list[int]:
         return []
 
 
-def _arriving(process: subprocess.Popen) -> Iterator[bytes]:
+def _arriving(process: subprocess.Popen, meanwhile: Callable[[], None]) -> Iterator[bytes]:
     """What the process prints, at once, until it has ended: a descendant that outlives it may hold the pipe open for ever."""
     assert process.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
+            meanwhile()
             ended = process.poll() is not None
             if selector.select(0 if ended else POLL_SECONDS):
                 if chunk := os.read(process.stdout.fileno(), 1 << 16):

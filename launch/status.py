@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.failures import cause
+from launch.hf_exports import weights_folder
 from launch.outcome import Outcome
 from launch.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, first_failure, outcome_of
 from launch.slurm import scheduler
 from launch.slurm.after import LOG_FILE, STOP_FILE
 from launch.submit import JOB_FILE
-from ngpt.checkpoints.choice import choose_by_sizes, folder_of
+from ngpt.checkpoints.choice import choose_by_sizes, folder_of, listing
 from ngpt.checkpoints.manifest import BACKEND_FILE, holds_weights_alone
 from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
@@ -59,6 +60,7 @@ def status(run_dir: Path) -> dict[str, Any]:
         "last_step": config and (config.train.stop_after or config.train.steps),
         "checkpoint": checkpoint,
         "weights_alone": _weights_alone(folder, saved),
+        "hf": _newest_hf(folder),
         "job": job,
         "launcher": holder(run_dir),
         "stop_requested": (run_dir / STOP_FILE).exists(),
@@ -123,6 +125,12 @@ def _weights_alone(folder: Path, step: int | None) -> str | None:
     return str(folder) if step is not None and holds_weights_alone(folder_of(folder, step)) else None
 
 
+def _newest_hf(folder: Path) -> str | None:
+    """The newest weights that `checkpoint.hf` has written."""
+    written = (weights_folder(folder_of(folder, step)) for step in listing(folder).steps)
+    return next((str(path) for path in written if path.is_dir()), None)
+
+
 def _job(run_dir: Path) -> dict[str, Any] | None:
     record = _json(run_dir / JOB_FILE)
     if not record or not record.get("job"):
@@ -184,6 +192,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"checkpoint  step {saved['step']}" + (f", {duration(saved['age_s'])} old" if saved["age_s"] is not None else "")
     if saved["problem"]:
         yield f"            {saved['problem']}"
+    if found["hf"]:
+        yield f"hf          {found['hf']}"
     if found["job"]:
         yield from _job_lines(found["job"])
     if launcher := found["launcher"]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launch.environment import overruled, recorded_variables, submission_environment, variable_origins
+from launch.extras import check_extras
 from launch.run_folder import check_resumable, locked, nothing_left, record_launch, resume_notes
 from launch.slurm import scheduler
 from launch.slurm.after import RESTARTS_FILE, STOP_FILE
@@ -57,6 +58,8 @@ def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
     run_dir, work_dir = Path(config.run.dir).absolute(), Path.cwd()
     check_unchecked(config)
     check_resumable(config)
+    if config.cluster.container_image is None:  # a container has its own packages
+        check_extras(config)
     check_prepared(config)
     script = render(config, run_dir, work_dir)
     for note in (*_estimated(config), *overruled(config), *resume_notes(config)):

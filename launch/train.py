@@ -15,6 +15,7 @@ from launch.devices import gpu_names
 from launch.environment import current_world, overruled, recorded_variables, variable_origins, worker_environment, worker_variables
 from launch.extras import check_extras
 from launch.failures import cause
+from launch.hf_exports import check_exportable, hf_exports
 from launch.leaving import signals_leave
 from launch.outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
 from launch.processes import INTERRUPTED, run_and_tee, worker_command
@@ -77,6 +78,8 @@ def _train(config: Config, command: Sequence[str]) -> int:
         check_extras(config)
         check_resumable(config)
         _check_data(config, world)
+        if world is None or world.rank == 0:
+            check_exportable(config)
         notes = [*resume_notes(config), *overruled(config)] if world is None or world.rank == 0 else []
     except ConfigError as error:
         if world is not None and world.started_by == "srun":  # the job's script asks whether a restart would repeat it
@@ -84,6 +87,10 @@ def _train(config: Config, command: Sequence[str]) -> int:
         raise
     if (done := nothing_left(config, verify=world is None)) is not None:
         print(done)
+        if config.checkpoint.hf and (world is None or world.rank == 0):  # the launch that trained may have been ended before they were
+            console = Path(config.run.dir) / CONSOLE_FILE
+            with locked_run(config), hf_exports(config, lambda line: _tell(console, line)) as exports:
+                exports.finish(asked=[])
         return 0
     for note in notes:
         print(note, file=sys.stderr)
@@ -131,15 +138,18 @@ def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], co
     run_dir = Path(config.run.dir)
     environment = worker_environment(variables, single_world() if processes == 1 else None)
     rollbacks = len(read_rollbacks(run_dir))
-    with locked_run(config):
+    console, asked = run_dir / CONSOLE_FILE, list[signal.Signals]()
+    with locked_run(config), hf_exports(config, lambda line: _tell(console, line)) as exports:
         config_path = record_launch(config, command, recorded_variables(environment), variable_origins(config, variables))
-        console = run_dir / CONSOLE_FILE
         _begin_log(console)
         workers = worker_command(["train", str(config_path)], processes, run_dir)
-        asked: list[signal.Signals] = []
-        code = run_and_tee(workers, environment, console, reporting_rank=processes - 1, forwarded=asked)
+        code = run_and_tee(
+            workers, environment, console, processes - 1, forwarded=asked, meanwhile=lambda: exports.look(leaving=bool(asked))
+        )
         if code != 0 and processes == 1:  # of several the agent knows
             record_death(run_dir, 0, code, time.time())
+        if _came_to_its_end(run_dir):
+            exports.finish(asked)
     if code != 0 and len(made := read_rollbacks(run_dir)) > rollbacks:  # as often as train.max_rollbacks allows
         print(f"ngpt train goes back to step {made[-1]['to']}: {made[-1]['why']}", file=sys.stderr)
         if not asked:
@@ -165,7 +175,9 @@ def _run_one_rank(config: Config, world: World, variables: dict[str, str], comma
         except ConfigError as error:
             print(error, file=sys.stderr)
             return FAILURE  # not the code of a mistake, which ends a job for good: its next start takes another port
+    asked = list[signal.Signals]()
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        exports = None
         if world.rank == 0:
             in_job = world.started_by == "srun"
             try:
@@ -178,14 +190,23 @@ def _run_one_rank(config: Config, world: World, variables: dict[str, str], comma
             variables_from = variable_origins(config, variables)
             before = psutil.Process().create_time() - RANKS_APART_SECONDS if in_job else math.inf
             record_launch(config, command, recorded_variables(environment), variables_from, before)
+            exports = stack.enter_context(hf_exports(config, lambda line: _tell(run_dir / CONSOLE_FILE, line)))
         # A config file of its own: at this moment the run folder's may be that of an earlier launch.
         config_path = Path(folder) / CONFIG_FILE
         dump(config, config_path)
         if console is not None:
             _begin_log(console)
-        code = run_and_tee(worker_command(["train", str(config_path)], 1, run_dir), environment, console)
+        code = run_and_tee(
+            worker_command(["train", str(config_path)], 1, run_dir),
+            environment,
+            console,
+            forwarded=asked,
+            meanwhile=lambda: exports.look(leaving=bool(asked)) if exports else None,
+        )
         if code != 0:
             record_death(run_dir, world.rank, code, time.time())
+        if exports and _came_to_its_end(run_dir):
+            exports.finish(asked)
     if code == 0:
         return 0
     return _ended(run_dir, code) if world.rank == 0 else exit_code(code)
@@ -193,6 +214,19 @@ def _run_one_rank(config: Config, world: World, variables: dict[str, str], comma
 
 def _begin_log(console: Path) -> None:
     _log(console, f"\n== ngpt train, {time.strftime('%Y-%m-%d %H:%M:%S %z')}")
+
+
+def _came_to_its_end(run_dir: Path) -> bool:
+    """Whether the run has trained and saved what this launch was to train."""
+    outcome = outcome_of(run_dir)
+    return outcome is not None and outcome.exit_code == 0
+
+
+def _tell(console: Path, line: str) -> None:
+    """A line beside what the workers print."""
+    _log(console, line)
+    with suppress(OSError, ValueError):  # nobody may be reading any more, and the run goes on
+        print(line, file=sys.stderr, flush=True)
 
 
 def _log(console: Path, line: str) -> None:

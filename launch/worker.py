@@ -75,7 +75,7 @@ def train(config_path: Path) -> int:
             name = request.signal.name if request.signal else None
             with suppress(OSError):  # a full disk takes nothing from what is saved
                 record_outcome(run_dir, Outcome(session.status, session.step, name, saves))
-        run.leave()
+        run.leave(session)
 
     return _report_errors(body, lambda error: record_failure(run_dir, rank, error, time.time()))
 

@@ -67,20 +67,31 @@ def replacing(path: Path, synced: bool = True, alone: bool = False) -> Iterator[
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, alone: bool = False) -> Iterator[Path]:
     """Makes a folder beside `path` to write into, and gives it that name when the block ends without an error; after one it is removed.
 
     Args:
         path: does not exist. Folders above it are made.
+        alone: no other process writes it, so that the folder beside it needs no name of its own (`partial_folder`).
     """
-    partial = path.with_name(f"{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
-    partial.mkdir(parents=True)
+    partial = partial_folder(path)
+    if not alone:
+        partial = partial.with_name(f"{partial.name}-{socket.gethostname()}-{os.getpid()}")
+    partial.mkdir(parents=not alone)
     try:
         yield partial
+        for written in [*partial.rglob("*"), partial]:
+            sync(written)
         partial.rename(path)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def partial_folder(path: Path) -> Path:
+    """Where the only writer of a new folder writes until it is whole."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def exchange(first: Path, second: Path) -> bool:

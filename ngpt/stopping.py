@@ -8,7 +8,8 @@ rank waits for them. Nothing is lost between the start of a process and the star
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 # Under nohup the end of the terminal is no reason to leave: the processes of a run inherit that it is ignored.
@@ -19,6 +20,16 @@ STOP_SIGNALS = (signal.SIGTERM, *_HANGUP, signal.SIGINT, signal.SIGUSR1, signal.
 def block_stop_signals() -> set[int | signal.Signals]:
     """Blocks them in this thread and what it starts from here on; the signals that were blocked before."""
     return signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Blocks them as `block_stop_signals` does until the block ends; those that came meanwhile are handled then."""
+    before = block_stop_signals()
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopRequest:

@@ -17,8 +17,9 @@ BOOLEAN = "true | false"
 _HELP = """\
 bash, in ~/.bashrc:  eval "$(ngpt completion bash)"
 zsh, in ~/.zshrc behind compinit:  eval "$(ngpt completion zsh)"
-Or kept in a file, which starts faster and is to be written again with each version:
-  ngpt completion bash > ~/.local/share/bash-completion/completions/ngpt"""
+Or kept in a file, which shells open faster, and which is to be written again with each version:
+  ngpt completion bash > ~/.local/share/bash-completion/completions/ngpt
+  ngpt completion zsh > FOLDER/_ngpt    (FOLDER: one of $fpath)"""
 
 
 def add_arguments(parser: Parser) -> None:

@@ -1,6 +1,5 @@
 """`ngpt export`: writes a folder beside its final place, compares it with the trainer, and gives it its name."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +15,11 @@ from ngpt.config.one_process import run_config
 from ngpt.data.indexed import IndexedReader
 from ngpt.files import new_folder
 from ngpt.hf import export
-from ngpt.hf.card import write_card
 from ngpt.hf.targets import Target
 from ngpt.hf.weights import Written
 
 SEQUENCES, LENGTH = 4, 128  # of the text that both models read
 SEED = 0
-RECORD = "ngpt_export.json"
 ROOM = 1.25  # of what two fp32 models and their logits take, so that both are held whole
 
 
@@ -64,17 +61,10 @@ def main(request: Request) -> None:
             if found is not None:
                 say(str(found))
                 parity.check(found, out)
-            _describe(cfg, choice, request, target, found, folder)
+            parity_told = None if found is None else (str(found), found.as_dict())
+            export.describe(cfg, choice, request.options, target, folder, parity_told)
         trust = ", trust_remote_code=True" if target.remote_code else ""
         say(f"open it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}{trust})")
-
-
-def _describe(cfg: Config, choice: Choice, request: Request, target: Target, found: Parity | None, folder: Path) -> None:
-    """The model card, and the comparison for programs."""
-    told = None if found is None else str(found)
-    write_card(folder, cfg, choice.step, request.dtype, told, Path(cfg.run.dir), target.remote_code, request.tokenizer)
-    record = {"step": choice.step, "run": cfg.run.name, "parity": None if found is None else found.as_dict()}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _told(step: int, target: Target, written: Written) -> list[str]:

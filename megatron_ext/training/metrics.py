@@ -1,9 +1,8 @@
-"""From Megatron's log scalars to metrics.jsonl, TensorBoard and the progress line.
+"""From Megatron's log scalars to metrics.jsonl, the trackers and the progress line.
 
 Megatron's loop reports each logged step by calling `add_scalar` on its TensorBoard writer, on the last rank. `MetricsRecorder` takes
 those calls, renames what we keep, adds what Megatron does not know or reports wrong (its learning rate is that of the next step), and
-writes one record a step. In TensorBoard figures have groups: train/, valid/, health/, precision/, and megatron/ for scalars that
-`megatron.log_*` asks for.
+writes one record a step. Trackers (ngpt/trackers) get the same figures, and with them the scalars that `megatron.log_*` asks for.
 """
 
 import math
@@ -15,15 +14,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.training import get_args
-from torch.utils.tensorboard import SummaryWriter
 
 from megatron_ext.training.step import LOSS_NAME
 from ngpt.analysis.metrics import MetricsWriter, truncate_after
 from ngpt.config import Config
-from ngpt.config.compose import to_yaml
 from ngpt.config.pattern import parse
 from ngpt.config.sizes import last_low_precision_step, tokens_per_step, world_size
 from ngpt.durations import duration
+from ngpt.trackers import Trackers, figure_name, trackers_of
 
 VALIDATION_LOSS = f"{LOSS_NAME} validation"
 _STEP_TIME = "iteration-time"  # the last scalar of a logged step
@@ -68,24 +66,24 @@ class MetricsRecorder:
         self.start_step = self.skipped_steps = 0  # of this launch
         self.rates: list[float] = []
         self.writer: MetricsWriter | None = None
-        self.events: SummaryWriter | None = None
+        self.trackers: Trackers | None = None
+        self.passed: dict[int, dict[str, float]] = {}  # step: Megatron's scalars for the trackers that came before its record
 
     def open(self, start_step: int) -> None:
         """Begin after `start_step` (0 for a fresh run): what was recorded beyond it is superseded."""
         truncate_after(self.path, start_step)
         self.writer = MetricsWriter(self.path)
         self.started, self.start_step, self.written = time.monotonic(), start_step, start_step or None
-        if self.cfg.logging.tensorboard:
-            self.events = SummaryWriter(str(Path(self.cfg.run.dir) / "tensorboard"), purge_step=start_step + 1)
-            self.events.add_text("config", f"```yaml\n{to_yaml(self.cfg)}```", start_step)
+        self.trackers = trackers_of(self.cfg, self.say)
+        self.trackers.open(start_step)
 
     def add_scalar(self, name: str, value: float | torch.Tensor, step: int, *_, **__) -> None:
         """Megatron's call. Scalars that we do not keep are dropped."""
         if not self.is_logged(step):
             return
         if name not in self.names:
-            if self.passes_through and name not in _UNASKED and not name.endswith(" vs samples") and self.events is not None:
-                self.events.add_scalar(f"megatron/{name}", value, step)
+            if self.trackers and self.passes_through and name not in _UNASKED and not name.endswith(" vs samples"):
+                self._pass_on(f"megatron/{name}", float(value), step)
             return
         if step == self.written:  # Megatron evaluates once more at the end: the same sequences, the same loss
             return
@@ -131,11 +129,10 @@ class MetricsRecorder:
         except OSError as error:  # a full disk: the run is worth more than its curves
             self.say(f"note: {self.path} lacks step {step} ({error}); the run goes on")
         self.written = step
-        if self.events is not None:
-            for name, value in figures.items():
-                if value is not None and (tag := tensorboard_tag(name)) is not None:
-                    self.events.add_scalar(tag, value, step)
-            self.events.flush()
+        if self.trackers:
+            named = {figure_name(name): value for name, value in figures.items() if value is not None}
+            named.pop(None, None)
+            self.trackers.log(step, named | self.passed.pop(step, {}))
         worst = max(figures.get("worst_norm_deviation", 0.0), self.last.get("worst_norm_deviation", 0.0))
         self.last |= {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
         if worst:
@@ -145,11 +142,26 @@ class MetricsRecorder:
         self.say(self._progress(figures))
 
     def close(self) -> None:
+        """Finish metrics.jsonl."""
         if self.writer is not None:
             self.flush()
             self.writer.close()
-        if self.events is not None:
-            self.events.close()
+
+    def close_trackers(self, status: str) -> None:
+        """Finish the trackers, which may take seconds: the last thing that a launch does.
+
+        Args:
+            status: finished | stopped | signalled | failed.
+        """
+        if self.trackers is not None:
+            self.trackers.close(status)
+
+    def _pass_on(self, name: str, value: float, step: int) -> None:
+        """A scalar goes with its step's record, or by itself where that is written."""
+        if step == self.written:
+            self.trackers.log(step, {name: value})
+        else:
+            self.passed.setdefault(step, {})[name] = value
 
     def is_logged(self, step: int) -> bool:
         """Every interval, and the ends of a run: its first step carries the check of the norms, its last the result."""
@@ -189,15 +201,3 @@ def memory_figures() -> dict[str, float]:
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     allocated, reserved, retries = most.tolist()
     return {"memory_gib": allocated, "memory_reserved_gib": reserved, "allocation_retries": int(retries)}
-
-
-def tensorboard_tag(name: str) -> str | None:
-    """The name of a figure of metrics.jsonl in TensorBoard; None where it has none there (steps, confidence bounds)."""
-    if name == "step" or name.endswith(("_lower", "_upper")):
-        return None
-    if "/" in name:
-        return name
-    if name == "worst_norm_deviation":
-        return f"health/{name}"
-    group = "valid" if name.startswith("val_") else "train"
-    return f"{group}/{name.removeprefix('val_').removeprefix('train_')}"

@@ -34,6 +34,7 @@ from ngpt.analysis.metrics import truncate_after
 from ngpt.checkpoints.choice import leftovers, listing
 from ngpt.config import Config
 from ngpt.config.executor import keeps_quantized_weights
+from ngpt.config.megatron_keys import captures
 from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import gpu_of_device
@@ -113,7 +114,7 @@ class Session:
         return self.guard.forward_step(batches, model)
 
     def close(self) -> None:
-        """Stop listening to optimizers (their hook is process-wide) and finish the metrics files."""
+        """Stop listening to optimizers (their hook is process-wide) and finish metrics.jsonl."""
         self.guard.close()
         if self.hook is not None:
             self.hook.remove()
@@ -203,7 +204,8 @@ class Session:
         self.probe.active = self._health_due(self.step + 1)
 
     def _health_due(self, step: int) -> bool:
-        return step % self.cfg.logging.health_interval == 0
+        """Step 1, too, which shows where norms and scales begin; but not where the probe's hooks would be captured into CUDA graphs."""
+        return step % self.cfg.logging.health_interval == 0 or (step == 1 and not captures(self.cfg.megatron))
 
     def _check_norms(self) -> float:
         deviation, where = worst_norm_deviation(self.hook.parameters)
@@ -226,7 +228,7 @@ def megatron_log(path: Path) -> Iterator[Callable[[str], None]]:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def say(line: str) -> None:
-        print(line, file=terminal, flush=True)
+        print(f"{line}\n", end="", file=terminal, flush=True)  # in one piece: trackers speak from threads of their own
 
     with path.open("a", buffering=1) as file, contextlib.redirect_stdout(GivenUp(file, str(path))) as log:
         logging.basicConfig(stream=log, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
@@ -245,7 +247,8 @@ def train(
         on_built: called with the wrapped model chunks before the optimizer copies their weights.
         stop_request: what signals ask of this rank; it is told when training starts.
 
-    Writes metrics.jsonl, TensorBoard events and summary.json (last rank), checkpoints, and logs/megatron-rank<N>.log into the run folder.
+    Writes metrics.jsonl, trackers' files and summary.json (last rank), checkpoints, and logs/megatron-rank<N>.log into the run folder.
+    The trackers are open still where it returns: `leave` closes them.
 
     Raises:
         ConfigError: the config cannot run here.
@@ -254,12 +257,14 @@ def train(
     backend = choose_backend(cfg.model.transformer_impl)
     check_backend(cfg, backend)
     executors = choose_executors(cfg, backend)
-    with megatron_log(Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log") as say:
+    log = Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log"
+    with megatron_log(log) as say, contextlib.ExitStack() as failing:
         guard = StepGuard(cfg, rank, world_size(cfg))
         guard.start()
         args, container = setup_megatron(cfg, backend)
         is_last = args.rank == args.world_size - 1
         session = Session(cfg, backend, executors, guard, args.rank, say if is_last else print, stop_request)
+        failing.callback(session.recorder.close_trackers, "failed")
         container.model.on_built += [*on_built, session.attach]
         if is_last:
             for line in run_header(cfg, backend, executors, args):
@@ -294,9 +299,14 @@ def train(
                     "tokens_per_second": session.recorder.typical_rate(),
                 }
                 write_summary(cfg, backend, executors, last, status, time.monotonic() - session.started, session.recorder.start_step)
+        failing.pop_all()
     return session
 
 
-def leave() -> None:
-    """End the process groups: their threads may otherwise outlive what they use, and abort the process at exit."""
+def leave(session: Session) -> None:
+    """End what outlives training. Called once the outcome is recorded: a tracker may wait for a server.
+
+    The process groups' threads may otherwise outlive what they use, and abort the process at exit.
+    """
     dist.destroy_process_group()
+    session.recorder.close_trackers(session.status)

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,6 @@ from ngpt.analysis import formats, metrics
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import flatten
 from ngpt.config.yaml_limits import check_yaml
-from ngpt.durations import duration
-from ngpt.recipes import joined_names
 
 # Keys that name the run itself: they differ between any two runs and say nothing.
 _IDENTITY_KEYS = frozenset({"run.name", "run.dir"})
@@ -85,22 +83,27 @@ class Run:
         Returns:
             Two lists of equal length; y is NaN where the run logged a non-finite value.
         """
-        points = [(position, _number(record, key)) for position, record in zip(x, self.metrics, strict=True) if _measured(record, key)]
+        points = [(position, _number(record, key)) for position, record in zip(x, self.metrics, strict=True) if measured(record, key)]
         return [position for position, _ in points], [value for _, value in points]
 
     def last(self, key: str) -> Any:
         """The newest value of `key` in the metrics: NaN when that was not finite, None when it never was measured."""
-        return next((_number(record, key) for record in reversed(self.metrics) if _measured(record, key)), None)
+        return next((_number(record, key) for record in reversed(self.metrics) if measured(record, key)), None)
 
     def total(self, key: str) -> Any:
         """`key` of the summary; of the metrics while there is no summary, or none that covers them."""
         value = None if self.status.kind == "unfinished" else self.summary.get(key)
         return self.last("step" if key == "steps" else key) if value is None else value
 
+    @property
+    def progress(self) -> str:
+        """The last logged step and the planned ones: `step 40 of 100`."""
+        planned = self.flat_config.get("train.steps")
+        return f"step {self.metrics[-1]['step']:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
+
     @cached_property
     def status(self) -> Status:
-        reached, planned = self.metrics[-1]["step"], self.flat_config.get("train.steps")
-        progress = f"step {reached:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
+        reached, progress = self.metrics[-1]["step"], self.progress
         # a summary older than the metrics belongs to the run before it was resumed
         covered = reached if self.summary is None else self.summary.get("steps", reached)
         if self.summary is None or not isinstance(covered, int) or covered < reached:
@@ -150,14 +153,19 @@ def load_runs(directories: Sequence[str | os.PathLike[str]]) -> list[Run]:
     return [replace(run, name=str(run.directory)) if names.count(run.name) > 1 else run for run in runs]
 
 
+def choices(run: Run) -> dict[str, Any]:
+    """The config of a run by dotted keys, without its name, and with paths inside its own folder relative to it."""
+    return {key: _inside(value, run) for key, value in run.flat_config.items() if key not in _IDENTITY_KEYS}
+
+
 def config_diff(runs: Sequence[Run]) -> list[Row]:
     """The config keys in which the runs differ, but for their names and for paths inside their own folders."""
-    flats = [{key: _inside(value, run) for key, value in run.flat_config.items()} for run in runs]
+    flats = [choices(run) for run in runs]
     keys = dict.fromkeys(key for flat in flats for key in flat)
     rows = []
     for key in keys:
         values = [flat.get(key, _ABSENT) for flat in flats]
-        if key not in _IDENTITY_KEYS and any(value != values[0] for value in values):
+        if any(value != values[0] for value in values):
             rows.append(Row(key, ["(absent)" if value is _ABSENT else formats.plain(value) for value in values]))
     return rows
 
@@ -169,66 +177,8 @@ def environment_rows(runs: Sequence[Run]) -> list[Row]:
     return [Row(key, [formats.plain(flat[key]) if key in flat else formats.MISSING for flat in flats]) for key in keys]
 
 
-def final_rows(runs: Sequence[Run]) -> list[Row]:
-    """The final table: what was trained, at what cost, with what result. Rows that no run can fill are left out."""
-    rows = [Row(label, [_cell(run, value, form) for run in runs]) for label, value, form in _FINAL]
-    return [row for row in rows if any(cell != formats.MISSING for cell in row.cells)]
-
-
-def _loss(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def _parallel(run: Run) -> str | None:
-    sizes = run.config.get("parallel")
-    sizes = sizes if isinstance(sizes, dict) else {}
-    names = ("tensor", "pipeline", "virtual_pipeline", "context", "expert")
-    split = [f"{name.replace('_', ' ')} {sizes[name]}" for name in names if isinstance(sizes.get(name), int) and sizes[name] > 1]
-    return ", ".join(split) or None
-
-
-def _precision(run: Run) -> str | None:
-    """The run's recipe and those of some of its layers."""
-    named = [name for key, name in run.flat_config.items() if key.startswith("precision.layers.")]
-    return joined_names(run.flat_config.get("precision.name"), named)
-
-
-def _worst_deviation(run: Run) -> float | None:
-    _, values = run.series("worst_norm_deviation", run.tokens)
-    return max((value for value in values if math.isfinite(value)), default=None)
-
-
-# label, how to find the value (None: not known), how to write it
-_FINAL: list[tuple[str, Callable[[Run], Any], Callable[[Any], str]]] = [
-    ("Status", lambda run: run.status.kind, str),
-    ("Architecture", lambda run: run.flat_config.get("model.architecture"), str),
-    ("Precision", _precision, str),
-    ("Parameters", lambda run: run.total("parameters"), formats.full_count),
-    ("Model parallelism", _parallel, str),
-    ("Steps", lambda run: run.total("steps"), "{:,.0f}".format),
-    ("Tokens trained on", lambda run: run.total("tokens"), formats.full_count),
-    ("Wall time", lambda run: run.total("wall_time_s"), duration),
-    ("Time in training steps", lambda run: run.training_seconds[-1] or None, duration),
-    ("Tokens per second", lambda run: run.total("tokens_per_second"), "{:,.0f}".format),
-    ("MFU, last logged", lambda run: run.last("mfu"), "{:.1%}".format),
-    ("Training loss, last (nats per token)", lambda run: run.total("train_loss"), _loss),
-    ("Validation loss (nats per token)", lambda run: run.total("val_loss"), _loss),
-    ("Validation bits per byte", lambda run: run.total("val_bits_per_byte"), _loss),
-    ("Bigram entropy of the same split (bits per byte)", lambda run: run.total("bigram_bits_per_byte"), _loss),
-    ("Unigram entropy of the same split (bits per byte)", lambda run: run.total("unigram_bits_per_byte"), _loss),
-    ("Worst unit-norm deviation, whole run", _worst_deviation, "{:.1e}".format),
-]
-
-
-def _cell(run: Run, value: Callable[[Run], Any], form: Callable[[Any], str]) -> str:
-    found = value(run)
-    try:
-        return formats.MISSING if found is None else form(found)
-    except (TypeError, ValueError, OverflowError):  # a summary of another version, or changed by hand
-        return formats.plain(found)
-
-
-def _measured(record: dict[str, Any], key: str) -> bool:
+def measured(record: dict[str, Any], key: str) -> bool:
+    """Whether a record holds a value of `key`, be it one that is not finite."""
     return record.get(key) is not None or key in record.get("nonfinite", ())
 
 

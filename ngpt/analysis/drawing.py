@@ -1,86 +1,153 @@
-"""What all figures share: style, colours, axes, names of the runs."""
+"""What all figures share: style, colours, axes, curves and their legend."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from matplotlib import rcParams
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import blended_transform_factory
 
 from ngpt.analysis import formats
-from ngpt.analysis.compare import Run
+from ngpt.analysis.groups import Group, Series
 
-# Okabe and Ito's palette, told apart with any common colour blindness, without its yellow: too faint on white
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_LINE_STYLES = ("solid", "dashed", "dotted")
-GREY = "#666666"
+# Colours in the light, and in the dark, by the names that the page's style sheet gives them.
+_SHADES = {
+    "--text": ("#1c1e21", "#e6e8eb"),
+    "--muted": ("#5e636a", "#a3a9b1"),
+    "--rule": ("#dcdfe4", "#363b42"),
+    "--card": ("#ffffff", "#1d2024"),
+    # Okabe and Ito's palette, told apart with any common colour blindness, without its yellow: too faint on white
+    "--series-1": ("#0072b2", "#4da3e0"),
+    "--series-2": ("#d55e00", "#ff8b4a"),
+    "--series-3": ("#009e73", "#2fc99b"),
+    "--series-4": ("#cc79a7", "#e8a0c8"),
+    "--series-5": ("#e69f00", "#f2bd4a"),
+    "--series-6": ("#56b4e9", "#a8dcff"),
+    "--series-7": ("#000000", "#ffffff"),
+    # of layers, from the first to the last, rising evenly in lightness as viridis does
+    "--depth-1": ("#440154", "#8f63c2"),
+    "--depth-2": ("#443983", "#6f83d6"),
+    "--depth-3": ("#31688e", "#4d9cc4"),
+    "--depth-4": ("#21918c", "#35b8ad"),
+    "--depth-5": ("#35b779", "#7ad151"),
+    "--depth-6": ("#8bc034", "#fde725"),
+}
+CSS_NAMES = {light: name for name, (light, _) in _SHADES.items()}
+LIGHT, DARK = ({name: shades[index] for name, shades in _SHADES.items()} for index in (0, 1))
+TEXT, GREY, GRID, PAPER = (LIGHT[name] for name in ("--text", "--muted", "--rule", "--card"))
+COLORS = tuple(color for name, color in LIGHT.items() if name.startswith("--series"))
+DEPTH_COLORS = tuple(color for name, color in LIGHT.items() if name.startswith("--depth"))
 STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
+    "font.size": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
+    "axes.titlecolor": TEXT,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": GREY,
+    "axes.facecolor": PAPER,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
-    "grid.color": "#dddddd",
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
+    "text.color": TEXT,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "figure.facecolor": PAPER,
+    "figure.titlesize": 11,
+    "figure.titleweight": "bold",
+    "mathtext.fontset": "dejavusans",
 }
 SMALLEST = 1e-9  # stands for an exact zero on a logarithmic axis
-_NAME_LENGTH = 28
+POINTS = 1000  # that a curve is drawn with
+_LINE_STYLES = ("solid", "dashed", "dotted")
+_LETTER, _HANDLE = 5.4, 33  # points that a letter of a legend takes, and its handle with what is around it
 _TICK_STEPS = (1, 2, 2.5, 5, 10)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A run with its x coordinates (one a record) and its look, the same in every figure."""
+    """A group with its look, the same in every figure. `axis`: as in `Group.series`; `unit`: of the x axis, in its seconds or tokens."""
 
-    run: Run
-    x: list[float]
+    group: Group
     color: str
     style: str
+    axis: str = "tokens"
+    unit: float = 1.0
 
-    def series(self, key: str) -> tuple[list[float], list[float]]:
-        return self.run.series(key, self.x)
+    def series(self, key: str) -> Series:
+        found = self.group.series(key, self.axis)
+        return found if self.unit == 1 else Series([x / self.unit for x in found.x], found.mean, found.low, found.high)
 
     def line(self, axes: Axes, key: str, **options: object) -> None:
-        x, y = self.series(key)
-        single = {"marker": "o"} if len(x) == 1 else {}
-        axes.plot(x, y, **{"color": self.color, "linestyle": self.style, "linewidth": 1.3, **single, **options})
+        self.draw(axes, self.series(key), **options)
+
+    def draw(self, axes: Axes, found: Series, **options: object) -> None:
+        """The mean as a line, in a band of the extremes where there are several runs. One point alone is a dot."""
+        shown = thinned(found)
+        single = {"marker": "o", "markersize": 5} if len(shown) == 1 else {}
+        axes.plot(shown.x, shown.mean, **{"color": self.color, "linestyle": self.style, "linewidth": 1.5, **single, **options})
+        if len(self.group.runs) > 1:
+            axes.fill_between(shown.x, shown.low, shown.high, color=self.color, alpha=0.18, linewidth=0)
 
     def band(self, axes: Axes, prefix: str) -> None:
-        """`prefix`/mean as a line inside the band from min to max."""
-        self.line(axes, f"{prefix}/mean", linewidth=1.6)
-        (x, low), (_, high) = self.series(f"{prefix}/min"), self.series(f"{prefix}/max")
-        if len(low) == len(high):
-            axes.fill_between(x, low, high, color=self.color, alpha=0.1, linewidth=0)
-            self.line(axes, f"{prefix}/min", linewidth=0.5, alpha=0.7)
-            self.line(axes, f"{prefix}/max", linewidth=0.5, alpha=0.7)
+        """`prefix`/mean as a line inside the band from the lowest min to the highest max."""
+        low, mean, high = (self.series(f"{prefix}/{part}") for part in ("min", "mean", "max"))
+        self.draw(axes, Series(mean.x, mean.mean, mean.mean, mean.mean), linewidth=1.6)
+        if low.x == mean.x == high.x:
+            band = thinned(Series(mean.x, mean.mean, low.low, high.high))
+            axes.fill_between(band.x, band.low, band.high, color=self.color, alpha=0.15, linewidth=0)
 
 
-def over_tokens(runs: Sequence[Run]) -> list[Curve]:
-    return [_curve(index, run, run.tokens) for index, run in enumerate(runs)]
+def over_tokens(groups: Sequence[Group]) -> list[Curve]:
+    return [_curve(index, group) for index, group in enumerate(groups)]
 
 
-def over_time(runs: Sequence[Run]) -> tuple[list[Curve], str]:
-    """The runs over their training time, and the unit that suits the longest."""
-    longest = max(run.training_seconds[-1] for run in runs)
+def over_time(groups: Sequence[Group]) -> tuple[list[Curve], str]:
+    """The groups over their training time, and the unit that suits the longest run."""
+    longest = max(run.training_seconds[-1] for group in groups for run in group.runs)
     size, unit = next((size, unit) for size, unit in ((3600, "h"), (60, "min"), (1, "s")) if longest >= 2 * size or size == 1)
-    return [_curve(index, run, [seconds / size for seconds in run.training_seconds]) for index, run in enumerate(runs)], unit
+    return [_curve(index, group, "training_seconds", size) for index, group in enumerate(groups)], unit
 
 
-def _curve(index: int, run: Run, x: list[float]) -> Curve:
+def _curve(index: int, group: Group, axis: str = "tokens", unit: float = 1.0) -> Curve:
     style = _LINE_STYLES[index // len(COLORS) % len(_LINE_STYLES)]
-    return Curve(run, x, COLORS[index % len(COLORS)], style)
+    return Curve(group, COLORS[index % len(COLORS)], style, axis, unit)
+
+
+def thinned(found: Series, points: int = POINTS) -> Series:
+    """At most `points` of the points: of each stretch its lowest and its highest mean, so that no spike is lost. A gap stays a gap."""
+    if len(found) <= points:
+        return found
+    kept = {0, len(found) - 1}
+    size = math.ceil(2 * len(found) / (points - 2))
+    for start in range(0, len(found), size):
+        stretch = range(start, min(start + size, len(found)))
+        finite = [index for index in stretch if math.isfinite(found.mean[index])]
+        # a stretch with a value that is not finite keeps that one in place of its highest
+        broken = [index for index in stretch if not math.isfinite(found.mean[index])][:1]
+        kept |= {*sorted(finite, key=found.mean.__getitem__)[:1], *(broken or sorted(finite, key=found.mean.__getitem__)[-1:])}
+    return found.only(sorted(kept))
 
 
 def token_axis(axes: Axes) -> None:
-    """For drawn axes: a limit set earlier would hold them at matplotlib's empty 0 to 1."""
+    """For drawn axes: a limit set earlier would hold them at matplotlib's empty 0 to 1. Limits that were chosen stay."""
     axes.set_xlabel("tokens trained on")
-    axes.set_xlim(left=0)
+    if axes.get_autoscalex_on():
+        axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.count(value)))
 
@@ -89,62 +156,89 @@ def time_axis(axes: Axes, unit: str) -> None:
     """For drawn axes, as `token_axis`."""
     axes.set_xlabel(f"training time ({unit})")
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=_TICK_STEPS))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS))
 
 
-def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis whose ticks are plain numbers."""
+def log_axis(axes: Axes, least: float = 2.0) -> None:
+    """A logarithmic y axis for what has been drawn, whose frame is what was drawn and whose ticks are plain numbers.
+
+    Args:
+        least: the frame's upper end over its lower one, at least: around one value nothing but rounding would fill it.
+    """
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.autoscale_view()
+    low, high = axes.get_ylim()
+    if 0 < low <= high < least * low:
+        low, high = math.sqrt(low * high / least), math.sqrt(low * high * least)
+    axes.set_ylim(low, high)
+    decades = math.log10(high / low)
+    if decades < 1:
+        ticks = [tick for tick in MaxNLocator(5, steps=_TICK_STEPS).tick_values(low, high) if low <= tick <= high]
+        axes.yaxis.set_major_locator(FixedLocator(ticks))
+    else:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,), numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def reference(axes: Axes, curves: Sequence[Curve], key: str, label: str) -> None:
-    """A dashed line at the value of a config key, where all runs agree on it."""
-    values = {curve.run.flat_config.get(key) for curve in curves}
-    value = values.pop()
-    if values or not value:
-        return
-    axes.axhline(value, color=GREY, linestyle="--", linewidth=1)
-    # placed in the coordinates of the frame across, of the data upwards
-    options = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": "right", "va": "bottom"}
-    axes.annotate(f"{label} {value:g}", (0.99, value), (0, 2), color=GREY, fontsize=9, **options)
+def reference(axes: Axes, curves: Sequence[Curve], key: str, label: str) -> list[Artist]:
+    """A dashed line at the value of a config key, where all runs agree on it; as entries of a legend.
+
+    It never widens the frame: a value beyond it is given in the legend alone.
+    """
+    value = curves[0].group.agreed(key)
+    if any(curve.group.agreed(key) != value for curve in curves) or not isinstance(value, int | float) or not value:
+        return []
+    low, high = axes.get_ylim()
+    if low <= value <= high:
+        axes.axhline(value, color=GREY, linestyle=(0, (4, 3)), linewidth=1)
+        return [Line2D([], [], color=GREY, linestyle=(0, (4, 3)), linewidth=1, label=f"{label} {value:g}")]
+    where = "above" if value > high else "below"
+    return [Line2D([], [], linestyle="none", label=f"{label} {value:g}, {where} this frame")]
 
 
-def name_ends(axes: Axes, curves: Sequence[Curve], keys: Sequence[str]) -> None:
-    """Write each run's name beside the end of its curve (the last of `keys` that it has), moved apart where ends meet."""
-    to_frame = axes.transData + axes.transAxes.inverted()
-    axes.autoscale_view()
-    ends = []
-    for curve in curves:
-        values = [value for key in keys for value in curve.series(key)[1] if math.isfinite(value)]
-        if values:
-            height = to_frame.transform((0.0, max(values[-1], SMALLEST)))[1]
-            ends.append((min(max(height, 0.0), 1.0), curve))
-    ends.sort(key=lambda end: end[0])
-    gap = min(0.065, 1 / max(1, len(ends)))
-    heights: list[float] = []
-    for end, _ in ends:
-        heights.append(max(end, heights[-1] + gap) if heights else end)
-    overshoot = max(0.0, heights[-1] - 1.0) if heights else 0.0
-    for height, (_, curve) in zip(heights, ends, strict=True):
-        name = _short(curve.run.name)
-        axes.text(1.01, height - overshoot, name, color=curve.color, transform=axes.transAxes, va="center", fontsize=9, parse_math=False)
+def legend(axes: Axes, curves: Sequence[Curve], more: Sequence[Artist] = (), lift: float = 0.0) -> None:
+    """Names of the groups, and below them `more`, above the axes: nothing is drawn over a curve.
+
+    Args:
+        lift: inches between them and the axes, for a title of the axes.
+    """
+    figure = axes.get_figure(root=True)
+    width = 72 * axes.figure.bbox.width / figure.dpi - 8
+    below = list(more)
+    if any(len(curve.group.runs) > 1 for curve in curves):
+        below.append(Patch(facecolor=GREY, alpha=0.25, label="least to largest of the seeds"))
+    lift = _rows(axes, below, [str(artist.get_label()) for artist in below], width, 72 * lift)
+    # two names in a row, whole where there are but two
+    length = int(((width if len(curves) < 3 else width / 2) - _HANDLE) / _LETTER)
+    handles = [Line2D([], [], color=curve.color, linestyle=curve.style, linewidth=2.2) for curve in curves]
+    _rows(axes, handles, [formats.short(curve.group.label, length) for curve in curves], width, lift)
 
 
-def name_above(figure: Figure, curves: Sequence[Curve]) -> None:
-    """One legend for a figure of several axes."""
-    handles = [Line2D([], [], color=curve.color, linestyle=curve.style, linewidth=2) for curve in curves]
+def _rows(axes: Axes, handles: Sequence[Artist], labels: Sequence[str], width: float, lift: float) -> float:
+    """Entries of a legend that begins at the left of the figure, `lift` points above the axes; how high the next may begin."""
+    if not labels:
+        return lift
+    columns = next((n for n in range(len(labels), 1, -1) if _legend_width(labels, n) <= width), 1)
+    rows = math.ceil(len(labels) / columns)
+    columns = math.ceil(len(labels) / rows)  # rows of one length
+    options = {"borderpad": 0.0, "handlelength": 1.5, "columnspacing": 1.2, "labelspacing": 0.3, "loc": "lower left", "ncols": columns}
+    across = blended_transform_factory(axes.figure.transSubfigure, axes.transAxes)
+    size = rcParams["legend.fontsize"]
+    pad = (lift + 4) / size  # in letters' heights
+    left = 0.01 - (lift + 4) / (72 * axes.figure.bbox.width / axes.get_figure(root=True).dpi)  # the pad moves it to the right as well
     # names are set afterwards: a legend drops labels that begin with an underscore
-    legend = figure.legend(handles, ["name"] * len(curves), loc="outside upper left", ncols=min(4, len(curves)), frameon=False)
-    for text, curve in zip(legend.get_texts(), curves, strict=True):
-        text.set_text(_short(curve.run.name))
+    made = Legend(axes, handles, ["name"] * len(labels), bbox_to_anchor=(left, 1.0), bbox_transform=across, borderaxespad=pad, **options)
+    axes.add_artist(made)
+    made.set_clip_on(False)  # what is clipped to the axes is given no room by the layout
+    for text, label in zip(made.get_texts(), labels, strict=True):
+        text.set_text(label)
         text.set_parse_math(False)
-        text.set_color(curve.color)
+    return lift + rows * 1.45 * size
 
 
-def _short(name: str) -> str:
-    """A long name with its middle cut out: names of runs differ at the ends."""
-    half = (_NAME_LENGTH - 1) // 2
-    return name if len(name) <= _NAME_LENGTH else f"{name[:half]}…{name[-half:]}"
+def _legend_width(labels: Sequence[str], columns: int) -> float:
+    """Points that a legend of so many columns takes; matplotlib fills it column by column."""
+    rows = math.ceil(len(labels) / columns)
+    widest = [max(len(label) for label in labels[start : start + rows]) for start in range(0, len(labels), rows)]
+    return sum(_LETTER * length + _HANDLE for length in widest)

@@ -23,3 +23,9 @@ def full_count(value: float) -> str:
 def plain(value: Any) -> str:
     """A config or environment value: text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def short(name: str, length: int = 30) -> str:
+    """A long name with its middle cut out: names of runs differ at the ends."""
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"

@@ -1,6 +1,5 @@
-"""The report of one or several runs: a self-contained HTML page, with the PNGs beside it."""
+"""The report of one or several runs: a self-contained HTML page, with its figures as PNGs and its data as CSV beside it."""
 
-import base64
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -8,13 +7,16 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ngpt.analysis import compare, plots
-from ngpt.analysis.compare import Run
+from ngpt.analysis import compare, drawing, plots, results
+from ngpt.analysis.compare import Row, Run
+from ngpt.analysis.download import Download, write_downloads
+from ngpt.analysis.groups import Group, group_runs
+from ngpt.analysis.sheets import Plot
 from ngpt.config.errors import ConfigError
 
 
 def write_report(run_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the report of some runs, over an older one in the same place.
+    """Write the report of some runs, over an older one in the same place. Runs that differ in their seed alone are one group.
 
     Args:
         run_dirs: One or more run folders; unfinished runs are reported as far as they went.
@@ -27,12 +29,24 @@ def write_report(run_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathL
         ConfigError: A folder is no run or has no metrics, or `out` cannot be written.
     """
     runs = compare.load_runs(run_dirs)
-    folder = Path(out) if out is not None else _default_folder(runs)
+    return write_group_report(group_runs(runs), Path(out) if out is not None else _default_folder(runs))
+
+
+def write_group_report(groups: Sequence[Group], folder: Path) -> Path:
+    """Write the report of some groups of runs; the first is what the others are compared with.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ConfigError: `folder` cannot be written.
+    """
     page = folder / "index.html"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        figures = plots.write_plots(runs, folder)
-        page.write_text(_render(runs, figures), encoding="utf-8")
+        figures = plots.write_plots(groups, folder)
+        downloads = write_downloads([run for group in groups for run in group.runs], folder)
+        page.write_text(_render(groups, figures, downloads), encoding="utf-8")
     except OSError as error:
         raise ConfigError(str(folder), error.strerror, "the report needs a folder it can write", "Give another with --out DIR") from None
     return page
@@ -47,16 +61,41 @@ def _default_folder(runs: Sequence[Run]) -> Path:
     return first.parent / f"report_{names.encode()[:200].decode(errors='ignore')}"
 
 
-def _render(runs: Sequence[Run], figures: Sequence[plots.Plot]) -> str:
-    environment = Environment(loader=PackageLoader("ngpt", "analysis"), autoescape=True, undefined=StrictUndefined)
+def _render(groups: Sequence[Group], figures: Sequence[Plot], downloads: Sequence[Download]) -> str:
+    environment = Environment(
+        loader=PackageLoader("ngpt", "analysis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    runs = [run for group in groups for run in group.runs]
     return environment.get_template("report.html.j2").render(
-        title=" | ".join(run.name for run in runs),
+        title=_title(groups),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        light=drawing.LIGHT,
+        dark=drawing.DARK,
+        groups=groups,
         runs=runs,
-        final=compare.final_rows(runs),
-        plots=figures,
-        images={figure.path: base64.b64encode(figure.path.read_bytes()).decode() for figure in figures},
-        diff=compare.config_diff(runs),
+        states=list(results.status_lines(groups)),
+        leads=results.leads(groups),
+        final=results.final_rows(groups),
+        final_of_runs=results.final_rows([Group(run.name, (run,)) for run in runs]) if len(runs) > len(groups) else [],
+        not_measured=results.not_measured(groups),
+        sections=[(section, [plot for plot in figures if plot.section == section]) for section in plots.SECTIONS],
+        thinned=drawing.POINTS if any(len(run.metrics) > drawing.POINTS for run in runs) else None,
+        diff=_config_diff(groups),
         configs=[(run.directory / "config.yaml").read_text(encoding="utf-8") for run in runs],
         environment=compare.environment_rows(runs),
+        downloads=downloads,
     )
+
+
+def _title(groups: Sequence[Group]) -> str:
+    names = [group.label for group in groups]
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+
+
+def _config_diff(groups: Sequence[Group]) -> list[Row]:
+    """The keys in which groups differ, and the seeds of groups that have several."""
+    rows = compare.config_diff([group.runs[0] for group in groups])
+    if all(len(group.runs) == 1 for group in groups):
+        return rows
+    seeds = Row("train.seed", [", ".join(str(run.flat_config.get("train.seed")) for run in group.runs) for group in groups])
+    return [seeds, *(row for row in rows if row.label != seeds.label)]

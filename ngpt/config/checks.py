@@ -268,6 +268,8 @@ def check_checkpoint(cfg: Config) -> Iterator[ConfigError]:
         yield ConfigError("checkpoint.save_at_end", False, rule, "Set checkpoint.save_at_end=true, or checkpoint.interval=null")
     if checkpoint.async_save and not saves:
         yield ConfigError("checkpoint.async_save", True, "Nothing is saved", "Set checkpoint.interval or checkpoint.save_at_end=true")
+    if checkpoint.hf and not saves:
+        yield ConfigError("checkpoint.hf", True, "Nothing is saved", "Set checkpoint.interval or checkpoint.save_at_end=true")
     if checkpoint.keep_every is not None and checkpoint.keep_last is None:
         rule = "Spares checkpoints from checkpoint.keep_last, which is null: all stay"
         yield ConfigError("checkpoint.keep_every", checkpoint.keep_every, rule, "Set checkpoint.keep_last=N, or leave it null")

@@ -28,7 +28,7 @@ from ngpt.config.resolve import resolve
 from ngpt.config.schema import Config
 from ngpt.config.translate import section_error, translate
 from ngpt.config.yaml_limits import check_yaml
-from ngpt.config.yaml_lines import at, line_of, unreadable
+from ngpt.config.yaml_lines import Lines, unreadable
 
 _PLAIN = (ValueError, TypeError, AssertionError, RecursionError, OSError)
 
@@ -121,10 +121,8 @@ def load(path: Path) -> Config:
         # The file is at fault, not a command line: cut off in its middle, changed by hand, or of another version.
         found = error.errors if isinstance(error, ConfigErrors) else [error]
         way_out = "Restore the file or start a new run"
-        lines = [at(path, line_of(path, one.path)) for one in found]
-        raise ConfigErrors(
-            [ConfigError(line, f"{one.path}: {one.got}", one.rule, way_out) for line, one in zip(lines, found, strict=True)]
-        ) from error
+        lines = Lines(path)
+        raise ConfigErrors([ConfigError(lines.place(one.path), f"{one.path}: {one.got}", one.rule, way_out) for one in found]) from error
 
 
 def to_yaml(cfg: Config) -> str:
@@ -199,9 +197,8 @@ def _check_file(path: Path) -> None:
     none = [key for key in (entry.name for entry in dataclasses.fields(Config)) if not isinstance(sections.get(key, {}), dict | str)]
     errors = numbers_for_text(sections) or [section_error(key, sections[key]) for key in none]
     if errors:
-        raise ConfigErrors(
-            [ConfigError(f"{at(path, line_of(path, error.path))}: {error.path}", error.got, error.rule, error.way_out) for error in errors]
-        )
+        lines = Lines(path)
+        raise ConfigErrors([ConfigError(f"{lines.place(one.path)}: {one.path}", one.got, one.rule, one.way_out) for one in errors])
 
 
 def _search_path(shipped: Path, config_dirs: Sequence[Path]) -> str:

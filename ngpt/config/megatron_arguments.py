@@ -63,7 +63,6 @@ ALLOWED = {
     "timing_log_option": _one_of("max", "minmax", "all"),
     "logging_level": _COUNT_OR_ZERO,
     "memory_snapshot_path": _TEXT,
-    **dict.fromkeys("wandb_project wandb_exp_name wandb_save_dir wandb_entity".split(), _TEXT),
     # The host, memory and communication of a rank.
     "manual_gc": _FLAG,
     "manual_gc_interval": _COUNT_OR_ZERO,

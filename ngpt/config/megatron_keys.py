@@ -115,6 +115,10 @@ OWNED = {
     "exit_interval": "train.stop_after",
     "log_interval": "logging.interval",
     "tensorboard_dir": "logging.tensorboard",
+    "wandb_project": "logging.wandb.project",
+    "wandb_entity": "logging.wandb.entity",
+    "wandb_exp_name": "run.name",
+    "wandb_save_dir": "run.dir",
     "save": "checkpoint.dir",
     "load": "checkpoint.load",
     "save_interval": "checkpoint.interval",
@@ -196,7 +200,7 @@ REFUSED = {
 REFUSED_LATER = frozenset(
     """exit_signal exit_signal_handler ckpt_step save_retain_interval verify_integrity ckpt_fully_parallel_load log_straggler
     bias_swiglu_fusion cross_entropy_loss_fusion gradient_accumulation_fusion apply_rope_fusion recompute_activations checkpoint_activations
-    moe_layer_recompute""".split()
+    moe_layer_recompute wandb_project wandb_entity wandb_exp_name wandb_save_dir""".split()
 )
 _CAPTURES = frozenset({"cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph"})
 

@@ -368,14 +368,34 @@ class ClusterConfig:
 
 
 @dataclass
+class WandbConfig:
+    """Weights & Biases, with the extra `wandb`. The run is named run.name there; its id is kept in <run.dir>/wandb_run.json."""
+
+    # where the figures go, beside TensorBoard
+    mode: str = choice(
+        "disabled",
+        {
+            "disabled": "no figures go there",
+            "online": "figures are uploaded as they come",
+            "offline": "into <run.dir>/wandb, from where `wandb sync` uploads them",
+        },
+    )
+    project: str = "ngpt"  # that the run is shown in
+    entity: str | None = None  # user or team; null: the account's default
+    group: str | None = None  # runs that are shown together
+    tags: list[str] = field(default_factory=list)  # of the run
+
+
+@dataclass
 class LoggingConfig:
     """What a run records, and how often."""
 
     name: str = MISSING  # of the file of conf/logging
     interval: int = 10  # steps between progress lines, which metrics.jsonl records
     tensorboard: bool = True  # the same figures for TensorBoard
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     straggler_ratio: float | None = 1.25  # a rank this much slower than its peers for 5 intervals is named; null: none
-    health_interval: int = 100  # steps between health panels (scales, norms); a multiple of interval
+    health_interval: int = 100  # steps between health panels (scales, norms), which step 1 has, too; a multiple of interval
 
 
 @dataclass
@@ -390,6 +410,7 @@ class CheckpointConfig:
     load: str | None = None  # start from the weights of another run's checkpoint folder
     load_optimizer: bool = False  # with load: also optimizer state, schedule position and RNG
     async_save: bool = False  # files are written while training goes on
+    hf: bool = False  # beside training, each checkpoint's fp32 weights are written into its folder for transformers, without a comparison
     # How a checkpoint is compared with its manifest before it is loaded.
     verify: str = choice("full", {"full": "every byte is read", "sizes": "sizes of its files", "none": "not at all"})
     fallback: bool = True  # where the published checkpoint is damaged, take the newest intact one before it

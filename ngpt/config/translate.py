@@ -16,7 +16,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
-from ngpt.config.yaml_lines import at, line_of, unreadable
+from ngpt.config.yaml_lines import Lines, at, unreadable
 
 _SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n1\. | requires --multirun)", re.DOTALL)
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -99,7 +99,7 @@ def _wrong_type(cause: ValidationError, source_of: Callable[[str], str]) -> Conf
     key = cause.full_key or "config"
     source = source_of(key)
     kind = dict(leaf_types()).get(key)
-    if key in (entry.name for entry in dataclasses.fields(Config)):
+    if key in (entry.name for entry in dataclasses.fields(Config)) or any(leaf.startswith(f"{key}.") for leaf, _ in leaf_types()):
         return section_error(key, cause.value, source)
     if key.startswith(("data.train", "data.valid")):
         rule, example = "Must be a list of {path, weight}", "'data.train=[{path: data/x/train, weight: 1}]'"
@@ -148,7 +148,7 @@ def _source(error: Exception, config_dirs: Sequence[Path], key: str) -> str:
     if match is None:
         return ""
     path = _file_of(match[1], config_dirs)
-    return f" in {match[1]}.yaml" if path is None else f" in {at(path, line_of(path, key))}"
+    return f" in {match[1]}.yaml" if path is None else f" in {Lines(path).place(key)}"
 
 
 def _file_of(name: str, config_dirs: Sequence[Path]) -> Path | None:

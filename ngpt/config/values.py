@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ngpt.config.errors import ConfigError
-from ngpt.config.schema import Config
+from ngpt.config.schema import Config, WandbConfig
 
 _POSITIVE = """
     model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads model.num_query_groups model.head_dim
@@ -94,6 +94,7 @@ def check_ranges(cfg: Config) -> Iterator[ConfigError]:
         yield ConfigError(
             "run.dir", "''", "Names the run folder", "Set run.dir=FOLDER, or leave it out: it follows from run.root and run.name"
         )
+    yield from _check_wandb(cfg.logging.wandb)
     if not re.fullmatch(r"[\w.+=,@-]*\w[\w.+=,@-]*", cfg.run.name):
         yield ConfigError("run.name", repr(cfg.run.name), "Names a folder: letters, digits and _ . + = , @ -", "Set run.name=NAME")
     for split in ("train", "valid"):
@@ -117,6 +118,19 @@ def check_choices(cfg: Config) -> Iterator[ConfigError]:
         if module not in (*modules, last):
             rule = f"Selective recompute knows {', '.join(modules)} and {last}"
             yield ConfigError("parallel.recompute_modules", module, rule, "Set parallel.recompute_modules=[core_attn]")
+
+
+def _check_wandb(options: WandbConfig) -> Iterator[ConfigError]:
+    """What its client would refuse once the run has started."""
+    if not re.fullmatch(r"[^/\\#?%:]{1,128}", options.project):
+        rule = "Names a project of W&B: 1 to 128 characters, none of / \\ # ? % :"
+        yield ConfigError("logging.wandb.project", repr(options.project), rule, "Set logging.wandb.project=NAME")
+    for name in ("entity", "group"):
+        if getattr(options, name) == "":
+            yield ConfigError(f"logging.wandb.{name}", "''", "Is a name or null", f"Set logging.wandb.{name}=NAME, or leave it out")
+    for tag in options.tags:
+        if not 1 <= len(tag) <= 64:
+            yield ConfigError("logging.wandb.tags", repr(tag), "Each has 1 to 64 characters", "Shorten it, or leave it out")
 
 
 def _get(cfg: Config, key: str) -> Any:

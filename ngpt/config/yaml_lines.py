@@ -31,17 +31,32 @@ def at(path: Path, line: int | None) -> str:
     return str(path) if line is None else f"{path}:{line}"
 
 
-def line_of(path: Path, key: str) -> int | None:
-    """The line of a dotted key in a readable file, counted from 1; None where the file does not have it.
+class Lines:
+    """Where the keys of a readable file are.
 
     Args:
-        key: of the whole config; the file of a group has it without its first part. A list's entry may be numbered: `data.train[0].path`.
+        path: of the file, which is parsed once.
     """
-    text = path.read_text(encoding="utf-8")
-    root, parts = yaml.compose(text, Loader=yaml.SafeLoader), re.findall(r"[^.\[\]]+", key)
-    if len(parts) > 1:
-        return _line_of(root, parts) or _line_of(root, parts[1:])
-    return _line_of(root, parts) or (text.count("\n", 0, named.start()) + 1 if (named := _named(text, key)) else None)
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._text = path, path.read_text(encoding="utf-8")
+        self._root = yaml.compose(self._text, Loader=yaml.SafeLoader)
+
+    def place(self, key: str) -> str:
+        """FILE:LINE of a dotted key of the whole config, which the file of a group has without its first part; FILE where it is not there.
+
+        Entries of lists may be numbered: `data.train[0].path`.
+        """
+        parts = re.findall(r"[^.\[\]]+", key)
+        line = _line_of(self._root, parts) if parts else None
+        if line is None:
+            line = _line_of(self._root, parts[1:]) if len(parts) > 1 else self._anywhere(key)
+        return at(self._path, line)
+
+    def _anywhere(self, key: str) -> int | None:
+        """The first line with a key of this name: of what lies inside of a list OmegaConf does not say where."""
+        found = re.search(rf"^[^#\n]*\b{re.escape(key)}\s*:", self._text, re.MULTILINE)
+        return found and self._text.count("\n", 0, found.start()) + 1
 
 
 def _line_of(node: yaml.Node | None, parts: list[str]) -> int | None:
@@ -55,8 +70,3 @@ def _line_of(node: yaml.Node | None, parts: list[str]) -> int | None:
             if name.value == first:
                 return _line_of(value, rest) if rest else name.start_mark.line + 1
     return None
-
-
-def _named(text: str, name: str) -> re.Match | None:
-    """A key wherever it is: of what lies inside of a list OmegaConf does not say where."""
-    return re.search(rf"^[^#\n]*\b{re.escape(name)}\s*:", text, re.MULTILINE)

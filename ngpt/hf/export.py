@@ -4,14 +4,18 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ngpt.checkpoint_tensors import CheckpointTensors
 from ngpt.checkpoints.choice import Choice
 from ngpt.config.schema import Config
 from ngpt.data.tokenizers import run_tokenizer
+from ngpt.hf.card import write_card
 from ngpt.hf.targets import CODE, Target, target_of
 from ngpt.hf.tokenizer import write_tokenizer
 from ngpt.hf.weights import DTYPES, Written, write_weights
+
+RECORD = "ngpt_export.json"
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Options:
 
 
 def write_folder(cfg: Config, choice: Choice, options: Options, folder: Path) -> tuple[Target, Written]:
-    """Writes everything but the model card into an empty folder.
+    """Writes everything but what `describe` adds into an empty folder.
 
     Args:
         cfg: of the run, resolved. choice: the checkpoint.
@@ -49,6 +53,19 @@ def write_folder(cfg: Config, choice: Choice, options: Options, folder: Path) ->
         for name in CODE:
             shutil.copyfile(Path(__file__).parent / name, folder / name)
     return target, written
+
+
+def describe(
+    cfg: Config, choice: Choice, options: Options, target: Target, folder: Path, parity: tuple[str, dict[str, Any]] | None = None
+) -> None:
+    """Adds the model card, and for programs where the weights come from.
+
+    Args:
+        parity: what the comparison with the trainer found, in words and for programs; None: there was none.
+    """
+    told, found = parity or (None, None)
+    write_card(folder, cfg, choice.step, options.dtype, told, Path(cfg.run.dir), target.remote_code, options.tokenizer)
+    _write_json(folder / RECORD, {"step": choice.step, "run": cfg.run.name, "parity": found})
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -9,6 +9,9 @@ Every matrix that reads the stream has rows of unit norm, every one that writes 
 give magnitudes back: sqk to queries and keys, suv to MLPs, in_scale to Mamba, logit_scale to the logits. Scales are kept as they were
 trained, and used times a factor written beside each. Sums, norms, scales, router and Mamba's state are fp32 (fp64 for fp64), rounded once.
 
+A token that is decoded costs hundreds of small operations. So layers read the config when they are made, since each read takes transformers
+microseconds, and a token alone needs neither mask nor scan.
+
 Shapes: B batch, S tokens of this call, T all tokens in a row, D hidden, N query heads, G key/value heads, K head dimension, F width of an
 MLP, E experts, V vocabulary. Mamba-2: H heads of P features, G groups of R heads that share B and C, N state size, C chunks of Q tokens.
 
@@ -16,6 +19,7 @@ Source: nGPT, arXiv 2410.01131; Normalized Architectures are Natively 4-Bit, arX
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from math import sqrt
 
@@ -42,49 +46,33 @@ CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(Causal
 
 def widen(x: Tensor) -> Tensor:
     """x in fp32, or in fp64 if it is: the arithmetic between matrix products."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def l2_normalize(x: Tensor, dim: int = -1) -> Tensor:
-    """x * rsqrt(sum(x^2) + EPS), rounded to x's dtype once; a zero row gives zero. Source: arXiv 2410.01131 section 2."""
+    """x / sqrt(sum(x^2) + EPS), rounded to x's dtype once; a zero row gives zero. Source: arXiv 2410.01131 section 2."""
     y = widen(x)
-    return (y * torch.rsqrt(y.square().sum(dim, keepdim=True) + EPS)).to(x.dtype)
+    norm = torch.linalg.vector_norm(y, dim=dim, keepdim=True)
+    return (y / torch.hypot(norm, torch.full_like(norm, sqrt(EPS)))).type_as(x)
 
 
 def lerp_retract(h_BSD: Tensor, b_BSD: Tensor, alpha_D: Tensor) -> Tensor:
     """The residual step: from h towards b, channel by channel, and back to the sphere. Source: arXiv 2410.01131 equations 10, 11."""
-    g_BSD = l2_normalize(widen(h_BSD))
-    step_BSD = alpha_D.to(g_BSD.dtype).abs() * (l2_normalize(widen(b_BSD)) - g_BSD)
-    return l2_normalize(g_BSD + step_BSD).to(h_BSD.dtype)
+    g_BSD, n_BSD = l2_normalize(widen(h_BSD)), l2_normalize(widen(b_BSD))
+    return l2_normalize(torch.lerp(g_BSD, n_BSD, alpha_D.abs().type_as(g_BSD))).type_as(h_BSD)
 
 
 def rotate(x_BSNK: Tensor, cos_BS1K: Tensor, sin_BS1K: Tensor) -> Tensor:
-    """Features i and i + K/2 turn together; the angles are those of the first half. Source: arXiv 2104.09864."""
-    first, second = x_BSNK.chunk(2, dim=-1)
-    return torch.cat([first * cos_BS1K - second * sin_BS1K, second * cos_BS1K + first * sin_BS1K], dim=-1)
+    """Features a = i and b = i + K/2 turn together, to a cos - b sin and b cos + a sin. Source: arXiv 2104.09864."""
+    return torch.addcmul(x_BSNK * cos_BS1K, x_BSNK.roll(x_BSNK.shape[-1] // 2, -1), sin_BS1K)
 
 
 def rotary_angles(position_ids_BS: Tensor, config: NGPTConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of position * theta^(-2i/K), each [B, S, 1, K/2]."""
+    """Cosines and sines of position * theta^(-2i/K) for features i and i + K/2, each [B, S, 1, K]; those of -angle for the first half."""
     exponent = torch.arange(0, config.head_dim, 2, dtype=dtype, device=position_ids_BS.device) / config.head_dim
-    angle = position_ids_BS[..., None, None].to(dtype) / config.rope_theta**exponent
+    power = config.rope_theta**exponent
+    angle = position_ids_BS[..., None, None].to(dtype) / torch.cat([-power, power])
     return angle.cos(), angle.sin()
-
-
-def activate(u: Tensor, suv: Tensor | None, config: NGPTConfig) -> Tensor:
-    """What an MLP does between its projections, [..., F] or [..., 2 F] (gate, then up) to [..., F]. Source: MODEL.md "MLP".
-
-    nGPT: u <- suv * sqrt(D) * u; squared ReLU, or SiLU(gate) * up; fine-grained: unit norm over all F features.
-    """
-    a = widen(u)
-    if suv is not None:
-        a = a * (suv.to(a.dtype) * sqrt(config.hidden_size))
-    if config.is_gated:
-        gate, up = a.chunk(2, dim=-1)
-        a = F.silu(gate) * up
-    else:
-        a = F.relu(a).square()
-    return (l2_normalize(a) if config.normalizes_operands else a).to(u.dtype)
 
 
 def ssd_scan(
@@ -93,9 +81,14 @@ def ssd_scan(
     """state_t = exp(dt_t A) state_(t-1) + dt_t x_t (outer) B_t and y_t = state_t C_t, from a state to y [B, S, H, P] and the last state.
 
     Tokens of a chunk reach each other through one triangular matrix a head, earlier ones through the state at the chunk's start. The chunk
-    size is no part of the function; one token is a chunk of its own. Source: Mamba-2, arXiv 2405.21060 section 6.
+    size is no part of the function; of one token the recurrence is taken as it is. Source: Mamba-2, arXiv 2405.21060 section 6.
     """
     length, groups, size = x_BSHP.shape[1], B_BSGN.shape[2], min(chunk_size, x_BSHP.shape[1])
+    if length == 1:
+        B_BHN, C_BHN = (v_BSGN[:, 0].repeat_interleave(x_BSHP.shape[2] // groups, dim=1) for v_BSGN in (B_BSGN, C_BSGN))
+        kept_BH, u_BHP = (dt_BSH * A_H).exp()[:, 0], (dt_BSH[..., None] * x_BSHP)[:, 0]
+        state_BHPN = kept_BH[..., None, None] * state_BHPN + u_BHP[..., None] * B_BHN[:, :, None]
+        return (state_BHPN @ C_BHN[..., None]).squeeze(-1)[:, None], state_BHPN
 
     def cut(t: Tensor) -> Tensor:
         """[B, S, ...] -> [B, C, Q, ...]; tokens with dt 0 fill up the last chunk: they neither decay nor feed the state."""
@@ -134,6 +127,13 @@ def attend(
         scores_BNST = scores_BNST + attention_mask
     weights_BNST = scores_BNST.softmax(-1).to(v_BNTK.dtype)
     return (weights_BNST @ v_BNTK).transpose(1, 2), weights_BNST
+
+
+def sees_all(attention_mask: Tensor | None, cache: Cache | None) -> bool:
+    """Whether the newest token needs no mask: none before it is padding, and the cache has no room for later ones (compiled code: no)."""
+    if torch.compiler.is_compiling() or getattr(cache, "is_compileable", False):
+        return False
+    return attention_mask is None or (attention_mask.dim() == 2 and bool(attention_mask.all()))
 
 
 def new_scale(*shape: int) -> nn.Parameter:
@@ -183,11 +183,11 @@ class NGPTAttention(nn.Module):
         self.config, self.layer_idx, self.head_dim, self.is_causal = config, layer_idx, config.head_dim, True
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = sqrt(self.head_dim) if config.is_ngpt else 1 / sqrt(self.head_dim)
+        self.normalizes_operands, self.sqk_factor = config.normalizes_operands, sqrt(config.hidden_size)
         queries, keys = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj, self.k_proj, self.v_proj = (reads_stream(config, features) for features in (queries, keys, keys))
         self.o_proj = writes_stream(config, queries)
-        if config.is_ngpt:
-            self.sqk = new_scale(queries)
+        self.sqk = new_scale(queries) if config.is_ngpt else None
 
     def forward(
         self,
@@ -197,23 +197,47 @@ class NGPTAttention(nn.Module):
         cache: Cache | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        q, k, v = (project(h_BSD).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        dtype, q, k = v.dtype, widen(q), widen(k)
+        heads = (*h_BSD.shape[:-1], -1, self.head_dim)
+        q, k, v = self.q_proj(h_BSD).view(heads), self.k_proj(h_BSD).view(heads), self.v_proj(h_BSD).view(heads)
+        qk = widen(torch.cat([q, k], dim=-2))
         if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if self.config.is_ngpt:
-            sqk_NK = (self.sqk.to(q.dtype) * sqrt(self.config.hidden_size)).unflatten(0, (-1, self.head_dim))
-            q, k = sqk_NK.square() * l2_normalize(q), l2_normalize(k)
-        q_BNSK, k_BGSK, v_BGSK = (x.to(dtype).transpose(1, 2) for x in (q, k, v))
+            qk = rotate(qk, *rotary)
+        if self.sqk is not None:
+            qk = l2_normalize(qk)
+        q, k = qk.tensor_split((q.shape[-2],), dim=-2)
+        if self.sqk is not None:
+            q = q * (self.sqk.type_as(q) * self.sqk_factor).view(-1, self.head_dim).square()
+        q_BNSK, k_BGSK, v_BGSK = q.type_as(v).transpose(1, 2), k.type_as(v).transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k_BGSK, v_BGSK = cache.update(k_BGSK, v_BGSK, self.layer_idx)
 
         function: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attend)
         o_BSNK, weights = function(self, q_BNSK, k_BGSK, v_BGSK, attention_mask, scaling=self.scaling, dropout=0.0, **kwargs)
         o_BSF = o_BSNK.reshape(*h_BSD.shape[:-1], -1)
-        if self.config.normalizes_operands:
+        if self.normalizes_operands:
             o_BSF = l2_normalize(o_BSF)
         return self.o_proj(o_BSF), weights
+
+
+class Activation:
+    """What an MLP does between its projections, [..., F] or [..., 2 F] (gate, then up) to [..., F]. Source: MODEL.md "MLP".
+
+    nGPT: u <- suv * sqrt(D) * u; squared ReLU, or SiLU(gate) * up; fine-grained: unit norm over all F features.
+    """
+
+    def __init__(self, config: NGPTConfig):
+        self.is_gated, self.normalizes, self.suv_factor = config.is_gated, config.normalizes_operands, sqrt(config.hidden_size)
+
+    def __call__(self, u: Tensor, suv: Tensor | None) -> Tensor:
+        a = widen(u)
+        if suv is not None:
+            a = a * (suv.type_as(a) * self.suv_factor)
+        if self.is_gated:
+            gate, up = a.chunk(2, dim=-1)
+            a = F.silu(gate) * up
+        else:
+            a = F.relu(a).square()
+        return (l2_normalize(a) if self.normalizes else a).type_as(u)
 
 
 class NGPTMLP(nn.Module):
@@ -221,7 +245,7 @@ class NGPTMLP(nn.Module):
 
     def __init__(self, config: NGPTConfig, layer_idx: int | None = None, width: int | None = None):
         super().__init__()
-        self.config, width = config, width or config.intermediate_size
+        self.activate, width = Activation(config), width or config.intermediate_size
         if config.is_gated:
             self.gate_proj = reads_stream(config, width)
         self.up_proj, self.down_proj = reads_stream(config, width), writes_stream(config, width)
@@ -229,9 +253,9 @@ class NGPTMLP(nn.Module):
 
     def forward(self, h_BSD: Tensor, **_) -> Tensor:
         u = self.up_proj(h_BSD)
-        if self.config.is_gated:
+        if self.activate.is_gated:
             u = torch.cat([self.gate_proj(h_BSD), u], dim=-1)
-        return self.down_proj(activate(u, self.suv, self.config))
+        return self.down_proj(self.activate(u, self.suv))
 
 
 class NGPTRouter(nn.Module):
@@ -239,7 +263,9 @@ class NGPTRouter(nn.Module):
 
     def __init__(self, config: NGPTConfig):
         super().__init__()
-        self.config = config
+        self.input_factor = sqrt(config.hidden_size) if config.is_ngpt and config.router_input == "scaled" else None
+        self.is_sigmoid, self.top_k = config.router_score == "sigmoid", config.num_experts_per_tok
+        self.scaling = config.routed_scaling_factor
         self.weight = new_scale(config.n_routed_experts, config.hidden_size)
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
         mark(self, config, **({"weight": -1} if config.router_normalized else {}))
@@ -248,14 +274,14 @@ class NGPTRouter(nn.Module):
         """Logits [T, E], weights [T, k] and experts [T, k] of each token."""
         with torch.autocast(h_TD.device.type, enabled=False):
             logits_TE = F.linear(widen(h_TD), self.weight.to(widen(h_TD).dtype))
-        if self.config.is_ngpt and self.config.router_input == "scaled":
-            logits_TE = logits_TE * sqrt(self.config.hidden_size)
-        scores_TE = logits_TE.sigmoid() if self.config.router_score == "sigmoid" else logits_TE.softmax(-1)
-        experts_Tk = (scores_TE + self.e_score_correction_bias).topk(self.config.num_experts_per_tok, dim=-1).indices
+        if self.input_factor is not None:
+            logits_TE = logits_TE * self.input_factor
+        scores_TE = logits_TE.sigmoid() if self.is_sigmoid else logits_TE.softmax(-1)
+        experts_Tk = (scores_TE + self.e_score_correction_bias).topk(self.top_k, dim=-1).indices
         weights_Tk = scores_TE.gather(-1, experts_Tk)
-        if self.config.num_experts_per_tok > 1:
+        if self.top_k > 1:
             weights_Tk = weights_Tk / (weights_Tk.sum(-1, keepdim=True) + 1e-20)
-        return logits_TE, weights_Tk * self.config.routed_scaling_factor, experts_Tk
+        return logits_TE, weights_Tk * self.scaling, experts_Tk
 
 
 class NGPTExperts(nn.Module):
@@ -267,24 +293,24 @@ class NGPTExperts(nn.Module):
     def __init__(self, config: NGPTConfig):
         super().__init__()
         experts, width, hidden = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
-        self.config, self.up_name, up_width = config, "gate_up_proj" if config.is_gated else "up_proj", (1 + config.is_gated) * width
+        self.activate = Activation(config)
+        self.up_name, up_width = "gate_up_proj" if config.is_gated else "up_proj", (1 + config.is_gated) * width
         self.register_parameter(self.up_name, nn.Parameter(torch.empty(experts, up_width, hidden)))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
         mark(self, config, **{self.up_name: -1, "down_proj": -2})
-        if config.is_ngpt:
-            self.suv = new_scale(*(() if config.shared_suv else (experts,)), up_width)
+        self.suv = new_scale(*(() if config.shared_suv else (experts,)), up_width) if config.is_ngpt else None
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Sum of a token's weighted experts, [T, D]; index and weights are [T, k]."""
         experts = len(self.down_proj)
-        suvs = self.suv.expand(experts, -1).unbind() if self.config.is_ngpt else [None] * experts
+        suvs = [None] * experts if self.suv is None else self.suv.expand(experts, -1).unbind()
         tokens_per_expert = top_k_index.flatten().bincount(minlength=experts).tolist()
         places = top_k_index.flatten().argsort(stable=True).split(tokens_per_expert)
         y_TD = torch.zeros_like(widen(hidden_states))
         for up, down, suv, place in zip(getattr(self, self.up_name).unbind(), self.down_proj.unbind(), suvs, places, strict=True):
             if len(place):
                 token = place // top_k_index.shape[-1]
-                a = activate(F.linear(hidden_states[token], up), suv, self.config)
+                a = self.activate(F.linear(hidden_states[token], up), suv)
                 y_TD.index_add_(0, token, F.linear(a, down) * top_k_weights.flatten()[place, None].to(y_TD.dtype))
         return y_TD.to(hidden_states.dtype)
 
@@ -313,60 +339,60 @@ class NGPTMamba2(nn.Module):
 
     def __init__(self, config: NGPTConfig, layer_idx: int):
         super().__init__()
-        self.config, self.layer_idx, heads = config, layer_idx, config.mamba_num_heads
-        self.inner = heads * config.mamba_head_dim
-        self.features = self.inner + 2 * config.n_groups * config.ssm_state_size  # of x, B and C
+        self.layer_idx, self.heads, self.head_dim = layer_idx, config.mamba_num_heads, config.mamba_head_dim
+        self.groups, self.state_size, self.chunk_size = config.n_groups, config.ssm_state_size, config.chunk_size
+        self.before, self.normalizes_operands, self.in_factor = config.conv_kernel - 1, config.normalizes_operands, sqrt(config.hidden_size)
+        self.inner, heads = self.heads * self.head_dim, self.heads
+        self.features = self.inner + 2 * self.groups * self.state_size  # of x, B and C
         self.in_proj = reads_stream(config, self.inner + self.features + heads)
-        if config.is_ngpt:
-            self.in_scale = new_scale(self.inner + self.features + heads)
+        self.in_scale = new_scale(self.inner + self.features + heads) if config.is_ngpt else None
         self.conv1d = nn.Conv1d(self.features, self.features, config.conv_kernel, groups=self.features)  # holds the filters
         self.dt_bias, self.A_log, self.D = new_scale(heads), new_scale(heads), new_scale(heads)
-        if config.has_mixer_norm:
-            self.norm = NGPTRMSNorm(self.inner, MIXER_NORM_EPS, config.n_groups)
+        self.norm = NGPTRMSNorm(self.inner, MIXER_NORM_EPS, self.groups) if config.has_mixer_norm else None
         self.out_proj = writes_stream(config, self.inner)
 
     def forward(self, h_BSD: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None, **_) -> Tensor:
         """attention_mask [B, S], False where a token is padding: it enters neither convolution nor state."""
         zxBCdt = self.in_proj(h_BSD)
-        dtype = zxBCdt.dtype
-        if self.config.is_ngpt:
+        if self.in_scale is not None:
             wide = widen(zxBCdt)
-            zxBCdt = (wide * (self.in_scale.to(wide.dtype) * sqrt(self.config.hidden_size))).to(dtype)
-        z_BSF, xBC_BSF, dt_BSH = zxBCdt.split([self.inner, self.features, self.config.mamba_num_heads], dim=-1)
+            zxBCdt = (wide * (self.in_scale.type_as(wide) * self.in_factor)).type_as(zxBCdt)
+        z_BSF, xBC_BSF, dt_BSH = zxBCdt.split_with_sizes([self.inner, self.features, self.heads], dim=-1)
         dt_BSH = F.softplus(widen(dt_BSH) + self.dt_bias)
         if attention_mask is not None:
             is_padding = ~attention_mask[..., None]
             xBC_BSF, dt_BSH = xBC_BSF.masked_fill(is_padding, 0), dt_BSH.masked_fill(is_padding, 0)
         y_BSF = self.scan(self.convolve(xBC_BSF, cache), dt_BSH, cache) * F.silu(widen(z_BSF))
-        if self.config.has_mixer_norm:
+        if self.norm is not None:
             y_BSF = self.norm(y_BSF)
-        if self.config.normalizes_operands:
+        if self.normalizes_operands:
             y_BSF = l2_normalize(y_BSF)
-        return self.out_proj(y_BSF.to(dtype))
+        return self.out_proj(y_BSF.type_as(zxBCdt))
 
     def convolve(self, xBC_BSF: Tensor, cache: Cache | None) -> Tensor:
         """SiLU of each feature's filter over a token and those before it, of which the cache holds conv_kernel - 1."""
-        length, before = xBC_BSF.shape[1], self.config.conv_kernel - 1
+        length, before = xBC_BSF.shape[1], self.before
         window_BFS = xBC_BSF.transpose(1, 2)
         if cache is not None:
             window_BFS = cache.update_conv_state(window_BFS, self.layer_idx, conv_kernel_size=before)
         window_BFS = widen(F.pad(window_BFS, (before, 0))[..., -(before + length) :])
-        taps = self.conv1d.weight.to(window_BFS.dtype).unbind(-1)  # each [F, 1]
-        out_BFS = sum(window_BFS[..., lag : lag + length] * tap_F1 for lag, tap_F1 in enumerate(taps)) + self.conv1d.bias[:, None]
-        return F.silu(out_BFS).to(xBC_BSF.dtype).transpose(1, 2)
+        out_BFS = self.conv1d.bias.type_as(window_BFS)[:, None]
+        for lag, tap_F1 in enumerate(self.conv1d.weight.type_as(window_BFS).unbind(-1)):
+            out_BFS = torch.addcmul(out_BFS, window_BFS[..., lag : lag + length], tap_F1)
+        return F.silu(out_BFS).type_as(xBC_BSF).transpose(1, 2)
 
     def scan(self, xBC_BSF: Tensor, dt_BSH: Tensor, cache: Cache | None) -> Tensor:
         """The state-space recurrence and its skip D * x, [B, S, inner]; the cache's state goes in and the last one out."""
-        vectors = self.config.n_groups * self.config.ssm_state_size
-        x, B, C = widen(xBC_BSF).split([self.inner, vectors, vectors], dim=-1)
-        x_BSHP = x.unflatten(-1, (-1, self.config.mamba_head_dim))
-        B_BSGN, C_BSGN = (v.unflatten(-1, (self.config.n_groups, -1)) for v in (B, C))
+        vectors = self.groups * self.state_size
+        x, B, C = widen(xBC_BSF).split_with_sizes([self.inner, vectors, vectors], dim=-1)
+        x_BSHP = x.unflatten(-1, (-1, self.head_dim))
+        B_BSGN, C_BSGN = (v.unflatten(-1, (self.groups, -1)) for v in (B, C))
         state_BHPN = None if cache is None else cache.layers[self.layer_idx].recurrent_states[0]
         if state_BHPN is None:
-            state_BHPN = x_BSHP.new_zeros(len(x), *x_BSHP.shape[2:], self.config.ssm_state_size)
-        A_H = -self.A_log.to(x.dtype).exp()
+            state_BHPN = x_BSHP.new_zeros(len(x), *x_BSHP.shape[2:], self.state_size)
+        A_H = -self.A_log.type_as(x).exp()
         with torch.autocast(x.device.type, enabled=False):
-            y_BSHP, state_BHPN = ssd_scan(x_BSHP, dt_BSH, A_H, B_BSGN, C_BSGN, self.config.chunk_size, state_BHPN)
+            y_BSHP, state_BHPN = ssd_scan(x_BSHP, dt_BSH, A_H, B_BSGN, C_BSGN, self.chunk_size, state_BHPN)
         if cache is not None:
             cache.update_recurrent_state(state_BHPN, self.layer_idx)
         return (y_BSHP + self.D[:, None] * x_BSHP).flatten(2)
@@ -381,18 +407,19 @@ class NGPTLayer(GradientCheckpointingLayer):
     def __init__(self, config: NGPTConfig, layer_idx: int):
         super().__init__()
         symbol = config.layer_pattern[layer_idx]
-        self.config, self.kind, self.mixer = config, LAYER_TYPES[symbol], MIXERS[symbol](config, layer_idx)
+        self.kind, self.mixer = LAYER_TYPES[symbol], MIXERS[symbol](config, layer_idx)
+        self.is_ngpt, self.alpha_factor = config.is_ngpt, config.alpha_init * sqrt(config.hidden_size)
         if config.is_ngpt:
             self.alpha = new_scale(config.hidden_size)
         else:
             self.norm = NGPTRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, h_BSD: Tensor, **kwargs) -> Tensor:
-        b_BSD = self.mixer(h_BSD if self.config.is_ngpt else self.norm(h_BSD), **kwargs)
+        b_BSD = self.mixer(h_BSD if self.is_ngpt else self.norm(h_BSD), **kwargs)
         b_BSD = b_BSD[0] if isinstance(b_BSD, tuple) else b_BSD
-        if not self.config.is_ngpt:
+        if not self.is_ngpt:
             return h_BSD + b_BSD
-        return lerp_retract(h_BSD, b_BSD, widen(self.alpha) * (self.config.alpha_init * sqrt(self.config.hidden_size)))
+        return lerp_retract(h_BSD, b_BSD, widen(self.alpha) * self.alpha_factor)
 
 
 class NGPTPreTrainedModel(PreTrainedModel):
@@ -461,9 +488,11 @@ class NGPTPreTrainedModel(PreTrainedModel):
         **_,
     ) -> dict[str, Tensor | None]:
         """The mask of each kind of layer: attention's as its implementation wants it, Mamba's [B, S], False where a token is padding."""
-        masks = {}
+        masks, cache = {}, past_key_values if cache is None else cache
+        if inputs_embeds.shape[1] == 1 and sees_all(attention_mask, cache):
+            return masks
         if "*" in config.layer_pattern:
-            past = {CACHE: past_key_values if cache is None else cache}
+            past = {CACHE: cache}
             masks["full_attention"] = create_causal_mask(config, inputs_embeds, attention_mask, position_ids=position_ids, **past)
         if attention_mask is not None and attention_mask.dim() == 2 and inputs_embeds.shape[1] > 1:  # a token that follows is none
             masks["linear_attention"] = attention_mask[:, -inputs_embeds.shape[1] :].bool()
@@ -604,5 +633,7 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
         )
 
 
+# `generate` asks for the signature at every token of a class with code of its own: it is read once.
+NGPTForCausalLM.forward.__signature__ = inspect.signature(NGPTForCausalLM.forward)
 NGPTModel.register_for_auto_class("AutoModel")
 NGPTForCausalLM.register_for_auto_class("AutoModelForCausalLM")

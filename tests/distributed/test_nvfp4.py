@@ -94,8 +94,9 @@ def test_a_recipe_computes_the_same_whether_it_is_the_runs_or_that_of_some_layer
 
 def test_watching_changes_nothing_and_sees_every_linear(results):
     assert results.figures("nvfp4_watched", "train_loss", "grad_norm") == results.figures("one_nvfp4", "train_loss", "grad_norm")
-    step_1, step_2 = results.rows("nvfp4_watched")[:2]
-    assert not any(name.startswith("precision/") for name in step_1)
+    step_1, step_2, step_3 = results.rows("nvfp4_watched")[:3]
+    assert not any(name.startswith("precision/") for name in step_3)  # between two health steps
+    assert {name for name in step_1 if name.startswith("precision/")} == {name for name in step_2 if name.startswith("precision/")}
     for layer in range(0, 8, 2):
         for name in (f"layers.{layer}.self_attention.linear_qkv", f"layers.{layer + 1}.mlp.linear_fc2"):
             for operand in ("input", "weight", "grad_output"):

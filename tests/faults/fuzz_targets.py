@@ -14,8 +14,10 @@ from sentencepiece import SentencePieceTrainer
 
 from launch.resume_checks import SOURCES_FILE
 from launch.run_folder import check_resumable, nothing_left, record_launch, resume_notes
-from ngpt.analysis.compare import config_diff, environment_rows, final_rows, load_run
+from ngpt.analysis.compare import config_diff, environment_rows, load_run
+from ngpt.analysis.groups import group_runs
 from ngpt.analysis.metrics import MetricsWriter, truncate_after
+from ngpt.analysis.results import final_rows, leads, not_measured
 from ngpt.config.compose import compose, load
 from ngpt.config.schema import DataSource, TokenizerConfig
 from ngpt.config.translate import leaf_types
@@ -161,7 +163,9 @@ def metrics(rng: random.Random, fixtures: Fixtures) -> None:
     else:
         path.write_bytes(json_bytes(rng, json.loads(path.read_bytes())))
     runs = [load_run(run), load_run(fixtures.run)]
-    config_diff(runs), environment_rows(runs), final_rows(runs)
+    config_diff(runs), environment_rows(runs)
+    groups = group_runs(runs)
+    final_rows(groups), leads(groups), not_measured(groups)
     truncate_after(run / "metrics.jsonl", 3)
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 from runs import ROOT, TWO_RANKS, WORDS, assert_same_run, finish, gone, last_row, start
@@ -22,6 +23,7 @@ def twin(tmp_path_factory):
     return folder
 
 
+TRACKED = ["logging.wandb.mode=offline"] if find_spec("wandb") else []
 SLOW_STEPS = {"kind": "slow_step", "seconds": 0.2}
 MOMENTS = {
     "step": (SLOW_STEPS, lambda training: training.wait_for_step(2)),
@@ -38,8 +40,9 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", ["step", "evaluation", pytest.param("save", marks=pytest.mark.quick)])
 def test_sigterm_to_every_process_saves_and_the_run_goes_on_to_the_same_bits(tmp_path, twin, moment):
+    """Those of a tracker's client, too, where it is installed."""
     fault, reach = MOMENTS[moment]
-    training = start(tmp_path / "run", *TWO_RANKS, fault=fault)
+    training = start(tmp_path / "run", *TWO_RANKS, *TRACKED, fault=fault)
     reach(training)
     everybody = training.tree()
     training.send(signal.SIGTERM, everybody)
@@ -48,7 +51,7 @@ def test_sigterm_to_every_process_saves_and_the_run_goes_on_to_the_same_bits(tmp
     assert gone(everybody) == []
     assert f"SIGTERM after step {training.newest_step}, which is saved; the same command goes on" in training.text
     assert "Traceback" not in training.text
-    finish(tmp_path / "run", *TWO_RANKS)
+    finish(tmp_path / "run", *TWO_RANKS, *TRACKED)
     assert_same_run(tmp_path / "run", twin)
 
 

@@ -20,7 +20,7 @@ from ngpt.checkpoints.manifest import METADATA_FILE
 LAUNCH_SECONDS = 600  # a hang ends here; no statement about speed
 # With a prediction depth, which transformers must pass over in silence.
 MODEL = "experiment=ngpt_hybrid_tiny model.layer_pattern=ME*E-/*E precision=bf16"
-OVERRIDES = f"{MODEL} data=mock parallel=ep2 cluster.gpus_per_node=2 train.steps=2 run.dir=run"
+OVERRIDES = f"{MODEL} data=mock parallel=ep2 cluster.gpus_per_node=2 train.steps=2 run.dir=run checkpoint.hf=true"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,32 @@ def test_the_folder_holds_all_that_a_user_needs(workplace):
     assert found["step"] == 2 and found["parity"]["holds"]
     card = (workplace / "export" / "README.md").read_text()
     assert "trainer and export agree on 128 tokens" in card and str(workplace) not in card
+
+
+def assert_exported(beside: Path, export: Path) -> None:
+    """The same bytes in every file, but for what the comparison adds."""
+    names = {path.name for path in export.iterdir()}
+    assert {path.name for path in beside.iterdir()} == names
+    for name in names - {"README.md", "ngpt_export.json"}:
+        assert (beside / name).read_bytes() == (export / name).read_bytes(), name
+    records = [json.loads((folder / "ngpt_export.json").read_text()) for folder in (beside, export)]
+    assert records[0].pop("parity") is None and records[1].pop("parity") and records[0] == records[1]
+    cards = [(folder / "README.md").read_text().splitlines() for folder in (beside, export)]
+    differing = [mine for mine, other in zip(*cards, strict=True) if mine != other]
+    assert len(differing) == 1 and "Comparison with the trained model | not run" in differing[0]
+
+
+def test_checkpoint_hf_writes_what_an_export_writes_and_the_next_launch_what_a_killed_one_left_undone(workplace):
+    checkpoint = workplace / "run" / "checkpoints" / "iter_0000002"
+    assert_exported(checkpoint / "hf", workplace / "export")
+    (checkpoint / "hf").rename(checkpoint / "hf.partial")
+    (checkpoint / "hf.partial" / "config.json").unlink()
+    again = ngpt("train", *OVERRIDES.split(), cwd=workplace)
+    assert again.returncode == 0 and "nothing to train" in again.stdout
+    told = "Hugging Face weights of step 2: run/checkpoints/iter_0000002/hf"
+    assert again.stderr.splitlines()[-1] == told and told in (workplace / "run" / "console.log").read_text()
+    assert_exported(checkpoint / "hf", workplace / "export")
+    assert not list(checkpoint.glob("*.partial"))
 
 
 def test_a_user_opens_it_without_this_project(workplace):

@@ -6,10 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from torchrun import ngpt
+
+from tests.unit.trackers.wandb_launches import launches, needs_client
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH_SECONDS = 600  # a hang ends here; no statement about speed
@@ -42,20 +45,21 @@ TRAIN = [
     "megatron.log_params_norm=true",
     "run.name=cli",
 ]
+TRACKED = ["logging.wandb.mode=offline"] if find_spec("wandb") else []
 
 
 @pytest.fixture(scope="module")
 def run(workplace) -> Path:
     """A run saved asynchronously after step 2, stopped after step 3, robbed of its last checkpoint, and resumed on two processes."""
     folder = workplace / "runs" / "cli"
-    first = ngpt(*TRAIN, "checkpoint.async_save=true", "debug=profile", "debug.profile_start=1", "debug.profile_stop=2",
+    first = ngpt(*TRAIN, *TRACKED, "checkpoint.async_save=true", "debug=profile", "debug.profile_start=1", "debug.profile_stop=2",
                  "train.stop_after=3", cwd=workplace)  # fmt: skip
     assert first.returncode == 0, first.stdout + first.stderr
     assert json.loads((folder / "summary.json").read_text())["status"] == "stopped"
     assert [row["step"] for row in rows(folder)] == [1, 2, 3]
     shutil.rmtree(folder / "checkpoints" / "iter_0000003")
     (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2")
-    second = ngpt(*TRAIN, "parallel=tp2", "cluster.gpus_per_node=2", cwd=workplace)
+    second = ngpt(*TRAIN, *TRACKED, "parallel=tp2", "cluster.gpus_per_node=2", cwd=workplace)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "step 4/4" in second.stdout
     return folder
@@ -123,11 +127,22 @@ def test_tensorboard_has_groups_the_config_and_what_was_asked_for(run):
     assert b"hidden_size: 64" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
 
 
+@needs_client
+def test_launches_of_a_run_folder_are_one_run_of_wandb(run):
+    first, second = launches(run)
+    assert first.run.run_id == second.run.run_id and (first.exit_code, second.exit_code) == (0, 0)
+    losses = {row["step"]: row["train_loss"] for row in rows(run)}
+    assert [row["step"] for row in first.history] == [1, 2, 3] and [row["step"] for row in second.history] == [3, 4]
+    assert {row["step"]: row["train/loss"] for row in [*first.history, *second.history]} == pytest.approx(losses)
+    assert all(row["megatron/params-norm"] > 0 for row in first.history)
+
+
 def test_report_and_sample(run, workplace):
     report = ngpt("report", "runs/cli", cwd=workplace)
     assert report.returncode == 0, report.stderr
     page = (run / "report" / "index.html").read_text()
-    assert "cli" in page and "data:image/png;base64" in page
+    assert "cli" in page and "<svg" in page
+    assert 'id="health"' in page  # of step 1: the run is shorter than an interval
     sample = ngpt("sample", "runs/cli", "--prompt", "def ", "--tokens", "5", cwd=workplace)
     assert sample.returncode == 0, sample.stderr
     assert sample.stdout.startswith("def ") and (run / "sample.txt").read_text().startswith("def ")

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from ngpt import files
-from ngpt.files import new_folder, replacing
+from ngpt.files import new_folder, partial_folder, replacing
 
 
 @pytest.mark.parametrize("synced", [True, False])
@@ -71,3 +71,20 @@ def test_a_new_folder_has_its_name_when_it_is_whole_and_otherwise_leaves_nothing
         (folder / "file").write_text("content")
         raise RuntimeError("broken")
     assert sorted(found.name for found in tmp_path.iterdir()) == ["above"] and [path] == list(path.parent.iterdir())
+
+
+def test_all_of_a_new_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "sync", lambda path: synced.append((path.name, (tmp_path / "folder").exists())))
+    with new_folder(tmp_path / "folder", alone=True) as folder:
+        assert folder == partial_folder(tmp_path / "folder")
+        (folder / "below").mkdir()
+        (folder / "below" / "file").touch()
+    assert sorted(synced[:-1]) == [("below", False), ("file", False), ("folder.partial", False)]
+    assert synced[-1] == (tmp_path.name, True)
+
+
+def test_a_new_folder_of_one_writer_is_made_in_a_folder_that_is_there(tmp_path):
+    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "gone" / "folder", alone=True):
+        pass
+    assert list(tmp_path.iterdir()) == []

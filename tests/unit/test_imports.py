@@ -12,7 +12,7 @@ FORBIDDEN = {
     "megatron_ext": {"launch"},
     "launch": set(),
 }
-TORCH_FREE = ("ngpt/config", "ngpt/data", "ngpt/analysis", "ngpt/estimate", "launch")
+TORCH_FREE = ("ngpt/config", "ngpt/data", "ngpt/analysis", "ngpt/estimate", "ngpt/trackers", "launch")
 ENVIRONMENT_FILE = "launch/environment.py"
 ENVIRONMENT_NAMES = {"environ", "environb", "getenv", "putenv", "unsetenv"}
 SOURCES = sorted(path for package in FORBIDDEN for path in (ROOT / package).rglob("*.py"))

@@ -42,48 +42,6 @@ def test_series_keep_a_gap_where_the_value_was_not_finite_and_skip_what_was_not_
     assert run.series("mfu", run.tokens) == ([], [])
 
 
-def test_final_table_of_a_finished_run(tmp_path):
-    run = compare.load_run(write_run(tmp_path / "a", summary=summary(), config={"parallel": {"tensor": 2}}))
-    table = cells(compare.final_rows([run]))
-    expected = {
-        "Status": "finished",
-        "Parameters": "1,642,514 (1.64M)",
-        "Model parallelism": "tensor 2",
-        "Steps": "100",
-        "Tokens trained on": "204,800 (205K)",
-        "Wall time": "1 h 02 min",
-        "Time in training steps": "25.0 s",
-        "Tokens per second": "8,192",
-        "Validation loss (nats per token)": "1.1303",
-        "Validation bits per byte": "1.6307",
-        "Bigram entropy of the same split (bits per byte)": "3.7121",
-        "Unigram entropy of the same split (bits per byte)": "4.8732",
-        "Worst unit-norm deviation, whole run": "1.2e-07",
-    }
-    assert {label: table[label] for label in expected} == {label: [value] for label, value in expected.items()}
-    assert "MFU, last logged" not in table
-
-
-def test_final_table_of_an_unfinished_run_holds_what_the_metrics_know(tmp_path):
-    finished = write_run(tmp_path / "a", summary=summary())
-    running = write_run(tmp_path / "b", [record(step) for step in (10, 50, 60)])
-    table = cells(compare.final_rows(compare.load_runs([finished, running])))
-    assert table["Steps"] == ["100", "60"]
-    assert table["Wall time"] == ["1 h 02 min", formats.MISSING]
-    assert table["Validation loss (nats per token)"][1] == f"{record(50)['val_loss']:.4f}"
-
-
-def test_the_precision_of_a_mixed_model_names_the_recipes_of_its_layers(tmp_path):
-    mixed = {"precision": {"layers": {"*.out_proj": "mxfp8", "*.mlp.*": "bf16", "*.fc1": "mxfp8"}}}
-    runs = compare.load_runs([write_run(tmp_path / "a"), write_run(tmp_path / "b", config=mixed)])
-    assert cells(compare.final_rows(runs))["Precision"] == ["fp32", "fp32 and mxfp8 and bf16"]
-
-
-def test_the_last_loss_of_a_diverged_run_is_not_its_last_finite_one(tmp_path):
-    run = compare.load_run(write_run(tmp_path / "a", [record(1), record(2, train_loss=math.nan)]))
-    assert cells(compare.final_rows([run]))["Training loss, last (nats per token)"] == ["nan"]
-
-
 @pytest.mark.parametrize(
     ("written", "kind", "message"),
     [

@@ -1,116 +1,200 @@
 import math
 
+import matplotlib
 import pytest
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from ngpt.analysis import compare, drawing, plots
+from ngpt.analysis import drawing
+from ngpt.analysis import sheets as sheet_module
+from tests.unit.analysis.figures import axes_of, drawn, legend_of, sheets, values
 from tests.unit.analysis.runs import SCALES, STEP_SECONDS, TOKENS_PER_STEP, record, write_run
 
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures by file name as they are when saved; they are not rendered, which takes most of the time."""
-    figures = {}
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.update({path.stem: figure}))
-    return figures
+STEPS = list(range(10, 101, 10))
+TRAINING = ["loss_time", "throughput", "learning_rate", "grad_norm"]
 
 
-def texts(axes):
-    return {text.get_text() for text in axes.texts}
+def test_every_concern_has_a_figure_with_a_legend_and_units(tmp_path):
+    figures = drawn(write_run(tmp_path / "a"))
+    assert list(figures) == ["loss_tokens", *TRAINING, "norm_deviation", "hidden_norm", "scales"]
+    for panels in figures.values():
+        for figure in panels:
+            for axes in figure.axes:
+                assert axes.get_xlabel() and axes.get_ylabel() and "a" in legend_of(axes)
+    assert figures["loss_time"][0].axes[0].get_xlabel() == "training time (s)"
+    assert figures["norm_deviation"][0].axes[0].get_yscale() == figures["loss_tokens"][0].axes[0].get_yscale() == "log"
 
 
-def test_every_concern_has_a_figure_with_titles_and_units(tmp_path, drawn):
-    written = plots.write_plots([compare.load_run(write_run(tmp_path / "a"))], tmp_path)
-    names = ["loss_tokens", "loss_time", "learning_rate", "grad_norm", "throughput", "norm_deviation", "hidden_norm", "scales"]
-    assert [plot.path.stem for plot in written] == names
-    for figure in drawn.values():
-        for axes in figure.axes:
-            assert axes.get_title("left") and axes.get_xlabel() and axes.get_ylabel()
-    assert drawn["loss_time"].axes[0].get_xlabel() == "training time (s)"
-    assert drawn["norm_deviation"].axes[0].get_yscale() == "log"
-
-
-def test_curves_hold_the_logged_numbers_and_the_axes_cover_them(tmp_path, drawn):
-    plots.write_plots([compare.load_run(write_run(tmp_path / "a"))], tmp_path)
-    steps = list(range(10, 101, 10))
-    training, validation = drawn["loss_tokens"].axes[0].lines[:2]
-    assert list(training.get_xdata()) == [step * TOKENS_PER_STEP for step in steps]
-    assert list(training.get_ydata()) == [record(step)["train_loss"] for step in steps]
+def test_curves_hold_the_logged_numbers_and_the_axes_cover_them(tmp_path):
+    figures = drawn(write_run(tmp_path / "a"))
+    training, validation = figures["loss_tokens"][0].axes[0].lines[:2]
+    assert values(training) == ([step * TOKENS_PER_STEP for step in STEPS], [record(step)["train_loss"] for step in STEPS])
     assert list(validation.get_ydata()) == [record(step)["val_loss"] for step in (50, 100)]
-    assert list(drawn["loss_time"].axes[0].lines[0].get_xdata()) == pytest.approx([step * STEP_SECONDS for step in steps])
-    for name, figure in drawn.items():
+    assert list(figures["loss_time"][0].axes[0].lines[0].get_xdata()) == pytest.approx([step * STEP_SECONDS for step in STEPS])
+    for name, panels in figures.items():
         end = 100 * (STEP_SECONDS if name == "loss_time" else TOKENS_PER_STEP)
-        for axes in figure.axes:
-            left, right = axes.get_xlim()
+        for figure in panels:
+            left, right = figure.axes[0].get_xlim()
             assert left == 0 and end <= right < 1.2 * end
 
 
-def test_scales_are_drawn_as_mean_and_band(tmp_path, drawn):
-    plots.write_plots([compare.load_run(write_run(tmp_path / "a"))], tmp_path)
-    for number, (scale, axes) in enumerate(zip(SCALES, drawn["scales"].axes, strict=True), start=1):
-        assert axes.get_title("left").startswith(scale)
+def test_the_start_of_a_run_is_in_the_frame_and_the_later_half_has_one_of_its_own(tmp_path):
+    lines = [record(step) for step in range(1, 101)]
+    folder = write_run(tmp_path / "a", lines)
+    low, high = axes_of("loss_tokens", folder).get_ylim()
+    assert low < lines[-1]["train_loss"] and high > lines[0]["train_loss"]
+    later = axes_of("loss_end", folder)
+    assert values(later.lines[0]) == ([line["tokens"] for line in lines[49:]], [line["train_loss"] for line in lines[49:]])
+    assert later.get_xlim()[0] == 50 * TOKENS_PER_STEP and later.get_ylim()[1] < 2
+
+
+def test_the_first_loss_that_was_not_finite_is_marked(tmp_path):
+    lines = [record(step, train_loss=math.nan if step >= 30 else 2.0) for step in range(10, 60, 10)]
+    axes = axes_of("loss_tokens", write_run(tmp_path / "a", lines))
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "x"] == [[30 * TOKENS_PER_STEP]]
+    assert "first not finite" in legend_of(axes)
+
+
+def test_the_lowest_validation_loss_of_all_runs_is_ringed_and_named(tmp_path):
+    better = [record(step, val_loss=2.0 if step == 50 else 3.0) for step in (50, 100)]
+    axes = axes_of("loss_tokens", write_run(tmp_path / "a"), write_run(tmp_path / "b", better, {"optim": {"lr": 1.0}}))
+    lowest = record(100)["val_loss"]
+    (ring,) = (line for line in axes.lines if line.get_markersize() == 10)
+    assert values(ring) == ([100 * TOKENS_PER_STEP], [lowest]) and f"lowest validation {lowest:.4f}" in legend_of(axes)
+
+
+def test_a_lowest_loss_before_the_later_half_does_not_widen_its_frame(tmp_path):
+    lines = [record(step, train_loss=3.0, val_loss=1.0 if step == 20 else 3.0) for step in range(1, 101)]
+    axes = axes_of("loss_end", write_run(tmp_path / "a", lines))
+    assert axes.get_ylim()[0] > 2 and not any(name.startswith("lowest") for name in legend_of(axes))
+
+
+def test_groups_are_compared_with_the_first_from_zero(tmp_path):
+    other = [record(step, train_loss=record(step)["train_loss"] + 0.5, val_loss=None) for step in STEPS]
+    folders = write_run(tmp_path / "a"), write_run(tmp_path / "b", other, {"optim": {"lr": 1.0}})
+    axes = axes_of("loss_difference", *folders)
+    line = next(line for line in axes.lines if len(line.get_xdata()) == len(STEPS))
+    assert list(line.get_ydata()) == pytest.approx([0.5] * len(STEPS))
+    assert axes.get_ylim()[0] < 0 < 0.5 < axes.get_ylim()[1]
+    assert "0: a" in legend_of(axes) and "validation" not in legend_of(axes)
+    relative = next(line for line in axes_of("loss_relative", *folders).lines if len(line.get_xdata()) == len(STEPS))
+    assert list(relative.get_ydata()) == pytest.approx([50 / record(step)["train_loss"] for step in STEPS])
+
+
+def test_one_group_and_runs_without_common_tokens_have_no_difference(tmp_path):
+    first = write_run(tmp_path / "a")
+    shifted = write_run(tmp_path / "b", [record(step) for step in (5, 15)], {"optim": {"lr": 1.0}})
+    assert not {"loss_difference", "loss_relative"} & {sheet.file for sheet in [*sheets(first), *sheets(first, shifted)]}
+
+
+def test_seeds_are_one_curve_in_the_band_of_their_extremes(tmp_path):
+    lines = [[record(step, train_loss=2.0 + seed) for step in STEPS] for seed in range(3)]
+    folders = [write_run(tmp_path / f"a{seed}", lines[seed], {"train": {"seed": seed}}) for seed in range(3)]
+    axes = axes_of("loss_tokens", *folders)
+    assert list(axes.lines[0].get_ydata()) == [3.0] * len(STEPS)
+    extent = axes.collections[0].get_paths()[0].get_extents()
+    assert (extent.ymin, extent.ymax) == (2.0, 4.0)
+    assert {"a (3 seeds)", "least to largest of the seeds"} <= set(legend_of(axes))
+
+
+def test_scales_are_drawn_as_mean_and_band_with_their_symbols(tmp_path):
+    folder = write_run(tmp_path / "a")
+    (sheet,) = (sheet for sheet in sheets(folder) if sheet.file == "scales")
+    assert [(panel.name.key, *panel.name.symbol) for panel in sheet.panels] == [
+        ("attn_alpha", "α", "A"),
+        ("mlp_alpha", "α", "M"),
+        ("sqk", "s", "qk"),
+        ("suv", "s", "uv"),
+        ("sz", "s", "z"),
+    ]
+    for number, figure in enumerate(drawn(folder, only="scales")["scales"], start=1):
+        (axes,) = figure.axes
         assert axes.lines[0].get_ydata()[-1] == number
         band = axes.collections[0].get_paths()[0].get_extents()
         assert (band.ymin, band.ymax) == (0.5 * number, 2.0 * number)
 
 
-def test_each_run_keeps_its_colour_and_its_name_is_written_as_it_is(tmp_path, drawn):
+def test_each_group_keeps_its_colour_and_its_name_is_written_as_it_is(tmp_path):
     names = ["plain", "_hidden_by_matplotlib", "$not$mathematics"]
-    plots.write_plots([compare.load_run(write_run(tmp_path / name)) for name in names], tmp_path)
-    for stem, figure in drawn.items():
-        labels = figure.legends[0].get_texts() if stem == "scales" else [text for text in figure.axes[0].texts if text.get_text() in names]
-        assert {label.get_text(): label.get_color() for label in labels} == dict(zip(names, drawing.COLORS, strict=False))
-        assert not any(label.get_parse_math() for label in labels)
+    folders = [write_run(tmp_path / name, config={"optim": {"lr": number}}) for number, name in enumerate(names)]
+    for file, panels in drawn(*folders).items():
+        for figure in panels:
+            entries = {name: handle.get_color() for name, handle in legend_of(figure.axes[0]).items() if name in names}
+            first = 1 if file in ("loss_difference", "loss_relative") else 0
+            assert entries == dict(list(zip(names, drawing.COLORS, strict=False))[first:])
+            children = (child for child in figure.axes[0].get_children() if hasattr(child, "legend_handles"))
+            assert not any(text.get_parse_math() for child in children for text in child.get_texts())
 
 
-def test_names_at_the_ends_of_equal_curves_do_not_overlap(tmp_path, drawn):
-    plots.write_plots([compare.load_run(write_run(tmp_path / f"run{number}")) for number in range(6)], tmp_path)
-    for stem in set(drawn) - {"scales"}:
-        heights = sorted(text.get_position()[1] for text in drawn[stem].axes[0].texts if text.get_text().startswith("run"))
-        assert len(heights) == 6
-        assert all(high - low >= 0.06 for low, high in zip(heights, heights[1:], strict=False))
-        assert -0.01 <= heights[0] and heights[-1] <= 1.01
+def test_norm_deviations_fill_their_frame_and_a_limit_beyond_it_is_named(tmp_path):
+    lines = [record(step, worst_norm_deviation=step * 1e-9) for step in STEPS]
+    axes = axes_of("norm_deviation", write_run(tmp_path / "a", lines))
+    low, high = axes.get_ylim()
+    assert 5e-9 < low < 1e-8 and 1e-7 < high < 2e-7
+    assert "limit 0.0001, above this frame" in legend_of(axes)
+    assert axes_of("norm_deviation", tmp_path / "a").lines[0].get_xdata()[0] == 10 * TOKENS_PER_STEP
 
 
-def test_the_start_leaves_the_frame_and_a_divergence_does_not(tmp_path, drawn):
-    lines = [record(step) for step in range(1, 100)]
-    plots.write_plots([compare.load_run(write_run(tmp_path / "a", lines))], tmp_path)
-    assert drawn["loss_tokens"].axes[0].get_ylim()[1] < lines[0]["train_loss"]
-    plots.write_plots([compare.load_run(write_run(tmp_path / "b", [*lines, record(100, train_loss=20.0)]))], tmp_path)
-    assert drawn["loss_tokens"].axes[0].get_ylim()[1] > 20.0
+def test_a_deviation_of_exactly_zero_is_drawn_at_the_lower_end(tmp_path):
+    lines = [record(10, worst_norm_deviation=0.0), record(20)]
+    axes = axes_of("norm_deviation", write_run(tmp_path / "a", lines))
+    assert list(axes.lines[0].get_ydata()) == [drawing.SMALLEST, 1.2e-7]
 
 
-def test_the_first_loss_that_was_not_finite_is_marked(tmp_path, drawn):
-    lines = [record(step, train_loss=math.nan if step >= 30 else 2.0) for step in range(10, 60, 10)]
-    plots.write_plots([compare.load_run(write_run(tmp_path / "a", lines))], tmp_path)
-    crosses = [list(line.get_xdata()) for line in drawn["loss_tokens"].axes[0].lines if line.get_marker() == "x"]
-    assert crosses == [[30 * TOKENS_PER_STEP]]
+def test_limits_of_the_config_are_drawn_only_where_runs_agree(tmp_path):
+    lines = [record(step, grad_norm=step / 50) for step in STEPS]
+    first = write_run(tmp_path / "a", lines)
+    axes = axes_of("grad_norm", first)
+    assert "clipped above 1" in legend_of(axes) and list(axes.lines[1].get_ydata()) == [1, 1]
+    second = write_run(tmp_path / "b", lines, {"optim": {"clip_grad": 0.5}})
+    assert set(legend_of(axes_of("grad_norm", first, second))) == {"a", "b"}
 
 
-def test_limits_of_the_config_are_drawn_only_where_runs_agree(tmp_path, drawn):
-    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b", config={"debug": {"norm_tolerance": 1e-3}})
-    plots.write_plots(compare.load_runs([first, second]), tmp_path)
-    assert "clipped above 1" in texts(drawn["grad_norm"].axes[0])
-    assert texts(drawn["norm_deviation"].axes[0]) == {"a", "b"}
+def test_hidden_norms_are_deviations_for_ngpt_and_norms_for_its_control(tmp_path):
+    hidden = {"health/hidden_norm/mean": 1.5, "health/hidden_norm/min": 0.25, "health/hidden_norm/max": 1.5}
+    lines = [record(step, **hidden) for step in (10, 20)]
+    sphere, control = (write_run(tmp_path / name, lines, {"model": {"architecture": name}}) for name in ("ngpt", "gpt"))
+    farthest, mean = axes_of("hidden_norm", sphere, control).lines
+    assert list(farthest.get_ydata()) == [0.75, 0.75] and list(mean.get_ydata()) == [0.5, 0.5]
+    assert list(axes_of("hidden_norm_control", sphere, control).lines[0].get_ydata()) == [1.5, 1.5]
+    assert axes_of("hidden_norm", control).get_ylabel() == "‖h‖"
 
 
-def test_a_control_without_norms_and_scales_has_no_empty_figures(tmp_path, drawn):
+def test_routers_have_a_section_of_their_own_with_their_unit(tmp_path):
+    load = {"health/expert_load/mean": 2.0, "health/expert_load/min": 1.5, "health/expert_load/max": 4.0, "aux_loss": 1.1}
+    folder = write_run(tmp_path / "a", [record(step, **load) for step in STEPS])
+    experts = [sheet for sheet in sheets(folder) if sheet.section == "Experts"]
+    assert [sheet.file for sheet in experts] == ["expert_load", "aux_loss"]
+    axes = axes_of("expert_load", folder)
+    assert axes.get_ylabel() == "busiest / average expert" and "1: balanced" in legend_of(axes)
+    (scales,) = (sheet for sheet in sheets(folder) if sheet.file == "scales")
+    assert len(scales.panels) == len(SCALES)
+
+
+def test_a_control_without_norms_and_scales_has_no_empty_figures(tmp_path):
     keys = ("step", "tokens", "train_loss", "step_time_s")
-    lines = [{key: record(step)[key] for key in keys} for step in (10, 20)]
-    assert [plot.path.stem for plot in plots.write_plots([compare.load_run(write_run(tmp_path / "a", lines))], tmp_path)] == [
-        "loss_tokens",
-        "loss_time",
-    ]
+    folder = write_run(tmp_path / "a", [{key: record(step)[key] for key in keys} for step in (10, 20)])
+    assert [sheet.file for sheet in sheets(folder)] == ["loss_tokens", "loss_time"]
 
 
-def test_a_run_with_one_record_is_visible(tmp_path, drawn):
-    plots.write_plots([compare.load_run(write_run(tmp_path / "a", [record(10)]))], tmp_path)
-    for figure in drawn.values():
-        for axes in figure.axes:
-            assert any(line.get_marker() not in ("None", "") for line in axes.lines)
+def test_a_run_with_one_record_is_visible(tmp_path):
+    for panels in drawn(write_run(tmp_path / "a", [record(10)])).values():
+        for figure in panels:
+            assert any(line.get_marker() not in ("None", "") for line in figure.axes[0].lines)
 
 
-def test_hidden_norms_that_differ_by_rounding_do_not_fill_the_frame(tmp_path, drawn):
-    plots.write_plots([compare.load_run(write_run(tmp_path / "a"))], tmp_path)
-    low, high = drawn["hidden_norm"].axes[0].get_ylim()
-    assert low < 0.995 and high > 1.005
+def test_nothing_in_a_png_is_printed_over_something_else(tmp_path):
+    """Titles, legends and axes of the sheet with the most panels, for runs with long names."""
+    names = [f"{letter}_name_that_is_longer_than_any_legend_has_room_for" for letter in "abcd"]
+    folders = [write_run(tmp_path / name, config={"optim": {"lr": number}}) for number, name in enumerate(names)]
+    (sheet,) = (sheet for sheet in sheets(*folders) if sheet.file == "scales")
+    with matplotlib.rc_context(drawing.STYLE):
+        figure = sheet_module.grid(sheet)
+        FigureCanvasAgg(figure).draw()
+    boxes = [axes.get_window_extent() for axes in figure.axes]
+    boxes += [child.get_window_extent() for axes in figure.axes for child in axes.get_children() if hasattr(child, "legend_handles")]
+    cells = [part for row in figure.subfigs for part in (row, *row.subfigs)]
+    boxes += [text.get_window_extent() for cell in cells for text in cell.texts]
+    assert len(boxes) == 5 * 4 + 1  # axes, names, styles and title of each panel, and the title of the sheet
+    for index, box in enumerate(boxes):
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[index + 1 :])

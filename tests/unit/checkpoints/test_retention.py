@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from ngpt.checkpoints import manifest
 from ngpt.checkpoints.choice import choose_by_sizes, listing
 from ngpt.checkpoints.retention import give_up_future, remove, set_aside, superseded
 
@@ -55,6 +56,17 @@ def test_only_our_own_are_removed(folder, save, save_old):
         "iter_0000002", "iter_0000004", "iter_0000006", "iter_0000016", "notes"
     }  # fmt: skip
     assert choose_by_sizes(folder).step == 16
+
+
+def test_weights_for_transformers_go_with_their_checkpoint_and_are_no_part_of_it(folder, save):
+    for step in (4, 8):
+        (save(step) / "hf").mkdir()
+        (folder / f"iter_{step:07d}" / "hf" / "model.safetensors").write_bytes(b"weights")
+    assert manifest.verify(folder / "iter_0000008", threads=1) is None
+    remove(set_aside(folder, 8, keep_last=1, keep_every=None))
+    assert not (folder / "iter_0000004").exists() and (folder / "iter_0000008" / "hf").exists()
+    save(8)  # once more: what was made of the first is not taken for what is made of the second
+    assert not (folder / "iter_0000008" / "hf").exists()
 
 
 def test_nothing_goes_before_the_new_one_is_there(folder, save):

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import operator
 
 import pytest
 
@@ -23,8 +24,8 @@ MEGATRON = {  # keys whose values Megatron gets as they are: its argument, and t
 
 
 def set_at(cfg: Config, key: str, value) -> None:
-    section, name = key.split(".")
-    setattr(getattr(cfg, section), name, value)
+    section, _, name = key.rpartition(".")
+    setattr(operator.attrgetter(section)(cfg), name, value)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ BAD = {
     "text_for_a_switch": Bad(["model.fine_grained=maybe"], "model.fine_grained", "'maybe'", "true or false", ["model.fine_grained=true"]),
     "text_for_a_source": Bad(["data.train=[x]"], "data.train[0]", "'x'", "{path, weight}", [], "path: data"),
     "value_for_a_section": Bad(["train=3"], "train", "3", "section", []),
+    "value_for_an_inner_section": Bad(["logging.wandb=online"], "logging.wandb", "online", "section", [], "logging.wandb.KEY"),
     "interpolation_for_a_section": Bad(["run=${train.seed}"], "run", "${train.seed}", "section", []),
     "several_values": Bad(["train.steps=1,2"], "train.steps", "1,2", "a command starts one", ["train.steps=8"], "once for each value"),
     "range_of_values": Bad(["train.seed=range(1,4)"], "train.seed", "range(1,4)", "a command starts one", ["train.seed=1"]),
@@ -39,6 +40,10 @@ BAD = {
     "decay_fraction": Bad(["schedule.decay_fraction=1.5"], "schedule.decay_fraction", "1.5", "at most 1", ["schedule.decay_fraction=1"]),
     "weight": Bad(["data.mock=false", "data.train=[{path:x,weight:0}]"], "data.train[0].weight", "0", "positive", []),
     "run_name": Bad(["run.name=a/b"], "run.name", "'a/b'", "Names a folder", ["run.name=a_b"]),
+    "wandb_mode": Bad(["logging.wandb.mode=off"], "logging.wandb.mode", "off", "disabled", ["logging.wandb.mode=disabled"]),
+    "wandb_project": Bad(["logging.wandb.project=a/b"], "logging.wandb.project", "'a/b'", "none of /", ["logging.wandb.project=b"]),
+    "wandb_entity": Bad(["logging.wandb.entity=''"], "logging.wandb.entity", "''", "a name", ["logging.wandb.entity=null"]),
+    "wandb_tags": Bad([f"logging.wandb.tags=[{'t' * 65}]"], "logging.wandb.tags", "ttt", "1 to 64", ["logging.wandb.tags=[t]"]),
     "architecture": Bad(["model.architecture=mamba"], "model.architecture", "mamba", "ngpt, gpt", ["model.architecture=gpt"]),
     "transformer_impl": Bad(["model.transformer_impl=te"], "model.transformer_impl", "te", "auto, local", ["model.transformer_impl=auto"]),
     "precision": Bad(["precision.dtype=nvfp4"], "precision.dtype", "nvfp4", "precision.format quantises", ["precision.dtype=bf16"]),
@@ -181,6 +186,9 @@ BAD = {
     "tokenizer_model": Bad(["tokenizer=sentencepiece"], "tokenizer.path", "None", "read from a file", ["tokenizer.path=t.model"]),
     "async_without_saving": Bad(
         ["checkpoint=none", "checkpoint.async_save=true"], "checkpoint.async_save", "True", "Nothing", ["checkpoint.save_at_end=true"]
+    ),
+    "hf_without_saving": Bad(
+        ["checkpoint=none", "checkpoint.hf=true"], "checkpoint.hf", "True", "Nothing", ["checkpoint.save_at_end=true"]
     ),
     "optimizer_of_no_checkpoint": Bad(
         ["checkpoint.load_optimizer=true"], "checkpoint.load_optimizer", "True", "checkpoint.load", ["checkpoint.load=runs/a/checkpoints"]

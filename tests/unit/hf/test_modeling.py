@@ -191,6 +191,11 @@ def test_the_scan_does_not_depend_on_how_it_is_cut():
     for chunk_size in (4, 13, 64):
         for whole, cut in zip((y, last), ssd_scan(x, dt, A, B, C, chunk_size, state), strict=True):
             torch.testing.assert_close(whole, cut, rtol=1e-11, atol=1e-12)
+    for token in range(13):
+        now = slice(token, token + 1)
+        y_now, state = ssd_scan(x[:, now], dt[:, now], A, B[:, now], C[:, now], 4, state)
+        torch.testing.assert_close(y_now, y[:, now], rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(state, last, rtol=1e-11, atol=1e-12)
 
 
 @torch.no_grad()
@@ -240,8 +245,12 @@ def test_sampling_and_beams_run(model):
 def test_other_ways_to_generate_give_the_same_tokens(model):
     tokens = tokens_of(model, length=5)
     options = dict(attention_mask=torch.ones_like(tokens), max_new_tokens=4, pad_token_id=0, do_sample=False)
-    expected = model.generate(tokens, **options)
-    assert torch.equal(model.generate(tokens, cache_implementation="static", **options), expected)
+    told = dict(output_logits=True, return_dict_in_generate=True)
+    grown, static = (model.generate(tokens, cache_implementation=kind, **told, **options) for kind in ("dynamic", "static"))
+    for a, b in zip(grown.logits, static.logits, strict=True):  # a mask hides the rest of a static cache
+        assert apart(a, b) < FP32 * a.abs().max()
+    expected = grown.sequences
+    assert torch.equal(static.sequences, expected)
     assert torch.equal(model.generate(tokens, prefill_chunk_size=2, **options), expected)
     assert torch.equal(model.generate(inputs_embeds=model.get_input_embeddings()(tokens), **options), expected[:, 5:])
 
@@ -321,6 +330,15 @@ def test_scales_router_and_state_stay_fp32_in_bf16(spec, tmp_path):
     same = NGPTForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).float()(tokens).logits
     typical = (out.logits - same).abs().median() / same.abs().max()
     assert typical < 0.02, typical
+
+
+@torch.no_grad()
+def test_fp64_from_a_folder_computes_with_its_fp32_scales(tmp_path):
+    model, tokens = built(SPECS["ngpt_hybrid_coarse"])[0].float(), tokens_of(HYBRID)
+    model.save_pretrained(tmp_path)
+    mixed = NGPTForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    assert {param.dtype for param in mixed.parameters()} == {torch.float32, torch.float64}
+    assert apart(mixed(tokens).logits, model.double()(tokens).logits) < 1e-6
 
 
 def test_gradient_checkpointing_changes_no_gradient(model):

@@ -116,7 +116,7 @@ def failing_trainer(tmp_path):
     code = (
         "from pathlib import Path\n"
         "from ngpt.config.errors import ConfigError\n"
-        "def leave(): pass\n"
+        "def leave(session): pass\n"
         "class Session: status, step = 'finished', 4\n"
         "def train(config, rank, on_built, stop_request):\n"
         "    print('step 1', flush=True)\n"

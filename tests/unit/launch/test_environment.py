@@ -229,6 +229,14 @@ def test_userbuffers_leave_multicast_alone():
     assert "UB_SKIPMC" not in worker_variables(compose(words), local_processes=2, cuda=True)
 
 
+def test_a_trackers_client_reports_no_errors_of_its_own_unless_it_is_told_to(config, monkeypatch):
+    name = "WANDB_ERROR_REPORTING"
+    variables = worker_variables(compose(["experiment=ngpt_tiny", "logging.wandb.mode=offline"]), local_processes=1, cuda=False)
+    assert variables[name] == "false" and name not in worker_variables(config, local_processes=1, cuda=False)
+    monkeypatch.setenv(name, "true")
+    assert worker_environment(variables, None)[name] == "true"
+
+
 def test_memory_grows_in_segments_except_under_cuda_graphs(config):
     name, graphs = "PYTORCH_CUDA_ALLOC_CONF", compose(["experiment=ngpt_tiny", "megatron.cuda_graph_impl=local"])
     assert worker_variables(config, local_processes=1, cuda=True)[name] == "expandable_segments:True"

@@ -145,6 +145,16 @@ def test_a_launch_leaves_everything_in_the_run_folder(workplace, slurm, monkeypa
     assert shown.out.startswith("job 42, run folder ") and "ngpt status" in shown.out and "ngpt stop" in shown.out
 
 
+def test_a_trackers_client_that_is_not_installed_is_missed_before_anything_starts(workplace, slurm, monkeypatch, capsys):
+    monkeypatch.setattr("ngpt.trackers.find_spec", lambda name: None)
+    for words in (["launch", *JOB], ["train", "experiment=ngpt_tiny"]):
+        assert cli.main([*words, "logging.wandb.mode=online"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("logging.wandb.mode: online. ") and "pip install 'ngpt-megatron[wandb]'" in line
+    assert slurm.jobs == [] and not list(workplace.iterdir())
+    assert cli.main(["launch", *JOB, "logging.wandb.mode=online", "cluster.container_image=image.sqsh"]) == 0  # it has its own packages
+
+
 def test_a_run_folder_has_one_job_at_a_time(workplace, slurm, capsys):
     assert cli.main(["launch", *JOB]) == 0
     assert cli.main(["launch", *JOB]) == 2
@@ -229,9 +239,13 @@ def test_status_of_a_run_that_is_over(workplace, slurm, capsys):
     assert cli.main(["status", str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["state"], found["step"], found["last_step"], found["checkpoint"]["step"]) == ("failed", 3, 4, 3)
+    assert found["hf"] is None
     assert found["failure"] == "rank 1: RuntimeError: NaN" and found["job"] == {"id": "42", "tasks": []}
+    for step in (1, 2):
+        (run / f"checkpoints/iter_000000{step}/hf").mkdir(parents=True)
     assert cli.main(["status", str(run)]) == 0
     shown = capsys.readouterr().out
+    assert f"\nhf          {run}/checkpoints/iter_0000002/hf\n" in shown
     assert "heartbeats" not in shown and "next        ngpt launch experiment=ngpt_tiny" in shown
 
 

@@ -51,6 +51,19 @@ def test_a_prefix_cut_in_two_by_the_pipe_is_still_removed_and_a_line_shown_befor
     assert run_and_tee(python(code), dict(os.environ), log) == 0
 
 
+def test_other_work_is_done_meanwhile(tmp_path):
+    """The worker ends when the launcher has done it twice, also while there is nothing to copy."""
+    done = tmp_path / "done"
+    code = f"import time; from pathlib import Path\nwhile len(Path({str(done)!r}).read_text()) < 2: time.sleep(0.01)"
+    done.touch()
+
+    def work():
+        with done.open("a") as file:
+            file.write("x")
+
+    assert run_and_tee(python(code), dict(os.environ), None, meanwhile=work) == 0
+
+
 def test_exit_codes_come_back():
     assert run_and_tee(python("raise SystemExit(7)"), dict(os.environ), None) == 7
 

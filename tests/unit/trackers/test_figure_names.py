@@ -1,12 +1,12 @@
-"""Figures of metrics.jsonl under TensorBoard's names."""
+"""Figures of metrics.jsonl under the names that trackers show."""
 
 import pytest
 
-from megatron_ext.training.metrics import tensorboard_tag
+from ngpt.trackers import figure_name
 
 
 @pytest.mark.parametrize(
-    ("name", "tag"),
+    ("name", "shown"),
     [
         ("train_loss", "train/loss"),
         ("val_loss", "valid/loss"),
@@ -20,5 +20,5 @@ from megatron_ext.training.metrics import tensorboard_tag
         ("step", None),
     ],
 )
-def test_each_figure_has_its_group_and_bounds_have_none(name, tag):
-    assert tensorboard_tag(name) == tag
+def test_each_figure_has_its_group_and_bounds_have_none(name, shown):
+    assert figure_name(name) == shown
