@@ -54,21 +54,33 @@ class ArchiveWithCommit(sdist):
 
 
 WANDB = "wandb>=0.30,<1"  # earlier ones wait for a server that does not answer, whatever their time limits
+README = os.path.join(HERE, "README.md")  # not there where only the requirements are read (docker/requirements.py)
 CODE = ["ngpt", "ngpt.*", "megatron_ext", "megatron_ext.*", "launch", "launch.*"]
 
 setup(
     name="ngpt-megatron",
     version="0.1.0",
     description="Pretraining of normalized transformers (nGPT) on Megatron-core",
+    long_description=open(README, encoding="utf-8").read() if os.path.exists(README) else "",
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.12",
     # conf/ stands at the top level for people to read, and is installed inside the package for the program to find.
     packages=find_packages(include=CODE) + ["ngpt.conf"],
     package_dir={"ngpt.conf": "conf"},
     package_data={
-        "ngpt": ["**/*.j2", "evaluation/tasks/*"],
-        "ngpt.conf": ["**/*.yaml"],
-        "launch": ["*.sh", "commands/completion.*sh", "slurm/*.sbatch", "commit.json"],
+        "ngpt": ["**/*.j2", "**/*.md", "evaluation/tasks/*", "py.typed"],
+        "ngpt.conf": ["**/*.yaml", "*.md"],
+        "megatron_ext": ["*.md", "py.typed"],
+        "launch": ["*.md", "*.sh", "commands/completion.*sh", "slurm/*.sbatch", "commit.json"],
     },
     cmdclass={"build_py": BuildWithCommit, "sdist": ArchiveWithCommit},
     entry_points={"console_scripts": ["ngpt = launch.cli:main"]},

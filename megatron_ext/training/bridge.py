@@ -193,7 +193,7 @@ def _collective_timeout(cfg: Config) -> dict[str, Any]:
 
 
 def _files(cfg: Config) -> dict[str, Any]:
-    """Logging and checkpoints. Only Megatron's fully reshardable distributed format is ever written (README "Checkpoints")."""
+    """Logging and checkpoints. Only the fully reshardable distributed format is ever written (launch/OPERATIONS.md "Checkpoints")."""
     checkpoint, run_dir = cfg.checkpoint, Path(cfg.run.dir)
     saves = checkpoint.save_at_end or checkpoint.interval is not None
     start = start_checkpoint(cfg)

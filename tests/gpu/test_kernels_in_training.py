@@ -25,11 +25,12 @@ def ngpt(*words: str) -> None:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
-    """The project's own README, in bytes."""
+    """The project's own pages, in bytes."""
     folder = tmp_path_factory.mktemp("text")
     if torch.cuda.is_available():
-        (folder / "readme.txt").write_bytes((ROOT / "README.md").read_bytes())
-        ngpt("data", "prepare", str(folder / "readme.txt"), "--out", str(folder), "--documents", "blank-line", "--split", "100,0,0")
+        pages = sorted([ROOT / "README.md", ROOT / "tests/CLAIMS.md", *(ROOT / "launch").glob("*.md"), *(ROOT / "ngpt").glob("*.md")])
+        (folder / "pages.txt").write_bytes(b"\n".join(page.read_bytes() for page in pages))
+        ngpt("data", "prepare", str(folder / "pages.txt"), "--out", str(folder), "--documents", "blank-line", "--split", "100,0,0")
     return folder / "train"
 
 

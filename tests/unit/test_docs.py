@@ -100,7 +100,7 @@ def test_named_commands_exist():
     known = {command.name for command in cli.COMMANDS}
     for page in LINKED:
         for code in re.findall(r"`([^`\n]+)`", prose(page)):
-            for name in re.findall(r"^(?:.* )?ngpt ([a-z]\w*)\b", code):
+            for name in re.findall(r"^ngpt ([a-z]\w*)\b", code):
                 assert name in known, f"{of(page)}: `{code}`"
 
 
