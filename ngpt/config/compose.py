@@ -35,6 +35,7 @@ _PLAIN = (ValueError, TypeError, AssertionError, RecursionError, OSError)
 _SCHEMA = pickle.dumps(OmegaConf.structured(Config))  # made anew from this in a tenth of the time
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("largest_divisor", lambda number, limit: largest_divisor(number, limit), replace=True)
+OmegaConf.register_new_resolver("not", lambda value: not value, replace=True)
 OmegaConf.register_new_resolver("fraction", lambda number, part: int(number * part), replace=True)
 
 
