@@ -1,6 +1,6 @@
 """What a config needs that an installation may lack: packages of the optional extras (setup.py)."""
 
-import importlib.util
+from importlib.util import find_spec
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
@@ -12,7 +12,7 @@ def check_extra(key: str, value: object, package: str, extra: str) -> None:
     Raises:
         ConfigError: it is not installed.
     """
-    spec = importlib.util.find_spec(package)
+    spec = find_spec(package)
     if spec is None or spec.origin is None:  # a mere folder of that name, as wandb's client leaves behind
         way_out = f"pip install 'ngpt-megatron[{extra}]', or in a checkout pip install -e '.[{extra}]'"
         raise ConfigError(key, value, f"It needs {package}, which is not installed", way_out)

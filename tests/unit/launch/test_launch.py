@@ -146,7 +146,7 @@ def test_a_launch_leaves_everything_in_the_run_folder(workplace, slurm, monkeypa
 
 
 def test_a_trackers_client_that_is_not_installed_is_missed_before_anything_starts(workplace, slurm, monkeypatch, capsys):
-    monkeypatch.setattr("ngpt.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("launch.extras.find_spec", lambda name: None)
     for words in (["launch", *JOB], ["train", "experiment=ngpt_tiny"]):
         assert cli.main([*words, "logging.wandb.mode=online"]) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -5,6 +5,7 @@ That samples are said to be reordered where Megatron reorders them: tests/unit/t
 
 import copy
 import json
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_every_key_has_its_verdict(resumed, key):
     """On resume a key is refused, or refused unless the schedule is replaced, or noted, or simply takes effect."""
     config = copy.deepcopy(resumed)
     section, _, name = key.rpartition(".")
-    holder = getattr(config, section) if section else config
+    holder = attrgetter(section)(config) if section else config
     value = getattr(holder, name)
     setattr(holder, name, "E*-" if key == "model.layer_pattern" else [DataSource("x")] if key == "data.train" else another(value))
     # The sources of this config are not there: what they hold is the matter of other tests.
