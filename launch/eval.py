@@ -19,6 +19,8 @@ from launch.models import device_of, is_run, quiet_transformers
 from launch.processes import worker_command
 from launch.world import World, single_world
 from ngpt.config.errors import ConfigError
+from ngpt.data.manifest import split_of
+from ngpt.evaluation import OWN_SPLIT
 
 if TYPE_CHECKING:
     from ngpt.evaluation.run import Request
@@ -111,6 +113,12 @@ def _check(options: argparse.Namespace, tasks: Sequence[str]) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')}", value, f"It is at least {least}", "Give such a number, or leave it out")
+    for folder in options.include:
+        if not folder.is_dir():
+            raise ConfigError("--include", folder, "It must be a folder with YAML files of tasks", "Correct the path")
+    for prefix in options.split:
+        if prefix != OWN_SPLIT:
+            split_of(prefix)
     if tasks:
         check_extra("--tasks", options.tasks, "lm_eval", "eval")
 

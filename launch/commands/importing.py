@@ -8,7 +8,8 @@ EPILOG = """\
 A new run goes on from the imported weights, with a fresh optimizer:
 
   ngpt train --config-dir ROOT/NAME/conf model=imported tokenizer=imported checkpoint.load=ROOT/NAME/checkpoints run.name=... \\
-    data.train=... train.seq_length=... train.micro_batch_size=... train.global_batch_size=... train.steps=...
+    data.mock=false data.train=... data.valid=... train.seq_length=... train.micro_batch_size=... train.global_batch_size=... \\
+    train.steps=...
 
 checkpoint.load_optimizer stays false: the checkpoint holds weights alone. What says how a model learns and config.json does not carry
 (model.moe_aux_loss, model.mtp_loss_coeff, ...) may be set there. An experiment with the same model can be named in place of model=imported.

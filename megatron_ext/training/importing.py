@@ -52,7 +52,7 @@ def main(request: Request) -> None:
             dump(source.cfg, folder / CONFIG_FILE)
             say(f"{request.folder}: {source.folder.config['model_type']}, {parameters:,} parameters, is step 0 of {run_dir}")
             batch = " ".join(f"train.{key}=..." for key in ("micro_batch_size", "global_batch_size", "steps"))
-            say(f"continue it: {command(source)} run.name=NAME data.train=... {batch}")
+            say(f"continue it: {command(source)} run.name=NAME data.mock=false data.train=... data.valid=... {batch}")
 
 
 def command(source: Source) -> str:

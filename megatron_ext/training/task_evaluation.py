@@ -32,7 +32,8 @@ class TaskEvaluation:
         self.interval, self.limit = train.eval_tasks_interval or train.eval_interval, train.eval_tasks_limit
         self.last_step, self.evaluated = train.steps, -1
         tokenizer = run_tokenizer(cfg)
-        self.tasks = load_tasks(train.eval_tasks, [Path(folder) for folder in train.eval_tasks_include])
+        folders = [Path(folder) for folder in train.eval_tasks_include]
+        self.tasks = load_tasks(train.eval_tasks, folders, keys=("train.eval_tasks", "train.eval_tasks_include"))
         generating = sorted(name for name, task in self.tasks["tasks"].items() if task.OUTPUT_TYPE == "generate_until")
         if generating:
             rule = "During training texts are scored, and this task wants text generated"

@@ -23,6 +23,7 @@ from ngpt.hf.generate import Settings
 from ngpt.hf.load import TextModel
 
 SHIPPED = Path(__file__).parent / "tasks"
+OPTIONS = ("--tasks", "--include")  # of `ngpt eval`: what names tasks and folders
 FEWSHOT_SEED = 1234  # that of lm-eval's command
 NEW_TOKENS = 256  # of a task that does not say how many, as in lm-eval
 BOOTSTRAPS = 1000  # for standard errors that have no formula
@@ -113,19 +114,22 @@ class ScoredLM(TemplateLM):
         return Settings(tokens=tokens, stops=tuple(filter(None, stops)), **sampling), stops
 
 
-def load_tasks(names: Sequence[str], folders: Sequence[Path], fewshot: int | None = None) -> dict[str, Any]:
+def load_tasks(
+    names: Sequence[str], folders: Sequence[Path], fewshot: int | None = None, keys: tuple[str, str] = OPTIONS
+) -> dict[str, Any]:
     """Tasks with their documents, which may have to be fetched.
 
     Args:
         names: of tasks, groups and tags. folders: with task files of the user's, which come before shipped ones and lm-eval's.
         fewshot: examples before each question; None, and where a task says 0: as the task says.
+        keys: what names tasks and folders, for messages.
 
     Raises:
         ConfigError: no such task, or its file or its documents cannot be read.
     """
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError("--include", folder, "It must be a folder with YAML files of tasks", "Correct the path")
+            raise ConfigError(keys[1], folder, "It must be a folder with YAML files of tasks", "Correct the path")
     for logger in ("lm_eval", "datasets"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     paths = [str(path) for path in (SHIPPED, *folders)]
@@ -135,14 +139,14 @@ def load_tasks(names: Sequence[str], folders: Sequence[Path], fewshot: int | Non
     for name in names:
         if name not in manager.all_tasks:
             close = difflib.get_close_matches(name, manager.all_tasks, n=1)
-            rule = "No task of lm-eval, of ngpt or of --include has this name"
-            raise ConfigError("--tasks", name, rule, f"Did you mean {close[0]}?" if close else "`lm_eval ls tasks` lists lm-eval's")
+            rule = f"No task of lm-eval, of ngpt or of {keys[1]} has this name"
+            raise ConfigError(keys[0], name, rule, f"Did you mean {close[0]}?" if close else "`lm_eval ls tasks` lists lm-eval's")
     try:
         loaded = manager.load(list(names))
     except Exception as error:  # of the libraries that read and fetch documents: they have many
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         rule = "The task's file and its documents must be readable; lm-eval's own are fetched from the Hugging Face Hub"
-        raise ConfigError("--tasks", f"{', '.join(names)}: {first}", rule, "Correct the file, or fetch the documents beforehand") from error
+        raise ConfigError(keys[0], f"{', '.join(names)}: {first}", rule, "Correct the file, or fetch the documents beforehand") from error
     for task in loaded["tasks"].values():
         default = task.get_config("num_fewshot")
         if default is None or (fewshot is not None and default != 0):

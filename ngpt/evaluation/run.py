@@ -15,13 +15,13 @@ import torch
 from ngpt.config.errors import ConfigError
 from ngpt.config.one_process import run_config
 from ngpt.config.schema import TrainConfig
+from ngpt.evaluation import OWN_SPLIT
 from ngpt.evaluation.ranks import Ranks
 from ngpt.evaluation.scorer import ModelScorer
 from ngpt.evaluation.split import score_split
 from ngpt.hf.load import TextModel, open_folder, open_run
 from ngpt.progress import write_json
 
-OWN_SPLIT = "valid"  # the run's data.valid
 KINDS = ("tasks", "splits")
 RANDOM_SEED, OTHER_SEED = 0, 1234  # those of lm-eval's command
 
@@ -140,10 +140,12 @@ def _seed_everything() -> None:
 
 
 def finish(request: Request, results: dict[str, Any]) -> None:
-    """Prints the results of `evaluate`, and keeps them; a run keeps them beside earlier ones of the same checkpoint."""
+    """Prints the results of `evaluate`, and keeps them: a run those of all documents, beside earlier ones of the same checkpoint."""
     print(json.dumps(results) if request.as_json else table(results), flush=True)
     if request.out is not None:
         write_json(Path(request.out), results, indent=2)
+    elif request.is_run and request.limit is not None:
+        print("note: with --limit the run does not keep the results; --out FILE does", file=sys.stderr)
     elif request.is_run:
         path = Path(request.path) / "eval" / f"iter_{results['step']:07d}.json"
         earlier = _earlier(path)

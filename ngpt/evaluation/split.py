@@ -62,7 +62,7 @@ def score_split(
         prefix: of the split's files, as `ngpt data prepare` wrote them.
         seed: `train.eval_seed`: it decides which documents meet in a sequence.
         limit: sequences at most; None: all.
-        tick: is told how many sequences of how many are done.
+        tick: is told how many sequences are done, of how many that the split has.
 
     Raises:
         ConfigError: no prepared split, too short a one, or one of another tokenizer.
@@ -70,14 +70,14 @@ def score_split(
     _check_tokenizer(encode, prefix)
     manifest, name = split_of(prefix)
     split, length = manifest.splits[name], scorer.window
-    wanted = sequences_of_split(prefix, length)
-    wanted = wanted if limit is None else min(limit, wanted)
+    there = sequences_of_split(prefix, length)
+    wanted = there if limit is None else min(limit, there)
     total, done = 0.0, 0
     found = itertools.islice(sequences(prefix, length, seed), wanted)
     while part := list(itertools.islice(found, ROWS_AT_A_TIME)):
         total += sum(score for score, _ in scorer.score([Row(tuple(sequence.tolist()), length) for sequence in part]))
         done += len(part)
-        tick(done, wanted)
+        tick(done, there)
     loss = -total / (done * length)
     return SplitScore(loss, loss / math.log(2) * split.tokens / split.bytes_of_text, done, done * length)
 

@@ -76,10 +76,13 @@ def test_two_processes_share_the_texts_and_say_the_same(workplace, of_run):
 def test_a_run_keeps_its_results_beside_earlier_ones(workplace, of_run):
     kept = workplace / "runs" / "hybrid" / "eval" / "iter_0000020.json"
     before = json.loads(kept.read_text())
-    ngpt("eval", "runs/hybrid", "--tasks", "ngpt_cloze", "--limit", "5", cwd=workplace)
+    said = ngpt("eval", "runs/hybrid", "--tasks", "ngpt_cloze", "--limit", "5", cwd=workplace).stderr
+    assert json.loads(kept.read_text()) == before and "with --limit the run does not keep the results" in said
+    del before["tasks"]["ngpt_cloze"], before["evaluated_at"]
+    kept.write_text(json.dumps(before | {"evaluated_at": ""}))
+    ngpt("eval", "runs/hybrid", "--tasks", "ngpt_cloze", cwd=workplace)
     after = json.loads(kept.read_text())
-    assert after["tasks"]["ngpt_cloze"]["samples"] == 5 and before["tasks"]["ngpt_cloze"]["samples"] == 60
-    assert after["tasks"]["ngpt_copying"] == before["tasks"]["ngpt_copying"] and after["splits"] == before["splits"]
+    assert after["tasks"].pop("ngpt_cloze")["samples"] == 60 and after["tasks"] == before["tasks"] and after["splits"] == before["splits"]
 
 
 LAYOUTS = {
@@ -142,10 +145,12 @@ def test_bad_input_ends_in_one_line(workplace, name):
     assert said in done.stderr.strip().splitlines()[-1]
 
 
-def test_a_task_that_generates_is_refused_before_training(workplace):
-    asked = ["train.eval_tasks=[kind_generate_until]", "train.eval_tasks_include=[tasks]", "train.steps=2", "run.name=generating"]
-    done = torchrun.ngpt("train", *training("ngpt_tiny"), *asked, cwd=workplace)
-    assert done.returncode == 2 and "this task wants text generated" in done.stderr + done.stdout
+def test_a_task_that_generates_or_does_not_exist_is_refused_before_training(workplace):
+    asked = ["train.eval_tasks_include=[tasks]", "train.steps=2", "run.name=refused"]
+    said = {"kind_generate_until": "this task wants text generated", "nothing": "train.eval_tasks: nothing. No task of lm-eval"}
+    for task, words in said.items():
+        done = torchrun.ngpt("train", *training("ngpt_tiny"), f"train.eval_tasks=[{task}]", *asked, cwd=workplace)
+        assert done.returncode == 2 and words in done.stderr + done.stdout
 
 
 def write_bad_tasks(workplace: Path, folder: Path) -> None:
