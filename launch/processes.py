@@ -21,6 +21,7 @@ from ngpt.streams import abandon
 AGENT_MODULE, WORKER_MODULE = "launch.agent", "launch.worker"
 INTERRUPTED = 130
 POLL_SECONDS = 0.2
+OPEN_LINE_SECONDS = 2.0  # a line that stays without an end for so long may be a prompt
 
 
 def worker_command(worker_arguments: Sequence[str], processes: int, run_dir: Path) -> list[str]:
@@ -55,7 +56,7 @@ def run_and_tee(
         log_path: None: stdout only.
         reporting_rank: The local rank that prints the progress; its lines lose the agent's prefix.
         forwarded: Takes the signals that were passed on to the workers, in their order.
-        meanwhile: Called several times a second while the command runs. It must not wait.
+        meanwhile: Called several times a second while the command runs, between its lines. It must not wait.
 
     Returns:
         The exit code, also where a descendant still holds the output open; -n for a process ended by signal n; 130 after a second Ctrl-C,
@@ -152,16 +153,21 @@ def _arriving(process: subprocess.Popen, meanwhile: Callable[[], None]) -> Itera
     assert process.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
+        silent_polls, in_line = 0, False
         while True:
-            meanwhile()
+            # What is said meanwhile must not stand within a line of which the end is about to arrive.
+            if not in_line or silent_polls * POLL_SECONDS >= OPEN_LINE_SECONDS:
+                meanwhile()
             ended = process.poll() is not None
             if selector.select(0 if ended else POLL_SECONDS):
                 if chunk := os.read(process.stdout.fileno(), 1 << 16):
+                    silent_polls, in_line = 0, not chunk.endswith(b"\n")
                     yield chunk
                     continue
                 return
             if ended:
                 return
+            silent_polls += 1
 
 
 def _without_prefix(chunks: Iterator[bytes], prefix: bytes) -> Iterator[bytes]:

@@ -310,17 +310,12 @@ def test_a_tokenizer_that_does_not_go_along_is_refused_before_the_start(tmp_path
     check_exportable(compose([*gone, "checkpoint.hf=false"]))
 
 
-def of_weights(text: str) -> list[str]:
-    """The lines on exports: capfd hears all of this process, whatever other tests have left in it."""
-    return [line for line in text.splitlines() if "Hugging Face weights" in line]
-
-
 def test_a_run_ends_well_though_an_export_fails_and_the_same_command_writes_what_is_missing(run, monkeypatch, capfd):
     run.ends(10, 1)
     run.ends(50)
     assert run.train("finished", monkeypatch) == 0
     out = weights_folder(folder_of(run.checkpoints, 50))
-    told = of_weights(capfd.readouterr().err)
+    told = capfd.readouterr().err.splitlines()
     assert len(told) == 3, told
     assert told[0].startswith("note: no Hugging Face weights of step 10: the cause. By hand: ngpt export ")
     assert told[1:] == ["writing the Hugging Face weights of step 50", f"Hugging Face weights of step 50: {out}"] and out.exists()
@@ -328,7 +323,7 @@ def test_a_run_ends_well_though_an_export_fails_and_the_same_command_writes_what
     shutil.rmtree(out)
     assert run.train("is not started", monkeypatch) == 0
     shown = capfd.readouterr()
-    assert "nothing to train" in shown.out and of_weights(shown.err) == told[1:] and out.exists() and run.started(50)["check"]
+    assert "nothing to train" in shown.out and shown.err.splitlines() == told[1:] and out.exists() and run.started(50)["check"]
 
 
 def test_a_run_that_a_signal_ends_waits_for_no_export(run, monkeypatch, capfd):

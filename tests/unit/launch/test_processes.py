@@ -140,3 +140,17 @@ def test_a_signal_reaches_the_worker_and_the_launcher_waits_for_it(tmp_path):
     assert run_and_tee(python(code), dict(os.environ), log) == 5
     assert b"saved" in log.read_bytes()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_is_said_meanwhile_stands_between_the_lines_of_the_command(tmp_path):
+    """A line arrives in pieces: print writes its end by itself."""
+    log = tmp_path / "console.log"
+
+    def say():
+        with log.open("a") as stream:
+            stream.write("note\n")
+
+    code = "import os\nfor _ in range(2000): os.write(1, b'half'); os.write(1, b' a line\\n')"
+    assert run_and_tee([sys.executable, "-S", "-c", code], os.environ, log, meanwhile=say) == 0
+    lines = log.read_text().splitlines()
+    assert lines.count("half a line") == 2000 and set(lines) == {"half a line", "note"}
