@@ -8,13 +8,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch import world as worlds
-from launch.world import Job, World
 from ngpt.config.cluster import PLACE_VARIABLES
 from ngpt.config.errors import ConfigError
 from ngpt.config.megatron_keys import captures
 from ngpt.config.schema import Config
 from ngpt.config.sizes import world_size
+
+from . import world as worlds
+from .world import Job, World
 
 # Would change what the precision recipe computes: approximate reciprocals and an unrounded Hadamard transform in Transformer Engine.
 REMOVED = ("NVTE_USE_FAST_MATH",)
