@@ -116,21 +116,21 @@ setup(
         "fsspec>=2024.6",  # no upper bound: s3fs and gcsfs pin it to their own version
         "huggingface_hub>=0.34,<3",
         "jinja2>=3.1,<4",
-        "matplotlib>=3.11,<4",
+        "matplotlib>=3.10,<4",  # from the first whose artists tell the outermost figure
         "numpy>=2.1,<3",  # from the one in NVIDIA's images on
-        "psutil>=7.2,<8",  # Megatron's distributed checkpoints import it and do not declare it
-        "pyarrow>=26,<27",
+        "psutil>=6,<8",  # Megatron's distributed checkpoints import it and do not declare it
+        "pyarrow>=18,<27",
         "pyyaml>=6,<7",
         "safetensors>=0.7,<1",
-        "shtab>=1.7,<2",  # completion of bash and zsh
+        "shtab>=1.10,<2",  # completion of bash and zsh, from the first that takes choices of any container
         "sentencepiece>=0.2.3,<1",  # earlier ones crash on a damaged model
-        "tensorboard>=2.21,<3",
-        "tiktoken>=0.14,<1",
+        "tensorboard>=2.18,<3",
+        "tiktoken>=0.8,<1",
         "tokenizers>=0.23,<1",
-        "tqdm>=4.70,<5",
+        "tqdm>=4.66,<5",
         "transformers>=5.20.2,<6",  # exports open in it, and generation is its own
-        "xxhash>=3.5,<5",  # hashes of checkpoint files: finds damage at tens of GB/s, where SHA-256 would take longer than the save
-        "zstandard>=0.25,<1",
+        "xxhash>=3.4,<5",  # hashes of checkpoint files: finds damage at tens of GB/s, where SHA-256 would take longer than the save
+        "zstandard>=0.22,<1",
     ],
     extras_require={
         # Needs nvcc. NVIDIA's apex is optional and not on the registry (`apex` there is another project): Megatron takes Adam from
