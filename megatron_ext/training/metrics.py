@@ -21,6 +21,7 @@ from ngpt.config import Config
 from ngpt.config.pattern import parse
 from ngpt.config.sizes import last_low_precision_step, tokens_per_step, world_size
 from ngpt.durations import duration
+from ngpt.eta import Eta
 from ngpt.trackers import Trackers, figure_name, trackers_of
 
 VALIDATION_LOSS = f"{LOSS_NAME} validation"
@@ -65,6 +66,7 @@ class MetricsRecorder:
         self.last: dict[str, float] = {}
         self.start_step = self.skipped_steps = 0  # of this launch
         self.rates: list[float] = []
+        self.eta = Eta(cfg.train.steps)
         self.writer: MetricsWriter | None = None
         self.trackers: Trackers | None = None
         self.passed: dict[int, dict[str, float]] = {}  # step: Megatron's scalars for the trackers that came before its record
@@ -73,7 +75,7 @@ class MetricsRecorder:
         """Begin after `start_step` (0 for a fresh run): what was recorded beyond it is superseded."""
         truncate_after(self.path, start_step)
         self.writer = MetricsWriter(self.path)
-        self.started, self.start_step, self.written = time.monotonic(), start_step, start_step or None
+        self.start_step, self.written = start_step, start_step or None
         self.trackers = trackers_of(self.cfg, self.say)
         self.trackers.open(start_step)
 
@@ -139,6 +141,7 @@ class MetricsRecorder:
             self.last["worst_norm_deviation"] = worst
         if "tokens_per_second" in figures:
             self.rates.append(figures["tokens_per_second"])
+            self.eta.add(step, figures["step_time_s"], time.monotonic())
         self.say(self._progress(figures))
 
     def close(self) -> None:
@@ -184,8 +187,7 @@ class MetricsRecorder:
             parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
         if figures.get("mfu"):
             parts.append(f"MFU {figures['mfu']:.1%}")
-        if step > self.start_step:
-            left = (time.monotonic() - self.started) * (steps - step) / (step - self.start_step)
+        if step < steps and (left := self.eta.seconds_left()) is not None:
             parts.append(f"ETA {duration(left)}")
         return " | ".join(parts)
 
