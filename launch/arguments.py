@@ -71,7 +71,7 @@ HYDRA_OPTIONS = {
     ("--resolve",): (_COMPOSES, "ngpt config WORDS prints the config, which is always resolved"),
     ("-p", "--package"): (_COMPOSES, "ngpt config WORDS prints the config; --json helps to pick a section"),
     ("-i", "--info", "--hydra-help"): (_COMPOSES, "ngpt list shows groups, files and keys, ngpt config WORDS what comes of them"),
-    ("-cn", "--config-name"): (_COMPOSES, "experiment=NAME chooses a run; one of your own is FOLDER/experiment/NAME.yaml, with --config-dir FOLDER"),
+    ("-cn", "--config-name"): (_COMPOSES, "experiment=NAME chooses a run; your own is FOLDER/experiment/NAME.yaml under --config-dir FOLDER"),
     ("-cp", "--config-path"): (_COMPOSES, "--config-dir FOLDER adds a folder of your own, laid out like conf/"),
     ("-r", "--run"): ("That is what it does without", "Leave it out"),
     ("-s", "--shell-completion"): (_COMPOSES, "ngpt completion bash prints the script by which a shell completes words"),
@@ -107,7 +107,7 @@ def add_overrides(parser: argparse.ArgumentParser, sweeps: bool = False) -> None
     if sweeps:
         what = "a run for each combination of values: optim.lr=1e-3,3e-3 train.seed=range(1,4) model=glob(*)"
         parser.add_argument("-m", "--multirun", action="store_true", help=what.replace("%", "%%"))
-        what = "with -m: members that run at a time, each on GPUs of its own (default: 1)"
+        what = "with -m: members that run at a time, each on GPUs of its own (default: 1; of a cluster: as many as it starts)"
         parser.add_argument("--parallel", type=int, metavar="N", help=what)
     else:
         rule = (_ONE_RUN, "Leave it out; ngpt train -m and ngpt launch -m sweep")
@@ -117,17 +117,19 @@ def add_overrides(parser: argparse.ArgumentParser, sweeps: bool = False) -> None
         parser.add_argument(*free, nargs="?", action=_Refused, const=reason, help=argparse.SUPPRESS)
 
 
-def check_parallel(options: argparse.Namespace) -> int:
-    """The number of --parallel, 1 where it is not given.
+def check_parallel(options: argparse.Namespace) -> int | None:
+    """The number of --parallel, None where it is not given.
 
     Raises:
-        ConfigError: it is given without -m.
+        ConfigError: it is given without -m, or is no number of members.
     """
-    if options.parallel is not None and not options.multirun:
-        from ngpt.config.errors import ConfigError
+    from ngpt.config.errors import ConfigError
 
+    if options.parallel is not None and not options.multirun:
         raise ConfigError("--parallel", options.parallel, "Says how many members of a sweep run at a time", "Add -m, or leave it out")
-    return 1 if options.parallel is None else options.parallel
+    if options.parallel is not None and options.parallel < 1:
+        raise ConfigError("--parallel", options.parallel, "Members that run at a time are 1 or more", "Set --parallel 1, or leave it out")
+    return options.parallel
 
 
 def config_dirs(options: argparse.Namespace) -> list[Path]:

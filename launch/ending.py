@@ -25,7 +25,8 @@ def ending(run_dir: Path) -> str:
     summary = summary_of(run_dir)
     if summary is None or summary.get("status") not in ("finished", "stopped"):
         return ""
-    rows = {"run folder": str(run_dir), **figures(summary), "next": ""} | {f"  {what}": words for what, words in next_commands(run_dir).items()}
+    rows = {"run folder": str(run_dir), **figures(summary), "next": ""}
+    rows |= {f"  {what}": words for what, words in next_commands(run_dir, summary["run_name"]).items()}
     return "\n".join(["", f"{summary['run_name']}: {summary['status']} after step {summary['steps']:,}", *table(rows)])
 
 
@@ -57,11 +58,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def next_commands(run_dir: Path) -> dict[str, str]:
+def next_commands(run_dir: Path, name: str) -> dict[str, str]:
     """What one may want to do with a trained run -> the command."""
     run = shlex.quote(str(run_dir))
     commands = {"see its curves": f"ngpt report {run}"}
     if any((run_dir / "checkpoints").glob("iter_*")):
-        out = shlex.quote(f"exported/{run_dir.name}")
+        out = shlex.quote(f"exported/{name}")
         commands |= {"have it write": f'ngpt generate {run} --prompt "The "', "hand it over": f"ngpt export {run} --out {out}"}
     return commands

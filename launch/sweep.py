@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 
 from ngpt.config.compose import compose
@@ -78,7 +79,7 @@ def check_members(plan: Plan, check: Callable[[Config], object]) -> None:
     """Calls `check` with the config of each member that has something to do; its `ConfigError` then names the member."""
     for member in plan.members:
         if not is_done(member.config):
-            _naming(member.point.name, lambda member=member: check(member.config))
+            _naming(member.point.name, partial(check, member.config))
 
 
 def is_done(config: Config) -> bool:
@@ -158,7 +159,7 @@ def _key(word: str) -> str:
 
 
 def _composed(member: str, words: Sequence[str], config_dirs: Sequence[Path]) -> Config:
-    return _naming(member, lambda: compose(words, config_dirs))
+    return _naming(member, partial(compose, words, config_dirs))
 
 
 def _naming[T](member: str, call: Callable[[], T]) -> T:
@@ -186,22 +187,22 @@ def _check_same_sweep(plan: Plan) -> None:
     earlier = read_sweep(plan.folder)
     if earlier is None:
         if (plan.folder / SWEEP_FILE).exists():
-            raise ConfigError(str(plan.folder / SWEEP_FILE), "Cannot be read", "It says what the sweep is", "Restore it, or give another run.name")
+            rule = "It says what the sweep is"
+            raise ConfigError(str(plan.folder / SWEEP_FILE), "Cannot be read", rule, "Restore it, or give another run.name")
         return
     fixed = [word for word in plan.fixed if _key(word).partition(".")[0] not in FREE_GROUPS]
     differences = [f"{word} is new" for word in fixed if word not in earlier.fixed]
     differences += [f"{word} is missing" for word in earlier.fixed if word not in fixed]
     keys = [axis.key for axis in plan.axes]
     differences += [f"{key} is swept now" for key in keys if key not in earlier.swept]
-    differences += [f"{key} is no longer swept" for key in earlier.swept if key not in keys]
+    differences += [f"{key} is no longer swept; choice(X) sweeps one value" for key in earlier.swept if key not in keys]
     if differences:
         rule = "Members of a sweep differ in the swept keys alone, whose values may be more"
-        raise ConfigError("run.name", f"{plan.folder} holds another sweep ({'; '.join(differences)})", rule, "Give the new sweep a run.name")
+        got = f"{plan.folder} holds another sweep ({'; '.join(differences)})"
+        raise ConfigError("run.name", got, rule, "Give the new sweep a name of its own, run.name=...")
 
 
 def _check_parallel(plan: Plan, parallel: int) -> None:
-    if parallel < 1:
-        raise ConfigError("--parallel", parallel, "Members that run at a time are 1 or more", "Set --parallel 1, or leave it out")
     gpus, most = len(gpu_names()), max(member.config.cluster.gpus_per_node for member in plan.members)
     if gpus and parallel > 1 and parallel * most > gpus:
         rule = f"{parallel} members of {most} GPUs (cluster.gpus_per_node) need {parallel * most}, and {gpus} are visible"
@@ -230,7 +231,7 @@ def _estimated(configs: Sequence[Config], parallel: int) -> list[str]:
 
 def _ended(plan: Plan, sweep: Sweep, states: Sequence[State]) -> list[str]:
     """The table, and what to do about members that have not come to their end."""
-    rows = [(member, glance(plan.folder / member.name, member)) for member in sweep.members]
+    rows = [(member.name, glance(plan.folder / member.name, member)) for member in sweep.members]
     folder = shlex.quote(str(plan.folder))
     lines = ["", *table(rows), ""]
     failed = [state for state in states if state.status == FAILED]

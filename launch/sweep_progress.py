@@ -38,7 +38,8 @@ class Progress:
             if state.status != self.statuses[name]:
                 self.statuses[name], self.said[name], changed = state.status, now, True
                 self._record(state)
-                self._say(state, _change(state, self.members[name].val_loss))
+                if state.seconds or state.status != DONE:  # those that were done before are many, and counted
+                    self._say(state, _change(state, self.members[name].val_loss))
             elif state.status == RUNNING and now - self.said[name] > PROGRESS_SECONDS:
                 self.said[name] = now
                 if line := _newest_step(state.member.folder):
@@ -68,7 +69,7 @@ def _change(state: State, val_loss: float | None) -> str:
     took, loss = duration(state.seconds), "" if val_loss is None else f", validation loss {val_loss:.4f}"
     return {
         RUNNING: f"starts{' on GPU ' + ','.join(state.gpus) if state.gpus else ''}",
-        DONE: f"done in {took}{loss}" if state.seconds else f"was done before{loss}",
+        DONE: f"done in {took}{loss}",
         FAILED: f"failed after {took}: {state.why}",
         BLOCKED: f"not started: {state.why}",
         STOPPED: f"stopped after {took}; the same command continues it",

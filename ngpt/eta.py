@@ -8,8 +8,8 @@ RECENT = 50  # logged intervals that count
 class Eta:
     """Seconds to the end of a run, from the steps that it logs.
 
-    The first logged interval is left out: kernels are compiled and caches filled in it. Of the others the median counts, so that a pause or a
-    slow step moves nothing; evaluations and saves between steps are added as they have come so far.
+    The first logged interval is left out: kernels are compiled and caches filled in it. Of the others the median counts, so that a slow
+    step moves nothing. Evaluations and saves between steps are added as they have come so far.
 
     Args:
         steps: the last step of the run.

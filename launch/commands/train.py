@@ -30,7 +30,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.multirun and options.config is None:
         from ..sweep import train_sweep
 
-        return train_sweep(options.overrides, config_dirs(options), recorded_command(options), parallel)
+        return train_sweep(options.overrides, config_dirs(options), recorded_command(options), parallel or 1)
     if options.config is None:
         return train(options.overrides, config_dirs(options), recorded_command(options))
     if options.overrides or options.config_dir or options.multirun:
@@ -54,8 +54,8 @@ def explain_words() -> str:
             "  GROUP=NAME        a file of a group: precision=nvfp4_paper; `ngpt list GROUP` shows them",
             "  KEY=VALUE         a single value: train.steps=50; `ngpt list keys [PATTERN]` shows them",
             "The run is in runs/NAME of its experiment, or as run.name says. The same command again goes on from its newest checkpoint.",
-            "With -m a comma stands between values, KEY=VALUE,VALUE, and range(1,4), choice(...) and glob(*) are several, too. The sweep is",
-            "in runs/NAME-sweep, or as run.name says, a folder a member. The same command again runs what is not done.",
+            "With -m a comma stands between values, KEY=VALUE,VALUE, and range(1,4), choice(...) and glob(*) are several, too. The sweep",
+            "is in runs/NAME-sweep, or as run.name says, a folder a member. The same command again runs what is not done.",
             "",
             "groups:",
             *table({name: line for name, line in groups().items() if name != EXPERIMENT}),
