@@ -71,7 +71,7 @@ HYDRA_OPTIONS = {
     ("--resolve",): (_COMPOSES, "ngpt config WORDS prints the config, which is always resolved"),
     ("-p", "--package"): (_COMPOSES, "ngpt config WORDS prints the config; --json helps to pick a section"),
     ("-i", "--info", "--hydra-help"): (_COMPOSES, "ngpt list shows groups, files and keys, ngpt config WORDS what comes of them"),
-    ("-cn", "--config-name"): (_COMPOSES, "experiment=NAME chooses a run; your own is FOLDER/experiment/NAME.yaml under --config-dir FOLDER"),
+    ("-cn", "--config-name"): (_COMPOSES, "experiment=NAME chooses a run; your own is DIR/experiment/NAME.yaml, with --config-dir DIR"),
     ("-cp", "--config-path"): (_COMPOSES, "--config-dir FOLDER adds a folder of your own, laid out like conf/"),
     ("-r", "--run"): ("That is what it does without", "Leave it out"),
     ("-s", "--shell-completion"): (_COMPOSES, "ngpt completion bash prints the script by which a shell completes words"),

@@ -144,7 +144,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"launcher  process {found['launcher']['pid']} on {found['launcher']['host']}"
     if found["problem"]:
         yield found["problem"]
-    yield from table([(member["name"], Glance(**{entry.name: member[entry.name] for entry in fields(Glance)})) for member in found["members"]])
+    names = [entry.name for entry in fields(Glance)]
+    yield from table([(member["name"], Glance(**{name: member[name] for name in names})) for member in found["members"]])
     folder = shlex.quote(found["sweep"])
     if found["launcher"] or {RUNNING, PENDING} & set(found["counts"]):
         yield f"next      ngpt stop {folder}"
