@@ -231,7 +231,7 @@ def _estimated(configs: Sequence[Config], parallel: int) -> list[str]:
 
 def _ended(plan: Plan, sweep: Sweep, states: Sequence[State]) -> list[str]:
     """The table, and what to do about members that have not come to their end."""
-    rows = [(member.name, glance(plan.folder / member.name, member)) for member in sweep.members]
+    rows = [(member.name, glance(plan.folder / member.name, member, launcher=False)) for member in sweep.members]
     folder = shlex.quote(str(plan.folder))
     lines = ["", *table(rows), ""]
     failed = [state for state in states if state.status == FAILED]

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ngpt.durations import duration
+from ngpt.files import last_lines
 from ngpt.sweeps import Sweep, write_sweep
 
 from .many import BLOCKED, DONE, FAILED, RUNNING, STOPPED, WAITING, State
+from .run_folder import CONSOLE_FILE
 from .sweep_status import figures
 
 PROGRESS_SECONDS = 30.0  # between two lines on a member that goes on
@@ -78,8 +80,4 @@ def _change(state: State, val_loss: float | None) -> str:
 
 def _newest_step(folder: Path) -> str | None:
     """The last progress line of a run's output."""
-    with suppress(OSError), (folder / "console.log").open("rb") as file:
-        file.seek(max(0, file.seek(0, 2) - (1 << 14)))
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.startswith("step ")]
-        return lines[-1] if lines else None
-    return None
+    return next((line for line in reversed(last_lines(folder / CONSOLE_FILE)) if line.startswith("step ")), None)

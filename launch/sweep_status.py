@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ngpt.config.errors import ConfigError
+from ngpt.files import last_lines
 from ngpt.locks import holder
 from ngpt.progress import HEARTBEATS, read_records
 from ngpt.sweeps import SWEEP_FILE, Sweep, SweptRun, read_sweep
@@ -20,11 +21,11 @@ from .many import DONE, FAILED, RUNNING, STOPPED, WAITING
 from .outcome import SIGNALLED
 from .run_folder import first_failure, outcome_of
 from .slurm import scheduler
+from .slurm.after import LOG_FILE
 from .submit import last_job
 
 PENDING = "pending"
 METRICS_FILE = "metrics.jsonl"
-TAIL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,16 @@ class Glance:
     why: str
 
 
-def glance(folder: Path, known: SweptRun) -> Glance:
+def glance(folder: Path, known: SweptRun, launcher: bool) -> Glance:
     """Reads a member's folder, which knows more than the sweep's record: members are stopped and continued by themselves, too.
 
     Args:
         known: The record, for what the folder does not say.
+        launcher: Whether the process that keeps the record is there.
     """
     outcome, failure = outcome_of(folder), first_failure(folder)
     status, why = known.status, known.why
-    if holder(folder) is not None:
+    if holder(folder) is not None or (launcher and known.status == RUNNING):
         status, why = RUNNING, ""
     elif outcome is not None:
         status, why = (STOPPED, "") if outcome.status == SIGNALLED else (DONE, "")
@@ -53,6 +55,8 @@ def glance(folder: Path, known: SweptRun) -> Glance:
         status, why = FAILED, cause(folder, failure)
     elif known.status == RUNNING or (known.status == WAITING and read_records(folder / HEARTBEATS, "rank*.json")):
         status, why = FAILED, known.why or "ended without a word: its launcher was killed, or the machine went down"
+    elif known.status == WAITING and (said := last_lines(folder / LOG_FILE)):  # a job that ended before its ranks could say why
+        status, why = FAILED, said[-1]
     step, val_loss = figures(folder)
     return Glance(status, step, val_loss, why)
 
@@ -69,11 +73,7 @@ def figures(folder: Path) -> tuple[int | None, float | None]:
 
 def _tail(path: Path) -> Iterable[dict[str, Any]]:
     """The last records of a file of JSON lines, the newest first."""
-    lines: list[bytes] = []
-    with suppress(OSError), path.open("rb") as file:
-        file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
+    for line in reversed(last_lines(path)):
         with suppress(ValueError):
             if isinstance(record := json.loads(line), dict):
                 yield record
@@ -113,13 +113,12 @@ def sweep_status(folder: Path) -> dict[str, Any]:
         jobs = queued([folder / member.name for member in sweep.members])
     except ConfigError as error:
         problem = str(error)
-    members = []
+    members, runner = [], holder(folder)
     for member in sweep.members:
-        now = glance(folder / member.name, member)
+        now = glance(folder / member.name, member, runner is not None)
         if job := jobs.get(folder / member.name):
             now = replace(now, status=job, why="")
         members.append({"name": member.name, "values": member.values, "job": last_job(folder / member.name), **asdict(now)})
-    runner = holder(folder)
     return {
         "sweep": str(folder),
         "swept": sweep.swept,

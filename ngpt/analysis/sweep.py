@@ -48,7 +48,8 @@ def sweep_groups(folder: Path) -> tuple[str, list[Group], SettingTable]:
     sweep = read_sweep(folder)
     if sweep is None:
         raise ConfigError(str(folder / SWEEP_FILE), "Cannot be read", "It says what the sweep is", "Restore it, or report its members")
-    runs = {member.name: replace(load_run(folder / member.name), name=member.name) for member in sweep.members if _has_logged(folder, member)}
+    logged = [member.name for member in sweep.members if _has_logged(folder, member)]
+    runs = {name: replace(load_run(folder / name), name=name) for name in logged}
     if not runs:
         raise ConfigError(str(folder), "no logged step", "a report needs at least one", f"Wait for the members; ngpt status {folder}")
     settings = by_seed(sweep.members)
