@@ -31,6 +31,7 @@ class Progress:
         self.members = {member.name: member for member in sweep.members}
         self.statuses = dict.fromkeys(names, WAITING)
         self.said = dict.fromkeys(names, 0.0)
+        self.lines = dict.fromkeys(names, "")  # the newest progress line of each that is known: of an earlier launch, or said
         self.recorded = 0.0
 
     def __call__(self, states: Sequence[State]) -> None:
@@ -40,11 +41,13 @@ class Progress:
             if state.status != self.statuses[name]:
                 self.statuses[name], self.said[name], changed = state.status, now, True
                 self._record(state)
+                self.lines[name] = _newest_step(state.member.folder)
                 if state.seconds or state.status != DONE:  # those that were done before are many, and counted
                     self._say(state, _change(state, self.members[name].val_loss))
             elif state.status == RUNNING and now - self.said[name] > PROGRESS_SECONDS:
                 self.said[name] = now
-                if line := _newest_step(state.member.folder):
+                if (line := _newest_step(state.member.folder)) != self.lines[name]:
+                    self.lines[name] = line
                     self._say(state, line)
         if changed or now - self.recorded > RECORD_SECONDS:
             self.recorded = now
@@ -78,6 +81,6 @@ def _change(state: State, val_loss: float | None) -> str:
     }[state.status]
 
 
-def _newest_step(folder: Path) -> str | None:
-    """The last progress line of a run's output."""
-    return next((line for line in reversed(last_lines(folder / CONSOLE_FILE)) if line.startswith("step ")), None)
+def _newest_step(folder: Path) -> str:
+    """The last progress line of a run's output; empty where there is none."""
+    return next((line for line in reversed(last_lines(folder / CONSOLE_FILE)) if line.startswith("step ")), "")

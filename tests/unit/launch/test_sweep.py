@@ -13,7 +13,7 @@ import pytest
 
 from launch import cli, many, sweep
 from launch.outcome import Outcome, record_outcome
-from launch.sweep import is_done, plan_sweep
+from launch.sweep_plan import is_done, plan_sweep
 from launch.sweep_status import sweep_status
 from ngpt.config.errors import ConfigError
 from ngpt.sweeps import read_sweep
