@@ -6,14 +6,22 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 
 
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported, found out without an import of it (its parents are imported)."""
+    try:
+        spec = find_spec(module)
+    except ImportError:  # its parent is missing
+        return False
+    return spec is not None and spec.origin is not None  # a mere folder of that name, as wandb's client leaves behind, has no origin
+
+
 def check_extra(key: str, value: object, package: str, extra: str) -> None:
     """Looks for a package that a key needs, without an import of it.
 
     Raises:
         ConfigError: it is not installed.
     """
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:  # a mere folder of that name, as wandb's client leaves behind
+    if not is_installed(package):
         way_out = f"pip install 'ngpt-megatron[{extra}]', or in a checkout pip install -e '.[{extra}]'"
         raise ConfigError(key, value, f"It needs {package}, which is not installed", way_out)
 
