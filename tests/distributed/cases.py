@@ -31,6 +31,12 @@ PREDICTION_MODELS = {
     "mtp_control": [*_PREDICTION, "model.architecture=gpt", "model.num_query_groups=2", "model.layer_pattern='*-*-/*-'"],
     "mtp_hybrid": ["model=ngpt_hybrid_tiny", *_PREDICTION, "model.num_layers=4", "model.layer_pattern='ME*E/ME/ME'"],
 }  # fmt: skip
+# The pattern of NVIDIA's 12B hybrid, for three steps; its case is in hybrid_cases.py.
+PATTERN_MODELS = {
+    "nvidia_control": [
+        "model=gpt_nvidia_hybrid_tiny", "model.num_layers=16", "train.steps=3", "train.global_batch_size=2", "train.eval_steps=0",
+    ],
+}  # fmt: skip
 BASE = [
     "experiment=ngpt_tiny",
     "model.num_layers=4",
@@ -92,7 +98,7 @@ class Case:
     options: dict[str, bool] = field(default_factory=dict)  # of case_runner.py
 
     def as_json(self, root: Path) -> dict:
-        model = (MODELS | HYBRID_MODELS | PREDICTION_MODELS)[self.model]
+        model = (MODELS | HYBRID_MODELS | PREDICTION_MODELS | PATTERN_MODELS)[self.model]
         overrides = [*BASE, *model, f"run.root={root}", f"run.name={self.name}", *self.overrides]
         if self.seed:
             overrides.append(f"checkpoint.load={root / self.seed / 'checkpoints'}")

@@ -33,6 +33,7 @@ DEEP = ["model.num_layers=6", "model.layer_pattern='ME*E-M'", "model.moe_ffn_hid
 DEEP_CUT = ["model.layer_pattern='ME*|E-M'"]
 DEEP_CHUNKS = ["model.layer_pattern='ME|*E|-|M'", "parallel.virtual_pipeline=2"]
 WATCHED = ["precision.diagnostics=true"]
+ENDS_IN_HIGH = ["precision.num_layers_at_start_in_bf16=2", "precision.num_layers_at_end_in_bf16=8"]  # as in NVIDIA's 12B hybrid
 SELECTIVE = "parallel.recompute=selective"
 
 
@@ -74,6 +75,7 @@ ONE_PROCESS = [
     _deep("recompute_deep", [SELECTIVE, "parallel.recompute_modules=[core_attn,mlp,moe,shared_experts]"]),
     Case("seed_starved", "hybrid", _SEED, options={"starve_experts": True}),
     _starved("one_starved"),
+    Case("nvidia_control", "nvidia_control", [*NVIDIA, *ENDS_IN_HIGH, *WATCHED]),
 ]
 TWO_PROCESSES = [
     *(_like(f"tp2_{model}", model, TP2) for model in HYBRID_MODELS),
