@@ -4,7 +4,6 @@ Source: EleutherAI's lm-evaluation-harness 0.4.13, `api/model.py` for what a mod
 tokens. The optional extra `eval` brings it; nothing else in ngpt imports it.
 """
 
-import difflib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +16,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows
 
 from ngpt.config.errors import ConfigError
+from ngpt.evaluation.names import OPTIONS, SHIPPED, check_folders, unknown
 from ngpt.evaluation.rows import Row
 from ngpt.evaluation.scorer import Scorer
 from ngpt.hf.generate import Settings
 from ngpt.hf.load import TextModel
 
-SHIPPED = Path(__file__).parent / "tasks"
-OPTIONS = ("--tasks", "--include")  # of `ngpt eval`: what names tasks and folders
 FEWSHOT_SEED = 1234  # that of lm-eval's command
 NEW_TOKENS = 256  # of a task that does not say how many, as in lm-eval
 BOOTSTRAPS = 1000  # for standard errors that have no formula
@@ -127,9 +125,7 @@ def load_tasks(
     Raises:
         ConfigError: no such task, or its file or its documents cannot be read.
     """
-    for folder in folders:
-        if not folder.is_dir():
-            raise ConfigError(keys[1], folder, "It must be a folder with YAML files of tasks", "Correct the path")
+    check_folders(folders, keys[1])
     for logger in ("lm_eval", "datasets"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     paths = [str(path) for path in (SHIPPED, *folders)]
@@ -138,9 +134,7 @@ def load_tasks(
         manager = TaskManager(include_path=paths)  # reads some 13,000 files
     for name in names:
         if name not in manager.all_tasks:
-            close = difflib.get_close_matches(name, manager.all_tasks, n=1)
-            rule = f"No task of lm-eval, of ngpt or of {keys[1]} has this name"
-            raise ConfigError(keys[0], name, rule, f"Did you mean {close[0]}?" if close else "`lm_eval ls tasks` lists lm-eval's")
+            raise unknown(name, manager.all_tasks, keys)
     try:
         loaded = manager.load(list(names))
     except Exception as error:  # of the libraries that read and fetch documents: they have many
