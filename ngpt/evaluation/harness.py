@@ -1,4 +1,4 @@
-"""lm-eval over any `Scorer`: the same requests as its `hf` class makes of the exported model, and the same answers.
+"""lm-eval over any `Scorer`: the same requests that its `hf` class makes of the exported model, and the same answers.
 
 Source: EleutherAI's lm-evaluation-harness 0.4.13, `api/model.py` for what a model is asked, `models/huggingface.py` for how text becomes
 tokens. The optional extra `eval` brings it; nothing else in ngpt imports it.
@@ -31,8 +31,8 @@ _SAMPLING = {"temperature", "top_k", "top_p", "do_sample"}
 class ScoredLM(TemplateLM):
     """A language model for lm-eval.
 
-    Text becomes tokens as by lm-eval's `hf` class with an exported folder: `start` before every text, also where a whole text is scored
-    (there the first token that is predicted is `start` itself).
+    Text becomes tokens as in lm-eval's `hf` class with an exported folder: `start` stands before every text. Where a whole text is
+    scored, `start` itself is the first token that is predicted.
 
     Args:
         encode: text to tokens, without `start`.
@@ -119,7 +119,7 @@ def load_tasks(
 
     Args:
         names: of tasks, groups and tags. folders: with task files of the user's, which come before shipped ones and lm-eval's.
-        fewshot: examples before each question; None, and where a task says 0: as the task says.
+        fewshot: examples before each question; None: as the task says. A task that says 0 keeps 0.
         keys: what names tasks and folders, for messages.
 
     Raises:
@@ -137,7 +137,7 @@ def load_tasks(
             raise unknown(name, manager.all_tasks, keys)
     try:
         loaded = manager.load(list(names))
-    except Exception as error:  # of the libraries that read and fetch documents: they have many
+    except Exception as error:  # the libraries that read and fetch documents raise many kinds
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         rule = "The task's file and its documents must be readable; lm-eval's own are fetched from the Hugging Face Hub"
         raise ConfigError(keys[0], f"{', '.join(names)}: {first}", rule, "Correct the file, or fetch the documents beforehand") from error
@@ -176,7 +176,7 @@ def run_tasks(lm: LM, tasks: dict[str, Any], limit: int | None = None, errors: b
 
 
 def _metric_name(key: str) -> str:
-    """lm-eval's "acc,none" without a filter that does nothing."""
+    """lm-eval's "acc,none" without the filter "none", which does nothing."""
     metric, _, filtered = key.partition(",")
     if filtered == "none":
         return metric

@@ -16,7 +16,7 @@ _NAMED = re.compile(rb"^ *(?:task|group|tag): *[\"']?([\w.+/-]+)", re.MULTILINE)
 
 
 def check_names(names: Sequence[str], folders: Sequence[Path], keys: tuple[str, str]) -> None:
-    """Refuses a name that no file of any task has in it. One that stands there as another word passes: lm-eval refuses it later.
+    """Refuses a name that occurs in no file of any task. A name that occurs there as some other word passes, and lm-eval refuses it later.
 
     Args:
         names: of tasks, groups and tags. folders: with task files of the user's.
@@ -54,7 +54,7 @@ def _folders_of_lm_eval() -> list[Path]:
 
 
 def _missing(names: Sequence[str], folders: Iterable[Path]) -> tuple[list[str], set[str]]:
-    """The names that no file has in it, and the names of tasks, groups and tags that files have at a line's start."""
+    """The names that occur in no file, and the tasks, groups and tags that files name at the start of a line."""
     wanted = {name: re.compile(rb"(?<![\w.-])" + re.escape(name.encode()) + rb"(?![\w.-])") for name in names}
     known: set[str] = set()
     for text in _texts(folders):
