@@ -16,9 +16,9 @@ from ngpt.data.indexed import IndexedReader
 from ngpt.files import new_folder
 from ngpt.hf import export
 
-SEQUENCES, LENGTH = 4, 128  # of the text that both models read
+SEQUENCES, LENGTH = 4, 128  # of the text that both models read: how many, and tokens of each
 SEED = 0
-ROOM = 1.25  # of what two fp32 models and their logits take, so that both are held whole
+ROOM = 1.25  # times what two fp32 models and their logits take must be free for both to be held whole
 
 
 @dataclass(frozen=True)

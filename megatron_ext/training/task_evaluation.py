@@ -1,6 +1,6 @@
 """lm-eval's tasks on the model while it trains: `train.eval_tasks`, evaluated behind data.valid.
 
-Texts are scored; those tasks that want text generated are for `ngpt eval` and a checkpoint.
+Texts are only scored. Tasks that need generated text are for `ngpt eval` on a checkpoint.
 """
 
 import contextlib
