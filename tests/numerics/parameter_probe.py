@@ -1,4 +1,4 @@
-"""Builds the model of every shipped model without memory for its weights, and counts its parameters.
+"""Builds every shipped model without memory for its weights, and counts its parameters.
 
     torchrun --nproc-per-node 1 parameter_probe.py OUT.json
 
