@@ -14,7 +14,7 @@ from ngpt.sweeps import SWEEP_FILE, Sweep, SweptRun, read_sweep
 
 from .run_folder import CONFIG_FILE, nothing_left, outcome_of
 
-FREE_GROUPS = ("cluster",)  # words on them may change from one launch of a sweep to the next
+FREE_GROUPS = ("cluster", "logging")  # words on them may change from one launch of a sweep to the next: they are not what is compared
 NAMES = ("run.name", "run.dir")  # a member has its own
 
 

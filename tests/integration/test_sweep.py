@@ -34,5 +34,6 @@ def test_a_sweep_goes_on_where_a_member_has_failed(tmp_path: Path):
     report = ngpt("report", "runs/ngpt_tiny-sweep", cwd=tmp_path)
     assert report.returncode == 0, report.stderr
     page = (sweep / "report/index.html").read_text()
+    assert "<title>ngpt_tiny-sweep: optim.lr x train.seed</title>" in page
     assert "lr=1e-3 (2 seeds)" in page and "lr=3e-3 (2 seeds)" in page
     assert re.findall(r"<tr><td>([13]e-3)</td><td[^>]*>\d\.\d{4} ± \d\.\d{4}", page) == ["1e-3", "3e-3"]

@@ -1,4 +1,4 @@
-"""The report of a sweep: groups of seeds, and the table of final losses; means and errors worked out by hand."""
+"""The report of a sweep: groups of seeds, and the table of final losses; means and errors worked out by hand. The page itself: tests/integration."""
 
 import pytest
 
@@ -36,14 +36,6 @@ def test_seeds_are_groups_and_the_lowest_mean_is_marked(sweep):
     # the squared deviations sum to 0.26 and to 0.26 / 3; the error is the root of that / 2 / 3
     assert [(row.loss, row.runs) for row in table.rows[:2]] == [("2.4000 ± 0.2082", "3"), ("2.1333 ± 0.1202", "3")]
     assert (table.rows[2].loss, table.rows[2].runs) == ("5.0000", "1 of 3")  # of those that have come to their end
-
-
-def test_the_page_has_title_and_table(sweep):
-    page = write_report([sweep])
-    assert page == sweep / "report/index.html"
-    shown = page.read_text()
-    assert "<title>s: optim.lr x train.seed</title>" in shown
-    assert "<tr><td>3e-3</td><td class=\"best\">2.1333 ± 0.1202" in shown and "lr=3e-3 (3 seeds)" in shown
 
 
 def test_beside_other_runs_a_sweep_stands_for_its_members(sweep, tmp_path):
