@@ -207,7 +207,7 @@ def _measured(
 
     assert source is not None
     git, _ = git_state(SOURCE)
-    origin = {"model": str(options.path), "step": subject.step, "command": shlex.join(recorded_command(options))}
+    origin: dict[str, Any] = {"model": str(options.path), "step": subject.step, "command": shlex.join(recorded_command(options))}
     origin |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions(), "git": git, "gpus": list(gpu_names())}
     with redirect_stdout(sys.stderr):  # what libraries print must not stand among the results
         found = measure(source.model, request, lambda line: print(line, file=sys.stderr, flush=True))
