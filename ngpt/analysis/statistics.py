@@ -5,7 +5,7 @@ interval says so: none is made finite for the sake of a plot.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
