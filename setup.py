@@ -14,7 +14,7 @@ from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 HERE = os.path.dirname(os.path.abspath(__file__)) if "__file__" in globals() else os.getcwd()
-COMMIT_FILE = os.path.join("launch", "commit.json")  # launch/provenance.py reads it where there is no checkout
+COMMIT_FILE = os.path.join("ngpt", "commit.json")  # launch/provenance.py reads it where there is no checkout
 
 
 def git(*arguments):
@@ -55,7 +55,7 @@ class ArchiveWithCommit(sdist):
 
 WANDB = "wandb>=0.30,<1"  # earlier ones wait for a server that does not answer, whatever their time limits
 README = os.path.join(HERE, "README.md")  # not there where only the requirements are read (docker/requirements.py)
-CODE = ["ngpt", "ngpt.*", "megatron_ext", "megatron_ext.*", "launch", "launch.*"]
+CODE = ["ngpt", "ngpt.*", "megatron_ext", "megatron_ext.*"]
 
 setup(
     name="ngpt-megatron",
@@ -73,17 +73,19 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.12",
-    # conf/ stands at the top level for people to read, and is installed inside the package for the program to find.
-    packages=find_packages(include=CODE) + ["ngpt.conf"],
-    package_dir={"ngpt.conf": "conf"},
+    # conf/ and launch/ stand at the top level for people to read, and are installed inside the package: others have a `launch`, too.
+    packages=find_packages(include=CODE) + ["ngpt." + name for name in ["conf"] + find_packages(include=["launch", "launch.*"])],
+    package_dir={"ngpt.conf": "conf", "ngpt.launch": "launch"},
     package_data={
-        "ngpt": ["**/*.j2", "**/*.md", "evaluation/tasks/*", "py.typed"],
+        "ngpt": ["**/*.j2", "**/*.md", "evaluation/tasks/*", "py.typed", "commit.json"],
         "ngpt.conf": ["**/*.yaml", "*.md"],
         "megatron_ext": ["*.md", "py.typed"],
-        "launch": ["*.md", "*.sh", "commands/completion.*sh", "slurm/*.sbatch", "commit.json"],
+        "ngpt.launch": ["*.md", "*.sh"],
+        "ngpt.launch.commands": ["completion.*sh"],
+        "ngpt.launch.slurm": ["*.sbatch"],
     },
     cmdclass={"build_py": BuildWithCommit, "sdist": ArchiveWithCommit},
-    entry_points={"console_scripts": ["ngpt = launch.cli:main"]},
+    entry_points={"console_scripts": ["ngpt = ngpt.launch.cli:main"]},
     install_requires=[
         # Exact: the plug-ins rely on details of these that move between minor versions.
         "megatron-core==0.19.2",

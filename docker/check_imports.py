@@ -20,7 +20,7 @@ MODULES = (
     "wandb",
     "ngpt",
     "megatron_ext",
-    "launch.cli",
+    "ngpt.launch.cli",
 )
 
 

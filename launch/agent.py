@@ -11,9 +11,10 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.run_folder import record_death
 from ngpt.lifetime import end_with_parent
 from ngpt.stopping import block_stop_signals
+
+from .run_folder import record_death
 
 RANK_ROLE = "rank"  # the agent writes [<role><local rank>]: before each line
 FAILURE = 1
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
             signals_to_handle="SIGQUIT",
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "launch.worker", str(os.getpid()), *worker)
+            elastic_launch(config, sys.executable)("-m", f"{__package__}.worker", str(os.getpid()), *worker)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             record_death(Path(run_dir), rank, failure.exitcode, failure.timestamp)

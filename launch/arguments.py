@@ -94,7 +94,7 @@ def config_dirs(options: argparse.Namespace) -> list[Path]:
     """
     if options.config_dir:
         return options.config_dir
-    from launch.environment import user_config_dirs
+    from .environment import user_config_dirs
 
     return user_config_dirs()
 

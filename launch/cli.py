@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from launch.arguments import USER_ERROR, Parser
 from ngpt.streams import abandon
+
+from .arguments import USER_ERROR, Parser
 
 FAILURE = 1
 # What a person has to put right. Others, those of network file systems say, may pass: a job may start again.
@@ -23,7 +24,7 @@ class Command:
 
     Attributes:
         name: as it is called.
-        module: in launch.commands; it has `add_arguments(parser)` and `run(options) -> int`, the exit code.
+        module: in commands/; it has `add_arguments(parser)` and `run(options) -> int`, the exit code.
         help: its line in `ngpt --help`.
     """
 
@@ -119,7 +120,7 @@ def parser(name: str | None = None) -> Parser:
 
 def _module(name: str) -> Any:
     (module,) = (command.module for command in COMMANDS if command.name == name)
-    return import_module(f"launch.commands.{module}")
+    return import_module(f".commands.{module}", __package__)
 
 
 class _Version(argparse.Action):

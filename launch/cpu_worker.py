@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.environment import worker_environment, worker_variables
-from launch.processes import worker_command
-from launch.world import single_world
 from ngpt.config.schema import Config
+
+from .environment import worker_environment, worker_variables
+from .processes import worker_command
+from .world import single_world
 
 
 def run_task(name: str, request: Mapping[str, Any], cfg: Config, run_dir: Path) -> int:

@@ -18,14 +18,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from launch.devices import driver_version, gpu_names
-from launch.environment import worker_environment, worker_variables
-from launch.provenance import versions
-from launch.world import single_world
 from ngpt.config.compose import compose
 from ngpt.findings import ABSENT, FAILED, OK, UNAVAILABLE, Finding
 
-WORKER = "launch.doctor_worker"
+from .devices import driver_version, gpu_names
+from .environment import worker_environment, worker_variables
+from .provenance import versions
+from .world import single_world
+
+WORKER = f"{__package__}.doctor_worker"
 IMPORT_SECONDS, NUMBERS_SECONDS, REDUCTION_SECONDS = 120, 600, 240
 MAX_RANKS = 8
 CPU_RANKS = 2

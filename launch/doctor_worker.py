@@ -11,12 +11,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from launch.devices import gpu_names
-from launch.environment import own_world
-from launch.worker import install_compat
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
 from ngpt.findings import FAILED, OK, UNAVAILABLE, Finding, attempt, first_line
+
+from .devices import gpu_names
+from .environment import own_world
+from .worker import install_compat
 
 NVFP4 = "precision=nvfp4_paper"
 FORMATS = {  # name: (model.transformer_impl, what else asks for it)

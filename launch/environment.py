@@ -5,20 +5,24 @@ that offer no other handle.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch import world as worlds
-from launch.world import Job, World
 from ngpt.config.cluster import PLACE_VARIABLES
 from ngpt.config.errors import ConfigError
 from ngpt.config.megatron_keys import captures
 from ngpt.config.schema import Config
 from ngpt.config.sizes import world_size
 
+from . import world as worlds
+from .devices import gpu_names
+from .world import Job, World
+
 # Would change what the precision recipe computes: approximate reciprocals and an unrounded Hadamard transform in Transformer Engine.
 REMOVED = ("NVTE_USE_FAST_MATH",)
 CONFIG_DIRS = "NGPT_CONFIG_DIR"
+SIDE_BY_SIDE = "NGPT_SIDE_BY_SIDE"  # members of a sweep that share this machine's cores: set by launch/many.py
+GPUS = "CUDA_VISIBLE_DEVICES"
 # Names of one setting: where the user has set the second, the first is left alone.
 OTHER_NAMES = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF", "TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE"}
 # Prefixes recorded with a run: they change speed or numerics, and name neither a host nor a user.
@@ -78,7 +82,7 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
     """
     variables = {
         # Without it each worker starts one thread a core, and workers on one machine fight over the cores.
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // local_processes)),
+        "OMP_NUM_THREADS": _threads(local_processes),
         # A worker's print appears when it happens, not when a pipe's buffer is full.
         "PYTHONUNBUFFERED": "1",
     }
@@ -96,7 +100,24 @@ def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[s
 
 def sharing_variables(processes: int) -> dict[str, str]:
     """What processes on this machine get that share work without a run's config."""
-    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes)), "GLOO_SOCKET_IFNAME": "lo"}
+    return {"OMP_NUM_THREADS": _threads(processes), "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def _threads(processes: int, environ: Mapping[str, str] = os.environ) -> str:
+    """Threads of each of some processes that share the cores which this one may use."""
+    return str(max(1, len(os.sched_getaffinity(0)) // (processes * int(environ.get(SIDE_BY_SIDE) or 1))))
+
+
+def visible_gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES may hold to choose among the GPUs that this process sees: numbers, or the user's own names of them."""
+    named, count = environ.get(GPUS), len(gpu_names())
+    return tuple(entry.strip() for entry in named.split(","))[:count] if named else tuple(map(str, range(count)))
+
+
+def member_environment(gpus: Sequence[str], side_by_side: int) -> dict[str, str]:
+    """The environment of one of several commands that run at a time: it sees its own GPUs alone, and shares the cores."""
+    hidden = {GPUS: ",".join(gpus)} if gpus or gpu_names() else {}
+    return {**os.environ, SIDE_BY_SIDE: str(side_by_side), **hidden}
 
 
 def forbid_forks() -> None:

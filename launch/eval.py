@@ -12,15 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.devices import gpu_names
-from launch.environment import current_world, forbid_forks, sharing_variables, worker_environment
-from launch.extras import check_extra
-from launch.models import device_of, is_run, quiet_transformers
-from launch.processes import worker_command
-from launch.world import World, single_world
 from ngpt.config.errors import ConfigError
 from ngpt.data.manifest import split_of
 from ngpt.evaluation import OWN_SPLIT
+
+from .devices import gpu_names
+from .environment import current_world, forbid_forks, sharing_variables, worker_environment
+from .extras import check_extra
+from .models import device_of, is_run, quiet_transformers
+from .processes import worker_command
+from .world import World, single_world
 
 if TYPE_CHECKING:
     from ngpt.evaluation.run import Request

@@ -2,10 +2,11 @@
 
 import argparse
 
-from launch.cpu_worker import run_task
 from ngpt.config.errors import ConfigError
 from ngpt.config.one_process import run_checkpoint, run_config
 from ngpt.data.tokenizers import run_tokenizer
+
+from .cpu_worker import run_task
 
 _HANDED_ON = ("dtype", "fold_logit_scale", "remote_code", "tokenizer", "parity")
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.arguments import DTYPES
-from launch.commands.generate import BATCH, TEMPERATURE, add_arguments
-from launch.models import device_of, is_run, quiet_transformers
 from ngpt.config.errors import ConfigError
 from ngpt.config.one_process import run_config
+
+from .arguments import DTYPES
+from .commands.generate import BATCH, TEMPERATURE, add_arguments
+from .models import device_of, is_run, quiet_transformers
 
 if TYPE_CHECKING:
     from ngpt.hf.generate import Settings

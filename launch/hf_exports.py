@@ -18,9 +18,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launch.environment import exporter_environment
-from launch.leaving import signals_noted
-from launch.run_folder import describe_death
 from ngpt.checkpoints import manifest, tracker
 from ngpt.checkpoints.choice import folder_of
 from ngpt.checkpoints.manifest import Manifest
@@ -30,6 +27,10 @@ from ngpt.data.tokenizers import run_tokenizer
 from ngpt.files import partial_folder
 from ngpt.hf.tokenizer import write_tokenizer
 from ngpt.stopping import stop_signals_blocked
+
+from .environment import exporter_environment
+from .leaving import signals_noted
+from .run_folder import describe_death
 
 FOLDER = "hf"  # in an iteration folder
 LOG_FILE = "logs/hf-export.log"  # what the process prints, in the run folder
@@ -246,4 +247,4 @@ class HfExports:
 
 
 def export_command(request: Request) -> list[str]:
-    return [sys.executable, "-m", "launch.hf_worker", str(os.getpid()), json.dumps(asdict(request))]
+    return [sys.executable, "-m", f"{__package__}.hf_worker", str(os.getpid()), json.dumps(asdict(request))]

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from launch.hf_exports import SUPERSEDED, Request, weights_folder
 from ngpt.checkpoints.choice import Choice, folder_of
 from ngpt.config.errors import ConfigError
 from ngpt.config.one_process import run_checkpoint, run_config
@@ -21,6 +20,8 @@ from ngpt.config.schema import Config
 from ngpt.estimate.counts import count_parameters
 from ngpt.files import new_folder
 from ngpt.lifetime import end_with_parent
+
+from .hf_exports import SUPERSEDED, Request, weights_folder
 
 LOWEST_PRIORITY = 19
 USER_ERROR, FAILURE = 2, 1

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from launch.cpu_worker import run_task
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config, RunConfig
+
+from .cpu_worker import run_task
 
 
 def import_folder(folder: Path, name: str, root: Path | None) -> int:

@@ -5,8 +5,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from launch.outcome import SIGNALLED, SIGNALLED_CODE, Outcome
 from ngpt.stopping import STOP_SIGNALS
+
+from .outcome import SIGNALLED, SIGNALLED_CODE, Outcome
 
 
 @contextmanager

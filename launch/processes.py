@@ -13,12 +13,13 @@ from typing import BinaryIO
 
 import psutil
 
-from launch.agent import RANK_ROLE
-from launch.outcome import SIGNALLED_CODE
 from ngpt.stopping import STOP_SIGNALS, stop_signals_blocked
 from ngpt.streams import abandon
 
-AGENT_MODULE, WORKER_MODULE = "launch.agent", "launch.worker"
+from .agent import RANK_ROLE
+from .outcome import SIGNALLED_CODE
+
+AGENT_MODULE, WORKER_MODULE = f"{__package__}.agent", f"{__package__}.worker"
 INTERRUPTED = 130
 POLL_SECONDS = 0.2
 OPEN_LINE_SECONDS = 2.0  # a line that stays without an end for so long may be a prompt

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from launch.devices import gpu_names
+from .devices import gpu_names
 
 PACKAGES = (
     "ngpt-megatron",
@@ -28,8 +28,17 @@ PACKAGES = (
 MAX_DIFF_BYTES = 4 << 20  # a launch keeps no more of how its code differs from the commit
 MAX_FILE_BYTES = 1 << 18  # of an untracked file
 SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".yml", ".toml", ".cfg", ".sh", ".sbatch", ".md", ".cpp", ".cu", ".h", ".j2", ".txt"})
-COMMIT_FILE = Path("launch/commit.json")  # of an installed package; written by setup.py
-SOURCE = Path(__file__).resolve().parent.parent
+COMMIT_FILE = Path("ngpt/commit.json")  # of an installed package; written by setup.py
+PACKAGE = Path(__file__).resolve().parent
+SOURCE = next(folder for folder in PACKAGE.parents if not (folder / "__init__.py").exists())  # a checkout, or site-packages
+
+
+def module_in_source(name: str) -> str:
+    """What a module of this package is called by a process that finds it in `SOURCE`: launch.NAME in a checkout, else ngpt.launch.NAME.
+
+    In this process it may be called otherwise: an editable installation has a checkout's as ngpt.launch.NAME.
+    """
+    return ".".join((*PACKAGE.relative_to(SOURCE).parts, name))
 
 
 def describe_launch(command: Sequence[str], variables: dict[str, str]) -> tuple[dict[str, Any], str]:

@@ -10,17 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.generate import SAMPLE_FILE, printable
-from launch.run_folder import CONFIG_FILE, SUMMARY_FILE
 from ngpt.config.compose import compose, load
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
+
+from .generate import SAMPLE_FILE, printable
+from .run_folder import CONFIG_FILE, SUMMARY_FILE
 
 TEXT = "enwik8_small"
 EXPERIMENT = "quickstart"
 PROMPT = "The history of "
 SAMPLE_TOKENS = 300
-NGPT = [sys.executable, "-m", "launch.cli"]
+NGPT = [sys.executable, "-m", f"{__package__}.cli"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,9 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from launch.outcome import OUTCOME_FILE, SIGNALLED_CODE, Outcome, read_outcome
-from launch.provenance import describe_launch
-from launch.resume_checks import SOURCES_FILE, notes, record_sources
 from ngpt import locks
 from ngpt.config.checkpoints import (
     check_has_optimizer,
@@ -32,6 +29,10 @@ from ngpt.config.kept_keys import check_kept_keys
 from ngpt.config.schema import Config
 from ngpt.files import replacing
 from ngpt.progress import FAILURE_FILE, HEARTBEATS, read_records, write_json
+
+from .outcome import OUTCOME_FILE, SIGNALLED_CODE, Outcome, read_outcome
+from .provenance import describe_launch
+from .resume_checks import SOURCES_FILE, notes, record_sources
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"

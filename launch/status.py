@@ -9,13 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launch.failures import cause
-from launch.hf_exports import weights_folder
-from launch.outcome import Outcome
-from launch.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, first_failure, outcome_of
-from launch.slurm import scheduler
-from launch.slurm.after import LOG_FILE, STOP_FILE
-from launch.submit import JOB_FILE
 from ngpt.checkpoints.choice import choose_by_sizes, folder_of, listing
 from ngpt.checkpoints.manifest import BACKEND_FILE, holds_weights_alone
 from ngpt.config.compose import load
@@ -24,6 +17,14 @@ from ngpt.config.schema import Config
 from ngpt.durations import duration
 from ngpt.locks import LOCK_FILE, holder
 from ngpt.progress import describe, read_heartbeats
+
+from .failures import cause
+from .hf_exports import weights_folder
+from .outcome import Outcome
+from .run_folder import CONFIG_FILE, ENVIRONMENT_FILE, first_failure, outcome_of
+from .slurm import scheduler
+from .slurm.after import LOG_FILE, STOP_FILE
+from .submit import JOB_FILE
 
 METRICS_FILE = "metrics.jsonl"
 TAIL_BYTES = 1 << 16

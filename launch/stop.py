@@ -7,11 +7,12 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.slurm import scheduler
-from launch.slurm.after import STOP_FILE
-from launch.status import holder
-from launch.submit import last_job
 from ngpt.config.errors import ConfigError
+
+from .slurm import scheduler
+from .slurm.after import STOP_FILE
+from .status import holder
+from .submit import last_job
 
 
 def stop(run_dir: Path) -> str:

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from launch.environment import overruled, recorded_variables, submission_environment, variable_origins
-from launch.extras import check_extras
-from launch.run_folder import check_resumable, locked, nothing_left, record_launch, resume_notes
-from launch.slurm import scheduler
-from launch.slurm.after import RESTARTS_FILE, STOP_FILE
-from launch.slurm.script import OUTPUT_FILE, SCRIPT_FILE, render
-from launch.unchecked import check_unchecked
 from ngpt.checkpoints import tracker
 from ngpt.config.checkpoints import newest_step, newest_verified_step
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
+
+from .environment import overruled, recorded_variables, submission_environment, variable_origins
+from .extras import check_extras
+from .run_folder import check_resumable, locked, nothing_left, record_launch, resume_notes
+from .slurm import scheduler
+from .slurm.after import RESTARTS_FILE, STOP_FILE
+from .slurm.script import OUTPUT_FILE, SCRIPT_FILE, render
+from .unchecked import check_unchecked
 
 JOB_FILE = "job.json"  # the run's newest job
 
@@ -43,7 +44,7 @@ def launch(overrides: Sequence[str], config_dirs: Sequence[Path], command: Seque
 
 
 def _launch_here(config: Config, command: Sequence[str], dry_run: bool) -> int:
-    from launch.train import train_config
+    from .train import train_config
 
     if dry_run:
         words = [word for word in command[2:] if word != "--dry-run"]
@@ -53,7 +54,7 @@ def _launch_here(config: Config, command: Sequence[str], dry_run: bool) -> int:
 
 
 def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
-    from launch.train import check_prepared
+    from .train import check_prepared
 
     run_dir, work_dir = Path(config.run.dir).absolute(), Path.cwd()
     check_unchecked(config)

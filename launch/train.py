@@ -11,15 +11,22 @@ from pathlib import Path
 
 import psutil
 
-from launch.devices import gpu_names
-from launch.environment import current_world, overruled, recorded_variables, variable_origins, worker_environment, worker_variables
-from launch.extras import check_extras
-from launch.failures import cause
-from launch.hf_exports import check_exportable, hf_exports
-from launch.leaving import signals_leave
-from launch.outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
-from launch.processes import INTERRUPTED, run_and_tee, worker_command
-from launch.run_folder import (
+from ngpt.config.compose import compose, dump
+from ngpt.config.errors import ConfigError
+from ngpt.config.schema import Config
+from ngpt.data.manifest import check_against_model
+from ngpt.data.verify import verify
+from ngpt.rollbacks import read_rollbacks
+
+from .devices import gpu_names
+from .environment import current_world, overruled, recorded_variables, variable_origins, worker_environment, worker_variables
+from .extras import check_extras
+from .failures import cause
+from .hf_exports import check_exportable, hf_exports
+from .leaving import signals_leave
+from .outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
+from .processes import INTERRUPTED, run_and_tee, worker_command
+from .run_folder import (
     CONFIG_FILE,
     CONSOLE_FILE,
     check_resumable,
@@ -35,13 +42,7 @@ from launch.run_folder import (
     record_launch,
     resume_notes,
 )
-from launch.world import World, check_port_free, single_world
-from ngpt.config.compose import compose, dump
-from ngpt.config.errors import ConfigError
-from ngpt.config.schema import Config
-from ngpt.data.manifest import check_against_model
-from ngpt.data.verify import verify
-from ngpt.rollbacks import read_rollbacks
+from .world import World, check_port_free, single_world
 
 FAILURE = 1
 RANKS_APART_SECONDS = 60.0  # between the starts of a world's ranks, clocks included

@@ -17,14 +17,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from launch.environment import own_world
-from launch.outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
-from launch.run_folder import join_locks, record_failure
 from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.lifetime import end_with_parent
 from ngpt.rollbacks import RefusedStep, RolledBack
 from ngpt.stopping import StopRequest
+
+from .environment import own_world
+from .outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
+from .run_folder import join_locks, record_failure
 
 USER_ERROR = 2
 FAILURE = 1
@@ -106,8 +107,9 @@ def evaluate(request: str, results_file: str) -> int:
     world = own_world()
 
     def body() -> None:
-        from launch.eval import evaluate
         from ngpt.evaluation.run import Request
+
+        from .eval import evaluate
 
         evaluate(Request(**json.loads(request)), world, Path(results_file))
 

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.arguments import Parser
+from ..arguments import Parser
 
 SHELLS = ("bash", "zsh")
 BOOLEAN = "true | false"
@@ -36,7 +36,7 @@ def script(shell: str) -> str:
     """The script for one of SHELLS."""
     import shtab
 
-    from launch.cli import parser
+    from ..cli import parser
 
     ours = Path(__file__).with_name(f"completion.{shell}").read_text(encoding="utf-8")
     if shell == "zsh":  # which registers its function in shtab's last lines
@@ -72,9 +72,10 @@ def _keys() -> dict[str, str]:
 
 def _listed() -> dict[str, str]:
     """What `ngpt list` lists."""
-    from launch.commands.listing import EXPERIMENTS, KEYS
     from ngpt.config.describe import groups
     from ngpt.config.folders import EXPERIMENT
+
+    from .listing import EXPERIMENTS, KEYS
 
     return {EXPERIMENTS: "runs by name", KEYS: "single values"} | {name: line for name, line in groups().items() if name != EXPERIMENT}
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import add_overrides, config_dirs
+from ..arguments import add_overrides, config_dirs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,9 +12,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from launch.unchecked import check_unchecked
     from ngpt.config.cli import as_json, as_text
     from ngpt.config.compose import compose
+
+    from ..unchecked import check_unchecked
 
     config = compose(options.overrides, config_dirs(options))
     check_unchecked(config)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import WORDS, Parser, add_config_dir, add_path, completed, config_dirs
+from ..arguments import WORDS, Parser, add_config_dir, add_path, completed, config_dirs
 
 
 def add_arguments(parser: Parser) -> None:

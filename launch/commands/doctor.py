@@ -8,6 +8,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from launch.doctor import print_report
+    from ..doctor import print_report
 
     return print_report(options.json)

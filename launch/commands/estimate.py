@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import Parser, add_overrides, config_dirs
+from ..arguments import Parser, add_overrides, config_dirs
 
 
 def add_arguments(parser: Parser) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import DEVICES, DTYPES, add_path
+from ..arguments import DEVICES, DTYPES, add_path
 
 BATCH = 8
 
@@ -33,6 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from launch.eval import run_eval
+    from ..eval import run_eval
 
     return run_eval(options)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import add_path
+from ..arguments import add_path
 
 DTYPES = {"float32": "the fp32 masters", "bfloat16": "the weights as they were trained with; scales stay fp32"}
 PARITY = {"full": "both models whole", "layers": "a layer of both at a time", "none": "no comparison"}
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from launch.export import export
+    from ..export import export
 
     return export(options)
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import DEVICES, DTYPES, add_path, completed
+from ..arguments import DEVICES, DTYPES, add_path, completed
 
 TOKENS, TEMPERATURE, SEED, BATCH = 200, 0.8, 0, 8
 
@@ -30,6 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from launch.generate import generate
+    from ..generate import generate
 
     return generate(options)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import Parser, add_path
+from ..arguments import Parser, add_path
 
 EPILOG = """\
 A new run goes on from the imported weights, with a fresh optimizer:
@@ -28,6 +28,6 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from launch.importing import import_folder
+    from ..importing import import_folder
 
     return import_folder(options.folder, options.name, options.root)

@@ -2,8 +2,8 @@
 
 import argparse
 
-from launch.arguments import Parser, add_overrides, config_dirs, recorded_command
-from launch.commands.train import explain_words
+from ..arguments import Parser, add_overrides, config_dirs, recorded_command
+from .train import explain_words
 
 
 def add_arguments(parser: Parser) -> None:
@@ -14,6 +14,6 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from launch.submit import launch
+    from ..submit import launch
 
     return launch(options.overrides, config_dirs(options), recorded_command(options), options.dry_run)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from launch.arguments import GROUPS, Parser, add_config_dir, completed, config_dirs
+from ..arguments import GROUPS, Parser, add_config_dir, completed, config_dirs
 
 EXPERIMENTS, KEYS = "experiments", "keys"
 

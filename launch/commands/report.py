@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import add_path
+from ..arguments import add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

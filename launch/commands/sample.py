@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import add_path
+from ..arguments import add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from launch.generate import sample
+    from ..generate import sample
 
     return sample(options.run, options.prompt, options.tokens)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import add_path
+from ..arguments import add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from launch.status import print_status
+    from ..status import print_status
 
     print_status(options.run, options.json)
     return 0

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import add_path
+from ..arguments import add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,8 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from launch.status import config_of_run
-    from launch.stop import stop
+    from ..status import config_of_run
+    from ..stop import stop
 
     config_of_run(options.run)  # or this is no run
     print(stop(options.run))

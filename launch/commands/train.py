@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import Parser, add_overrides, add_path, config_dirs, recorded_command
+from ..arguments import Parser, add_overrides, add_path, config_dirs, recorded_command
 
 
 def add_arguments(parser: Parser) -> None:
@@ -14,16 +14,17 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from launch.leaving import signals_leave
+    from ..leaving import signals_leave
 
     with signals_leave():  # from here on, while the rest is imported
         return _run(options)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from launch.train import train, train_config
     from ngpt.config.compose import load
     from ngpt.config.errors import ConfigError
+
+    from ..train import train, train_config
 
     if options.config is None:
         return train(options.overrides, config_dirs(options), recorded_command(options))
@@ -34,10 +35,11 @@ def _run(options: argparse.Namespace) -> int:
 
 def explain_words() -> str:
     """What the words of a config are, for `--help`."""
-    from launch.commands.listing import table
-    from launch.environment import user_config_dirs
     from ngpt.config.describe import groups
     from ngpt.config.folders import EXPERIMENT, options
+
+    from ..environment import user_config_dirs
+    from .listing import table
 
     experiments = {option.name: option.description for option in options(user_config_dirs()) if option.group == EXPERIMENT}
     return "\n".join(

@@ -15,13 +15,14 @@ from typing import Any
 
 import yaml
 
-from launch.environment import Job, current_job
-from launch.failures import cause
-from launch.outcome import SIGNALLED_CODE, Outcome
-from launch.run_folder import CONFIG_FILE, first_failure, lost_a_peer, outcome_of
-from launch.slurm import scheduler
-from launch.slurm.scheduler import JobState
 from ngpt.checkpoints import tracker
+
+from ..environment import Job, current_job
+from ..failures import cause
+from ..outcome import SIGNALLED_CODE, Outcome
+from ..run_folder import CONFIG_FILE, first_failure, lost_a_peer, outcome_of
+from . import scheduler
+from .scheduler import JobState
 
 STOP_FILE = "stop"
 LOG_FILE = "slurm.log"  # a line for each end of the job
@@ -119,14 +120,14 @@ def _settings(run_dir: Path) -> tuple[Path, int]:
 
 def main(arguments: Sequence[str]) -> int:
     """Decides, says and logs it, and asks for the restart. Returns the exit code of the batch script."""
-    parser = argparse.ArgumentParser(prog="python -m launch.slurm.after")
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.after")
     parser.add_argument("run", type=Path)
     parser.add_argument("--code", type=int, default=TERMINATED, help="of srun")
     parser.add_argument("--out-of-time", action="store_true", help="the ranks go on: act only where the job's time is over")
     options = parser.parse_args(arguments)
     job, run_dir = current_job(), options.run
     if job is None:
-        print("launch.slurm.after is part of a job's script, and this is no job", file=sys.stderr)
+        print(f"{__package__}.after is part of a job's script, and this is no job", file=sys.stderr)
         return options.code
     state = scheduler.job_state(job.id)
     out_of_time = state is not None and state.state == "COMPLETING" and (state.reason == "TimeLimit" or state.preempted)

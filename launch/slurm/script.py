@@ -5,11 +5,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch.provenance import SOURCE
-from launch.run_folder import CONFIG_FILE
 from ngpt.config.cluster import warning_seconds
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
+
+from ..provenance import SOURCE, module_in_source
+from ..run_folder import CONFIG_FILE
 
 TEMPLATE = Path(__file__).with_name("job.sbatch")
 SCRIPT_FILE = "job.sbatch"
@@ -36,11 +37,11 @@ def render(config: Config, run_dir: Path, work_dir: Path, rank_command: list[str
         rule = f"The container mounts {work_dir}, and a mount's name holds no comma and no colon"
         raise ConfigError("cluster.container_image", config.cluster.container_image, rule, "Call ngpt launch in another folder")
     python = "python3" if contained else sys.executable
-    rank_command = rank_command or [python, "-m", "launch.cli", "train", "--config", str(run_dir / CONFIG_FILE)]
+    rank_command = rank_command or [python, "-m", module_in_source("cli"), "train", "--config", str(run_dir / CONFIG_FILE)]
     values = {
         "#@SBATCH@": "\n".join(f"#SBATCH {shlex.quote(option)}" for option in sbatch_options(config, run_dir, work_dir)),
         "@RUN@": shlex.quote(str(run_dir)),
-        "@PYTHON@": shlex.quote(sys.executable),
+        "@AFTER@": shlex.join([sys.executable, "-m", module_in_source("slurm.after"), str(run_dir)]),
         "@SOURCE@": shlex.quote(str(SOURCE)),
         "@SRUN@": shlex.join(_srun_options(config, work_dir)),
         "@RANK@": shlex.join(rank_command),

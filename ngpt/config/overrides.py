@@ -59,14 +59,25 @@ def accepted(override: str) -> str:
     """
     key, equals, value = override.partition("=")
     name = key.lstrip("+~")
-    if re.match(r"hydra\b", name):
-        raise ConfigError(key, override, "Hydra only composes the config here", "Leave it out; run.dir names the run folder")
-    if equals and (name in text_keys() or name.startswith("cluster.environment.")) and not (value == "null" and text_keys().get(name)):
+    refuse_hydra(key, override)
+    if equals and is_text(name) and not (value == "null" and text_keys().get(name)):
         value = quoted(value)
     if equals and name in _LISTS and (errors := numbers_for_text(_nested(name, _parsed(override)))):
         raise ConfigErrors(errors)
     open_group = name.startswith(("megatron.", "cluster.environment.")) or name == "megatron"
     return f"{'++' + name if open_group and not key.startswith('~') else key}{equals}{value}"
+
+
+def refuse_hydra(key: str, override: str) -> None:
+    """Raises a `ConfigError` where a word sets something of Hydra itself."""
+    if re.match(r"[+~]*hydra\b", key):
+        way_out = "Leave it out: run.name and run.dir name the folder, ngpt train -m --parallel N and ngpt launch -m sweep"
+        raise ConfigError(key, override, "Hydra only composes the config here", way_out)
+
+
+def is_text(key: str) -> bool:
+    """Whether the value of a key is the text that was typed."""
+    return key in text_keys() or key.startswith("cluster.environment.")
 
 
 def _parsed(override: str) -> Any:

@@ -12,13 +12,18 @@ import ngpt
 from launch.cli import main
 from ngpt.config import ConfigError, compose, config_dir
 
-RUN = "import sys; from launch.cli import main; status = main(['config', *sys.argv[1:]])"
-NO_HEAVY_IMPORT = "; sys.exit(status if not {'torch', 'megatron'} & set(sys.modules) else 99)"
+RUN = """
+import sys
+from {package}.cli import main
+status = main(["config", *sys.argv[1:]])
+unwanted = {{"torch", "megatron", "launch", "ngpt.launch"}} - {{"{package}"}}
+sys.exit(99 if unwanted & set(sys.modules) else status)
+"""
 
 
-def run_command(code: str, *arguments: str, folder: Path, path: Path) -> subprocess.CompletedProcess[str]:
+def run_command(package: str, *arguments: str, folder: Path, path: Path) -> subprocess.CompletedProcess[str]:
     environment = {"PYTHONPATH": str(path), "PATH": ""}
-    command = [sys.executable, "-c", code, *arguments]
+    command = [sys.executable, "-c", RUN.format(package=package), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -36,7 +41,7 @@ def user_folder(tmp_path: Path) -> Path:
 
 def test_a_failing_command_is_short_and_imports_no_torch(tmp_path: Path):
     overrides = ("experiment=quickstart", "model.num_attention_heads=5", "parallel.tensor=3")
-    finished = run_command(RUN + NO_HEAVY_IMPORT, *overrides, folder=tmp_path, path=Path(ngpt.__file__).parents[1])
+    finished = run_command("launch", *overrides, folder=tmp_path, path=Path(ngpt.__file__).parents[1])
     assert finished.returncode == 2, finished.stderr
     assert finished.stdout == ""
     assert finished.stderr.startswith("model.num_attention_heads: 5. ")
@@ -47,12 +52,12 @@ def test_a_failing_command_is_short_and_imports_no_torch(tmp_path: Path):
 def test_an_installed_package_finds_its_own_conf_from_any_directory(tmp_path: Path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     shutil.copytree(Path(ngpt.__file__).parent, site / "ngpt", ignore=shutil.ignore_patterns("__pycache__", "conf"))
-    shutil.copytree(Path(launch.__file__).parent, site / "launch", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(launch.__file__).parent, site / "ngpt" / "launch", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(config_dir(), site / "ngpt" / "conf")
     elsewhere.mkdir()
     tiny = site / "ngpt" / "conf" / "model" / "ngpt_tiny.yaml"
     tiny.write_text(tiny.read_text().replace("ffn_hidden_size: 160", "ffn_hidden_size: 200"))
-    finished = run_command(RUN + NO_HEAVY_IMPORT, "experiment=ngpt_tiny", folder=elsewhere, path=site)
+    finished = run_command("ngpt.launch", "experiment=ngpt_tiny", folder=elsewhere, path=site)
     assert finished.returncode == 0, finished.stderr
     assert "ffn_hidden_size: 200" in finished.stdout
 

@@ -1,0 +1,236 @@
+"""Runs many commands of `ngpt`, each in a process of its own: in their order or side by side, each with its own GPUs and share of cores.
+
+What a member prints goes to console.log in its folder, and nothing of it to the terminal.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import IO
+
+from ngpt.config.errors import ConfigError
+
+from .environment import member_environment, visible_gpus
+from .leaving import signals_noted
+from .outcome import SIGNALLED_CODE
+from .run_folder import CONSOLE_FILE, describe_death
+
+WAITING, RUNNING, DONE, FAILED, BLOCKED, STOPPED = "waiting", "running", "done", "failed", "blocked", "stopped"
+PROGRAM = (sys.executable, "-m", f"{__package__}.member")  # takes this process's id and a member's command
+POLL_SECONDS = 0.1
+REPORT_SECONDS = 5.0
+KILL_SECONDS = 10.0  # that a member has after a second Ctrl-C
+TAIL_BYTES = 1 << 13
+
+
+@dataclass(frozen=True)
+class Member:
+    """A command among many.
+
+    Attributes:
+        name: unique within the group.
+        folder: its run folder; console output goes to folder/console.log.
+        command: words of ngpt: ("train", "experiment=NAME", ...) or ("report", RUN, ...).
+        gpus: it needs; 0 on a CPU.
+        is_done: whether nothing is left to do: asked before it starts.
+        after: members that must be done first; not started where one of them failed.
+    """
+
+    name: str
+    folder: Path
+    command: tuple[str, ...]
+    gpus: int
+    is_done: Callable[[], bool]
+    after: tuple[str, ...] = ()
+
+
+@dataclass
+class State:
+    """Where a member is.
+
+    Attributes:
+        status: waiting | running | done | failed | blocked (one that it comes after is not done) | stopped (a signal ended it).
+        exit_code: of its process, 128 + n where signal n ended it; None where it has not ended.
+        why: it failed or is blocked, in one line.
+        seconds: that its process has run.
+        gpus: as CUDA_VISIBLE_DEVICES names them.
+    """
+
+    member: Member
+    status: str = WAITING
+    exit_code: int | None = None
+    why: str = ""
+    seconds: float = 0.0
+    gpus: tuple[str, ...] = ()
+
+
+def run_members(
+    members: Sequence[Member], parallel: int, report: Callable[[list[State]], None], program: Sequence[str] = PROGRAM
+) -> list[State]:
+    """Runs members until each is done, has failed or cannot start. One that fails does not stop the others.
+
+    A stop signal goes to all that run, nothing new starts, and it returns once they have left; a second Ctrl-C kills them. Members end
+    with this process, whatever ends it. To be called in the main thread.
+
+    Args:
+        members: each starts when those before it have started, there is room for it, and those that it comes `after` are done.
+        parallel: members that run at a time.
+        report: called after every change and every few seconds. It must not wait.
+        program: what a member's process is, in front of this process's id and the member's command.
+
+    Returns:
+        Their states, in their order. `waiting` is left where a signal came before they could start.
+
+    Raises:
+        ConfigError: a member needs more GPUs than there are.
+    """
+    names = [member.name for member in members]
+    assert len(set(names)) == len(names) and {name for member in members for name in member.after} <= set(names)
+    TopologicalSorter({member.name: member.after for member in members}).prepare()  # raises where members wait for each other
+    gpus = visible_gpus()
+    for member in members:
+        if member.gpus > len(gpus):
+            rule = f"It needs {member.gpus} GPUs, and {len(gpus)} are visible here"
+            raise ConfigError("CUDA_VISIBLE_DEVICES", member.name, rule, "Show more GPUs, or run it where they are")
+    return _Runner(members, parallel, report, tuple(program), list(gpus)).run()
+
+
+@dataclass
+class _Process:
+    popen: subprocess.Popen
+    log: IO[bytes]
+    log_start: int
+    started: float
+
+
+class _Runner:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        parallel: int,
+        report: Callable[[list[State]], None],
+        program: tuple[str, ...],
+        free_gpus: list[str],
+    ):
+        self.states = {member.name: State(member) for member in members}
+        self.parallel, self.report, self.program, self.free_gpus = parallel, report, program, free_gpus
+        self.processes: dict[str, _Process] = {}
+        self.asked: list[signal.Signals] = []
+        self.passed_on, self.interrupts = 0, 0
+        self.kill_at: float | None = None
+        self.reported = -REPORT_SECONDS
+
+    def run(self) -> list[State]:
+        with signals_noted(self.asked):
+            try:
+                while True:
+                    changed = self._collect()
+                    self._pass_on_signals()
+                    changed |= not self.asked and self._start_members()
+                    if changed or time.monotonic() - self.reported > REPORT_SECONDS:
+                        self._report()
+                    waiting = any(state.status == WAITING for state in self.states.values())
+                    if not self.processes and (self.asked or not waiting):
+                        break
+                    time.sleep(POLL_SECONDS)
+            finally:
+                for process in self.processes.values():  # an error here: theirs is the machine no longer
+                    process.popen.kill()
+        return list(self.states.values())
+
+    def _report(self) -> None:
+        self.reported = time.monotonic()
+        for name, process in self.processes.items():
+            self.states[name].seconds = self.reported - process.started
+        self.report(list(self.states.values()))
+
+    def _start_members(self) -> bool:
+        """Starts what has room and all it needs; whether any state changed."""
+        changed = False
+        for state in self.states.values():
+            if state.status != WAITING or not self._is_due(state):
+                changed |= state.status == BLOCKED
+                continue
+            if len(self.processes) >= self.parallel or state.member.gpus > len(self.free_gpus):
+                break
+            changed = True
+            try:
+                if state.member.is_done():
+                    state.status = DONE
+                else:
+                    self._start(state)
+            except (ConfigError, OSError) as error:
+                state.status, state.why = FAILED, str(error)
+        return changed
+
+    def _is_due(self, state: State) -> bool:
+        """Whether all that it comes after are done; it is blocked where they cannot be."""
+        before = [self.states[name] for name in state.member.after]
+        lost = [other for other in before if other.status in (FAILED, BLOCKED, STOPPED)]
+        if lost:
+            state.status, state.why = BLOCKED, f"{lost[0].member.name} is {lost[0].status}"
+        return all(other.status == DONE for other in before)
+
+    def _start(self, state: State) -> None:
+        member = state.member
+        member.folder.mkdir(parents=True, exist_ok=True)
+        gpus = self.free_gpus[: member.gpus]
+        log = (member.folder / CONSOLE_FILE).open("ab")
+        popen = subprocess.Popen(
+            [*self.program, str(os.getpid()), *member.command],
+            env=member_environment(gpus, min(self.parallel, len(self.states))),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a terminal's Ctrl-C comes by way of this process, once
+        )
+        self.free_gpus = self.free_gpus[member.gpus :]
+        self.processes[member.name] = _Process(popen, log, log.tell(), time.monotonic())
+        state.status, state.gpus = RUNNING, tuple(gpus)
+
+    def _collect(self) -> bool:
+        """Takes note of processes that have ended; whether there were any."""
+        ended = [name for name, process in self.processes.items() if process.popen.poll() is not None]
+        for name in ended:
+            process, state = self.processes.pop(name), self.states[name]
+            process.log.close()
+            self.free_gpus += state.gpus
+            code = process.popen.returncode
+            state.seconds, state.exit_code = time.monotonic() - process.started, 128 - code if code < 0 else code
+            by_signal = code < 0 or state.exit_code in (SIGNALLED_CODE, 128 + signal.SIGINT)
+            if code == 0:
+                state.status = DONE
+            elif code == SIGNALLED_CODE or (self.asked and by_signal):
+                state.status = STOPPED
+            else:
+                said = _last_line(state.member.folder / CONSOLE_FILE, process.log_start) if code > 0 else None
+                state.status, state.why = FAILED, said or describe_death(code)
+        return bool(ended)
+
+    def _pass_on_signals(self) -> None:
+        for number in self.asked[self.passed_on :]:
+            self.passed_on += 1
+            self.interrupts += number == signal.SIGINT
+            if self.interrupts > 1:  # to which `ngpt train` answers by killing its workers
+                self.kill_at = time.monotonic() + (KILL_SECONDS if self.interrupts == 2 else 0.0)
+            for process in self.processes.values():
+                process.popen.send_signal(number)
+        if self.kill_at is not None and time.monotonic() >= self.kill_at:
+            for process in self.processes.values():
+                process.popen.kill()
+
+
+def _last_line(log: Path, start: int) -> str | None:
+    """The last line that stands in a log behind a position."""
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(start, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        return lines[-1].removeprefix("ngpt train failed: ") if lines else None
+    return None
