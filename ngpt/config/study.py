@@ -147,6 +147,7 @@ class Size:
 
     words: list[str] = field(default_factory=list)  # of the config, behind those of the study
     lists: dict[str, list[Any]] = field(default_factory=dict)  # in place of the study's
+    arms: list[str] = field(default_factory=list)  # globs of those that are run; empty: all
     says: str = ""  # what it is for, one sentence
 
 
@@ -159,7 +160,7 @@ class Study:
     tuning: str = MISSING  # how each architecture's rate and schedule were chosen
     words: list[str] = field(default_factory=list)  # of the config of every run
     lists: dict[str, list[Any]] = field(default_factory=dict)  # name: values; `seed` is train.seed of every arm's runs
-    arms: dict[str, Arm] = field(default_factory=dict)  # {LIST} in a name or a word makes an arm of each value
+    arms: dict[str, Arm] = field(default_factory=dict)  # {LIST} in a name, a label or a word makes an arm of each value
     analyses: dict[str, Analysis] = field(default_factory=dict)
     measures: dict[str, Measure] = field(default_factory=dict)
     comparisons: dict[str, Comparison] = field(default_factory=dict)
@@ -212,20 +213,14 @@ def _errors(study: Study) -> Iterator[ConfigError]:
     """Names that are not there: whatever names an arm, a list, a measure or a comparison."""
     if not study.arms or not study.sizes:
         yield ConfigError("arms" if not study.arms else "sizes", "None", "A study has arms, and sizes to run them at", "Add one")
+    if SEED not in study.lists:
+        yield ConfigError("lists", f"No list {SEED}", "Every run has a seed", f"Add {SEED}: [1, 2, 3]")
     for size_name, size in study.sizes.items():
-        if SEED not in study.lists | size.lists:
-            yield ConfigError(f"sizes.{size_name}", f"No list {SEED}", "Every run has a seed", f"Add lists: {{{SEED}: [1, 2, 3]}}")
         yield from _unknown(f"sizes.{size_name}.lists", size.lists, study.lists, "list", "lists")
     for name, arm in study.arms.items():
         if arm.until is not None and not 0 < arm.until < 1:
             yield ConfigError(f"arms.{name}.until", arm.until, "Is a part of the steps, above 0 and below 1", "Correct it")
         yield from _unknown(f"arms.{name}.over", arm.over.values(), study.lists, "list", "lists")
-        if arm.after is not None:
-            yield from _unknown(f"arms.{name}.after", [arm.after], study.arms, "arm", "arms")
-            trunk = study.arms.get(arm.after)
-            if trunk is not None and (trunk.until is None or trunk.after is not None):
-                rule = "Arms continue a trunk: an arm with `until`, and without `after`"
-                yield ConfigError(f"arms.{name}.after", arm.after, rule, f"Set arms.{arm.after}.until")
     for name, measure in study.measures.items():
         yield from _unknown(f"measures.{name}.source", [measure.source], {METRICS, *study.analyses}, "source", "analyses")
     for name, comparison in study.comparisons.items():

@@ -8,9 +8,9 @@ from typing import Any
 
 from ngpt.analysis import statistics
 from ngpt.analysis.intervals import Interval, unknown
-from ngpt.config.study import Comparison, Study, matching, partner
+from ngpt.config.study import Comparison, Study, partner
 from ngpt.study.numbers import Numbers
-from ngpt.study.plan import label, reference
+from ngpt.study.plan import compared, label, reference
 
 AROUND_LOWEST = 5  # places that a parabola is put through: those around the lowest mean
 Point = tuple[tuple[str, Any], ...]
@@ -24,6 +24,7 @@ class Row:
     Attributes:
         by_seed: the units behind the interval; of a slope or an optimum its value of each seed.
         less, divided_by: the arms that it was compared with.
+        pairs: seeds that would tell a difference of this size and scatter from zero; None where it is no difference.
         note: what a reader must know.
     """
 
@@ -36,8 +37,15 @@ class Row:
     divided_by: str | None = None
     note: str = ""
 
+    @property
+    def pairs(self) -> Interval | None:
+        size = abs(self.interval.estimate)
+        return statistics.pairs_needed(list(self.by_seed.values()), size) if self.less and len(self.by_seed) > 1 and 0 < size else None
+
     def to_json(self) -> dict[str, Any]:
-        return vars(self) | {"interval": self.interval.to_json(), "by_seed": {str(seed): value for seed, value in self.by_seed.items()}}
+        by_seed = {str(seed): value if math.isfinite(value) else None for seed, value in self.by_seed.items()}
+        pairs = self.pairs.to_json() if self.pairs else None
+        return vars(self) | {"interval": self.interval.to_json(), "by_seed": by_seed, "pairs": pairs}
 
 
 class Values:
@@ -69,7 +77,7 @@ def rows(comparison: Comparison, values: Values) -> list[Row]:
     """The rows of a comparison: of every arm, itself as a reference left out, at every point of its scan."""
     study = values.study
     found = []
-    for arm in matching(list(study.arms), comparison.arms or ["*"]):
+    for arm in compared(study, comparison.arms):
         less = reference(comparison.less, arm)
         if comparison.less and less is None and comparison.kind != "ratio":
             continue
@@ -85,7 +93,7 @@ def rows(comparison: Comparison, values: Values) -> list[Row]:
 def curve(comparison: Comparison, values: Values, key: str) -> list[dict[str, Any]]:
     """A comparison of kind `mean` over the tokens trained on: for each arm and point where every seed has logged the key."""
     found = []
-    for arm in matching(list(values.study.arms), comparison.arms or ["*"]):
+    for arm in compared(values.study, comparison.arms):
         less = reference(comparison.less, arm)
         if comparison.less and less is None:
             continue

@@ -1,6 +1,7 @@
 """What a study trains and analyses at a size: every run with its words and what it waits for."""
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,8 +98,9 @@ def plan(name: str, study: Study, size: str | None, words: Sequence[str] = ()) -
         raise ConfigError("--size", size, f"{name} has the sizes {', '.join(study.sizes)}", "Choose one of them")
     chosen = study.sizes[size]
     lists, of_config = _lists({**study.lists, **chosen.lists}, words)
-    used = dataclasses.replace(study, lists=lists, arms=dict(_arms(study.arms, lists)))
+    used = dataclasses.replace(study, lists=lists, arms=_arms(study.arms, lists))
     _check_names(used)
+    used.arms = _kept(used.arms, chosen.arms)
     common = [*study.words, *chosen.words, *of_config]
     runs = tuple(run for arm in used.arms for run in _runs(used, arm, common))
     return Plan(name, size, used, tuple(words), runs, tuple(_analyses(used, runs)))
@@ -125,8 +127,8 @@ def _lists(lists: dict[str, list[Any]], words: Sequence[str]) -> tuple[dict[str,
             continue
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(name, text, f"Is no YAML: {error}", f"Give {name}=[A,B], or {name}+=A") from None
+        except yaml.YAMLError:
+            raise ConfigError(name, text, "Cannot be read as a list", f"Give {name}=[A,B], or {name}+=A") from None
         added = value if isinstance(value, list) else [value]
         lists = lists | {name: [*lists[name], *added] if key.endswith("+") else added}
     for name, values in lists.items():
@@ -138,15 +140,19 @@ def _lists(lists: dict[str, list[Any]], words: Sequence[str]) -> tuple[dict[str,
     return lists, rest
 
 
-def _arms(arms: Mapping[str, Arm], lists: Mapping[str, list[Any]]) -> Iterator[tuple[str, Arm]]:
+def _arms(arms: Mapping[str, Arm], lists: Mapping[str, list[Any]]) -> dict[str, Arm]:
     """Every arm, and of one with `{LIST}` in its name or words one for each value."""
+    made: dict[str, Arm] = {}
     for name, arm in arms.items():
-        texts = [name, *arm.words, arm.label or ""]
+        texts = [name, *arm.words, arm.after or "", arm.label or ""]
         used = [key for key in lists if any(f"{{{key}}}" in text for text in texts)]
         for values in itertools.product(*(lists[key] for key in used)):
-            filled = dict(zip(used, values, strict=True))
-            label = _filled(arm.label, filled) if arm.label else None
-            yield _filled(name, filled), dataclasses.replace(arm, words=[_filled(word, filled) for word in arm.words], label=label)
+            fill = functools.partial(_filled, values=dict(zip(used, values, strict=True)))
+            after, label = (fill(text) if text else None for text in (arm.after, arm.label))
+            if (filled := fill(name)) in made:
+                raise ConfigError(f"arms.{name}", filled, "Is the name of two arms", "Put {LIST} of what differs into the name")
+            made[filled] = dataclasses.replace(arm, words=list(map(fill, arm.words)), after=after, label=label)
+    return made
 
 
 def _filled(text: str, values: Mapping[str, Any]) -> str:
@@ -160,6 +166,11 @@ def _check_names(study: Study) -> None:
     names = list(study.arms)
     if misnamed := [name for name in names if re.fullmatch(r"[\w.+-]+", name) is None]:
         raise ConfigError("arms", misnamed[0], "Names a folder: letters, digits and _ . + -", "Rename it")
+    for name, arm in study.arms.items():
+        trunk = study.arms.get(arm.after or "")
+        if arm.after is not None and (trunk is None or trunk.until is None or trunk.after is not None):
+            rule = f"Arms continue a trunk: an arm with `until`, and without `after`. There are {', '.join(names)}"
+            raise ConfigError(f"arms.{name}.after", arm.after, rule, "Name one, or set its `until`")
     globs = [(f"analyses.{key}.arms", glob) for key, analysis in study.analyses.items() for glob in analysis.arms]
     for key, comparison in study.comparisons.items():
         globs += [(f"comparisons.{key}.arms", glob) for glob in comparison.arms]
@@ -171,6 +182,13 @@ def _check_names(study: Study) -> None:
             raise ConfigError(path, glob, f"Matches none of the arms {', '.join(names)}", "Correct it")
 
 
+def _kept(arms: Mapping[str, Arm], globs: Sequence[str]) -> dict[str, Arm]:
+    """The arms of a size, with the trunks that they need."""
+    chosen = set(matching(list(arms), globs or ["*"]))
+    chosen |= {arms[name].after for name in chosen} - {None}
+    return {name: arm for name, arm in arms.items() if name in chosen}
+
+
 def _runs(study: Study, name: str, common: Sequence[str]) -> Iterator[PlannedRun]:
     """The runs of an arm: its scan times the seeds."""
     arm = study.arms[name]
@@ -180,7 +198,7 @@ def _runs(study: Study, name: str, common: Sequence[str]) -> Iterator[PlannedRun
         raise ConfigError(f"arms.{name}.over", arm.over, f"{arm.after} has no run for each of its values", f"Scan in {arm.after}")
     words = [*common, *(trunk.words if trunk else []), *arm.words]
     if arm.until is not None:
-        words.append(f"{_UNTIL}=${{fraction:${{train.steps}},{arm.until}}}")
+        words.append(f"{_UNTIL}='${{fraction:${{train.steps}},{arm.until}}}'")
     for values in itertools.product(*(study.lists[used] for used in over.values())):
         point = dict(zip(over, values, strict=True))
         for seed in study.lists[SEED]:
@@ -208,3 +226,8 @@ def reference(table: Mapping[str, str], arm: str) -> str | None:
     """The arm that one is compared with; None for that one itself."""
     found = partner(arm, table)
     return None if found == arm else found
+
+
+def compared(study: Study, globs: Sequence[str]) -> list[str]:
+    """The arms that a comparison's globs mean: no trunks, which end early, unless one is named whole."""
+    return [name for name in matching(list(study.arms), globs or ["*"]) if study.arms[name].until is None or name in globs]
