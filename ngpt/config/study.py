@@ -193,8 +193,13 @@ def load_study(name: str, config_dirs: Sequence[Path] = ()) -> Study:
     path = known[name]
     try:
         check_yaml(path)
-        loaded = OmegaConf.load(path)
-        study = instance_of(Study, OmegaConf.merge(OmegaConf.structured(Study), loaded))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)
+        if not isinstance(loaded, dict):
+            raise ConfigError(str(path), type(loaded).__name__, "Holds the keys of a study", "Correct it")
+        typed = OmegaConf.merge(OmegaConf.structured(Study), _literal(loaded))
+        if missing := sorted(OmegaConf.missing_keys(typed)):
+            raise _at(path, [ConfigError(key, "Not set", "Has no default", f"Add {key}") for key in missing])
+        study = instance_of(Study, typed)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise unreadable(path, error, "Correct it") from error
     except OmegaConfBaseException as error:
@@ -204,9 +209,33 @@ def load_study(name: str, config_dirs: Sequence[Path] = ()) -> Study:
     return study
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML takes a key that is given twice, and keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[Any]()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _literal(value: Any) -> Any:
+    """Interpolations in the words of a study are those of the runs' configs: here they are text."""
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
 def _at(path: Path, errors: Sequence[ConfigError]) -> ConfigError:
     lines = Lines(path)
-    return ConfigErrors([ConfigError(f"{lines.place(one.path)}: {one.path}", one.got, one.rule, one.way_out) for one in errors])
+    rules = [one.rule.replace("ngpt/config/schema.py", "ngpt/config/study.py") for one in errors]  # of another tree of dataclasses
+    found = zip(errors, rules, strict=True)
+    return ConfigErrors([ConfigError(f"{lines.place(one.path)}: {one.path}", one.got, rule, one.way_out) for one, rule in found])
 
 
 def _errors(study: Study) -> Iterator[ConfigError]:

@@ -61,7 +61,7 @@ def _of_run(study: Study, planned: PlannedRun, folder: Path, files: Mapping[tupl
     sources: dict[str, dict[str, Sequence[float]]] = {METRICS: {key: values for key, (_, values) in series.items()}}
     for name in study.analyses:
         path = files.get((planned.name, name))
-        sources[name] = _leaves(_read(path)) if path is not None and path.exists() else {}
+        sources[name] = _leaves(_read(path).get("results")) if path is not None and path.exists() else {}
     wanted = {*LOSSES, *(measure.key for measure in study.measures.values() if measure.source == METRICS)}
     numbers = Numbers(
         planned,
@@ -111,10 +111,10 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, Sequence[float]]:
     return of_value | {key: value for part in parts for key, value in part.items()}
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(str(path), error, "Must be the JSON that `ngpt analyze` writes", "Remove it: the study makes it again") from None
 
 
