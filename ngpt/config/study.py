@@ -17,14 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ngpt.config.containers import instance_of
 from ngpt.config.errors import ConfigError, ConfigErrors
-from ngpt.config.folders import config_dir, description_of
+from ngpt.config.folders import STUDY, config_dir, description_of
 from ngpt.config.schema import choice
 from ngpt.config.translate import translate
 from ngpt.config.values import choice_errors
 from ngpt.config.yaml_limits import check_yaml
 from ngpt.config.yaml_lines import Lines, unreadable
 
-STUDY = "study"
 SEED = "seed"  # the list that every study has
 METRICS = "metrics"
 
@@ -148,6 +147,7 @@ class Size:
     words: list[str] = field(default_factory=list)  # of the config, behind those of the study
     lists: dict[str, list[Any]] = field(default_factory=dict)  # in place of the study's
     arms: list[str] = field(default_factory=list)  # globs of those that are run; empty: all
+    judges: bool = True  # whether it can test the claim; else the page has no verdict
     says: str = ""  # what it is for, one sentence
 
 

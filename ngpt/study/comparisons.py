@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -36,11 +36,7 @@ class Row:
     less: str | None = None
     divided_by: str | None = None
     note: str = ""
-
-    @property
-    def pairs(self) -> Interval | None:
-        size = abs(self.interval.estimate)
-        return statistics.pairs_needed(list(self.by_seed.values()), size) if self.less and len(self.by_seed) > 1 and 0 < size else None
+    pairs: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
         by_seed = {str(seed): value if math.isfinite(value) else None for seed, value in self.by_seed.items()}
@@ -79,15 +75,22 @@ def rows(comparison: Comparison, values: Values) -> list[Row]:
     found = []
     for arm in compared(study, comparison.arms):
         less = reference(comparison.less, arm)
-        if comparison.less and less is None and comparison.kind != "ratio":
+        if comparison.less and less is None:
             continue
         points = values.points(arm)
         if comparison.kind in ("slope", "optimum"):
             points = list(dict.fromkeys(tuple(entry for entry in point if entry[0] != comparison.over) for point in points))
         for point in points:
             interval, by_seed, divisor, note = _KINDS[comparison.kind](comparison, values, arm, point)
-            found.append(Row(arm, label(study, arm), dict(point), interval, by_seed, less, divisor, note))
+            pairs = _pairs(interval, by_seed) if less and comparison.kind in ("mean", "optimum") else None
+            found.append(Row(arm, label(study, arm), dict(point), interval, by_seed, less, divisor, note, pairs))
     return found
+
+
+def _pairs(interval: Interval, by_seed: Seeds) -> Interval | None:
+    """Seeds that would tell a difference of this size and scatter from zero."""
+    size = abs(interval.estimate)
+    return statistics.pairs_needed(list(by_seed.values()), size) if len(by_seed) > 1 and size > 0 else None
 
 
 def curve(comparison: Comparison, values: Values, key: str) -> list[dict[str, Any]]:
@@ -118,7 +121,10 @@ def curve(comparison: Comparison, values: Values, key: str) -> list[dict[str, An
 
 def _mean(comparison: Comparison, values: Values, arm: str, point: Point) -> tuple[Interval, Seeds, str | None, str]:
     units = _units(comparison, values, arm, point)
-    return _interval_of(units, statistics.mean_interval), units, None, _missing(values, units)
+    found = _interval_of(units, statistics.mean_interval)
+    if reference(comparison.less, arm):
+        found = replace(found, method=f"{found.method} of paired differences")
+    return found, units, None, _missing(values, units)
 
 
 def _ratio(comparison: Comparison, values: Values, arm: str, point: Point) -> tuple[Interval, Seeds, str | None, str]:

@@ -52,7 +52,8 @@ def _draw_intervals(figure: FigureBase, rows: Sequence[RowLike], unit: str, kind
     for place, (row, one) in enumerate(zip(rows, intervals, strict=True)):
         _draw_interval(axes, one, place, color_of(row["arm"]))
         words = row_name(row) + ("" if one.bounded else _without_end(one))
-        axes.text(0.0, place - 0.28, words, transform=axes.get_yaxis_transform(), fontsize=8.5, color=drawing.TEXT, parse_math=False)
+        look = {"fontsize": 8.5, "color": drawing.TEXT, "bbox": {"facecolor": drawing.PAPER, "edgecolor": "none", "pad": 0.8}}
+        axes.text(0.0, place - 0.28, words, transform=axes.get_yaxis_transform(), parse_math=False, **look)
     axes.yaxis.set_major_locator(NullLocator())
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(unit)
@@ -88,11 +89,18 @@ def _tokens(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
         for curve in curves:
             families.setdefault(curve["arm"].partition("_")[0], []).append(curve)
         frame = _frame([place for curve in curves for place in curve["places"]])
+        kinds = list(dict.fromkeys(map(_kind, curves)))
         for family, members in families.items():
             changes = [run["phase_change"] for run in results["runs"] if run["arm"].startswith(f"{family}_") and run["phase_change"]]
-            draw = partial(_draw_tokens, curves=members, frame=frame, changes=changes, unit=unit_of(results, name))
+            colors = [drawing.COLORS[kinds.index(_kind(curve)) % len(drawing.COLORS)] for curve in members]
+            draw = partial(_draw_tokens, curves=members, colors=colors, frame=frame, changes=changes, unit=unit_of(results, name))
             panels.append(Panel(Name(family), draw, height=3.2 + 0.17 * len(members)))
     return panels
+
+
+def _kind(curve: RowLike) -> tuple[Any, ...]:
+    """What has one colour in the panels of both architectures."""
+    return (curve["arm"].partition("_")[2], *curve["point"].items())
 
 
 def _frame(places: Sequence[RowLike]) -> tuple[float, float]:
@@ -103,14 +111,18 @@ def _frame(places: Sequence[RowLike]) -> tuple[float, float]:
 
 
 def _draw_tokens(
-    figure: FigureBase, curves: Sequence[RowLike], frame: tuple[float, float], changes: Sequence[float], unit: str
+    figure: FigureBase,
+    curves: Sequence[RowLike],
+    colors: Sequence[str],
+    frame: tuple[float, float],
+    changes: Sequence[float],
+    unit: str,
 ) -> None:
     axes = figure.subplots()
     if any(curve["less"] for curve in curves):
         axes.axhline(0, color=drawing.GREY, linewidth=1)
         axes.set_ylim(*frame)
-    for index, curve in enumerate(curves):
-        color = drawing.COLORS[index % len(drawing.COLORS)]
+    for curve, color in zip(curves, colors, strict=True):
         x = [place["tokens"] for place in curve["places"]]
         axes.plot(x, [place["estimate"] for place in curve["places"]], color=color, linewidth=1.5, marker="o", markersize=2.5)
         bounded = [place for place in curve["places"] if place["low"] is not None]
@@ -119,9 +131,9 @@ def _draw_tokens(
     for change in changes:
         axes.axvline(change, color=drawing.GREY, linestyle=(0, (2, 3)), linewidth=0.8)
     drawing.token_axis(axes)
-    axes.set_xlim(left=min(place["tokens"] for curve in curves for place in curve["places"]))
+    axes.set_xlim(left=min([*changes, *(place["tokens"] for curve in curves for place in curve["places"])]))
     axes.set_ylabel(unit)
-    names = [(row_name(curve), drawing.COLORS[index % len(drawing.COLORS)], "solid") for index, curve in enumerate(curves)]
+    names = [(row_name(curve), color, "solid") for curve, color in zip(curves, colors, strict=True)]
     legend(axes, [*names, *([("phase change of a run", drawing.GREY, (0, (2, 3)))] if changes else [])])
 
 

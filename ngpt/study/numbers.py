@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from ngpt.analysis import compare
@@ -18,7 +19,8 @@ from ngpt.config.study import METRICS, Measure, Study
 from ngpt.study.plan import Plan, PlannedRun
 
 LOSSES = ("val_loss", "train_loss")
-_SIDE, _NEIGHBOUR, _FASTER = 1.15, 1.5, 1.5  # of `phase_change`
+FEWEST_RECORDS = 100  # of a loss, for a phase change
+_SIDE, _NEIGHBOUR, _FASTER, _NOISES = 1.15, 1.5, 1.5, 4  # of `phase_change`
 
 
 @dataclass(frozen=True)
@@ -131,16 +133,18 @@ def phase_change(curve: Sequence[tuple[float, float]]) -> float | None:
     """Tokens at which a loss falls in a step of its own, such as that of in-context copying; None where it does not.
 
     The fall of the loss between tokens / 1.15 and tokens * 1.15 is compared with the same at tokens / 1.5 and at tokens * 1.5. A change is
-    where it is largest among the places at which it is at least 1.5 times either of them.
+    where it is largest among the places at which it is at least 1.5 times either of them, and more than that by four times the median
+    step between neighbouring records, which is noise. Of fewer than 100 records none is told.
     """
     points = [(math.log(tokens), loss) for tokens, loss in curve if tokens > 0 and math.isfinite(loss)]
-    if len(points) < 20:
+    if len(points) < FEWEST_RECORDS:
         return None
+    noise = median(abs(after - before) for (_, before), (_, after) in pairwise(points))
     start, end, side, apart = points[0][0], points[-1][0], math.log(_SIDE), math.log(_NEIGHBOUR)
     best, found, place = 0.0, None, start + apart + side
     while place <= end - apart - side:
         fall, before, behind = (_fall(points, at, side) for at in (place, place - apart, place + apart))
-        if fall > best and fall >= _FASTER * max(before, behind, 0.0):
+        if fall > best and fall >= _FASTER * max(before, behind, 0.0) + _NOISES * noise:
             best, found = fall, math.exp(place)
         place += side / 4
     return found

@@ -1,7 +1,7 @@
 """The results of a study as one JSON: every number behind its page, with definitions, commands, commit and versions."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ngpt.study import comparisons
 from ngpt.study.comparisons import Values
 from ngpt.study.numbers import LOSSES, Numbers, phase_change, read_numbers
 from ngpt.study.plan import Plan
-from ngpt.study.verdict import judged, together
+from ngpt.study.verdict import NOT_JUDGED, judged, together
 
 FORMAT = 1
 _RULE = "The results of a study, as `ngpt study` writes them"
@@ -34,6 +34,7 @@ def gather(plan: Plan, folder: Path, description: str, command: str, provenance:
     values = Values(plan.study, numbers)
     of_comparisons = {name: _comparison(plan.study, name, values) for name in plan.study.comparisons}
     rules = [judged(rule, of_comparisons[rule.comparison]["rows"]) for rule in plan.study.verdict]
+    judges = plan.study.sizes[plan.size].judges
     return {
         "format": FORMAT,
         "name": plan.name,
@@ -44,7 +45,7 @@ def gather(plan: Plan, folder: Path, description: str, command: str, provenance:
         "study": as_plain(plan.study),
         "runs": [_run(each) for each in numbers],
         "comparisons": of_comparisons,
-        "verdict": {"result": together([rule["result"] for rule in rules]), "rules": rules},
+        "verdict": {"result": together([rule["result"] for rule in rules]) if judges else NOT_JUDGED, "rules": rules},
         "missing": [f"{each.run.name}: {each.status}" for each in numbers if each.status not in ("finished", "stopped")]
         + [f"{one.file}: not there" for one in plan.analyses if not (folder / one.file).exists()],
     }
@@ -106,9 +107,3 @@ def read(path: Path) -> dict[str, Any]:
         got = found.get("format") if isinstance(found, dict) else type(found).__name__
         raise ConfigError(str(path), f"format {got}", f"{_RULE}, have format {FORMAT}", "Use the version that wrote it")
     return found
-
-
-def tables(results: Mapping[str, Any], names: Sequence[str] | None = None) -> list[tuple[str, list[dict[str, Any]]]]:
-    """(name, rows) of the comparisons that have any."""
-    chosen = results["comparisons"] if names is None else {name: results["comparisons"][name] for name in names}
-    return [(name, found["rows"]) for name, found in chosen.items() if found["rows"]]

@@ -7,8 +7,8 @@ from typing import Any
 from ngpt.analysis.intervals import Interval
 from ngpt.config.study import Rule, matching
 
-REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
-_IN_WORDS = {"be_above": "is above {0:g}", "be_below": "is below {0:g}", "stay_within": "lies between -{0:g} and {0:g}"}
+REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_JUDGED = "reproduced", "not reproduced", "undecided", "not judged"
+_IN_WORDS = {"be_above": "above {0:g}", "be_below": "below {0:g}", "stay_within": "between -{0:g} and {0:g}"}
 
 
 def judged(rule: Rule, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def judged(rule: Rule, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     words = _IN_WORDS[rule.must].format(rule.value)
     return {
         "result": together([result for _, result in found]),
-        "rule": f"reproduced if the whole interval {words}; not reproduced if none of it does; else undecided",
+        "rule": f"reproduced if the whole interval is {words}; not reproduced if none of it is; else undecided",
         "comparison": rule.comparison,
         "rows": [{"arm": row["arm"], "label": row["label"], "point": row["point"], "result": result} for row, result in found],
     }
