@@ -49,6 +49,7 @@ COMMANDS = (
     Command("export", "export", "write a checkpoint as a folder that Hugging Face's transformers opens"),
     Command("import", "importing", "make a run of such a folder, from whose weights others can start"),
     Command("eval", "eval", "lm-eval's tasks and bits per byte of prepared text, of a run or an exported folder"),
+    Command("analyze", "analyze", "signal-to-noise, quantised loss, flatness and curvature of a trained model"),
     Command("doctor", "doctor", "what works on this machine, proved by numbers"),
     Command("completion", "completion", "the script with which bash or zsh completes commands, groups, experiments and keys"),
     Command("version", "version", "versions of this package, Megatron-core and torch"),

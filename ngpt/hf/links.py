@@ -101,22 +101,34 @@ def layer_links(model: ModelConfig, symbol: str, source: str, target: str) -> It
 
 
 def _attention(model: ModelConfig, source: str, target: str) -> Iterator[Link]:
-    queries = model.num_attention_heads // model.num_query_groups  # of a group, which is followed by its key and its value
-    sizes = [queries * model.head_dim, model.head_dim, model.head_dim]
-
-    def split(tensors: Tensors) -> Tensors:
-        by_group = tensors[0].unflatten(0, (model.num_query_groups, sum(sizes)))
-        return [part.flatten(0, 1) for part in by_group.split(sizes, dim=1)]
-
-    def mix(tensors: Tensors) -> Tensors:
-        return [torch.cat([part.unflatten(0, (model.num_query_groups, -1)) for part in tensors], dim=1).flatten(0, 1)]
-
+    groups = model.num_query_groups
+    features = [heads * model.head_dim for heads in (model.num_attention_heads, groups, groups)]
     attention = f"{source}self_attention."
     names = tuple(f"{target}{name}_proj.weight" for name in "qkv")
-    yield Link((f"{attention}linear_qkv.weight",), names, split, mix)
+    yield Link(
+        (f"{attention}linear_qkv.weight",),
+        names,
+        lambda tensors: split_qkv(tensors[0], features, groups),
+        lambda tensors: [join_qkv(tensors, groups)],
+    )
     yield Link((f"{attention}linear_proj.weight",), (f"{target}o_proj.weight",))
     if model.architecture == "ngpt":
         yield Link((f"{attention}core_attention.sqk.stored",), (f"{target}sqk",))
+
+
+def split_qkv(tensor: Tensor, features: Sequence[int], groups: int) -> list[Tensor]:
+    """Queries, keys and values of the trainer's matrix, in which the queries of each group are followed by its key and its value.
+
+    Args:
+        features: how many rows each of the three has.
+    """
+    by_group = tensor.unflatten(0, (groups, -1))
+    return [part.flatten(0, 1) for part in by_group.split([rows // groups for rows in features], dim=1)]
+
+
+def join_qkv(tensors: Tensors, groups: int) -> Tensor:
+    """The way back."""
+    return torch.cat([part.unflatten(0, (groups, -1)) for part in tensors], dim=1).flatten(0, 1)
 
 
 def _mlp(model: ModelConfig, source: str, target: str) -> Iterator[Link]:

@@ -307,12 +307,18 @@ class NGPTExperts(nn.Module):
         tokens_per_expert = top_k_index.flatten().bincount(minlength=experts).tolist()
         places = top_k_index.flatten().argsort(stable=True).split(tokens_per_expert)
         y_TD = torch.zeros_like(widen(hidden_states))
-        for up, down, suv, place in zip(getattr(self, self.up_name).unbind(), self.down_proj.unbind(), suvs, places, strict=True):
+        matrices = zip(getattr(self, self.up_name).unbind(), self.down_proj.unbind(), suvs, places, strict=True)
+        for expert, (up, down, suv, place) in enumerate(matrices):
             if len(place):
                 token = place // top_k_index.shape[-1]
-                a = self.activate(F.linear(hidden_states[token], up), suv)
-                y_TD.index_add_(0, token, F.linear(a, down) * top_k_weights.flatten()[place, None].to(y_TD.dtype))
+                a = self.activate(self.project(hidden_states[token], up, self.up_name, expert), suv)
+                y = self.project(a, down, "down_proj", expert)
+                y_TD.index_add_(0, token, y * top_k_weights.flatten()[place, None].to(y_TD.dtype))
         return y_TD.to(hidden_states.dtype)
+
+    def project(self, x_TK: Tensor, weight_NK: Tensor, name: str, expert: int) -> Tensor:
+        """One projection of one expert's tokens. What hooks are to linear layers, a replacement of this is to experts."""
+        return F.linear(x_TK, weight_NK)
 
 
 class NGPTMoE(nn.Module):
@@ -618,9 +624,7 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits_BSV = widen(self.lm_head(outputs.last_hidden_state[:, kept]))
-        if self.config.has_logit_scale:
-            logits_BSV = logits_BSV * (self.logit_scale.to(logits_BSV.dtype) * sqrt(self.config.hidden_size))
+        logits_BSV = self.logits(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits_BSV, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -631,6 +635,13 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             **{CACHE: getattr(outputs, CACHE)},
         )
+
+    def logits(self, h_BSD: Tensor) -> Tensor:
+        """[B, S, V] in fp32 at least, of the stream behind the last layer and norm."""
+        logits_BSV = widen(self.lm_head(h_BSD))
+        if self.config.has_logit_scale:
+            logits_BSV = logits_BSV * (self.logit_scale.to(logits_BSV.dtype) * sqrt(self.config.hidden_size))
+        return logits_BSV
 
 
 # `generate` asks for the signature at every token of a class with code of its own: it is read once.

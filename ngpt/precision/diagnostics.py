@@ -152,12 +152,17 @@ def _figures_of_rows(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """`product_figures` of the drawn rows of (a, b), not yet divided by their norms."""
+    log_ratios, margins = _intervals(powers_of_rows(draws, exact, quantised), resamples, generator)
+    bounds = {"": log_ratios, "_lower": log_ratios - margins, "_upper": log_ratios + margins}
+    named = {suffix: _figures_of(values, exact[0].size(1)) for suffix, values in bounds.items()}
+    return {figure + suffix: values[i] for i, figure in enumerate(PRODUCT_FIGURES) for suffix, values in named.items()}
+
+
+def powers_of_rows(draws: tuple[Draw, Draw], exact: tuple[Tensor, Tensor], quantised: tuple[Tensor, Tensor]) -> Tensor:
+    """fp64 [4, M, N]: s^2, r^2, sum_k z_k^2, sum_k e_k^2 of each output entry where drawn rows of (a, b) meet, divided by their norms."""
     a, b = (rows.double() / draw.norms for rows, draw in zip(exact, draws, strict=True))
     a_hat, b_hat = (rows.double() / draw.norms for rows, draw in zip(quantised, draws, strict=True))
-    log_ratios, margins = _intervals(_powers(a, b, a_hat, b_hat), resamples, generator)
-    bounds = {"": log_ratios, "_lower": log_ratios - margins, "_upper": log_ratios + margins}
-    named = {suffix: _figures_of(values, a.size(1)) for suffix, values in bounds.items()}
-    return {figure + suffix: values[i] for i, figure in enumerate(PRODUCT_FIGURES) for suffix, values in named.items()}
+    return _powers(a, b, a_hat, b_hat)
 
 
 def _powers(a: Tensor, b: Tensor, a_hat: Tensor, b_hat: Tensor) -> Tensor:
@@ -310,7 +315,13 @@ class GemmWatch:
         return _drawn(matrix, self.samples, self._generator)
 
     def _gemm(self, name: str, draws: tuple[Draw, Draw], exact: tuple[Tensor, Tensor], quantised: tuple[Tensor, Tensor]) -> None:
-        self._add(name, _figures_of_rows(draws, exact, quantised, self.resamples, self._generator))
+        self._add(name, self.gemm_figures(draws, exact, quantised))
+
+    def gemm_figures(
+        self, draws: tuple[Draw, Draw], exact: tuple[Tensor, Tensor], quantised: tuple[Tensor, Tensor]
+    ) -> dict[str, Tensor]:
+        """What is told of a GEMM by drawn rows of its two operands, not yet divided by their norms."""
+        return _figures_of_rows(draws, exact, quantised, self.resamples, self._generator)
 
     def _add(self, name: str, figures: dict[str, Tensor]) -> None:
         self.figures |= {f"{name}/{figure}": value for figure, value in figures.items()}
