@@ -37,7 +37,7 @@ class PlannedConfig:
 
 
 def checked(planned: Plan, folder: Path, config_dirs: Sequence[Path]) -> dict[str, PlannedConfig]:
-    """The config of every run by its name. Runs that differ in their seed share one: it is composed once.
+    """The config of every run by its name. Runs that differ in their seed, or in a scanned key of `optim`, share one: it is composed once.
 
     Raises:
         ConfigError: a run's words make no config; names the run. The text is not prepared.
@@ -46,6 +46,8 @@ def checked(planned: Plan, folder: Path, config_dirs: Sequence[Path]) -> dict[st
 
     of_points: dict[tuple[object, ...], PlannedConfig] = {}
     for run in planned.points:
+        if _key(run) in of_points:
+            continue
         try:
             config = compose(run.located(folder, planned.name), config_dirs)
             check_prepared(config)
@@ -54,14 +56,15 @@ def checked(planned: Plan, folder: Path, config_dirs: Sequence[Path]) -> dict[st
         if config.cluster.nodes > 1:
             way_out = "Choose a cluster of one host, or submit runs one by one: ngpt launch"
             raise ConfigError("cluster.nodes", config.cluster.nodes, "A study runs on this machine", way_out)
-        trunk = of_points.get((planned.study.arms[run.arm].after, *run.point.items()))
+        trunk = of_points.get((planned.study.arms[run.arm].after, *_key(run)[1:]))
         first, last = trunk.last if trunk else 0, config.train.stop_after or config.train.steps
         of_points[_key(run)] = PlannedConfig(config, first, last, _seconds(config, last - first))
     return {run.name: of_points[_key(run)] for run in planned.runs}
 
 
 def _key(run: PlannedRun) -> tuple[object, ...]:
-    return (run.arm, *run.point.items())
+    """What tokens, time and processes follow from."""
+    return (run.arm, *(entry for entry in run.point.items() if not entry[0].startswith("optim.")))
 
 
 def _seconds(config: Config, steps: int) -> float | None:
@@ -77,7 +80,7 @@ def table(planned: Plan, configs: Mapping[str, PlannedConfig]) -> str:
     """A line an arm and point: its runs with steps, tokens and time; then the sums."""
     lines = []
     for run in planned.points:
-        one, seeds = configs[run.name], [other for other in planned.runs if _key(other) == _key(run)]
+        one, seeds = configs[run.name], [other for other in planned.runs if (other.arm, other.point) == (run.arm, run.point)]
         where = ", ".join([run.arm, *(f"{key}={value}" for key, value in run.point.items())])
         analyses = sum(analysis.run == run.name for analysis in planned.analyses)
         steps = f"steps {one.first + 1} to {one.last}" if one.first else f"{one.last} steps"

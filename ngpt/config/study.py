@@ -53,7 +53,7 @@ class Analysis:
         },
     )
     arms: list[str] = field(default_factory=list)  # globs of their names
-    options: list[str] = field(default_factory=list)  # further words of the command
+    options: list[str] = field(default_factory=list)  # further words of the command; {LIST} is the only value of a list
     step: int | None = None  # of the checkpoint; null: the newest
 
 

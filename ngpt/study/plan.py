@@ -209,12 +209,14 @@ def _runs(study: Study, name: str, common: Sequence[str]) -> Iterator[PlannedRun
 
 
 def _analyses(study: Study, runs: Sequence[PlannedRun]) -> Iterator[PlannedAnalysis]:
+    single = {key: values[0] for key, values in study.lists.items() if len(values) == 1}  # what differs between sizes
     for name, analysis in study.analyses.items():
+        options = [_filled(option, single) for option in analysis.options]
         arms = set(matching(list(study.arms), analysis.arms))
         step = [] if analysis.step is None else ["--step", str(analysis.step)]
         for run in runs:
             if run.arm in arms:
-                yield PlannedAnalysis(name, run.name, ("--what", analysis.what, *step, *analysis.options))
+                yield PlannedAnalysis(name, run.name, ("--what", analysis.what, *step, *options))
 
 
 def label(study: Study, arm: str) -> str:
