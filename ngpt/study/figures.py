@@ -1,6 +1,7 @@
 """The figures of a study's page, drawn from its results alone."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,16 @@ from ngpt.study.drawing import Results, RowLike, color_of, legend, row_name, tit
 
 def sheets_of(results: Results) -> list[Sheet]:
     """The figures for which there are numbers, the main one first."""
-    made = [(_SHEETS[figure["kind"]](results, figure), figure) for figure in results["study"]["figures"]]
-    return [
-        Sheet(f"{index + 1}_{figure['kind']}", figure["title"], figure["caption"], "Figures", tuple(panels), columns=2)
-        for index, (panels, figure) in enumerate(made)
-        if panels
-    ]
+    made = enumerate(((_SHEETS[figure["kind"]](results, figure), figure) for figure in results["study"]["figures"]), start=1)
+    return [_sheet(f"{number}_{figure['kind']}", figure, panels) for number, (panels, figure) in made if panels]
+
+
+def _sheet(file: str, figure: Mapping[str, Any], panels: Sequence[Panel]) -> Sheet:
+    caption = figure["caption"]
+    if len(panels) == 1 and panels[0].name:  # the page gives a panel alone all of the width
+        caption = " ".join(filter(None, [f"{panels[0].name.text}.", caption]))
+        panels = [replace(panels[0], name=None)]
+    return Sheet(file, figure["title"], caption, "Figures", tuple(panels), columns=2)
 
 
 def _intervals(results: Results, figure: Mapping[str, Any]) -> list[Panel]:

@@ -1,14 +1,10 @@
 """A whole study of four runs: a branch goes on as if it had never been cut off, and a second call has nothing to do."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from torchrun import ngpt
 
-ROOT = Path(__file__).resolve().parents[2]
 STUDY = """\
 # A study of a test.
 claim: A branch goes on as its trunk would have.
@@ -44,12 +40,6 @@ sizes:
 """
 
 
-def ngpt(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "launch.cli", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
-
-
 @pytest.mark.studies
 def test_a_study_branches_measures_and_goes_on(tmp_path):
     (tmp_path / "conf/study").mkdir(parents=True)
@@ -57,10 +47,10 @@ def test_a_study_branches_measures_and_goes_on(tmp_path):
     (tmp_path / "raw").mkdir()
     for number in range(40):
         (tmp_path / "raw" / f"{number:02d}.txt").write_text(f"Text {number} of forty, and what it says of {number * 7919}. " * 20)
-    prepared = ngpt(tmp_path, "data", "prepare", "raw", "--out", "text", "--split", "80,20,0")
+    prepared = ngpt("data", "prepare", "raw", "--out", "text", "--split", "80,20,0", cwd=tmp_path)
     assert prepared.returncode == 0, prepared.stderr
     study = ("study", "mine", "--config-dir", "conf", "--parallel", "2")
-    first = ngpt(tmp_path, *study)
+    first = ngpt(*study, cwd=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     folder = tmp_path / "runs/studies/mine_only"
     found = json.loads((folder / "results.json").read_bytes())
@@ -72,6 +62,6 @@ def test_a_study_branches_measures_and_goes_on(tmp_path):
     assert max(losses["trunk"]) < min(losses["quantised"])
     assert abs(losses["quantised"][max(losses["whole"])] - losses["whole"][max(losses["whole"])]) > 1e-5
     assert runs["branch"]["measures"]["cost"] is not None and (folder / "index.html").stat().st_size > 10_000
-    second = ngpt(tmp_path, *study)
+    second = ngpt(*study, cwd=tmp_path)
     assert second.returncode == 0 and " running" not in second.stdout
     assert json.loads((folder / "results.json").read_bytes())["comparisons"] == found["comparisons"]
