@@ -42,6 +42,7 @@ COMMANDS = (
     Command("status", "status", "what a run does: its job, steps, checkpoints, last failure"),
     Command("stop", "stop", "have a run save and leave, and not come back"),
     Command("data", "data", "get text and turn it into token files: fetch, prepare, inspect"),
+    Command("study", "study", "test a claim: train and compare the arms of a study, and write a page"),
     Command("report", "report", "losses, scales and differences of runs as HTML and PNG"),
     Command("generate", "generate", "continue texts with a checkpoint or an exported folder"),
     Command("sample", "sample", "the short form of generate: one text, kept in the run folder"),
