@@ -99,6 +99,12 @@ def test_what_has_no_end_is_told_so(study, tmp_path):
     assert "excludes nothing" in page and "the data exclude nothing" in page
 
 
+def test_a_size_that_judges_nothing_gives_no_verdict(study):
+    study[0].study.sizes["small"].judges = False
+    found = gathered(study)
+    assert found["verdict"]["result"] == "not judged" and found["verdict"]["rules"][0]["result"] == "undecided"
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [(None, "No such file"), ("{", "Expecting"), ("[1]", "format list"), ('{"format": 99}', "format 99")]
 )
