@@ -119,10 +119,10 @@ class Figure:
             "intervals": "comparisons, a line a row",
             "tokens": "a comparison of metrics over the tokens trained on",
             "axis": "a comparison over a scanned key",
-            "layers": "a measure of each layer",
+            "layers": "the measure of a comparison by layer, of its arms at their last point",
         },
     )
-    of: list[str] = field(default_factory=list)  # comparisons; layers: a measure
+    of: list[str] = field(default_factory=list)  # comparisons; layers: one
     over: str | None = None  # axis: the scanned config key
     # axis: what is drawn beside the data
     model: str = choice("none", {"none": "nothing", "averaging": "10 lg of the averaging gain that `rho` predicts"})
@@ -259,8 +259,7 @@ def _errors(study: Study) -> Iterator[ConfigError]:
         yield from _unknown(f"comparisons.{name}.measure", [comparison.measure], study.measures, "measure", "measures")
         yield from _needs(name, comparison)
     for index, figure in enumerate(study.figures):
-        shown = study.measures if figure.kind == "layers" else study.comparisons
-        yield from _unknown(f"figures[{index}].of", figure.of, shown, "name", "measures and comparisons")
+        yield from _unknown(f"figures[{index}].of", figure.of, study.comparisons, "comparison", "comparisons")
         yield from _unknown(f"figures[{index}].rho", figure.rho, study.measures, "measure", "measures")
     for index, rule_ in enumerate(study.verdict):
         yield from _unknown(f"verdict[{index}].comparison", [rule_.comparison], study.comparisons, "comparison", "comparisons")

@@ -1,6 +1,7 @@
 """The figures of a study over a scanned key, and over layers."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -96,19 +97,31 @@ def _gain_db(width: float, signal: float, noise: float) -> float:
 
 
 def layers(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
-    (measure,) = figure["of"]
+    """Of the arms of a comparison; of those that scan, at their last point."""
+    (name,) = figure["of"]
+    measure = results["study"]["comparisons"][name]["measure"]
+    last = {row["arm"]: row["point"] for row in results["comparisons"][name]["rows"]}
     by_arm: dict[str, dict[str, list[float]]] = {}
     for run in results["runs"]:
-        for layer, value in run["layers"].get(measure, {}).items():
-            by_arm.setdefault(run["arm"], {}).setdefault(layer, []).append(value)
+        if run["arm"] in last and run["point"] == last[run["arm"]]:
+            for layer, value in run["layers"].get(measure, {}).items():
+                by_arm.setdefault(run["arm"], {}).setdefault(layer, []).append(value)
     if not by_arm:
         return []
-    names = list(dict.fromkeys(layer for layers in by_arm.values() for layer in layers))
-    draw = partial(_draw_layers, by_arm=by_arm, names=names, unit=results["study"]["measures"][measure]["unit"])
+    names = sorted(dict.fromkeys(layer for found in by_arm.values() for layer in found), key=_natural)
+    labels = {arm: row_name({"label": results["study"]["arms"][arm]["label"] or arm, "point": last[arm]}) for arm in by_arm}
+    draw = partial(_draw_layers, by_arm=by_arm, names=names, labels=labels, unit=results["study"]["measures"][measure]["unit"])
     return [Panel(None, draw, height=1.0 + 0.2 * len(names))]
 
 
-def _draw_layers(figure: FigureBase, by_arm: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], unit: str) -> None:
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Layer 10 behind layer 9."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _draw_layers(
+    figure: FigureBase, by_arm: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], labels: Mapping[str, str], unit: str
+) -> None:
     axes = figure.subplots()
     for arm, layers in by_arm.items():
         for place, name in enumerate(names):
@@ -117,4 +130,4 @@ def _draw_layers(figure: FigureBase, by_arm: Mapping[str, Mapping[str, Sequence[
     axes.set_yticks(range(len(names)), [formats.short(name, 34) for name in names], fontsize=7.5)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(unit)
-    legend(axes, [(arm, color_of(arm), "solid") for arm in by_arm])
+    legend(axes, [(labels[arm], color_of(arm), "solid") for arm in by_arm])

@@ -64,14 +64,15 @@ def _of_run(study: Study, planned: PlannedRun, folder: Path, files: Mapping[tupl
     for name in study.analyses:
         path = files.get((planned.name, name))
         sources[name] = _leaves(_read(path).get("results")) if path is not None and path.exists() else {}
-    wanted = {*LOSSES, *(measure.key for measure in study.measures.values() if measure.source == METRICS)}
+    wanted = [*LOSSES, *(measure.key for measure in study.measures.values() if measure.source == METRICS)]
+    curves = {key: _mean_curve(series, key) for key in dict.fromkeys(wanted)}
     numbers = Numbers(
         planned,
         run.status.kind,
         str(environment.get("command", "")),
         {key: environment.get(key) for key in ("git", "versions", "gpus", "python", "platform")},
         tokens=run.tokens[-1],
-        curves={key: _thinned(*series[key]) for key in keys if key in wanted},
+        curves={key: _thinned(list(curve), list(curve.values())) for key, curve in curves.items() if curve},
     )
     for name, measure in study.measures.items():
         found = measured(measure, sources[measure.source])
@@ -83,12 +84,26 @@ def _of_run(study: Study, planned: PlannedRun, folder: Path, files: Mapping[tupl
 
 def measured(measure: Measure, source: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """What a measure takes of each key that it names; by the part of the key that its first * stands for."""
-    pattern = re.compile(translate(measure.key).replace(".*", "(.*)", 1) if "*" in measure.key else re.escape(measure.key) + r"\Z")
-    found = {}
+    pattern, found = _pattern(measure.key), {}
     for key, values in source.items():
         if (match := pattern.match(key)) and values:
             found[match[1] if match.groups() else key] = _taken(measure, values)
     return found
+
+
+def _pattern(key: str) -> re.Pattern[str]:
+    return re.compile(translate(key).replace(".*", "(.*)", 1) if "*" in key else re.escape(key) + r"\Z")
+
+
+def _mean_curve(series: Mapping[str, tuple[list[float], list[float]]], key: str) -> dict[float, float]:
+    """tokens -> the mean of all that a key names there."""
+    pattern = _pattern(key)
+    found: dict[float, list[float]] = {}
+    for name, (tokens, values) in series.items():
+        if pattern.match(name):
+            for place, value in zip(tokens, values, strict=True):
+                found.setdefault(place, []).append(value)
+    return {place: fmean(values) for place, values in sorted(found.items())}
 
 
 def _taken(measure: Measure, values: Sequence[float]) -> float:

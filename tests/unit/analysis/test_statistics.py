@@ -163,6 +163,17 @@ def test_vertex_covers_what_it_claims(scatter):
     assert (np.mean(shapes) > 0.95) == (scatter == 0.05)
 
 
+def test_a_vertex_is_possible_exactly_where_the_slope_may_be_zero():
+    rates = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 4.5])  # not symmetric: slope and curvature err together
+    for scatter in (0.3, 3.0):
+        for noise in np.random.default_rng(1).normal(0, scatter, (10, 6)):
+            losses = (rates - 1.7) ** 2 + noise
+            found = vertex(rates, losses)
+            for place in (-5.0, 0.5, 1.2, 1.6, 1.8, 2.2, 3.0, 9.0):
+                coefficients, covariance = np.polyfit(rates - place, losses, 2, cov=True)
+                assert found.holds(place) == (abs(coefficients[1]) <= t_quantile(0.975, 3) * math.sqrt(covariance[1, 1]))
+
+
 def test_shift_of_vertices_covers_what_it_claims_and_a_hill_has_none():
     rates = np.arange(-2, 3) / 2
     curves = [(rates - place) ** 2 for place in (0.4, 0.3)]

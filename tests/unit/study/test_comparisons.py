@@ -86,11 +86,11 @@ def test_a_slope_is_a_rise_a_doubling_and_an_optimum_a_vertex():
 
 
 def test_reach_is_where_the_curve_comes_down_to_the_references_last_loss():
-    reference = {100.0: 3.0, 200.0: 2.0}
+    reference = {100.0: 3.0, 200.0: 1.75}
     arms = {"gpt": [reference] * 2, "ngpt": [{50.0: 3.0, 100.0: 2.5, 200.0: 1.5}] * 2, "slow": [{100.0: 4.0, 200.0: 2.1}] * 2}
     found = rows(Comparison("loss", kind="reach", less={"*": "gpt"}), values(**arms))
     assert [row.arm for row in found] == ["ngpt", "slow"]
-    assert found[0].interval.estimate == pytest.approx(150 / 200)
+    assert found[0].interval.estimate == pytest.approx(175 / 200)
     assert (found[1].interval.shape, found[1].note) == (ALL, "reached by 0 of 2 seeds")
 
 

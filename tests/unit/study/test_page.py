@@ -16,7 +16,7 @@ figures:
   - {title: How large the gap is, kind: intervals, of: [gap]}
   - {title: The gap, kind: tokens, of: [gap]}
   - {title: Over the width, kind: axis, of: [widths, gain], over: model.hidden_size, model: averaging, rho: [rho, rho_noise]}
-  - {title: Layers, kind: layers, of: [rho]}
+  - {title: Layers, kind: layers, of: [gain]}
 """
 MEASURES = """\
   gain: {source: snr, key: "linears/*/gain", unit: dB}
@@ -90,6 +90,7 @@ def test_the_page_is_a_function_of_the_results_alone(study, tmp_path):
 
 def test_what_has_no_end_is_told_so(study, tmp_path):
     found = gathered(study)
+    found["study"]["figures"] = found["study"]["figures"][:1]
     rows = found["comparisons"]["gap"]["rows"]
     rows[0]["interval"] |= {"shape": "outside", "low": -1.0, "high": 2.0}
     page = write_page(found, tmp_path / "page").read_text(encoding="utf-8")
@@ -97,6 +98,12 @@ def test_what_has_no_end_is_told_so(study, tmp_path):
     rows[0]["interval"] |= {"shape": "all", "low": None, "high": None}
     page = write_page(found, tmp_path / "page").read_text(encoding="utf-8")
     assert "excludes nothing" in page and "the data exclude nothing" in page
+
+
+def test_a_size_that_judges_nothing_gives_no_verdict(study):
+    study[0].study.sizes["small"].judges = False
+    found = gathered(study)
+    assert found["verdict"]["result"] == "not judged" and found["verdict"]["rules"][0]["result"] == "undecided"
 
 
 @pytest.mark.parametrize(
