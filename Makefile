@@ -4,6 +4,7 @@
 # make test-hf      export and import whole runs, with the oldest and the newest transformers that setup.py allows (half an hour)
 # make test-eval    evaluate runs and exports by lm-eval, in an environment of its own (.venv/eval)
 # make test-slurm   run the tests that start a SLURM of their own (Debian: slurm-wlm, munge); skipped where there is none
+# make study-smoke  run every study at its smallest size, and write their pages (an hour on two cores)
 # make lint | clean
 # PYTHON=/path/to/python picks the interpreter (3.12 or newer); the environment is made once, in .venv.
 
@@ -14,13 +15,13 @@ IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 12))'
 PYTHON ?= $(shell for name in python3.12 python3.13 python3; do "$$name" $(IS_NEW_ENOUGH) 2>/dev/null && echo "$$name" && break; done)
 QUICKSTART_OPTIONS := $(if $(FRESH),--fresh) $(if $(PRECISION),--precision $(PRECISION))
 
-.PHONY: quickstart test test-faults test-hf test-eval test-slurm lint clean
+.PHONY: quickstart test test-faults test-hf test-eval test-slurm study-smoke lint clean
 
 quickstart: $(STAMP)
 	$(VENV)/bin/python -m launch.quickstart $(QUICKSTART_OPTIONS)
 
 test: lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/slurm --ignore=tests/hf --ignore=tests/eval -m "not faults or quick"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/slurm --ignore=tests/hf --ignore=tests/eval -m "not (faults or studies) or quick"
 
 test-faults: $(DEV)
 	$(VENV)/bin/python -m pytest tests/faults
@@ -47,6 +48,13 @@ $(EVAL)/.installed: $(DEV)
 
 test-slurm: $(DEV)
 	$(VENV)/bin/python -m pytest tests/slurm
+
+STUDIES := $(basename $(notdir $(wildcard conf/study/*.yaml)))
+study-smoke: $(DEV)
+	$(VENV)/bin/python -m launch.cli data fetch enwik8_small
+	$(VENV)/bin/python -m launch.cli data prepare data/raw/enwik8_small --out data/enwik8_bytes
+	for study in $(STUDIES); do $(VENV)/bin/python -m launch.cli study $$study --size smoke --parallel 2 || exit; done
+	$(VENV)/bin/python -m pytest tests/integration/test_study.py
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

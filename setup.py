@@ -26,17 +26,22 @@ def git(*arguments):
         return None
 
 
-def record_commit(folder):
-    """Writes into a built `folder` which commit it was built of: git's word here, or NGPT_COMMIT."""
+def commit():
+    """Which commit these sources are of: git's word, or NGPT_COMMIT; None: the archive that they come from may have brought a file."""
     top = git("rev-parse", "--show-toplevel")
     if top and os.path.samefile(top, HERE):
         status = git("status", "--porcelain")
-        known = {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
-    elif os.environ.get("NGPT_COMMIT"):
-        commit, _, dirty = os.environ["NGPT_COMMIT"].partition("-")
-        known = {"commit": commit, "dirty": bool(dirty)}
-    else:
-        return  # the archive that these sources were unpacked from may have brought a file
+        return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    if os.environ.get("NGPT_COMMIT"):
+        told, _, dirty = os.environ["NGPT_COMMIT"].partition("-")
+        return {"commit": told, "dirty": bool(dirty)}
+    return None
+
+
+def record(known, folder):
+    """Writes what is known of the commit into a built folder."""
+    if known is None:
+        return
     with open(os.path.join(folder, COMMIT_FILE), "w") as stream:
         json.dump(known, stream)
 
@@ -45,14 +50,15 @@ class BuildWithCommit(build_py):
     def run(self):
         super().run()
         if not getattr(self, "editable_mode", False):
-            record_commit(self.build_lib)
+            record(commit(), self.build_lib)
 
 
 class ArchiveWithCommit(sdist):
     def make_release_tree(self, base_dir, files):
+        known = commit()  # before the tree is made, which lies in the checkout
         tracked = (git("ls-files", "-z") or "").split("\0")  # tests, pages and tools, too
         super().make_release_tree(base_dir, sorted(set(files).union(filter(os.path.isfile, tracked))))
-        record_commit(base_dir)
+        record(known, base_dir)
 
 
 def long_description():

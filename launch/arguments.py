@@ -147,5 +147,5 @@ def config_dirs(options: argparse.Namespace) -> list[Path]:
 
 def recorded_command(options: argparse.Namespace) -> list[str]:
     """The command line, as it is kept with a run: also without NGPT_CONFIG_DIR it says the same."""
-    folders = [] if options.config_dir or not options.overrides else config_dirs(options)
+    folders = [] if options.config_dir or not getattr(options, "overrides", True) else config_dirs(options)
     return ["ngpt", options.command, *options.words, *(f"--config-dir={folder}" for folder in folders)]

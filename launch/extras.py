@@ -1,9 +1,11 @@
-"""What a config needs that an installation may lack: packages of the optional extras (setup.py)."""
+"""What a config needs that an installation may lack: packages of the optional extras (setup.py), and tasks of lm-eval."""
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
+from ngpt.evaluation.names import KEYS, check_names
 
 
 def is_installed(module: str) -> bool:
@@ -27,8 +29,13 @@ def check_extra(key: str, value: object, package: str, extra: str) -> None:
 
 
 def check_extras(config: Config) -> None:
-    """Called before processes start, and before a job is submitted that runs in this very installation."""
+    """Called before processes start, and before a job is submitted that runs in this very installation.
+
+    Raises:
+        ConfigError: a package or a task is not there.
+    """
     if config.train.eval_tasks:
         check_extra("train.eval_tasks", config.train.eval_tasks, "lm_eval", "eval")
+        check_names(config.train.eval_tasks, list(map(Path, config.train.eval_tasks_include)), KEYS)
     if config.logging.wandb.mode != "disabled":
         check_extra("logging.wandb.mode", config.logging.wandb.mode, "wandb", "wandb")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from ..arguments import GROUPS, Parser, add_config_dir, completed, config_dirs
 
-EXPERIMENTS, KEYS = "experiments", "keys"
+EXPERIMENTS, STUDIES, KEYS = "experiments", "studies", "keys"
 
 
 def add_arguments(parser: Parser) -> None:
     parser.description = "List what a config can be made of, with one line each."
-    what = f"{EXPERIMENTS}, {KEYS}, or a group: model, precision, ... (default: the groups themselves)"
+    what = f"{EXPERIMENTS}, {STUDIES}, {KEYS}, or a group: model, precision, ... (default: the groups themselves)"
     completed(parser.add_argument("what", nargs="?", metavar="WHAT", help=what), GROUPS)
     what = "those with this text in name or line; with * or ? a pattern of the whole name: 'optim.*'"
     parser.add_argument("pattern", nargs="?", metavar="PATTERN", help=what)
@@ -41,19 +41,22 @@ def _lines(what: str | None, folders: Sequence[Path]) -> dict[str, str]:
     from ngpt.config.errors import ConfigError
     from ngpt.config.folders import EXPERIMENT
     from ngpt.config.folders import options as files
+    from ngpt.config.study import descriptions
 
     known = {EXPERIMENTS: EXPERIMENT, EXPERIMENT: EXPERIMENT} | {name: name for name in groups()}
     if what is None:
-        return {KEYS: "Single values: every key with what it takes and its default."} | {
+        return {KEYS: "Single values: every key with what it takes and its default.", STUDIES: "Claims that `ngpt study` tests."} | {
             EXPERIMENTS if name == EXPERIMENT else name: line for name, line in groups().items()
         }
+    if what == STUDIES:
+        return descriptions(folders)
     if what == KEYS:
         return {key.name: f"{key.description} ({key.takes})" for key in keys()}
     if what not in known:
-        listed = [EXPERIMENTS, KEYS, *groups()]
+        listed = [EXPERIMENTS, STUDIES, KEYS, *(name for name in groups() if name != EXPERIMENT)]
         near = difflib.get_close_matches(what, listed, n=2)
         way_out = f"Did you mean {' or '.join(near)}?" if near else "Choose one of them"
-        raise ConfigError("ngpt list", what, f"There are {', '.join(name for name in listed if name != EXPERIMENT)}", way_out)
+        raise ConfigError("ngpt list", what, f"There are {', '.join(listed)}", way_out)
     return {option.name: option.description for option in files(folders) if option.group == known[what]}
 
 

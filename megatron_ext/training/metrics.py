@@ -32,7 +32,7 @@ _NAMES = {
     "grad-norm": "grad_norm",
     _STEP_TIME: "step_time_s",
 }
-# Written by Megatron whatever is asked for, and not kept.
+# Megatron always writes these; they are not kept.
 _UNASKED = frozenset({"learning-rate", "batch-size", "skipped-train-samples"})
 _SWITCHES_OF_SCALARS = ("log_", "timing_log_level", "moe_per_layer_logging")
 # Megatron's name of each balancing loss; it reports more of them than are in use.
@@ -69,7 +69,7 @@ class MetricsRecorder:
         self.eta = Eta(cfg.train.steps)
         self.writer: MetricsWriter | None = None
         self.trackers: Trackers | None = None
-        self.passed: dict[int, dict[str, float]] = {}  # step: Megatron's scalars for the trackers that came before its record
+        self.passed: dict[int, dict[str, float]] = {}  # step -> Megatron's scalars for the trackers that came before the step's record
 
     def open(self, start_step: int) -> None:
         """Begin after `start_step` (0 for a fresh run): what was recorded beyond it is superseded."""
@@ -160,14 +160,14 @@ class MetricsRecorder:
             self.trackers.close(status)
 
     def _pass_on(self, name: str, value: float, step: int) -> None:
-        """A scalar goes with its step's record, or by itself where that is written."""
+        """A scalar goes out with its step's record, or by itself where that is written already."""
         if step == self.written:
             self.trackers.log(step, {name: value})
         else:
             self.passed.setdefault(step, {})[name] = value
 
     def is_logged(self, step: int) -> bool:
-        """Every interval, and the ends of a run: its first step carries the check of the norms, its last the result."""
+        """Every interval and both ends of a run: the first step carries the check of the norms, the last one the result."""
         interval, eval_interval = self.cfg.logging.interval, self.cfg.train.eval_interval
         return step % interval == 0 or step % eval_interval == 0 or step in (self.start_step + 1, self.cfg.train.steps)
 
@@ -193,7 +193,7 @@ class MetricsRecorder:
 
 
 def memory_figures() -> dict[str, float]:
-    """Peaks of the allocator since the process started, and how often it had to free its cache to go on; of the rank that needs most.
+    """The allocator's peaks since the process started, and how often it had to free its cache to go on. Both of the rank that needs most.
 
     Parallelism: every rank calls this together; three numbers are all-reduced.
     """

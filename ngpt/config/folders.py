@@ -7,6 +7,7 @@ from pathlib import Path
 import ngpt
 
 EXPERIMENT = "experiment"
+STUDY = "study"  # its files are no parts of a config (ngpt/config/study.py)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def options(config_dirs: Sequence[Path] = ()) -> list[Option]:
     Args:
         config_dirs: Folders of the user besides the shipped one.
     """
-    files = [path for folder in (config_dir(), *config_dirs) for path in Path(folder).glob("*/*.yaml")]
+    files = [path for folder in (config_dir(), *config_dirs) for path in Path(folder).glob("*/*.yaml") if path.parent.name != STUDY]
     return [Option(path.parent.name, path.stem, path, description_of(path)) for path in sorted(files, key=lambda path: path.parts[-2:])]
 
 

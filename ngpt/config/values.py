@@ -49,12 +49,16 @@ def _choices(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Ma
 
 
 def _chosen(section: Any, prefix: str = "") -> Iterator[tuple[str, Mapping[Any, str], Any]]:
-    """(dotted key, its values, the one chosen) of every choice of a config, in the entries of its mappings, too."""
+    """(dotted key, its values, the one chosen) of every choice of a config, in the entries of its mappings and lists, too."""
     for entry in dataclasses.fields(section):
         value, key = getattr(section, entry.name), prefix + entry.name
         if "choices" in entry.metadata:
             yield key, entry.metadata["choices"], value
-        parts = {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+        parts = {key: value}
+        if isinstance(value, dict):
+            parts = {f"{key}.{name}": part for name, part in value.items()}
+        elif isinstance(value, list):
+            parts = {f"{key}[{index}]": part for index, part in enumerate(value)}
         for path, part in parts.items():
             if dataclasses.is_dataclass(part):
                 yield from _chosen(part, f"{path}.")
@@ -106,18 +110,23 @@ def check_ranges(cfg: Config) -> Iterator[ConfigError]:
 
 def check_choices(cfg: Config) -> Iterator[ConfigError]:
     """Yields an error for each name that is not one of the supported ones, with the reason where one is known."""
-    for key, choices, value in _chosen(cfg):
+    yield from choice_errors(cfg)
+    *modules, last = CHOICES["parallel.recompute_modules"]
+    for module in cfg.parallel.recompute_modules:
+        if module not in (*modules, last):
+            rule = f"Selective recompute knows {', '.join(modules)} and {last}"
+            yield ConfigError("parallel.recompute_modules", module, rule, "Set parallel.recompute_modules=[core_attn]")
+
+
+def choice_errors(section: Any) -> Iterator[ConfigError]:
+    """The same of any tree of dataclasses."""
+    for key, choices, value in _chosen(section):
         if isinstance(value, list) or value in choices:
             continue
         listed = ", ".join(str(choice) for choice in choices if choice is not None)
         reason = _REFUSED.get(key, {}).get(value)
         rule = f"{value} is not supported: {reason}" if reason else f"Must be one of {listed}"
         yield ConfigError(key, value, rule, f"Set {key} to {listed.replace(', ', ' or ')}")
-    *modules, last = CHOICES["parallel.recompute_modules"]
-    for module in cfg.parallel.recompute_modules:
-        if module not in (*modules, last):
-            rule = f"Selective recompute knows {', '.join(modules)} and {last}"
-            yield ConfigError("parallel.recompute_modules", module, rule, "Set parallel.recompute_modules=[core_attn]")
 
 
 def _check_wandb(options: WandbConfig) -> Iterator[ConfigError]:

@@ -18,7 +18,7 @@ from ngpt.config.schema import TrainConfig
 from ngpt.evaluation import OWN_SPLIT
 from ngpt.evaluation.ranks import Ranks
 from ngpt.evaluation.scorer import ModelScorer
-from ngpt.evaluation.split import score_split
+from ngpt.evaluation.split import notes_on, score_split
 from ngpt.hf.load import TextModel, open_folder, open_run
 from ngpt.progress import write_json
 
@@ -119,10 +119,7 @@ def _splits(request: Request, ranks: Ranks) -> list[str]:
         if not data.valid or data.mock:
             raise ConfigError("--split", split, "The run has no data.valid", "Name a prefix of prepared data")
         prefixes += [source.path for source in data.valid]
-        if data.mask_eod_loss:
-            _say(ranks, "note: training left out what follows an end of document (data.mask_eod_loss); here it counts")
-        if data.confine_attention:
-            _say(ranks, "note: training confined attention to documents (data.confine_attention); here it sees those before")
+        _say(ranks, *notes_on(data))
     return prefixes
 
 
@@ -140,7 +137,7 @@ def _seed_everything() -> None:
 
 
 def finish(request: Request, results: dict[str, Any]) -> None:
-    """Prints the results of `evaluate`, and keeps them: a run those of all documents, beside earlier ones of the same checkpoint."""
+    """Prints the results of `evaluate` and keeps them: in a run those over all documents, beside earlier ones of the checkpoint."""
     print(json.dumps(results) if request.as_json else table(results), flush=True)
     if request.out is not None:
         write_json(Path(request.out), results, indent=2)

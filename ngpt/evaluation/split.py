@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ngpt.config.errors import ConfigError
+from ngpt.config.schema import DataConfig
 from ngpt.data.indexed import IndexedReader
 from ngpt.data.manifest import split_of
 from ngpt.data.tokenizers import from_manifest
@@ -52,22 +53,32 @@ def sequences(prefix: str, seq_length: int, seed: int) -> Iterator[np.ndarray]:
         held = held[cut * seq_length :]
 
 
+def notes_on(data: DataConfig) -> list[str]:
+    """How a run's own text is read otherwise here than in its training."""
+    notes = []
+    if data.mask_eod_loss:
+        notes.append("note: training left out what follows an end of document (data.mask_eod_loss); here it counts")
+    if data.confine_attention:
+        notes.append("note: training confined attention to documents (data.confine_attention); here it sees those before")
+    return notes
+
+
 def score_split(
     scorer: Scorer, encode: Callable[[str], Sequence[int]], prefix: str, seed: int, limit: int | None, tick: Callable[[int, int], None]
 ) -> SplitScore:
-    """Measures a split.
+    """Measures the loss of a split.
 
     Args:
-        encode: the model's tokenizer; the data's must number text alike.
+        encode: the model's tokenizer; the data's must give text the same numbers.
         prefix: of the split's files, as `ngpt data prepare` wrote them.
         seed: `train.eval_seed`: it decides which documents meet in a sequence.
         limit: sequences at most; None: all.
-        tick: is told how many sequences are done, of how many that the split has.
+        tick: is told how many of the split's sequences are done, and how many there are.
 
     Raises:
         ConfigError: no prepared split, too short a one, or one of another tokenizer.
     """
-    _check_tokenizer(encode, prefix)
+    check_tokenizer(encode, prefix)
     manifest, name = split_of(prefix)
     split, length = manifest.splits[name], scorer.window
     there = sequences_of_split(prefix, length)
@@ -82,8 +93,12 @@ def score_split(
     return SplitScore(loss, loss / math.log(2) * split.tokens / split.bytes_of_text, done, done * length)
 
 
-def _check_tokenizer(encode: Callable[[str], Sequence[int]], prefix: str) -> None:
-    """Text of the split's first document must get the split's numbers."""
+def check_tokenizer(encode: Callable[[str], Sequence[int]], prefix: str) -> None:
+    """Text of the split's first document must get the split's numbers.
+
+    Raises:
+        ConfigError: it does not.
+    """
     tokenizer = from_manifest(split_of(prefix)[0])
     documents = IndexedReader(prefix)
     text = tokenizer.decode(documents[0][:PROBED_TOKENS].tolist()) if len(documents) else ""

@@ -1,6 +1,6 @@
-"""How the tensors of a training checkpoint become those of a Hugging Face model, and come back.
+"""How the tensors of a training checkpoint become those of a Hugging Face model, and back again.
 
-Names on this side are those of `modeling_ngpt.py`, which are transformers' own for its Nemotron-H wherever that has the same thing.
+The model's names are those of `modeling_ngpt.py`. Where transformers' Nemotron-H has the same thing, they are its names.
 Symbols: D hidden, N query heads, G key/value groups, K head dim, F MLP width, E experts, V vocabulary.
 """
 
@@ -58,7 +58,7 @@ def links(model: ModelConfig) -> Iterator[Link]:
         return [tensor[:vocab] for tensor in tensors]
 
     def with_padding(tensors: Tensors) -> Tensors:
-        """Rows of padding are never read; those of matrices are what retraction leaves alone, zeros."""
+        """Rows of padding are never read. In matrices they are zeros, which retraction leaves alone."""
         return [torch.cat([tensor, tensor.new_zeros(padded - vocab, *tensor.shape[1:])]) for tensor in tensors]
 
     def of_vocabulary(key: str, name: str) -> Link:
@@ -88,7 +88,7 @@ def layer_links(model: ModelConfig, symbol: str, source: str, target: str) -> It
     """The tensors of one layer.
 
     Args:
-        symbol: of the layer pattern. source, target: what its names begin with on either side.
+        symbol: of the layer pattern. source, target: what the layer's names begin with on either side.
     """
     makers = {"*": _attention, "-": _mlp, "E": _experts, "M": _mamba}
     norms = {"*": "input_layernorm", "-": "pre_mlp_layernorm", "E": "pre_mlp_layernorm", "M": "norm"}
@@ -101,22 +101,34 @@ def layer_links(model: ModelConfig, symbol: str, source: str, target: str) -> It
 
 
 def _attention(model: ModelConfig, source: str, target: str) -> Iterator[Link]:
-    queries = model.num_attention_heads // model.num_query_groups  # of a group, which is followed by its key and its value
-    sizes = [queries * model.head_dim, model.head_dim, model.head_dim]
-
-    def split(tensors: Tensors) -> Tensors:
-        by_group = tensors[0].unflatten(0, (model.num_query_groups, sum(sizes)))
-        return [part.flatten(0, 1) for part in by_group.split(sizes, dim=1)]
-
-    def mix(tensors: Tensors) -> Tensors:
-        return [torch.cat([part.unflatten(0, (model.num_query_groups, -1)) for part in tensors], dim=1).flatten(0, 1)]
-
+    groups = model.num_query_groups
+    features = [heads * model.head_dim for heads in (model.num_attention_heads, groups, groups)]
     attention = f"{source}self_attention."
     names = tuple(f"{target}{name}_proj.weight" for name in "qkv")
-    yield Link((f"{attention}linear_qkv.weight",), names, split, mix)
+    yield Link(
+        (f"{attention}linear_qkv.weight",),
+        names,
+        lambda tensors: split_qkv(tensors[0], features, groups),
+        lambda tensors: [join_qkv(tensors, groups)],
+    )
     yield Link((f"{attention}linear_proj.weight",), (f"{target}o_proj.weight",))
     if model.architecture == "ngpt":
         yield Link((f"{attention}core_attention.sqk.stored",), (f"{target}sqk",))
+
+
+def split_qkv(tensor: Tensor, features: Sequence[int], groups: int) -> list[Tensor]:
+    """Queries, keys and values of the trainer's matrix, in which the queries of each group are followed by its key and its value.
+
+    Args:
+        features: how many rows each of the three has.
+    """
+    by_group = tensor.unflatten(0, (groups, -1))
+    return [part.flatten(0, 1) for part in by_group.split([rows // groups for rows in features], dim=1)]
+
+
+def join_qkv(tensors: Tensors, groups: int) -> Tensor:
+    """The way back."""
+    return torch.cat([part.unflatten(0, (groups, -1)) for part in tensors], dim=1).flatten(0, 1)
 
 
 def _mlp(model: ModelConfig, source: str, target: str) -> Iterator[Link]:
@@ -170,7 +182,7 @@ def _mamba(model: ModelConfig, source: str, target: str) -> Iterator[Link]:
 
 
 def shapes_of(link: Link, sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of the model's tensors of a link, from the checkpoint's.
+    """Names and shapes of a link's tensors in the model, from those in the checkpoint.
 
     Args:
         sizes: name in the checkpoint -> shape.

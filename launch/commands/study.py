@@ -1,0 +1,40 @@
+"""`ngpt study`."""
+
+import argparse
+from pathlib import Path
+
+from ..arguments import WORDS, Parser, add_config_dir, add_path, completed, config_dirs
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.description = (
+        "Test a claim: train the arms of a study, measure and compare them, and write a page. "
+        "The same command again goes on: what is finished stays, what failed is repeated."
+    )
+    parser.explain = _explain
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a study, from the list below")
+    what = "words of the config of every run, or of one of the study's lists: seed=[1,2], recipe+=mine"
+    completed(parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=what), WORDS)
+    add_config_dir(parser)
+    parser.add_argument("--size", metavar="SIZE", help="how large it is run (default: the first of the study's sizes)")
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
+    parser.add_argument("--plan", action="store_true", help="print the runs with tokens and time, and stop")
+    what = "write the page of a results.json alone; without one, of what has run so far. Nothing is trained"
+    add_path(parser, "--report", kind="file", nargs="?", const=Path(), metavar="JSON", help=what)
+    add_path(parser, "--out", metavar="DIR", help="folder of runs, results and page (default: runs/studies/NAME_SIZE)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..study import run_study
+
+    options.config_dir = config_dirs(options)
+    return run_study(options)
+
+
+def _explain() -> str:
+    from ngpt.config.study import descriptions
+
+    from ..environment import user_config_dirs
+    from .listing import table
+
+    return "\n".join(["studies:", *table(descriptions(user_config_dirs()))])

@@ -1,0 +1,158 @@
+"""`ngpt study`: from a study's plan to finished runs, results and a page."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.study import descriptions, load_study
+from ngpt.files import replacing
+from ngpt.study.plan import Plan, plan
+
+from .devices import gpu_names
+from .many import BLOCKED, DONE, FAILED, STOPPED, WAITING, Member, State, run_members
+from .outcome import SIGNALLED_CODE
+from .provenance import SOURCE, git_state, versions
+from .run_folder import SUMMARY_FILE
+from .study_plan import PlannedConfig, checked, table
+
+FAILURE = 1
+ROOT = Path("runs/studies")
+RESULTS_FILE, WORDS_FILE = "results.json", "words.json"
+# Keys that may change between two calls for one folder: they say where a run executes, not what it is.
+_OF_EXECUTION = ("cluster", "parallel", "logging.wandb", "run.", "data.num_workers", "train.micro_batch_size", "checkpoint.load")
+
+
+def run_study(options: argparse.Namespace) -> int:
+    """Plans, runs and reports a study.
+
+    Args:
+        options: as launch/commands/study.py reads them.
+
+    Returns:
+        0; 1 where a run failed; 75 where a signal stopped it.
+
+    Raises:
+        ConfigError: anything that can be known to be wrong before the first run starts.
+    """
+    if options.report is not None and options.report != Path():
+        return _report_of_file(options.report, options.out)
+    if options.name is None:
+        raise ConfigError("ngpt study", "No name", "It runs a study", "ngpt list studies shows them")
+    if options.parallel < 1:
+        raise ConfigError("--parallel", options.parallel, "Is a number of runs", "Give 1 or more")
+    planned = plan(options.name, load_study(options.name, options.config_dir), options.size, options.overrides)
+    folder = options.out or ROOT / f"{planned.name}_{planned.size}"
+    code = 0
+    if options.report is None:
+        configs = checked(planned, folder, options.config_dir)
+        print(table(planned, configs), flush=True)
+        if options.plan:
+            return 0
+        code = _run(planned, configs, folder, options)
+    print(f"Page: {_write(planned, folder, options)}")
+    return code
+
+
+def _report_of_file(path: Path, out: Path | None) -> int:
+    from ngpt.study.page import write_page
+    from ngpt.study.results import read
+
+    print(f"Page: {write_page(read(path), out or path.parent)}")
+    return 0
+
+
+def _run(planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, options: argparse.Namespace) -> int:
+    """Runs what is missing, and says what failed and how to repeat it."""
+    _check_words(planned, folder)
+    members = list(_members(planned, configs, folder, options.config_dir))
+    states = run_members(members, options.parallel, _Progress(len(members)))
+    failed = [state for state in states if state.status in (FAILED, BLOCKED)]
+    for state in failed:
+        print(f"{state.member.name} {state.status}: {state.why}\n  {state.member.folder / 'console.log'}", file=sys.stderr)
+    if failed:
+        print("The same command repeats what failed.", file=sys.stderr)
+    if any(state.status in (STOPPED, WAITING) for state in states):
+        print("Stopped. The same command goes on.", file=sys.stderr)
+        return SIGNALLED_CODE
+    return FAILURE if failed else 0
+
+
+def _members(planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, config_dirs: Sequence[Path]) -> list[Member]:
+    """Runs and analyses as members: each analysis directly behind its run."""
+    more = [f"--config-dir={path}" for path in config_dirs]
+    gpus, members = bool(gpu_names()), []
+    for run in planned.runs:
+        own, trunk = folder / run.name, planned.study.arms[run.arm].until is not None
+        command = ("train", *run.located(folder, planned.name), *more)
+        needed = configs[run.name].gpus if gpus else 0
+        members.append(Member(run.name, own, command, needed, partial(_is_done, own, trunk), (run.after,) if run.after else ()))
+        for one in planned.analyses:
+            if one.run == run.name:
+                done = (folder / one.file).exists
+                members.append(Member(one.file, own / "analysis", tuple(one.command(folder)), int(gpus), done, (run.name,)))
+    return members
+
+
+def _is_done(folder: Path, trunk: bool) -> bool:
+    try:
+        status = json.loads((folder / SUMMARY_FILE).read_bytes())["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return status == "finished" or (trunk and status == "stopped")
+
+
+def _check_words(planned: Plan, folder: Path) -> None:
+    """Refuses to mix runs of other words with those in the folder, and keeps the words of new ones.
+
+    Raises:
+        ConfigError: with what differs of the first such run.
+    """
+    path, words = folder / WORDS_FILE, {run.name: list(run.words) for run in planned.runs}
+    try:
+        known = json.loads(path.read_bytes()) if path.exists() else {}
+    except ValueError:
+        known = {}
+    for name, new in words.items():
+        old = {word for word in known.get(name, new) if not word.startswith(_OF_EXECUTION)}
+        changed = sorted(old ^ {word for word in new if not word.startswith(_OF_EXECUTION)})
+        if changed and (folder / name).exists():
+            rule = f"{name} was started with other words: {' '.join(changed)}"
+            raise ConfigError(str(folder), "Holds another study", rule, "Give this one a folder of its own, --out DIR")
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as stream:
+        stream.write((json.dumps(known | words, indent=1) + "\n").encode())
+
+
+class _Progress:
+    """Prints a line for each member that starts or ends."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.told = total, dict[str, str]()
+
+    def __call__(self, states: list[State]) -> None:
+        ended = sum(state.status in (DONE, FAILED, BLOCKED, STOPPED) for state in states)
+        for state in states:
+            if state.status != WAITING and self.told.get(state.member.name) != state.status:
+                self.told[state.member.name] = state.status
+                time = f" in {state.seconds:.0f} s" if state.status in (DONE, FAILED) and state.seconds else ""
+                print(f"[{ended}/{self.total}] {state.member.name} {state.status}{time}", flush=True)
+
+
+def _write(planned: Plan, folder: Path, options: argparse.Namespace) -> Path:
+    from ngpt.study.page import write_page
+    from ngpt.study.results import gather, write
+
+    description = descriptions(options.config_dir).get(planned.name, "")
+    git, _ = git_state(SOURCE)
+    shown = {key: git.get(key) for key in ("commit", "dirty")} if git else None
+    provenance: dict[str, Any] = {"git": shown, "versions": versions(), "gpus": list(gpu_names())}
+    command = shlex.join(["ngpt", "study", planned.name, *planned.words, "--size", planned.size])
+    results = gather(planned, folder, description, command, provenance)
+    write(results, folder / RESULTS_FILE)
+    return write_page(results, folder)

@@ -1,0 +1,96 @@
+"""The runs of a study as configs: checked before the first starts, and shown in a table with tokens and time."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ngpt.analysis import formats
+from ngpt.config.compose import compose
+from ngpt.config.errors import ConfigError
+from ngpt.config.schema import Config
+from ngpt.config.sizes import tokens_per_step
+from ngpt.durations import duration
+from ngpt.study.plan import Plan, PlannedRun
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedConfig:
+    """What the plan needs of a run's config.
+
+    Attributes:
+        first, last: steps that it trains behind, and to.
+        seconds: that these take by estimate; None where the cluster names no GPU.
+    """
+
+    config: Config
+    first: int
+    last: int
+    seconds: float | None
+
+    @property
+    def gpus(self) -> int:
+        return self.config.cluster.gpus_per_node
+
+    @property
+    def tokens(self) -> int:
+        return (self.last - self.first) * tokens_per_step(self.config)
+
+
+def checked(planned: Plan, folder: Path, config_dirs: Sequence[Path]) -> dict[str, PlannedConfig]:
+    """The config of every run by its name. Runs that differ in their seed, or in a scanned key of `optim`, share one: it is composed once.
+
+    Raises:
+        ConfigError: a run's words make no config; names the run. The text is not prepared.
+    """
+    from .train import check_prepared  # imports what reads manifests
+
+    of_points: dict[tuple[object, ...], PlannedConfig] = {}
+    for run in planned.points:
+        if _key(run) in of_points:
+            continue
+        try:
+            config = compose(run.located(folder, planned.name), config_dirs)
+            check_prepared(config)
+        except ConfigError as error:
+            raise ConfigError(f"{run.name}: {error.path}", error.got, error.rule, error.way_out) from error
+        if config.cluster.nodes > 1:
+            way_out = "Choose a cluster of one host, or submit runs one by one: ngpt launch"
+            raise ConfigError("cluster.nodes", config.cluster.nodes, "A study runs on this machine", way_out)
+        trunk = of_points.get((planned.study.arms[run.arm].after, *_key(run)[1:]))
+        first, last = trunk.last if trunk else 0, config.train.stop_after or config.train.steps
+        of_points[_key(run)] = PlannedConfig(config, first, last, _seconds(config, last - first))
+    return {run.name: of_points[_key(run)] for run in planned.runs}
+
+
+def _key(run: PlannedRun) -> tuple[object, ...]:
+    """What tokens, time and processes follow from."""
+    return (run.arm, *(entry for entry in run.point.items() if not entry[0].startswith("optim.")))
+
+
+def _seconds(config: Config, steps: int) -> float | None:
+    """Of that many steps, by estimate."""
+    if config.cluster.gpu is None:
+        return None
+    from ngpt.estimate.report import estimate
+
+    return steps * float(estimate(config, None)["step"]["seconds"])
+
+
+def table(planned: Plan, configs: Mapping[str, PlannedConfig]) -> str:
+    """A line an arm and point: its runs with steps, tokens and time; then the sums."""
+    lines = []
+    for run in planned.points:
+        one, seeds = configs[run.name], [other for other in planned.runs if (other.arm, other.point) == (run.arm, run.point)]
+        where = ", ".join([run.arm, *(f"{key}={value}" for key, value in run.point.items())])
+        analyses = sum(analysis.run == run.name for analysis in planned.analyses)
+        steps = f"steps {one.first + 1} to {one.last}" if one.first else f"{one.last} steps"
+        time = "" if one.seconds is None else duration(one.seconds)
+        tokens = f"{formats.count(one.tokens)} tokens"
+        lines.append((where, f"{len(seeds)} x {steps}", tokens, time, f"{analyses} analyses" if analyses else ""))
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    total_tokens = sum(configs[run.name].tokens for run in planned.runs)
+    known = [configs[run.name].seconds for run in planned.runs]
+    time = "" if None in known else f", {duration(sum(filter(None, known)))} of steps by estimate"
+    total = f"{len(planned.runs)} runs, {len(planned.analyses)} analyses, {formats.count(total_tokens)} tokens{time}"
+    return "\n".join([f"{planned.name}, size {planned.size}: {planned.study.sizes[planned.size].says}", *shown, total])

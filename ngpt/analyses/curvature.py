@@ -1,0 +1,136 @@
+"""The largest eigenvalue of the Hessian by power iteration, and its trace by Hutchinson's estimator. Coordinates: `ngpt.analyses.hessian`.
+
+Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1990).
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ngpt.analyses.directions import SCOPES, gaussian, matrices
+from ngpt.analyses.hessian import Hessian, Vector
+from ngpt.analyses.intervals import crossed_interval, mean_interval
+from ngpt.hf.modeling_ngpt import NGPTForCausalLM
+from ngpt.precision.rounding import stream_seed
+
+ITERATIONS = 30
+PROBES = 10
+LENGTH = 1024  # tokens of a sequence at most: written-out attention grows with its square
+TOLERANCE = 1e-3  # relative change of the eigenvalue
+
+_TINY = 1e-300
+
+type Product = Callable[[Vector], Vector]
+
+
+def curvature(
+    model: NGPTForCausalLM,
+    ids_NS: Tensor,
+    seed: int = 0,
+    method: str = "double_backward",
+    iterations: int = ITERATIONS,
+    probes: int = PROBES,
+    tick: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Largest eigenvalue and trace of the Hessian of the mean loss of some sequences.
+
+    Args:
+        ids_NS: [N, S + 1], at least 2 sequences; of each the first LENGTH tokens are predicted at most.
+        method: of `ngpt.analyses.request.METHODS`.
+        iterations: of the power iteration at most. probes: of the trace, at least 2.
+        tick: is told scope, products done, of how many at most.
+
+    Returns:
+        By scope ("blocks", "everything"): "top_eigenvalue", nats per token, its interval over sequences with the eigenvector held;
+        "iterations", and "residual" ||Hv - av|| / |a|, within which an eigenvalue lies for certain; "trace", its interval over probes and
+        sequences; "rows" and "parameters", by which traces of models of other sizes are compared.
+    """
+    ids_NS, found = ids_NS[:, : LENGTH + 1], {}
+    for scope in SCOPES:
+        ticks = itertools.count(1)
+        total = (iterations + probes) * len(ids_NS)
+
+        def one_more(scope: str = scope, ticks: Iterator[int] = ticks, total: int = total) -> None:
+            done = next(ticks)
+            if tick and done % len(ids_NS) == 0:
+                tick(scope, done, total)
+
+        found[scope] = _of_scope(Hessian(model, matrices(model, scope), ids_NS, method, one_more), seed, iterations, probes)
+    return {"sequences": len(ids_NS), "length": ids_NS.size(1) - 1, "method": method, "scopes": found}
+
+
+def _of_scope(hessian: Hessian, seed: int, iterations: int, probes: int) -> dict[str, Any]:
+    start = hessian.tangent([gaussian(m.parameter, stream_seed(seed, 0, m.name, 0, 0)) for m in hessian.matrices])
+    top = largest_eigenvalue(hessian.mean_product, start, iterations)
+    sequences = range(len(hessian.ids_NS))
+    held = [float(dot(top.vector, hessian.product(top.vector, sequence))) for sequence in sequences]
+    traces = []
+    for number in range(1, probes + 1):
+        signs = [gaussian(m.parameter, stream_seed(seed, 0, m.name, number, 0)).sign() for m in hessian.matrices]
+        probe = hessian.tangent(signs)
+        traces.append([float(dot(probe, hessian.product(probe, sequence))) for sequence in sequences])
+    return {
+        "top_eigenvalue": mean_interval(held),
+        "iterations": top.iterations,
+        "residual": top.residual,
+        "trace": crossed_interval(np.array(traces)),
+        "parameters": sum(matrix.parameter.numel() for matrix in hessian.matrices),
+        "rows": sum(norms.numel() for norms in hessian.norms),
+    }
+
+
+class Eigenvalue(NamedTuple):
+    """Of a symmetric operator. residual: ||Hv - av|| / |a| of its vector, of norm 1."""
+
+    value: float
+    vector: Vector
+    iterations: int
+    residual: float
+
+
+def largest_eigenvalue(product: Product, start: Vector, iterations: int) -> Eigenvalue:
+    """The largest eigenvalue, not the one of largest magnitude: where that is negative, the operator is shifted by it.
+
+    Args:
+        product: H v.
+        start: not zero.
+        iterations: products at most, those behind a shift included.
+    """
+    found = _power_iteration(product, start, 0.0, iterations)
+    if found.value < 0 and found.iterations < iterations:
+        shifted = _power_iteration(product, start, found.value, iterations - found.iterations)
+        found = shifted._replace(iterations=shifted.iterations + found.iterations)
+    return found
+
+
+def _power_iteration(product: Product, start: Vector, shift: float, iterations: int) -> Eigenvalue:
+    """Of H - shift; the eigenvalue and the residual are those of H."""
+    vector, value, residual = _scaled(start), math.inf, math.inf
+    for number in range(1, iterations + 1):
+        image = product(vector)
+        before, value = value, float(dot(vector, image))
+        residual = norm([part - value * own for part, own in zip(image, vector, strict=True)]) / max(abs(value), _TINY)
+        done = number == iterations or abs(value - before) <= TOLERANCE * abs(value) or residual <= TOLERANCE
+        if done or norm(image) == 0:
+            break
+        vector = _scaled([part - shift * own for part, own in zip(image, vector, strict=True)])
+    return Eigenvalue(value, vector, number, residual)
+
+
+def dot(a: Vector, b: Vector) -> Tensor:
+    """fp64, on the device."""
+    return torch.stack([(x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)]).sum()
+
+
+def norm(vector: Vector) -> float:
+    return math.sqrt(float(dot(vector, vector)))
+
+
+def _scaled(vector: Vector) -> Vector:
+    length = norm(vector)
+    return [part / length for part in vector]

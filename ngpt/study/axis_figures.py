@@ -1,0 +1,120 @@
+"""The figures of a study over a scanned key, and over layers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from matplotlib.figure import FigureBase
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from ngpt.analysis import drawing, formats
+from ngpt.analysis.intervals import BETWEEN, Interval
+from ngpt.analysis.sheets import Panel
+from ngpt.study.drawing import Results, RowLike, color_of, legend, row_name, title_of, unit_of
+
+_STYLES = ("solid", "dashed", "dotted", "dashdot")
+_EXTRAPOLATED = 16_384  # width up to which the averaging model is drawn
+type Model = tuple[str, list[float], list[float]]  # arm, widths, dB
+
+
+def axis(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
+    panels = []
+    for name in figure["of"]:
+        found = results["comparisons"][name]["rows"]
+        rows = [row for row in found if figure["over"] in row["point"] and row["interval"]["estimate"] is not None]
+        if rows:
+            models = averaging_model(results, figure) if figure["model"] == "averaging" else []
+            draw = partial(_draw_axis, rows=rows, over=figure["over"], unit=unit_of(results, name), models=models)
+            panels.append(Panel(title_of(results, figure, name), draw, height=3.6))
+    return panels
+
+
+def _lines(rows: Sequence[RowLike], over: str) -> dict[tuple[Any, ...], list[RowLike]]:
+    """Rows that differ in the scanned key alone, in its order."""
+    lines: dict[tuple[Any, ...], list[RowLike]] = {}
+    for row in sorted(rows, key=lambda row: float(row["point"][over])):
+        rest = tuple((key, value) for key, value in row["point"].items() if key != over)
+        lines.setdefault((row["arm"], *rest), []).append(row)
+    return lines
+
+
+def _draw_axis(
+    figure: FigureBase, rows: Sequence[RowLike], over: str, unit: str, models: Sequence[Model]
+) -> None:
+    axes, names, seen = figure.subplots(), [], dict[str, int]()
+    for (arm, *rest), line in _lines(rows, over).items():
+        color = color_of(arm)
+        seen[color] = seen.get(color, -1) + 1
+        style = _STYLES[seen[color] % len(_STYLES)]
+        intervals = [Interval.from_json(row["interval"]) for row in line]
+        x, y = [float(row["point"][over]) for row in line], [one.estimate for one in intervals]
+        axes.plot(x, y, color=color, linestyle=style, linewidth=1.5, marker="o", markersize=4)
+        for place, one in zip(x, intervals, strict=True):
+            if one.bounded and one.shape == BETWEEN:
+                axes.plot([place, place], [one.low, one.high], color=color, linewidth=1.1, alpha=0.7)
+        names.append((row_name(line[0] | {"point": dict(rest)}), color, style))
+    for arm, x, y in models:
+        axes.plot(x, y, color=color_of(arm), linestyle=(0, (1, 1.6)), linewidth=1.3)
+    axes.set_xscale("log", base=2)
+    places = sorted({float(row["point"][over]) for row in rows} | ({float(_EXTRAPOLATED)} if models else set()))
+    axes.xaxis.set_major_locator(FixedLocator(places))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}" if value < 1e4 else f"{value:,.0f}"))
+    axes.tick_params(axis="x", labelrotation=45 if len(places) > 6 else 0)
+    axes.set_xlabel(over)
+    axes.set_ylabel(unit)
+    legend(axes, [*names, *([("1 + (D - 1) rho, rho of other tokens", drawing.GREY, (0, (1, 1.6)))] if models else [])])
+
+
+def averaging_model(results: Results, figure: Mapping[str, Any]) -> list[Model]:
+    """What correlation alone predicts of the averaging gain, for each arm of the rho's measures, in dB over the scanned width D.
+
+    10 lg (1 + (D - 1) rho of the signal) - 10 lg (1 + (D - 1) rho of the noise), each rho the mean over seeds at that width. Beyond the
+    widest model its rho is kept, up to 16,384.
+    """
+    signal, noise = figure["rho"]
+    by_arm: dict[str, dict[float, list[tuple[float, float]]]] = {}
+    for run in results["runs"]:
+        width, pair = run["point"].get(figure["over"]), (run["measures"].get(signal), run["measures"].get(noise))
+        if width is not None and None not in pair:
+            by_arm.setdefault(run["arm"], {}).setdefault(float(width), []).append(pair)
+    models = []
+    for arm, widths in by_arm.items():
+        places = sorted(widths)
+        means = {width: [math.fsum(part) / len(part) for part in zip(*widths[width], strict=True)] for width in places}
+        beyond = [width for width in (places[-1] * 2.0**power for power in range(1, 20)) if width < _EXTRAPOLATED]
+        x = [*places, *beyond, float(_EXTRAPOLATED)]
+        y = [_gain_db(width, *means.get(width, means[places[-1]])) for width in x]
+        models.append((arm, x, y))
+    return models
+
+
+def _gain_db(width: float, signal: float, noise: float) -> float:
+    gains = [1 + (width - 1) * rho for rho in (signal, noise)]
+    return 10 * math.log10(gains[0] / gains[1]) if min(gains) > 0 else math.nan
+
+
+def layers(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
+    (measure,) = figure["of"]
+    by_arm: dict[str, dict[str, list[float]]] = {}
+    for run in results["runs"]:
+        for layer, value in run["layers"].get(measure, {}).items():
+            by_arm.setdefault(run["arm"], {}).setdefault(layer, []).append(value)
+    if not by_arm:
+        return []
+    names = list(dict.fromkeys(layer for layers in by_arm.values() for layer in layers))
+    draw = partial(_draw_layers, by_arm=by_arm, names=names, unit=results["study"]["measures"][measure]["unit"])
+    return [Panel(None, draw, height=1.0 + 0.2 * len(names))]
+
+
+def _draw_layers(figure: FigureBase, by_arm: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], unit: str) -> None:
+    axes = figure.subplots()
+    for arm, layers in by_arm.items():
+        for place, name in enumerate(names):
+            values = layers.get(name, [])
+            axes.plot(values, [place] * len(values), color=color_of(arm), marker="o", markersize=4, linestyle="none", alpha=0.75)
+    axes.set_yticks(range(len(names)), [formats.short(name, 34) for name in names], fontsize=7.5)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(unit)
+    legend(axes, [(arm, color_of(arm), "solid") for arm in by_arm])

@@ -1,0 +1,160 @@
+"""Numbers of finished runs: what a study's measures say of each, and its curves."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import translate
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from ngpt.analysis import compare
+from ngpt.analysis.drawing import thinned
+from ngpt.analysis.groups import Series
+from ngpt.config.errors import ConfigError
+from ngpt.config.study import METRICS, Measure, Study
+from ngpt.study.plan import Plan, PlannedRun
+
+LOSSES = ("val_loss", "train_loss")
+FEWEST_RECORDS = 100  # of a loss, for a phase change
+_SIDE, _NEIGHBOUR, _FASTER, _NOISES = 1.15, 1.5, 1.5, 4  # of `phase_change`
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What one run gave.
+
+    Attributes:
+        values: measure -> its number; None where the run has none, or one that is not finite.
+        layers: measure with a glob -> what the glob matched -> number.
+        curves: key of metrics.jsonl -> (tokens, value) of each record.
+    """
+
+    run: PlannedRun
+    status: str
+    command: str
+    provenance: Mapping[str, Any]
+    tokens: float = math.nan
+    values: dict[str, float | None] = field(default_factory=dict)
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+
+def read_numbers(plan: Plan, folder: Path) -> list[Numbers]:
+    """The numbers of every run of a plan that has logged some; those that have not are named with the status `missing`.
+
+    Raises:
+        ConfigError: a file of a run is damaged.
+    """
+    files = {(analysis.run, analysis.analysis): folder / analysis.file for analysis in plan.analyses}
+    return [_of_run(plan.study, run, folder / run.name, files) for run in plan.runs]
+
+
+def _of_run(study: Study, planned: PlannedRun, folder: Path, files: Mapping[tuple[str, str], Path]) -> Numbers:
+    if not (folder / "metrics.jsonl").exists():
+        return Numbers(planned, "missing", "", {})
+    run = compare.load_run(folder)
+    environment = run.environment or {}
+    keys = dict.fromkeys(key for record in run.metrics for key in record)
+    series = {key: run.series(key, run.tokens) for key in keys}
+    sources: dict[str, dict[str, Sequence[float]]] = {METRICS: {key: values for key, (_, values) in series.items()}}
+    for name in study.analyses:
+        path = files.get((planned.name, name))
+        sources[name] = _leaves(_read(path).get("results")) if path is not None and path.exists() else {}
+    wanted = {*LOSSES, *(measure.key for measure in study.measures.values() if measure.source == METRICS)}
+    numbers = Numbers(
+        planned,
+        run.status.kind,
+        str(environment.get("command", "")),
+        {key: environment.get(key) for key in ("git", "versions", "gpus", "python", "platform")},
+        tokens=run.tokens[-1],
+        curves={key: _thinned(*series[key]) for key in keys if key in wanted},
+    )
+    for name, measure in study.measures.items():
+        found = measured(measure, sources[measure.source])
+        numbers.values[name] = _finite(fmean(found.values())) if found else None
+        if "*" in measure.key:
+            numbers.layers[name] = {key: value for key, value in found.items() if math.isfinite(value)}
+    return numbers
+
+
+def measured(measure: Measure, source: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """What a measure takes of each key that it names; by the part of the key that its first * stands for."""
+    pattern = re.compile(translate(measure.key).replace(".*", "(.*)", 1) if "*" in measure.key else re.escape(measure.key) + r"\Z")
+    found = {}
+    for key, values in source.items():
+        if (match := pattern.match(key)) and values:
+            found[match[1] if match.groups() else key] = _taken(measure, values)
+    return found
+
+
+def _taken(measure: Measure, values: Sequence[float]) -> float:
+    if measure.take == "count":  # what is not finite is above any bound
+        return float(sum(not value <= measure.above for value in values))
+    take = {"last": lambda: values[-1], "first": lambda: values[0], "mean": lambda: fmean(values)}
+    take |= {"least": lambda: min(values), "largest": lambda: max(values)}
+    # A minimum or maximum of numbers that hold a NaN depends on their order.
+    return math.nan if measure.take in ("least", "largest") and any(map(math.isnan, values)) else take[measure.take]()
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Sequence[float]]:
+    """Numbers of nested mappings by their paths, joined by /. A mapping with `value` is that number, and so are its bounds beside it."""
+    if isinstance(tree, bool):
+        return {}
+    if isinstance(tree, int | float):
+        return {prefix: [float(tree)]}
+    if not isinstance(tree, dict):
+        return {}
+    of_value = {prefix: [float(tree["value"])]} if prefix and isinstance(tree.get("value"), int | float) else {}
+    parts = (_leaves(value, f"{prefix}/{key}" if prefix else str(key)) for key, value in tree.items())
+    return of_value | {key: value for part in parts for key, value in part.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(str(path), error, "Must be the JSON that `ngpt analyze` writes", "Remove it: the study makes it again") from None
+
+
+def _thinned(tokens: list[float], values: list[float]) -> list[tuple[float, float]]:
+    kept = thinned(Series(tokens, values, values, values))
+    return list(zip(kept.x, kept.mean, strict=True))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def phase_change(curve: Sequence[tuple[float, float]]) -> float | None:
+    """Tokens at which a loss falls in a step of its own, such as that of in-context copying; None where it does not.
+
+    The fall of the loss between tokens / 1.15 and tokens * 1.15 is compared with the same at tokens / 1.5 and at tokens * 1.5. A change is
+    where it is largest among the places at which it is at least 1.5 times either of them, and more than that by four times the median
+    step between neighbouring records, which is noise. Of fewer than 100 records none is told.
+    """
+    points = [(math.log(tokens), loss) for tokens, loss in curve if tokens > 0 and math.isfinite(loss)]
+    if len(points) < FEWEST_RECORDS:
+        return None
+    noise = median(abs(after - before) for (_, before), (_, after) in pairwise(points))
+    start, end, side, apart = points[0][0], points[-1][0], math.log(_SIDE), math.log(_NEIGHBOUR)
+    best, found, place = 0.0, None, start + apart + side
+    while place <= end - apart - side:
+        fall, before, behind = (_fall(points, at, side) for at in (place, place - apart, place + apart))
+        if fall > best and fall >= _FASTER * max(before, behind, 0.0) + _NOISES * noise:
+            best, found = fall, math.exp(place)
+        place += side / 4
+    return found
+
+
+def _fall(points: Sequence[tuple[float, float]], place: float, side: float) -> float:
+    return _mean_near(points, place - side, side / 2) - _mean_near(points, place + side, side / 2)
+
+
+def _mean_near(points: Sequence[tuple[float, float]], place: float, width: float) -> float:
+    """The mean loss around a place; of the nearest point where none is so near."""
+    near = [loss for at, loss in points if abs(at - place) <= width]
+    return fmean(near) if near else min(points, key=lambda point: abs(point[0] - place))[1]

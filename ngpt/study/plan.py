@@ -1,0 +1,235 @@
+"""What a study trains and analyses at a size: every run with its words and what it waits for."""
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.study import SEED, Arm, Study, matching, partner
+
+_UNTIL = "train.stop_after"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run.
+
+    Attributes:
+        name: of its folder below the study's, `ARM/KEY=VALUE_seed=1`.
+        point: scanned key -> its value here.
+        words: of its config, all but those that name folders.
+        after: name of the run whose checkpoint it continues.
+    """
+
+    name: str
+    arm: str
+    point: Mapping[str, Any]
+    seed: int
+    words: tuple[str, ...]
+    after: str | None = None
+
+    def located(self, folder: Path, study: str) -> list[str]:
+        """Its words with folders: its own below `folder`, and that of the checkpoint it continues."""
+        flat = re.sub(r"[^\w.+=,@-]", "_", self.name)
+        words = [*self.words, f"run.name={study}_{flat}", f"run.dir={folder / self.name}"]
+        if self.after is not None:
+            words += [f"checkpoint.load={folder / self.after / 'checkpoints'}", "checkpoint.load_optimizer=true"]
+        return words
+
+
+@dataclass(frozen=True)
+class PlannedAnalysis:
+    """A call of `ngpt analyze` on a run, which it waits for."""
+
+    analysis: str
+    run: str
+    options: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        """Of its result, below the study's folder."""
+        return f"{self.run}/analysis/study_{self.analysis}.json"
+
+    def command(self, folder: Path) -> list[str]:
+        return ["analyze", str(folder / self.run), *self.options, "--out", str(folder / self.file)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study at a size.
+
+    Attributes:
+        study: with its lists as they are used, and an arm for each value of the lists that its arms name.
+        words: of the command line.
+    """
+
+    name: str
+    size: str
+    study: Study
+    words: tuple[str, ...]
+    runs: tuple[PlannedRun, ...] = field(default=())
+    analyses: tuple[PlannedAnalysis, ...] = field(default=())
+
+    @property
+    def points(self) -> list[PlannedRun]:
+        """One run of each arm and point: others differ in their seed alone."""
+        return list({(run.arm, *run.point.items()): run for run in reversed(self.runs)}.values())[::-1]
+
+
+def plan(name: str, study: Study, size: str | None, words: Sequence[str] = ()) -> Plan:
+    """The runs and analyses of a study.
+
+    Args:
+        size: null: the first of its sizes.
+        words: of the command line: `LIST=[...]` or `LIST+=VALUE` for one of the study's lists, else words of the config of every run.
+
+    Raises:
+        ConfigError: an unknown size, words that no run can have, or names that match no arm.
+    """
+    size = size or next(iter(study.sizes))
+    if size not in study.sizes:
+        raise ConfigError("--size", size, f"{name} has the sizes {', '.join(study.sizes)}", "Choose one of them")
+    chosen = study.sizes[size]
+    lists, of_config = _lists({**study.lists, **chosen.lists}, words)
+    used = dataclasses.replace(study, lists=lists, arms=_arms(study.arms, lists))
+    _check_names(used)
+    used.arms = _kept(used.arms, chosen.arms)
+    common = [*study.words, *chosen.words, *of_config]
+    runs = tuple(run for arm in used.arms for run in _runs(used, arm, common))
+    return Plan(name, size, used, tuple(words), runs, tuple(_analyses(used, runs)))
+
+
+def merged(words: Sequence[str]) -> list[str]:
+    """Words with each key once, where it is first named, as it is last given: Hydra refuses a key that is given twice."""
+    last = {_key(word): word for word in words}
+    return list(dict.fromkeys(last[_key(word)] for word in words))
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _lists(lists: dict[str, list[Any]], words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
+    """The lists as the words change them, and the words of the config."""
+    rest = []
+    for word in words:
+        key, _, text = word.partition("=")
+        name = key.removesuffix("+")
+        if name not in lists:
+            rest.append(word)
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(name, text, "Cannot be read as a list", f"Give {name}=[A,B], or {name}+=A") from None
+        added = value if isinstance(value, list) else [value]
+        lists = lists | {name: [*lists[name], *added] if key.endswith("+") else added}
+    for name, values in lists.items():
+        if not values or len(set(map(str, values))) < len(values) or not all(isinstance(value, str | int | float) for value in values):
+            raise ConfigError(name, values, "Is a list of different values", f"Give {name}=[A,B], or {name}+=A")
+    wrong = [seed for seed in lists[SEED] if not isinstance(seed, int) or isinstance(seed, bool)]
+    if wrong:
+        raise ConfigError(SEED, wrong[0], "Is a whole number", f"Give {SEED}=[1,2,3]")
+    return lists, rest
+
+
+def _arms(arms: Mapping[str, Arm], lists: Mapping[str, list[Any]]) -> dict[str, Arm]:
+    """Every arm, and of one with `{LIST}` in its name or words one for each value."""
+    made: dict[str, Arm] = {}
+    for name, arm in arms.items():
+        texts = [name, *arm.words, arm.after or "", arm.label or ""]
+        used = [key for key in lists if any(f"{{{key}}}" in text for text in texts)]
+        for values in itertools.product(*(lists[key] for key in used)):
+            fill = functools.partial(_filled, values=dict(zip(used, values, strict=True)))
+            after, label = (fill(text) if text else None for text in (arm.after, arm.label))
+            if (filled := fill(name)) in made:
+                raise ConfigError(f"arms.{name}", filled, "Is the name of two arms", "Put {LIST} of what differs into the name")
+            made[filled] = dataclasses.replace(arm, words=list(map(fill, arm.words)), after=after, label=label)
+    return made
+
+
+def _filled(text: str, values: Mapping[str, Any]) -> str:
+    for key, value in values.items():
+        text = text.replace(f"{{{key}}}", str(value))
+    return text
+
+
+def _check_names(study: Study) -> None:
+    """Globs that match no arm are mistakes: a comparison would be empty without a word."""
+    names = list(study.arms)
+    if misnamed := [name for name in names if re.fullmatch(r"[\w.+-]+", name) is None]:
+        raise ConfigError("arms", misnamed[0], "Names a folder: letters, digits and _ . + -", "Rename it")
+    for name, arm in study.arms.items():
+        trunk = study.arms.get(arm.after or "")
+        if arm.after is not None and (trunk is None or trunk.until is None or trunk.after is not None):
+            rule = f"Arms continue a trunk: an arm with `until`, and without `after`. There are {', '.join(names)}"
+            raise ConfigError(f"arms.{name}.after", arm.after, rule, "Name one, or set its `until`")
+    globs = [(f"analyses.{key}.arms", glob) for key, analysis in study.analyses.items() for glob in analysis.arms]
+    for key, comparison in study.comparisons.items():
+        globs += [(f"comparisons.{key}.arms", glob) for glob in comparison.arms]
+        for part in ("less", "divided_by"):
+            globs += [(f"comparisons.{key}.{part}", arm) for pair in getattr(comparison, part).items() for arm in pair]
+    globs += [(f"verdict[{index}].arms", glob) for index, rule in enumerate(study.verdict) for glob in rule.arms]
+    for path, glob in globs:
+        if not matching(names, [glob]):
+            raise ConfigError(path, glob, f"Matches none of the arms {', '.join(names)}", "Correct it")
+
+
+def _kept(arms: Mapping[str, Arm], globs: Sequence[str]) -> dict[str, Arm]:
+    """The arms of a size, with the trunks that they need."""
+    chosen = set(matching(list(arms), globs or ["*"]))
+    chosen |= {arms[name].after for name in chosen} - {None}
+    return {name: arm for name, arm in arms.items() if name in chosen}
+
+
+def _runs(study: Study, name: str, common: Sequence[str]) -> Iterator[PlannedRun]:
+    """The runs of an arm: its scan times the seeds."""
+    arm = study.arms[name]
+    trunk = study.arms[arm.after] if arm.after else None
+    over = (trunk.over if trunk else {}) | arm.over
+    if trunk and trunk.over != over:
+        raise ConfigError(f"arms.{name}.over", arm.over, f"{arm.after} has no run for each of its values", f"Scan in {arm.after}")
+    words = [*common, *(trunk.words if trunk else []), *arm.words]
+    if arm.until is not None:
+        words.append(f"{_UNTIL}='${{fraction:${{train.steps}},{arm.until}}}'")
+    for values in itertools.product(*(study.lists[used] for used in over.values())):
+        point = dict(zip(over, values, strict=True))
+        for seed in study.lists[SEED]:
+            scanned = [f"{key}={value}" for key, value in point.items()]
+            where = "_".join([*(f"{key.rpartition('.')[2]}={value}" for key, value in point.items()), f"seed={seed}"])
+            final = tuple(merged([*words, *scanned, f"train.seed={seed}"]))
+            yield PlannedRun(f"{name}/{where}", name, point, seed, final, f"{arm.after}/{where}" if arm.after else None)
+
+
+def _analyses(study: Study, runs: Sequence[PlannedRun]) -> Iterator[PlannedAnalysis]:
+    single = {key: values[0] for key, values in study.lists.items() if len(values) == 1}  # what differs between sizes
+    for name, analysis in study.analyses.items():
+        options = [_filled(option, single) for option in analysis.options]
+        arms = set(matching(list(study.arms), analysis.arms))
+        step = [] if analysis.step is None else ["--step", str(analysis.step)]
+        for run in runs:
+            if run.arm in arms:
+                yield PlannedAnalysis(name, run.name, ("--what", analysis.what, *step, *options))
+
+
+def label(study: Study, arm: str) -> str:
+    """An arm on the page."""
+    return study.arms[arm].label or arm
+
+
+def reference(table: Mapping[str, str], arm: str) -> str | None:
+    """The arm that one is compared with; None for that one itself."""
+    found = partner(arm, table)
+    return None if found == arm else found
+
+
+def compared(study: Study, globs: Sequence[str]) -> list[str]:
+    """The arms that a comparison's globs mean: no trunks, which end early, unless one is named whole."""
+    return [name for name in matching(list(study.arms), globs or ["*"]) if study.arms[name].until is None or name in globs]

@@ -1,0 +1,109 @@
+"""The results of a study as one JSON: every number behind its page, with definitions, commands, commit and versions."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.study import METRICS, Study, as_plain
+from ngpt.files import replacing
+from ngpt.study import comparisons
+from ngpt.study.comparisons import Values
+from ngpt.study.numbers import LOSSES, Numbers, phase_change, read_numbers
+from ngpt.study.plan import Plan
+from ngpt.study.verdict import NOT_JUDGED, judged, together
+
+FORMAT = 1
+_RULE = "The results of a study, as `ngpt study` writes them"
+
+
+def gather(plan: Plan, folder: Path, description: str, command: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Computes the results from the runs on disk, however many there are.
+
+    Args:
+        folder: of the study.
+        description: first comment of its file.
+        command: that makes it again.
+        provenance: commit and versions of the code that computes this.
+
+    Raises:
+        ConfigError: a file of a run is damaged.
+    """
+    numbers = read_numbers(plan, folder)
+    values = Values(plan.study, numbers)
+    of_comparisons = {name: _comparison(plan.study, name, values) for name in plan.study.comparisons}
+    rules = [judged(rule, of_comparisons[rule.comparison]["rows"]) for rule in plan.study.verdict]
+    judges = plan.study.sizes[plan.size].judges
+    return {
+        "format": FORMAT,
+        "name": plan.name,
+        "size": plan.size,
+        "description": description,
+        "command": command,
+        "provenance": dict(provenance),
+        "study": as_plain(plan.study),
+        "runs": [_run(each) for each in numbers],
+        "comparisons": of_comparisons,
+        "verdict": {"result": together([rule["result"] for rule in rules]) if judges else NOT_JUDGED, "rules": rules},
+        "missing": [f"{each.run.name}: {each.status}" for each in numbers if each.status not in ("finished", "stopped")]
+        + [f"{one.file}: not there" for one in plan.analyses if not (folder / one.file).exists()],
+    }
+
+
+def _comparison(study: Study, name: str, values: Values) -> dict[str, Any]:
+    comparison = study.comparisons[name]
+    found: dict[str, Any] = {"rows": [row.to_json() for row in comparisons.rows(comparison, values)]}
+    measure = study.measures[comparison.measure]
+    if any(figure.kind == "tokens" and name in figure.of for figure in study.figures) and measure.source == METRICS:
+        found["curves"] = comparisons.curve(comparison, values, measure.key)
+    return found
+
+
+def _run(numbers: Numbers) -> dict[str, Any]:
+    run = numbers.run
+    losses = next((numbers.curves[key] for key in reversed(LOSSES) if key in numbers.curves), [])
+    return {
+        "name": run.name,
+        "arm": run.arm,
+        "point": dict(run.point),
+        "seed": run.seed,
+        "after": run.after,
+        "words": list(run.words),
+        "status": numbers.status,
+        "tokens": _plain(numbers.tokens),
+        "phase_change": phase_change(losses),
+        "measures": numbers.values,
+        "layers": numbers.layers,
+        "curves": {key: [[tokens, _plain(value)] for tokens, value in points] for key, points in numbers.curves.items()},
+        "command": numbers.command,
+        "provenance": dict(numbers.provenance),
+    }
+
+
+def _plain(value: float) -> float | None:
+    return value if value == value and abs(value) != float("inf") else None
+
+
+def write(results: Mapping[str, Any], path: Path) -> None:
+    """Writes results whole or not at all."""
+    with replacing(path) as stream:
+        stream.write((json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads results back.
+
+    Raises:
+        ConfigError: a file that is none, or of another format.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(str(path), error.strerror, _RULE, "Give the results.json of a study") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(str(path), error, _RULE, "Restore it") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        got = found.get("format") if isinstance(found, dict) else type(found).__name__
+        raise ConfigError(str(path), f"format {got}", f"{_RULE}, have format {FORMAT}", "Use the version that wrote it")
+    return found

@@ -1,0 +1,117 @@
+"""From run folders to results and a page, with losses whose differences are known."""
+
+import json
+import re
+
+import pytest
+
+from ngpt.config.errors import ConfigError
+from ngpt.study import results
+from ngpt.study.page import write_page
+from tests.unit.analysis.runs import record, summary, write_run
+from tests.unit.study.studies import TEXT, planned
+
+FIGURES = """\
+figures:
+  - {title: How large the gap is, kind: intervals, of: [gap]}
+  - {title: The gap, kind: tokens, of: [gap]}
+  - {title: Over the width, kind: axis, of: [widths, gain], over: model.hidden_size, model: averaging, rho: [rho, rho_noise]}
+  - {title: Layers, kind: layers, of: [rho]}
+"""
+MEASURES = """\
+  gain: {source: snr, key: "linears/*/gain", unit: dB}
+  rho: {source: snr, key: "linears/*/rho"}
+  rho_noise: {source: snr, key: "linears/*/noise"}
+comparisons:
+  widths: {measure: loss, arms: [wide]}
+  gain: {measure: gain, arms: [wide]}
+"""
+SHOWN = TEXT.replace("comparisons:\n", MEASURES).replace("figures:\n  - {title: The gap, kind: tokens, of: [gap]}\n", FIGURES)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """The runs of the small study: the recipe costs 0.1 and 0.2 nats, one wide run has failed, and another's analysis is missing."""
+    plan, folder = planned(tmp_path, text=SHOWN), tmp_path / "out"
+    for run in plan.runs:
+        if run.name == "wide/hidden_size=128_seed=2":
+            continue
+        cost = 0.1 * run.seed if "nvfp4" in run.arm else 0.0
+        losses = [record(step, val_loss=4.0 - step / 100 + 0.01 * run.seed + cost) for step in (2, 4, 8)]
+        status = "stopped" if run.arm == "gpt_trunk" else "finished"
+        write_run(folder / run.name, losses, summary=summary(status=status, steps=8))
+    for analysis in plan.analyses[:3]:
+        path = folder / analysis.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        layers = {f"layers.{layer}.qkv": {"gain": {"value": 6.0 + layer}, "rho": {"value": 0.02}, "noise": 1e-4} for layer in (0, 1)}
+        path.write_text(json.dumps({"results": {"linears": layers}}))
+    return plan, folder
+
+
+def gathered(study):
+    plan, folder = study
+    provenance = {"git": {"commit": "0123abcd", "dirty": False}, "versions": {"numpy": "2"}, "gpus": []}
+    return results.gather(plan, folder, "A study of tests.", "ngpt study mine --size small", provenance)
+
+
+def test_results_hold_the_numbers_their_definitions_and_what_is_missing(study):
+    found = gathered(study)
+    (row,) = [row for row in found["comparisons"]["gap"]["rows"] if row["arm"] == "gpt_nvfp4_nvidia"]
+    assert row["by_seed"] == {"1": pytest.approx(0.1), "2": pytest.approx(0.2)}
+    assert row["interval"]["estimate"] == pytest.approx(0.15)
+    assert row["interval"]["high"] == pytest.approx(0.15 + 12.7062 * 0.05)  # Student's t of one degree of freedom
+    (curve,) = [curve for curve in found["comparisons"]["gap"]["curves"] if curve["arm"] == "gpt_nvfp4_nvidia"]
+    assert [place["estimate"] for place in curve["places"]] == pytest.approx([0.15] * 3)
+    assert found["verdict"]["result"] == "undecided"
+    assert found["study"]["claim"] == "It works." and found["study"]["lists"]["width"] == [64, 128]
+    (run,) = [run for run in found["runs"] if run["name"] == "gpt_trunk/seed=1"]
+    assert (run["status"], run["measures"]["loss"]) == ("stopped", pytest.approx(3.93)) and "train.seed=1" in run["words"]
+    (wide,) = [run for run in found["runs"] if run["name"] == "wide/hidden_size=64_seed=1"]
+    assert wide["measures"]["gain"] == pytest.approx(6.5) and wide["layers"]["rho"] == {"layers.0.qkv": 0.02, "layers.1.qkv": 0.02}
+    assert found["missing"] == ["wide/hidden_size=128_seed=2: missing", "wide/hidden_size=128_seed=2/analysis/study_snr.json: not there"]
+    assert results.gather(*study, "", "", {})["comparisons"] == found["comparisons"]
+
+
+def test_the_page_is_a_function_of_the_results_alone(study, tmp_path):
+    plan, folder = study
+    results.write(gathered(study), folder / "results.json")
+    first = write_page(results.read(folder / "results.json"), folder).read_text(encoding="utf-8")
+    alone = tmp_path / "elsewhere" / "results.json"
+    alone.parent.mkdir()
+    alone.write_bytes((folder / "results.json").read_bytes())
+    second = write_page(results.read(alone), alone.parent)
+    assert second.read_text(encoding="utf-8") == first
+    figures = ("1_intervals", "2_tokens", "3_axis", "4_layers")
+    assert {f"{name}.{kind}" for name in figures for kind in ("png", "svg")} <= {path.name for path in alone.parent.iterdir()}
+    assert not re.search(r"(src|href)=[\"'](?!#)", first)  # nothing is fetched
+    assert first.count("<svg") == 5 and "-0.4853 to 0.7853" in first and "2 runs or analyses are missing" in first
+    assert "reproduced if the whole interval is above 0; not reproduced if none of it is; else undecided" in first
+
+
+def test_what_has_no_end_is_told_so(study, tmp_path):
+    found = gathered(study)
+    rows = found["comparisons"]["gap"]["rows"]
+    rows[0]["interval"] |= {"shape": "outside", "low": -1.0, "high": 2.0}
+    page = write_page(found, tmp_path / "page").read_text(encoding="utf-8")
+    assert "up to -1, and from 2 on" in page and "excludes -1 to 2 alone" in page
+    rows[0]["interval"] |= {"shape": "all", "low": None, "high": None}
+    page = write_page(found, tmp_path / "page").read_text(encoding="utf-8")
+    assert "excludes nothing" in page and "the data exclude nothing" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "No such file"), ("{", "Expecting"), ("[1]", "format list"), ('{"format": 99}', "format 99")]
+)
+def test_files_that_are_no_results_are_told(tmp_path, text, message):
+    path = tmp_path / "results.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        results.read(path)
+
+
+def test_a_damaged_analysis_is_named(study):
+    plan, folder = study
+    (folder / plan.analyses[0].file).write_text("{")
+    with pytest.raises(ConfigError, match="study_snr.json.*Remove it"):
+        gathered(study)
