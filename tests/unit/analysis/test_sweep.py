@@ -1,4 +1,4 @@
-"""The report of a sweep: groups of seeds, and the table of final losses; means and errors worked out by hand. The page itself: tests/integration."""
+"""The report of a sweep: groups of seeds, and final losses worked out by hand. The page itself: tests/integration."""
 
 import pytest
 

@@ -27,7 +27,7 @@ BAD = {
     "value_for_a_section": Bad(["train=3"], "train", "3", "section", []),
     "value_for_an_inner_section": Bad(["logging.wandb=online"], "logging.wandb", "online", "section", [], "logging.wandb.KEY"),
     "interpolation_for_a_section": Bad(["run=${train.seed}"], "run", "${train.seed}", "section", []),
-    "several_values": Bad(["train.steps=1,2"], "train.steps", "1,2", "a command starts one", ["train.steps=8"], "once for each value"),
+    "several_values": Bad(["train.steps=1,2"], "train.steps", "1,2", "a command starts one", ["train.steps=8"], "ngpt train -m"),
     "range_of_values": Bad(["train.seed=range(1,4)"], "train.seed", "range(1,4)", "a command starts one", ["train.seed=1"]),
     "values_of_a_list": Bad(["debug.profile_ranks=0,1"], "debug.profile_ranks", "0,1", "in brackets", ["debug.profile_ranks=[0,1]"]),
     "no_value": Bad(["train.steps"], "train.steps", "Cannot be read", "key=value", []),
