@@ -90,7 +90,7 @@ def rows(comparison: Comparison, values: Values) -> list[Row]:
 def _pairs(interval: Interval, by_seed: Seeds) -> Interval | None:
     """Seeds that would tell a difference of this size and scatter from zero."""
     size = abs(interval.estimate)
-    return statistics.pairs_needed(list(by_seed.values()), size) if len(by_seed) > 1 and size > 0 else None
+    return statistics.pairs_needed(list(by_seed.values()), size) if interval.bounded and size > 0 else None
 
 
 def curve(comparison: Comparison, values: Values, key: str) -> list[dict[str, Any]]:
@@ -252,7 +252,9 @@ def _interval_of(units: Seeds, estimate: Callable[[list[float]], Interval]) -> I
 
 def _missing(values: Values, units: Seeds) -> str:
     lacking = len(values.study.lists["seed"]) - len(units)
-    return f"{lacking} of {len(units) + lacking} seeds are missing" if lacking else ""
+    if lacking:
+        return f"{lacking} of {len(units) + lacking} seeds are missing"
+    return "all seeds agree exactly" if len(units) > 1 and len(set(units.values())) == 1 else ""
 
 
 def _point(point: Mapping[str, Any]) -> Point:
