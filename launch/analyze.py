@@ -13,10 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.arguments import DTYPES, config_dirs, recorded_command
-from launch.devices import gpu_names
-from launch.models import device_of, is_run, quiet_transformers
-from launch.provenance import SOURCE, git_state, versions
 from ngpt.analyses import ANALYSES, DEFAULT_RECIPE, results
 from ngpt.analyses.recipes import recipe_named
 from ngpt.analyses.request import DIRECTIONS, FIT_RADIUS, RADII, Request, available, sequences_wanted
@@ -25,6 +21,11 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.one_process import run_checkpoint, run_config
 from ngpt.config.schema import Config
 from ngpt.progress import write_json
+
+from .arguments import DTYPES, config_dirs, recorded_command
+from .devices import gpu_names
+from .models import device_of, is_run, quiet_transformers
+from .provenance import SOURCE, git_state, versions
 
 if TYPE_CHECKING:
     from ngpt.hf.load import TextModel

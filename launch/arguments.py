@@ -54,12 +54,29 @@ class Parser(argparse.ArgumentParser):
         return super().format_help() + (f"\n{self.explain()}\n" if self.explain else "")
 
 
-class _SeveralRuns(argparse.Action):
+class _Refused(argparse.Action):
+    """An option that users of Hydra may expect; `const` says why it is none here, and what is there instead."""
+
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None) -> NoReturn:
         from ngpt.config.errors import ConfigError  # its package imports Hydra, which takes half a second
 
-        rule = "Several values are several runs, and a command starts one"
-        raise ConfigError(str(option_string), "Asks for several runs", rule, "Leave it out, and call the command once for each value")
+        rule, way_out = self.const
+        raise ConfigError(str(option_string), f"Is no option of {parser.prog}", rule, way_out)
+
+
+_COMPOSES = "Hydra only composes the config here"
+_ONE_RUN = "Several values are several runs, and this command is about one"
+HYDRA_OPTIONS = {
+    ("-c", "--cfg"): (_COMPOSES, "ngpt config WORDS prints the resolved config"),
+    ("--resolve",): (_COMPOSES, "ngpt config WORDS prints the config, which is always resolved"),
+    ("-p", "--package"): (_COMPOSES, "ngpt config WORDS prints the config; --json helps to pick a section"),
+    ("-i", "--info", "--hydra-help"): (_COMPOSES, "ngpt list shows groups, files and keys, ngpt config WORDS what comes of them"),
+    ("-cn", "--config-name"): (_COMPOSES, "experiment=NAME chooses a run; your own is DIR/experiment/NAME.yaml, with --config-dir DIR"),
+    ("-cp", "--config-path"): (_COMPOSES, "--config-dir FOLDER adds a folder of your own, laid out like conf/"),
+    ("-r", "--run"): ("That is what it does without", "Leave it out"),
+    ("-s", "--shell-completion"): (_COMPOSES, "ngpt completion bash prints the script by which a shell completes words"),
+    ("--experimental-rerun",): (_COMPOSES, "The command in environment.json of a run folder repeats it"),
+}
 
 
 def completed(action: argparse.Action, kind: str | dict[str, str]) -> None:
@@ -78,12 +95,41 @@ def add_config_dir(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "--config-dir", action="append", metavar="DIR", help=what)
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """The words that make a config: overrides and --config-dir."""
+def add_overrides(parser: argparse.ArgumentParser, sweeps: bool = False) -> None:
+    """The words that make a config: overrides and --config-dir.
+
+    Args:
+        sweeps: The command may make a run of each value (-m).
+    """
     what = "experiment=NAME, GROUP=NAME or key=value"
     completed(parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=what), WORDS)
     add_config_dir(parser)
-    parser.add_argument("-m", "--multirun", nargs=0, action=_SeveralRuns, help=argparse.SUPPRESS)
+    if sweeps:
+        what = "a run for each combination of values: optim.lr=1e-3,3e-3 train.seed=range(1,4) model=glob(*)"
+        parser.add_argument("-m", "--multirun", action="store_true", help=what.replace("%", "%%"))
+        what = "with -m: members that run at a time, each on GPUs of its own (default: 1; of a cluster: as many as it starts)"
+        parser.add_argument("--parallel", type=int, metavar="N", help=what)
+    else:
+        rule = (_ONE_RUN, "Leave it out; ngpt train -m and ngpt launch -m sweep")
+        parser.add_argument("-m", "--multirun", nargs=0, action=_Refused, const=rule, help=argparse.SUPPRESS)
+    for names, reason in HYDRA_OPTIONS.items():
+        free = [name for name in names if name not in parser._option_string_actions]
+        parser.add_argument(*free, nargs="?", action=_Refused, const=reason, help=argparse.SUPPRESS)
+
+
+def check_parallel(options: argparse.Namespace) -> int | None:
+    """The number of --parallel, None where it is not given.
+
+    Raises:
+        ConfigError: it is given without -m, or is no number of members.
+    """
+    from ngpt.config.errors import ConfigError
+
+    if options.parallel is not None and not options.multirun:
+        raise ConfigError("--parallel", options.parallel, "Says how many members of a sweep run at a time", "Add -m, or leave it out")
+    if options.parallel is not None and options.parallel < 1:
+        raise ConfigError("--parallel", options.parallel, "Members that run at a time are 1 or more", "Set --parallel 1, or leave it out")
+    return options.parallel
 
 
 def config_dirs(options: argparse.Namespace) -> list[Path]:

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ngpt.findings import ABSENT, FAILED, OK, UNAVAILABLE, Finding
 
 from .devices import driver_version, gpu_names
 from .environment import worker_environment, worker_variables
+from .extras import is_installed
 from .provenance import versions
 from .world import single_world
 
@@ -40,7 +40,7 @@ class Package:
 
     Attributes:
         distribution: its name. module: what is imported. installed: the module that is there if it is (finding a module imports its
-            parents). needed: by every run. on_gpu: whether its import needs a GPU.
+            parents). needed: by every run. on_gpu: whether its import needs a GPU. extra: of setup.py, which brings it.
     """
 
     distribution: str
@@ -48,15 +48,22 @@ class Package:
     installed: str
     needed: bool = False
     on_gpu: bool = False
+    extra: str | None = None
 
 
 PACKAGES = (
     Package("torch", "torch", "torch", needed=True),
     Package("megatron-core", "megatron.core", "megatron.core", needed=True),
     Package("triton", "triton", "triton"),
-    Package("transformer-engine", "transformer_engine.pytorch", "transformer_engine", on_gpu=True),
-    Package("mamba-ssm", "mamba_ssm", "mamba_ssm", on_gpu=True),
-    Package("causal-conv1d", "causal_conv1d", "causal_conv1d", on_gpu=True),
+    Package("transformer-engine", "transformer_engine.pytorch", "transformer_engine", on_gpu=True, extra="gpu"),
+    Package("mamba-ssm", "mamba_ssm", "mamba_ssm", on_gpu=True, extra="gpu"),
+    Package("causal-conv1d", "causal_conv1d", "causal_conv1d", on_gpu=True, extra="gpu"),
+    Package("mistral-common", "mistral_common", "mistral_common", extra="tekken"),
+    Package("s3fs", "s3fs", "s3fs", extra="s3"),
+    Package("gcsfs", "gcsfs", "gcsfs", extra="gs"),
+    Package("aiohttp", "aiohttp", "aiohttp", extra="http"),
+    Package("lm-eval", "lm_eval", "lm_eval", extra="eval"),
+    Package("wandb", "wandb", "wandb", extra="wandb"),
 )
 
 
@@ -126,27 +133,22 @@ def describe_machine() -> dict[str, Any]:
 
 def check_packages() -> list[Finding]:
     """Version of each package, and whether it imports; each in a process of its own."""
-    found, environment = versions(), worker_environment(_variables(1), None)
+    names = [package.distribution for package in PACKAGES]
+    found, environment = versions(names), worker_environment(_variables(1), None)
     with ThreadPoolExecutor(len(PACKAGES)) as pool:
         return list(pool.map(lambda package: _check_package(package, found[package.distribution], environment), PACKAGES))
 
 
 def _check_package(package: Package, version: str | None, environment: Mapping[str, str]) -> Finding:
-    if version is None and not _is_there(package.installed):
-        needed = (FAILED, "not installed, and every run needs it") if package.needed else (ABSENT, "")
-        return Finding(package.distribution, "", *needed)
+    if version is None and not is_installed(package.installed):
+        if package.needed:
+            return Finding(package.distribution, "", FAILED, "not installed, and every run needs it")
+        return Finding(package.distribution, "", ABSENT, f"pip install 'ngpt-megatron[{package.extra}]'" if package.extra else "")
     version = version or "of unknown version"
     if package.on_gpu and not gpu_names():
         return Finding(package.distribution, version, UNAVAILABLE, "not imported: no GPU here")
     problem = run_child([sys.executable, "-c", f"import {package.module}"], environment, IMPORT_SECONDS)
     return Finding(package.distribution, version, FAILED if problem else OK, f"does not import: {problem}" if problem else "")
-
-
-def _is_there(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ImportError:  # its parent is missing
-        return False
 
 
 def run_numbers(report: Report) -> None:

@@ -18,12 +18,12 @@ from . import world as worlds
 from .devices import gpu_names
 from .world import Job, World
 
-# Would change what the precision recipe computes: approximate reciprocals and an unrounded Hadamard transform in Transformer Engine.
+# Taken away, because Transformer Engine would then take approximate reciprocals and not round its Hadamard transform.
 REMOVED = ("NVTE_USE_FAST_MATH",)
 CONFIG_DIRS = "NGPT_CONFIG_DIR"
 SIDE_BY_SIDE = "NGPT_SIDE_BY_SIDE"  # members of a sweep that share this machine's cores: set by launch/many.py
 GPUS = "CUDA_VISIBLE_DEVICES"
-# Names of one setting: where the user has set the second, the first is left alone.
+# Two names of one setting: where the user has set the second, the first is left alone.
 OTHER_NAMES = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF", "TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE"}
 # Prefixes recorded with a run: they change speed or numerics, and name neither a host nor a user.
 RECORDED_PREFIXES = ("CUDA_", "CUBLAS_", "GLOO_", "NCCL_", "NVTE_", "OMP_", "PYTORCH_", "TORCH", "TRITON_", "UB_")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ngpt.config.errors import ConfigError
 from ngpt.data.manifest import split_of
 from ngpt.evaluation import OWN_SPLIT
+from ngpt.evaluation.names import OPTIONS, check_folders, check_names
 
 from .devices import gpu_names
 from .environment import current_world, forbid_forks, sharing_variables, worker_environment
@@ -114,14 +115,13 @@ def _check(options: argparse.Namespace, tasks: Sequence[str]) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')}", value, f"It is at least {least}", "Give such a number, or leave it out")
-    for folder in options.include:
-        if not folder.is_dir():
-            raise ConfigError("--include", folder, "It must be a folder with YAML files of tasks", "Correct the path")
+    check_folders(options.include, OPTIONS[1])
     for prefix in options.split:
         if prefix != OWN_SPLIT:
             split_of(prefix)
     if tasks:
-        check_extra("--tasks", options.tasks, "lm_eval", "eval")
+        check_extra(OPTIONS[0], options.tasks, "lm_eval", "eval")
+        check_names(tasks, options.include, OPTIONS)
 
 
 def _processes(options: argparse.Namespace, run: bool, world: World | None) -> int:

@@ -1,10 +1,13 @@
-"""`ngpt export`: checks what a look can tell, and leaves the rest to one worker on the CPU."""
+"""`ngpt export`: checks what a look can tell, writes a folder without a comparison, and leaves one with it to a worker on the CPU."""
 
 import argparse
 
+from ngpt.checkpoints.choice import Choice
 from ngpt.config.errors import ConfigError
 from ngpt.config.one_process import run_checkpoint, run_config
+from ngpt.config.schema import Config
 from ngpt.data.tokenizers import run_tokenizer
+from ngpt.files import new_folder
 
 from .cpu_worker import run_task
 
@@ -17,7 +20,7 @@ def export(options: argparse.Namespace) -> int:
         options: as launch/commands/export.py reads them.
 
     Returns:
-        The worker's exit code.
+        The worker's exit code; 0 where there is no comparison, and so no worker.
 
     Raises:
         ConfigError: the run, its checkpoint or its tokenizer cannot be exported; the folder exists.
@@ -32,4 +35,18 @@ def export(options: argparse.Namespace) -> int:
         run_tokenizer(cfg)
     request = {name: getattr(options, name) for name in _HANDED_ON}
     request |= {"run": str(options.run), "out": str(options.out), "step": choice.step}
+    if options.parity == "none":
+        _write(cfg, choice, options)
+        return 0
     return run_task("export", request, cfg, options.run)
+
+
+def _write(cfg: Config, choice: Choice, options: argparse.Namespace) -> None:
+    """Writes the folder in this process: without a comparison nothing of it needs Megatron."""
+    from ngpt.hf import export as hf  # imports torch
+
+    asked = hf.Options(options.dtype, options.fold_logit_scale, not options.remote_code, options.tokenizer)
+    with new_folder(options.out) as folder:
+        target, written = hf.write_folder(cfg, choice, asked, folder)
+        hf.describe(cfg, choice, asked, target, folder)
+    print(*hf.told(choice.step, target, written), hf.opening(target, options.out), sep="\n")

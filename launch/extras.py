@@ -1,9 +1,20 @@
-"""What a config needs that an installation may lack: packages of the optional extras (setup.py)."""
+"""What a config needs that an installation may lack: packages of the optional extras (setup.py), and tasks of lm-eval."""
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
+from ngpt.evaluation.names import KEYS, check_names
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported, found out without an import of it (its parents are imported)."""
+    try:
+        spec = find_spec(module)
+    except ImportError:  # its parent is missing
+        return False
+    return spec is not None and spec.origin is not None  # a mere folder of that name, as wandb's client leaves behind, has no origin
 
 
 def check_extra(key: str, value: object, package: str, extra: str) -> None:
@@ -12,15 +23,19 @@ def check_extra(key: str, value: object, package: str, extra: str) -> None:
     Raises:
         ConfigError: it is not installed.
     """
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:  # a mere folder of that name, as wandb's client leaves behind
+    if not is_installed(package):
         way_out = f"pip install 'ngpt-megatron[{extra}]', or in a checkout pip install -e '.[{extra}]'"
         raise ConfigError(key, value, f"It needs {package}, which is not installed", way_out)
 
 
 def check_extras(config: Config) -> None:
-    """Called before processes start, and before a job is submitted that runs in this very installation."""
+    """Called before processes start, and before a job is submitted that runs in this very installation.
+
+    Raises:
+        ConfigError: a package or a task is not there.
+    """
     if config.train.eval_tasks:
         check_extra("train.eval_tasks", config.train.eval_tasks, "lm_eval", "eval")
+        check_names(config.train.eval_tasks, list(map(Path, config.train.eval_tasks_include)), KEYS)
     if config.logging.wandb.mode != "disabled":
         check_extra("logging.wandb.mode", config.logging.wandb.mode, "wandb", "wandb")

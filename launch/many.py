@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import IO
 
 from ngpt.config.errors import ConfigError
+from ngpt.files import last_lines
 
 from .environment import member_environment, visible_gpus
 from .leaving import signals_noted
@@ -27,7 +27,6 @@ PROGRAM = (sys.executable, "-m", f"{__package__}.member")  # takes this process'
 POLL_SECONDS = 0.1
 REPORT_SECONDS = 5.0
 KILL_SECONDS = 10.0  # that a member has after a second Ctrl-C
-TAIL_BYTES = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -210,8 +209,9 @@ class _Runner:
             elif code == SIGNALLED_CODE or (self.asked and by_signal):
                 state.status = STOPPED
             else:
-                said = _last_line(state.member.folder / CONSOLE_FILE, process.log_start) if code > 0 else None
-                state.status, state.why = FAILED, said or describe_death(code)
+                said = [line.strip() for line in last_lines(state.member.folder / CONSOLE_FILE, start=process.log_start) if line.strip()]
+                word = said[-1].removeprefix("ngpt train failed: ") if said and code > 0 else describe_death(code)
+                state.status, state.why = FAILED, word
         return bool(ended)
 
     def _pass_on_signals(self) -> None:
@@ -225,12 +225,3 @@ class _Runner:
         if self.kill_at is not None and time.monotonic() >= self.kill_at:
             for process in self.processes.values():
                 process.popen.kill()
-
-
-def _last_line(log: Path, start: int) -> str | None:
-    """The last line that stands in a log behind a position."""
-    with suppress(OSError), log.open("rb") as file:
-        file.seek(max(start, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        return lines[-1].removeprefix("ngpt train failed: ") if lines else None
-    return None

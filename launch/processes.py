@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import psutil
 
@@ -39,6 +39,14 @@ def worker_command(worker_arguments: Sequence[str], processes: int, run_dir: Pat
     return [sys.executable, "-m", AGENT_MODULE, parent, str(processes), str(run_dir), *worker_arguments]
 
 
+def prints_into(path: Path, stream: TextIO) -> bool:
+    """Whether what this process writes to a stream goes to that file: then the file needs no copy of it."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except (OSError, ValueError):  # neither may be there
+        return False
+
+
 def run_and_tee(
     command: Sequence[str],
     environment: Mapping[str, str],
@@ -54,7 +62,7 @@ def run_and_tee(
     Args:
         command: What to run. It starts with the stop signals blocked (ngpt/stopping.py), in a session of its own.
         environment: Its whole environment.
-        log_path: None: stdout only.
+        log_path: None: stdout only, as where stdout is that very file.
         reporting_rank: The local rank that prints the progress; its lines lose the agent's prefix.
         forwarded: Takes the signals that were passed on to the workers, in their order.
         meanwhile: Called several times a second while the command runs, between its lines. It must not wait.
@@ -66,7 +74,8 @@ def run_and_tee(
     outputs = [_Output(sys.stdout.buffer, "the terminal")]
     if log_path is not None:
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        outputs.append(_Output(log_path.open("ab", buffering=0), str(log_path)))
+        if not prints_into(log_path, sys.stdout):
+            outputs.append(_Output(log_path.open("ab", buffering=0), str(log_path)))
     with _started(command, environment, [] if forwarded is None else forwarded) as (process, signalled):
         for text in _without_prefix(_arriving(process, meanwhile), b"[%s%d]:" % (RANK_ROLE.encode(), reporting_rank)):
             for output in outputs:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import ngpt
+
 from .devices import gpu_names
 
 PACKAGES = (
@@ -29,16 +31,7 @@ MAX_DIFF_BYTES = 4 << 20  # a launch keeps no more of how its code differs from 
 MAX_FILE_BYTES = 1 << 18  # of an untracked file
 SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".yml", ".toml", ".cfg", ".sh", ".sbatch", ".md", ".cpp", ".cu", ".h", ".j2", ".txt"})
 COMMIT_FILE = Path("ngpt/commit.json")  # of an installed package; written by setup.py
-PACKAGE = Path(__file__).resolve().parent
-SOURCE = next(folder for folder in PACKAGE.parents if not (folder / "__init__.py").exists())  # a checkout, or site-packages
-
-
-def module_in_source(name: str) -> str:
-    """What a module of this package is called by a process that finds it in `SOURCE`: launch.NAME in a checkout, else ngpt.launch.NAME.
-
-    In this process it may be called otherwise: an editable installation has a checkout's as ngpt.launch.NAME.
-    """
-    return ".".join((*PACKAGE.relative_to(SOURCE).parts, name))
+SOURCE = Path(ngpt.__file__).resolve().parents[1]  # a checkout, or site-packages
 
 
 def describe_launch(command: Sequence[str], variables: dict[str, str]) -> tuple[dict[str, Any], str]:
@@ -62,10 +55,10 @@ def describe_launch(command: Sequence[str], variables: dict[str, str]) -> tuple[
     return description, diff
 
 
-def versions() -> dict[str, str | None]:
-    """Installed version of each package that matters, None where it is absent."""
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
+    """Installed version of each package, None where it is absent."""
     found: dict[str, str | None] = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

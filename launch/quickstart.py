@@ -14,6 +14,7 @@ from ngpt.config.compose import compose, load
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 
+from .ending import figures
 from .generate import SAMPLE_FILE, printable
 from .run_folder import CONFIG_FILE, SUMMARY_FILE
 
@@ -115,10 +116,8 @@ def table(summary: dict[str, Any], text: str, page: Path, overrides: Sequence[st
     two_processes = [part for part in two_processes if not part.startswith("run.name=") or part.endswith("_tp2")]
     rows = [
         ("parameters", f"{summary['parameters']:,}"),
-        ("trained on", f"{summary['tokens']:,} bytes in {summary['wall_time_s'] / 60:.1f} minutes"),
-        ("validation", f"{summary['val_bits_per_byte']:.3f} bits per byte"),
+        *figures(summary).items(),
         *([(f"{beside['run_name']}", f"{beside['val_bits_per_byte']:.3f} bits per byte in {beside['precision']}")] if beside else []),
-        ("knowing byte pairs", f"{summary['bigram_bits_per_byte']:.3f} bits per byte (bigram entropy of the same text)"),
         ("knowing bytes", f"{summary['unigram_bits_per_byte']:.3f} bits per byte (unigram entropy)"),
         ("report", str(page)),
         ("on 2 processes", f"{Path(sys.executable).parent / 'ngpt'} train {' '.join(two_processes)}"),

@@ -15,6 +15,7 @@ from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.durations import duration
+from ngpt.files import last_lines
 from ngpt.locks import LOCK_FILE, holder
 from ngpt.progress import describe, read_heartbeats
 
@@ -27,7 +28,6 @@ from .slurm.after import LOG_FILE, STOP_FILE
 from .submit import JOB_FILE
 
 METRICS_FILE = "metrics.jsonl"
-TAIL_BYTES = 1 << 16
 
 
 def print_status(run_dir: Path, as_json: bool) -> None:
@@ -161,12 +161,8 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def _last_line(path: Path) -> str | None:
-    """Of a text file, without reading all of it."""
-    with suppress(OSError), path.open("rb") as file:
-        file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
-        return lines[-1] if lines else None
-    return None
+    lines = last_lines(path)
+    return lines[-1] if lines else None
 
 
 def _last_metric(run_dir: Path) -> int | None:

@@ -1,11 +1,12 @@
-"""`ngpt stop RUN`: has a run save and leave, and not come back."""
+"""`ngpt stop RUN`: has a run, or all runs of a sweep, save and leave, and not come back."""
 
 import os
 import shlex
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ngpt.config.errors import ConfigError
 
@@ -13,6 +14,7 @@ from .slurm import scheduler
 from .slurm.after import STOP_FILE
 from .status import holder
 from .submit import last_job
+from .sweep_status import queued, sweep_of
 
 
 def stop(run_dir: Path) -> str:
@@ -25,8 +27,24 @@ def stop(run_dir: Path) -> str:
     if job is not None and (tasks := scheduler.queue(job)):
         return _stop_job(run_dir, job, [task["state"] for task in tasks])
     launcher = holder(run_dir)
-    if launcher is None:
-        return f"{run_dir} does not run"
+    return f"{run_dir} does not run" if launcher is None else _ask(run_dir, launcher)
+
+
+def stop_sweep(folder: Path) -> str:
+    """Asks all members of a sweep that run to save and leave, and those that wait not to start; what was done, a line each.
+
+    Raises:
+        ConfigError: one runs where it cannot be reached from here.
+    """
+    if (launcher := holder(folder)) is not None:  # which passes it on to all
+        return _ask(folder, launcher)
+    folders = [folder / member.name for member in sweep_of(folder).members]
+    jobs = queued(folders)
+    asked = [stop(member) for member in folders if member in jobs or holder(member) is not None]
+    return "\n".join(asked) or f"no member of {folder} runs"
+
+
+def _ask(run_dir: Path, launcher: Mapping[str, Any]) -> str:
     if launcher["host"] != socket.gethostname() or launcher["pid"] is None:
         way_out = f"Call ngpt stop {shlex.quote(str(run_dir))} there"
         raise ConfigError("run.dir", str(run_dir), f"Is being trained by process {launcher['pid']} on {launcher['host']}", way_out)

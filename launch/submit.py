@@ -54,15 +54,8 @@ def _launch_here(config: Config, command: Sequence[str], dry_run: bool) -> int:
 
 
 def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
-    from .train import check_prepared
-
-    run_dir, work_dir = Path(config.run.dir).absolute(), Path.cwd()
-    check_unchecked(config)
-    check_resumable(config)
-    if config.cluster.container_image is None:  # a container has its own packages
-        check_extras(config)
-    check_prepared(config)
-    script = render(config, run_dir, work_dir)
+    run_dir = Path(config.run.dir).absolute()
+    script = checked_script(config)
     for note in (*_estimated(config), *overruled(config), *resume_notes(config)):
         print(note, file=sys.stderr)
     if dry_run:
@@ -73,7 +66,7 @@ def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
         return 0
     refuse_second_job(run_dir)
     with locked(run_dir):
-        record_launch(config, command, recorded_variables(submission_environment()), variable_origins(config, config.cluster.environment))
+        record_job_launch(config, command)
         job = submit(run_dir, script, command)
     output = run_dir / OUTPUT_FILE.format(job=job)
     folder = shlex.quote(config.run.dir)
@@ -81,19 +74,50 @@ def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
     return 0
 
 
+def checked_script(config: Config) -> str:
+    """The script of a run's job, once all is checked that can be before it starts.
+
+    Raises:
+        ConfigError: what was found to be wrong.
+    """
+    from .train import check_prepared
+
+    check_unchecked(config)
+    check_resumable(config)
+    if config.cluster.container_image is None:  # a container has its own packages
+        check_extras(config)
+    check_prepared(config)
+    return render(config, Path(config.run.dir).absolute(), Path.cwd())
+
+
+def record_job_launch(config: Config, command: Sequence[str]) -> None:
+    """Writes the launch into the run folder: its ranks read the config there."""
+    record_launch(config, command, recorded_variables(submission_environment()), variable_origins(config, config.cluster.environment))
+
+
 def submit(run_dir: Path, script: str, command: Sequence[str]) -> str:
-    """Writes the job's script into the run folder and submits it. What earlier jobs of the run left there no longer counts.
+    """Writes the job's script into the run folder and submits it.
 
     Returns:
         The job's id.
     """
+    write_script(run_dir, script)
+    job = scheduler.submit(run_dir / SCRIPT_FILE, submission_environment())
+    record_job(run_dir, job, command)
+    return job
+
+
+def write_script(run_dir: Path, script: str) -> None:
+    """What earlier jobs of the run left in its folder no longer counts."""
     (run_dir / SCRIPT_FILE).write_text(script, encoding="utf-8")
     for file in (STOP_FILE, RESTARTS_FILE):
         (run_dir / file).unlink(missing_ok=True)
-    job = scheduler.submit(run_dir / SCRIPT_FILE, submission_environment())
-    record = {"job": job, "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(command)}
-    (run_dir / JOB_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return job
+
+
+def record_job(run_dir: Path, job: str, command: Sequence[str]) -> None:
+    """Keeps the id of the run's newest job, that of a task of an array included (`42_3`)."""
+    entry = {"job": job, "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(command)}
+    (run_dir / JOB_FILE).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
 
 
 def last_job(run_dir: Path) -> str | None:

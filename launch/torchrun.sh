@@ -12,4 +12,4 @@ set -euo pipefail
 exec torchrun \
   --nnodes "$NODES" --node-rank "$NODE" --nproc-per-node "$GPUS" \
   --master-addr "$MASTER" --master-port "${MASTER_PORT:-29500}" \
-  --no-python ngpt train "$@" cluster.nodes="$NODES" cluster.gpus_per_node="$GPUS"
+  -m ngpt.launch.cli train "$@" cluster.nodes="$NODES" cluster.gpus_per_node="$GPUS"

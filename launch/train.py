@@ -19,13 +19,14 @@ from ngpt.data.verify import verify
 from ngpt.rollbacks import read_rollbacks
 
 from .devices import gpu_names
+from .ending import ending
 from .environment import current_world, overruled, recorded_variables, variable_origins, worker_environment, worker_variables
 from .extras import check_extras
 from .failures import cause
 from .hf_exports import check_exportable, hf_exports
 from .leaving import signals_leave
 from .outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
-from .processes import INTERRUPTED, run_and_tee, worker_command
+from .processes import INTERRUPTED, prints_into, run_and_tee, worker_command
 from .run_folder import (
     CONFIG_FILE,
     CONSOLE_FILE,
@@ -75,13 +76,7 @@ def train_config(config: Config, command: Sequence[str]) -> int:
 def _train(config: Config, command: Sequence[str]) -> int:
     world = current_world(default_port=config.cluster.rendezvous_port)
     try:
-        _check_world(config, world)
-        check_extras(config)
-        check_resumable(config)
-        _check_data(config, world)
-        if world is None or world.rank == 0:
-            check_exportable(config)
-        notes = [*resume_notes(config), *overruled(config)] if world is None or world.rank == 0 else []
+        notes = check_start(config, world)
     except ConfigError as error:
         if world is not None and world.started_by == "srun":  # the job's script asks whether a restart would repeat it
             record_failure(Path(config.run.dir), world.rank, error, time.time())
@@ -103,6 +98,28 @@ def _train(config: Config, command: Sequence[str]) -> int:
     return _run_all_ranks(config, processes, variables, command)
 
 
+def check_start(config: Config, world: World | None, verified: set[str] | None = None) -> list[str]:
+    """Looks for all that can be known to be wrong before processes start.
+
+    Args:
+        verified: Split prefixes whose files need no look; takes those that were looked at.
+
+    Returns:
+        What a person should know of the start; [] on other ranks than the first.
+
+    Raises:
+        ConfigError: the run cannot start so.
+    """
+    _check_world(config, world)
+    check_extras(config)
+    check_resumable(config)
+    _check_data(config, world, set() if verified is None else verified)
+    if world is not None and world.rank != 0:
+        return []
+    check_exportable(config)
+    return [*resume_notes(config), *overruled(config)]
+
+
 def _check_world(config: Config, world: World | None) -> None:
     """The number of processes asked for must be the number there is."""
     nodes, per_node = config.cluster.nodes, config.cluster.gpus_per_node
@@ -120,12 +137,14 @@ def _check_world(config: Config, world: World | None) -> None:
         raise ConfigError("cluster", f"{nodes} nodes * {per_node} processes", rule, way_out)
 
 
-def _check_data(config: Config, world: World | None) -> None:
+def _check_data(config: Config, world: World | None, verified: set[str]) -> None:
     """The token files must be those that were prepared, by the tokenizer configured here. Only the first rank looks into them."""
     check_prepared(config)
     if not config.data.mock and (world is None or world.rank == 0):
-        for source in [*config.data.train, *config.data.valid]:
-            verify(source.path, record_folder=Path(config.data.cache_dir))
+        for path in dict.fromkeys(source.path for source in [*config.data.train, *config.data.valid]):
+            if path not in verified:
+                verify(path, record_folder=Path(config.data.cache_dir))
+                verified.add(path)
 
 
 def check_prepared(config: Config) -> None:
@@ -157,7 +176,10 @@ def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], co
             return _run_all_ranks(config, processes, variables, command)
         # The ranks heard it as they left, and had no step to save.
         record_outcome(run_dir, Outcome(SIGNALLED, made[-1]["to"], asked[0].name, saved=True))
-    return _ended(run_dir, code, f"\nWhole output: {console}")
+    code = _ended(run_dir, code, "" if prints_into(console, sys.stderr) else f"\nWhole output: {console}")
+    if code == 0 and (lines := ending(run_dir)):
+        print(lines)
+    return code
 
 
 def _run_one_rank(config: Config, world: World, variables: dict[str, str], command: Sequence[str]) -> int:
@@ -225,7 +247,8 @@ def _came_to_its_end(run_dir: Path) -> bool:
 
 def _tell(console: Path, line: str) -> None:
     """A line beside what the workers print."""
-    _log(console, line)
+    if not prints_into(console, sys.stderr):
+        _log(console, line)
     with suppress(OSError, ValueError):  # nobody may be reading any more, and the run goes on
         print(line, file=sys.stderr, flush=True)
 
@@ -249,7 +272,8 @@ def _ended(run_dir: Path, code: int, hint: str = "") -> int:
     else:
         line, code = f"failed: {_cause(run_dir, code)}", exit_code(code) or FAILURE
     if line is not None:
-        _log(console, f"ngpt train {line}")
+        if not prints_into(console, sys.stderr):
+            _log(console, f"ngpt train {line}")
         print(f"ngpt train {line}{hint if line.startswith('failed') else ''}", file=sys.stderr)
     return code
 

@@ -98,3 +98,17 @@ def exchange(first: Path, second: Path) -> bool:
     """Gives two paths each other's names in one step. False where the system or the file system cannot, and nothing has happened."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     return rename is not None and rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+
+
+def last_lines(path: Path, most: int = 1 << 16, start: int = 0) -> list[str]:
+    """The lines at the end of a text file, without reading all of it; [] where it cannot be read. The first may be cut.
+
+    Args:
+        most: bytes that are read. start: byte in front of which nothing is read.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(start, file.seek(0, os.SEEK_END) - most))
+            return file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

@@ -2,8 +2,9 @@
 
 import argparse
 
-from launch.arguments import DEVICES, DTYPES, add_config_dir, add_path
 from ngpt.analyses import ANALYSES, DEFAULT_RECIPE
+
+from ..arguments import DEVICES, DTYPES, add_config_dir, add_path
 
 SEED = 0
 METHODS = ("double_backward", "differences")
@@ -38,6 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from launch.analyze import run_analyses
+    from ..analyze import run_analyses
 
     return run_analyses(options)

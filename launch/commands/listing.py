@@ -53,10 +53,10 @@ def _lines(what: str | None, folders: Sequence[Path]) -> dict[str, str]:
     if what == KEYS:
         return {key.name: f"{key.description} ({key.takes})" for key in keys()}
     if what not in known:
-        listed = [EXPERIMENTS, STUDIES, KEYS, *groups()]
+        listed = [EXPERIMENTS, STUDIES, KEYS, *(name for name in groups() if name != EXPERIMENT)]
         near = difflib.get_close_matches(what, listed, n=2)
         way_out = f"Did you mean {' or '.join(near)}?" if near else "Choose one of them"
-        raise ConfigError("ngpt list", what, f"There are {', '.join(name for name in listed if name != EXPERIMENT)}", way_out)
+        raise ConfigError("ngpt list", what, f"There are {', '.join(listed)}", way_out)
     return {option.name: option.description for option in files(folders) if option.group == known[what]}
 
 

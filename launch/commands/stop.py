@@ -6,14 +6,19 @@ from ..arguments import add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Have a run save its newest step and leave. Its command continues it."
-    add_path(parser, "run", help="run folder")
+    parser.description = "Have a run, or all runs of a sweep, save and leave. The same command continues them."
+    add_path(parser, "run", help="folder of a run, or of a sweep")
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..status import config_of_run
-    from ..stop import stop
+    from ngpt.sweeps import is_sweep
 
+    from ..status import config_of_run
+    from ..stop import stop, stop_sweep
+
+    if is_sweep(options.run):
+        print(stop_sweep(options.run))
+        return 0
     config_of_run(options.run)  # or this is no run
     print(stop(options.run))
     return 0

@@ -57,14 +57,17 @@ def job_state(job: str) -> JobState | None:
     )
 
 
-def queue(job: str) -> list[dict[str, str]]:
-    """The tasks of a job that wait or run, one dict each; empty where there are none.
+def queue(job: str, each_task: bool = False) -> list[dict[str, str]]:
+    """What of a job waits or runs, one dict each; empty where there is nothing.
+
+    Args:
+        each_task: Of an array, each task by itself; else those that wait are one entry.
 
     Raises:
         ConfigError: SLURM does not answer: nobody knows whether the job runs.
     """
     names = {"job": "%i", "state": "%T", "reason": "%r", "elapsed": "%M", "left": "%L", "nodes": "%N", "start": "%S"}
-    done = _run(["squeue", "--noheader", "--jobs", job, "--format", "|".join(names.values())])
+    done = _run(["squeue", "--noheader", "--jobs", job, "--format", "|".join(names.values()), *(["--array"] if each_task else [])])
     if done.returncode != 0:
         if "Invalid job id" in done.stderr:
             return []

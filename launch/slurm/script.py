@@ -2,18 +2,20 @@
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ngpt.config.cluster import warning_seconds
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 
-from ..provenance import SOURCE, module_in_source
+from ..provenance import SOURCE
 from ..run_folder import CONFIG_FILE
 
 TEMPLATE = Path(__file__).with_name("job.sbatch")
-SCRIPT_FILE = "job.sbatch"
+ARRAY_TEMPLATE = Path(__file__).with_name("array.sbatch")
+SCRIPT_FILE, ARRAY_FILE = "job.sbatch", "array.sbatch"
 OUTPUT_FILE = "slurm-{job}.out"
 
 
@@ -29,24 +31,60 @@ def render(config: Config, run_dir: Path, work_dir: Path, rank_command: list[str
     Raises:
         ConfigError: a folder's name that SLURM cannot take.
     """
-    for path in (run_dir, work_dir):
-        if not str(path).isprintable() or "\\" in str(path):
-            raise ConfigError("run.dir", repr(str(path)), "SLURM takes no backslash and no control characters", "Choose another folder")
+    _check_folders(run_dir, work_dir)
     contained = config.cluster.container_image is not None
     if contained and set(",:") & set(str(work_dir)):
         rule = f"The container mounts {work_dir}, and a mount's name holds no comma and no colon"
         raise ConfigError("cluster.container_image", config.cluster.container_image, rule, "Call ngpt launch in another folder")
     python = "python3" if contained else sys.executable
-    rank_command = rank_command or [python, "-m", module_in_source("cli"), "train", "--config", str(run_dir / CONFIG_FILE)]
+    rank_command = rank_command or [python, "-m", "ngpt.launch.cli", "train", "--config", str(run_dir / CONFIG_FILE)]
     values = {
-        "#@SBATCH@": "\n".join(f"#SBATCH {shlex.quote(option)}" for option in sbatch_options(config, run_dir, work_dir)),
+        "#@SBATCH@": _header(sbatch_options(config, run_dir, work_dir)),
         "@RUN@": shlex.quote(str(run_dir)),
-        "@AFTER@": shlex.join([sys.executable, "-m", module_in_source("slurm.after"), str(run_dir)]),
+        "@AFTER@": shlex.join([sys.executable, "-m", "ngpt.launch.slurm.after", str(run_dir)]),
         "@SOURCE@": shlex.quote(str(SOURCE)),
         "@SRUN@": shlex.join(_srun_options(config, work_dir)),
         "@RANK@": shlex.join(rank_command),
     }
     return _filled(TEMPLATE.read_text(encoding="utf-8"), values)
+
+
+def render_array(config: Config, name: str, folder: Path, run_dirs: Sequence[Path], work_dir: Path, parallel: int | None) -> str:
+    """The script of an array of jobs, a task for each of some runs of which each folder holds its own script.
+
+    Args:
+        config: Of one of them: they ask SLURM for the same.
+        name, folder: Of all of them; the folder absolute.
+        run_dirs: Their run folders, absolute.
+        parallel: Tasks that run at a time; None: as many as SLURM starts.
+
+    Raises:
+        ConfigError: a folder's name that SLURM cannot take.
+    """
+    _check_folders(folder, work_dir)
+    named = replace(config, run=replace(config.run, name=name))
+    tasks = f"0-{len(run_dirs) - 1}" + (f"%{parallel}" if parallel is not None else "")
+    output = _output(folder, "%A")
+    options = [option for option in sbatch_options(named, folder, work_dir) if not option.startswith("--output=")]
+    values = {
+        "#@SBATCH@": _header([*options, f"--output={output}", f"--array={tasks}"]),
+        "@RUNS@": shlex.join(map(str, run_dirs)),
+    }
+    return _filled(ARRAY_TEMPLATE.read_text(encoding="utf-8"), values)
+
+
+def _check_folders(*folders: Path) -> None:
+    for path in folders:
+        if not str(path).isprintable() or "\\" in str(path):
+            raise ConfigError("run.dir", repr(str(path)), "SLURM takes no backslash and no control characters", "Choose another folder")
+
+
+def _header(options: Sequence[str]) -> str:
+    return "\n".join(f"#SBATCH {shlex.quote(option)}" for option in options)
+
+
+def _output(folder: Path, job: str) -> str:
+    return str(folder).replace("%", "%%") + "/" + OUTPUT_FILE.format(job=job)
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:
@@ -63,11 +101,10 @@ def sbatch_options(config: Config, run_dir: Path, work_dir: Path) -> list[str]:
     """What the job asks SLURM for."""
     cluster = config.cluster
     chained = any(option.startswith("--array") for option in cluster.sbatch)
-    output = str(run_dir).replace("%", "%%") + "/" + OUTPUT_FILE.format(job="%A_%a" if chained else "%j")
     wanted = {
         "job-name": config.run.name,
         "chdir": str(work_dir),
-        "output": output,
+        "output": _output(run_dir, "%A_%a" if chained else "%j"),
         "open-mode": "append",
         "nodes": cluster.nodes,
         "ntasks-per-node": cluster.gpus_per_node,

@@ -28,7 +28,7 @@ from ngpt.config.errors import ConfigError
 
 MEGATRON_VERSION = "0.19.2"
 
-# In the order of application: cuda_on_cpu stands before everything that imports Megatron.
+# In the order in which they are applied: cuda_on_cpu comes before everything that imports Megatron.
 _ON_CPU: dict[str, Callable[[], bool]] = {"cuda_on_cpu": cuda_on_cpu.install, "mamba_on_cpu": mamba_on_cpu.install}
 _EVERYWHERE: dict[str, Callable[[], bool]] = {
     "async_worker": async_worker.install,

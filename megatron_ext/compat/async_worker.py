@@ -57,7 +57,7 @@ def run_worker(rank: int, requests: Any, staged: Any, completed: Any, *args: Any
     end_with_parent(multiprocessing.parent_process().pid)
     results_queue.report_through(completed)
     cuda_on_cpu.install()
-    install()  # finds upstream's loop, whether or not the entry point has been imported, and patched, here
+    install()  # finds upstream's loop, whether or not the entry point was imported and patched here
     run_worker.upstream(rank, requests, staged, completed, *args)
 
 
@@ -67,7 +67,7 @@ def _starts_watched(upstream: Callable[..., Any]) -> Callable[..., Any]:
             return cls._persistent_process
         with _survived_signals_blocked():
             process = upstream(cls, rank, "spawn", *args, **kwargs)
-        # multiprocessing would end it by SIGTERM, which it does not hear, when the trainer leaves with an error, and wait.
+        # When the trainer leaves with an error, multiprocessing would send SIGTERM, which this process ignores, and wait.
         atexit.register(process.kill)
         watch = _Watch(process, rank)
         cls._persistent_queue = _Requests(cls._persistent_queue, watch)
@@ -92,7 +92,7 @@ def _survived_signals_blocked() -> Iterator[None]:
 
 def _checks_after(upstream: Callable[..., Any], caller: Any) -> Callable[..., Any]:
     def maybe_finalize_async_calls(self: Any, blocking: bool = False, no_dist: bool = False) -> list[int]:
-        finalised = upstream(self, blocking, no_dist)  # first: what was written before the death counts
+        finalised = upstream(self, blocking, no_dist)  # first, because what was written before the death counts
         if caller._persistent_process is not None:
             caller._persistent_queue.watch.check()
         return finalised
@@ -120,7 +120,7 @@ class _Watch:
             raise self.death()
 
     def death(self) -> CheckpointWriterDied:
-        """The error that tells how the worker ended, and what can be continued from."""
+        """The error that tells how the worker ended, and from what the run can continue."""
         self.process.join(_REAPING_S)  # its pipes close a moment before its exit code is known
         code = self.process.exitcode
         how = f"signal {-code}, {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
@@ -139,13 +139,13 @@ class _Requests:
 
     def __init__(self, requests: Any, watch: _Watch) -> None:
         self._requests, self.watch = requests, watch
-        requests.cancel_join_thread()  # what a dead worker does not fetch keeps no trainer from leaving
+        requests.cancel_join_thread()  # what a dead worker does not fetch must not keep the trainer from leaving
 
     def put(self, item: Any) -> None:
         self._requests.put(item)
 
     def join(self) -> None:
-        # Not JoinableQueue.join: a killed worker can leave the lock behind that it waits for.
+        # Not JoinableQueue.join: it waits for a lock that a killed worker may have left locked.
         while not self._requests._unfinished_tasks._semlock._is_zero():
             self.watch.check()
             time.sleep(_POLL_S)
@@ -168,7 +168,7 @@ class _Completed:
         from megatron.core.dist_checkpointing.strategies import filesystem_async
 
         while True:
-            alive = self._watch.process.is_alive()  # asked first: the last answers of a worker that ends now are still read
+            alive = self._watch.process.is_alive()  # asked first, so that the last answers of a worker that ends now are still read
             try:
                 item = self._completed.get_nowait()
             except queue.Empty:

@@ -99,7 +99,7 @@ def _listed_names_alone() -> Iterator[None]:
 
 
 def _plain(error: Exception) -> Exception:
-    """torch's refusal without its forty lines, which tell how to read the file all the same."""
+    """torch's refusal without its forty lines on how to read the file all the same."""
     if isinstance(error, ForbiddenClass) or not isinstance(error, pickle.UnpicklingError):
         return error
     named = _NAMED.search(str(error))
@@ -149,7 +149,7 @@ def _read_metadata(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _load_bytes(self: Any, read_item: Any, value: Any) -> None:
-    """As upstream, but for the way of reading."""
+    """As upstream, except for the way of reading."""
     from torch.distributed.checkpoint._nested_dict import set_element
 
     loaded, name = load_object(value), read_item.dest_index.fqn
@@ -203,7 +203,7 @@ def _only_our_format(upstream: Callable[..., str]) -> Callable[..., str]:
 
 
 def _own_errors_unwrapped(upstream: Callable[..., Any]) -> Callable[..., Any]:
-    """torch gathers the errors of a load over the ranks, and wraps them."""
+    """The error itself: torch gathers the errors of a load over the ranks, and wraps them."""
 
     @functools.wraps(upstream)
     def load(*args: Any, **kwargs: Any) -> Any:

@@ -29,7 +29,7 @@ import torch.distributed
 from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
-_NEEDING_A_DEVICE = ("transformer_engine", "apex")  # Megatron takes their optimizers and norms wherever they can be imported
+_NEEDING_A_DEVICE = ("transformer_engine", "apex")  # Megatron uses their optimizers and norms wherever they can be imported
 _installed = False
 
 
@@ -127,7 +127,7 @@ def _switch_off_compilation() -> None:
 
 
 def _silence_rng_warning() -> None:
-    # One generator serves as the CPU's and as CUDA's, so each use of Megatron's RNG tracker moves the other one.
+    # One generator serves as both the CPU's and CUDA's, so each use of Megatron's RNG tracker moves the other.
     logger = logging.getLogger("megatron.core.tensor_parallel.random")
     logger.addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
 

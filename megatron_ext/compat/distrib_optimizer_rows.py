@@ -5,9 +5,10 @@ Upstream (megatron-core 0.19.2), `core/optimizer/distrib_optimizer.py: Distribut
   at the end of each bucket, which that tensor lacks: behind the first padded bucket every state is saved from the wrong place, and the
   masters and moments of a resumed run belong to other entries, without an error;
 - both saving and loading hold the whole fp32 state of all data-parallel ranks in the memory of every rank's host.
-Here a rank saves the rows (along the first axis) whose first entry it holds: its own memory, and the end of a last row from the ranks
-behind it. It loads the rows that it holds any entry of. Keys and global tensors are upstream's, cut into other chunks, so checkpoints of
-either side load on the other. A checkpoint whose masters are not its model's weights was written with the wrong offsets and is refused.
+Here a rank saves the rows (along the first axis) whose first entry it holds. They come from its own memory, and the end of its last row
+from the ranks behind it. It loads every row of which it holds any entry. Keys and global tensors are upstream's, cut into other chunks, so
+checkpoints of either side load on the other. A checkpoint whose masters are not its model's weights was written with the wrong offsets and
+is refused.
 Reason: a run with several buckets resumes exactly, and the host memory of a save falls with the number of data-parallel ranks.
 Goes when: upstream saves each rank's part in a format that reshards over every kind of parallelism.
 """
@@ -100,7 +101,7 @@ def _buckets(optimizer: Any) -> Iterator[tuple[Any, Any, dict]]:
 
 
 def _numbers(optimizer: Any) -> dict[Tensor, int]:
-    """Number of each parameter in the state dict, the same on all data-parallel ranks."""
+    """The number of each parameter in the state dict, which is the same on all data-parallel ranks."""
     return {param: number for number, param in enumerate(param for buffer in optimizer.buffers for param in buffer.param_index_map)}
 
 
@@ -189,7 +190,7 @@ def _pieces(optimizer: Any, base: Any, name: str, first: int, tensor: Tensor) ->
 
 def _narrowed(part: Any, skipped: int, rows: Tensor) -> Any:
     """The sharded tensor `part` without its first `skipped` rows, holding `rows`."""
-    axes = part.prepend_axis_num  # of experts, for one: a grid that is not even must hold them as axes of its own
+    axes = part.prepend_axis_num  # such as the axis of experts: a grid that is not even must hold them as its own axes
     rows = rows.view(*[1] * axes, *rows.shape)
     offset = list(part.global_offset)
     offset[axes] += skipped

@@ -7,8 +7,8 @@ Reason: a resumed run draws what the run that never stopped draws.
 Goes when: upstream keeps the states of expert-parallel ranks apart.
 
 With expert parallelism the saved list holds the state of each data-parallel rank (context-parallel ones included), and a rank finds its
-own first in the list that it loads. A checkpoint of another number of ranks has no own state for each: then every rank keeps its newly
-seeded expert stream and takes the rest from the first.
+own first in the list that it loads. A checkpoint of another number of ranks lacks a state for each. Then every rank keeps its newly
+seeded expert stream and takes the rest from the first state.
 """
 
 import functools
@@ -30,7 +30,7 @@ def install() -> bool:
 
 
 def _expert_parallel_group() -> dist.ProcessGroup | None:
-    """The ranks whose states differ: all data-parallel ones, where experts are spread over some of them; None where they are not."""
+    """The ranks whose states differ: all data-parallel ones where experts are spread over some of them, else None."""
     from megatron.core import parallel_state
 
     if not parallel_state.model_parallel_is_initialized() or parallel_state.get_expert_model_parallel_world_size() == 1:

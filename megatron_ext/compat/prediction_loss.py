@@ -1,4 +1,4 @@
-"""The loss of a multi-token prediction depth is a mean over the whole sequences, and nothing else is made of its logits.
+"""The loss of a multi-token prediction depth is a mean over whole sequences, and its logits are used for nothing else.
 
 Upstream (megatron-core 0.19.2), `core/transformer/multi_token_prediction.py: process_mtp_loss`
 - divides each context-parallel rank's losses by the number of tokens that this rank keeps. The ranks keep different numbers, since a depth

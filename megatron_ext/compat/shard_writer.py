@@ -2,7 +2,7 @@
 
 Upstream (megatron-core 0.19.2), `core/dist_checkpointing/strategies/filesystem_async.py: FileSystemWriterAsync`, which writes synchronous
 saves in the trainer and asynchronous ones in a process of their own:
-- knows no hash of a shard but one of a second pass over all files by rank 0 (`verify_integrity`);
+- hashes shards only in a second pass over all files by rank 0 (`verify_integrity`);
 - flushes a file to the disk before Python has handed it the last bytes (`os.fsync` of a buffered stream);
 - loses the errno of a failed write on its way (`AssertionError: <class 'OSError'>`), and rank 0's own failures leave the others waiting.
 Here the writer's `open` gives a file that is hashed by a thread beside it, a second thread checks the tensors meanwhile, some blocks are
@@ -57,7 +57,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class ShardResult(WriteResult):
-    """What became of one file, among the write results of its tensors."""
+    """The outcome of writing one file, among the write results of its tensors."""
 
     path: str = ""
     record: FileRecord | None = None
@@ -166,13 +166,13 @@ def _shard_result(path: str, results: list | Exception, fault: Callable[[], str 
             if offset is not None:
                 what = f"the disk gives back other bytes than were written, at {offset:,} of {record.size:,}"
             problem = Problem(path, what) if what else None
-        except Exception as error:  # nothing may leave this thread: upstream waits for its answer
+        except Exception as error:  # no exception may leave this thread: upstream waits for its answer
             problem = Problem.of(error, path)
     return ShardResult(MetadataIndex(""), 0, None, path=path, record=record, problem=problem)
 
 
 def _with_rules(upstream: Callable) -> Callable:
-    """The rules go along with the tensors, since another process may write them."""
+    """The rules travel with the tensors, since another process may write them."""
 
     @functools.wraps(upstream)
     def get_save_function_and_args(self: Any) -> tuple:
@@ -222,7 +222,7 @@ def _with_room(upstream: Callable) -> Callable:
 def _free_bytes(folder: str | Path) -> int:
     try:
         return shutil.disk_usage(folder).free
-    except OSError:  # not there yet on this rank's machine
+    except OSError:  # the folder is not visible on this rank's machine yet
         return 2**62
 
 

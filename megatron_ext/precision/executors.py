@@ -19,7 +19,7 @@ from ngpt.recipes import Recipe
 class Executor(Protocol):
     """Runs one linear of one rank, in low precision or to look at its operands.
 
-    One may have an attribute `active`, False for steps in which the linear runs its backend's own GEMMs; without it, it always runs.
+    An executor may have an attribute `active`, False for steps in which the linear runs its backend's own GEMMs. Without it, it is active.
     """
 
     def __call__(self, linear: "Quantizable", x: Tensor, *sizes: list[int]) -> tuple[Tensor, None]: ...
@@ -31,7 +31,7 @@ class Quantizable:
     Attributes:
         executor: what runs it, or None for the backend's own GEMMs.
         unit_norm_input: whether every token that reaches this linear has unit norm: what static scaling relies on.
-        num_matrices: in its weight: one, or one for each expert, stacked.
+        num_matrices: matrices stacked in its weight: one, or one for each expert.
     """
 
     executor: Executor | None = None
@@ -74,9 +74,9 @@ class QuantizableRow(_QuantizableParallel):
 
 
 class QuantizableGrouped(Quantizable):
-    """A linear of all experts of a rank: forward takes tokens sorted by expert and how many each has.
+    """A linear of all experts of a rank. forward takes tokens sorted by expert, and the number of tokens of each.
 
-    Parallelism: none of its own, in column- and row-parallel experts alike: Megatron's token dispatcher communicates.
+    Parallelism: none of its own, for column- and row-parallel experts alike. Megatron's token dispatcher communicates.
     """
 
     def __init__(self, num_gemms: int, *args, pg_collection, **kwargs):
@@ -145,9 +145,9 @@ class GroupedExecutor(_Emulated):
 
 
 def _is_served_by_dispatcher(linear: _QuantizableParallel) -> bool:
-    """Whether it belongs to an expert cut over ranks, for which Megatron's token dispatcher communicates.
+    """Whether the linear belongs to an expert that is cut over ranks. There Megatron's token dispatcher communicates.
 
-    Megatron's own linears say so; for Transformer Engine's it clears the parallel mode.
+    Megatron's own linears say so; in Transformer Engine's Megatron clears the parallel mode.
     """
     return getattr(linear, "explicit_expert_comm", False) or getattr(linear, "parallel_mode", "any") is None
 

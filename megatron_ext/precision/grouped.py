@@ -5,8 +5,8 @@ In both, torch's grouped product multiplies every token with its expert's matrix
 
 Emulated, every expert's tokens are filled up with zeros to whole blocks, so that no block crosses experts and all tokens are quantised at
 once; so are all weights. The scales of input and weight are constant. Where that of grad_output follows its amax, it follows each expert's
-own: with powers of two, dividing an expert's rows by its factor, quantising all rows under the constant scale and multiplying the operands
-by the factor again gives the bits of quantising that expert alone.
+own: an expert's rows are divided by its factor, a power of two, all rows are quantised under the constant scale, and the operands are
+multiplied by the factor again. This gives the bits of quantising that expert alone.
 
 Shapes: x_TK tokens sorted by expert, by input features, T counts the zeros that fill up; the weight [E * N, K] of E experts, stacked; y_TN.
 """
@@ -43,7 +43,7 @@ class ExpertTokens:
 
     @cached_property
     def ends(self) -> Tensor:
-        """int32: behind the last token of each expert."""
+        """int32: one past the last token of each expert."""
         return self._to_device(list(accumulate(self.sizes)), torch.int32)
 
     @cached_property
@@ -77,17 +77,17 @@ class ExpertTokens:
         return x_TK if self.rows is None else x_TK.index_select(0, self.rows)
 
     def _repeat(self, values: Sequence[int], times: Sequence[int], total: int) -> Tensor:
-        """Each value so many times."""
+        """Each value repeated so many times."""
         both = self._to_device([list(values), list(times)], torch.int64)
         return torch.repeat_interleave(*both, output_size=total)
 
     def _to_device(self, values: list, dtype: torch.dtype) -> Tensor:
-        """One copy from pinned memory, which nothing waits for."""
+        """One copy from pinned memory; nothing waits for it."""
         return torch.tensor(values, dtype=dtype, pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
 
 
 def tokens_of(sizes: list[int], device: torch.device) -> ExpertTokens:
-    """Where the tokens of the present layer lie: both its linears get the same sizes, one after the other."""
+    """Where the current layer's tokens lie. Both of its linears get the same sizes, one after the other."""
     return _tokens(tuple(sizes), device)
 
 
@@ -177,7 +177,7 @@ def emulated_grouped_linear(x: Tensor, weight: Tensor, sizes: list[int], call: L
         x: [tokens, K] fp32 or bf16, sorted by expert; at least one token.
         weight: [E * N, K], N and K multiples of 16. Its gradient goes to `main_grad` as `emulated_linear` says.
         sizes: tokens of each expert, 0 for some.
-        call: a recipe that `ngpt.config.experts.takes_grouped_experts`, and no groups: an expert's tokens are sent by a dispatcher.
+        call: a recipe that `ngpt.config.experts.takes_grouped_experts`, and no process groups: a dispatcher sends an expert's tokens.
 
     Returns:
         [tokens, N] in x's dtype.
@@ -191,7 +191,7 @@ def multiply_grouped(a: Tensor, b: Tensor, ends: Tensor, dtype: torch.dtype) -> 
     Args:
         a: [rows, inner], its groups one after the other.
         b: [groups, inner, columns], contiguous or the transpose of such.
-        ends: int32: behind the last row of each group.
+        ends: int32: one past the last row of each group.
     """
     if not a.size(0):
         return a.new_empty(0, b.size(2), dtype=dtype)
@@ -236,7 +236,7 @@ def _weight_gradient(dy_TN: Tensor, x_TK: Tensor, tokens: ExpertTokens, weight: 
 
 
 def _watch_forward(call: LinearCall, tokens: ExpertTokens, x_TK: Tensor, weight: Tensor) -> None:
-    """The figures of the first expert with tokens, which is quantised once more for them, alone and with its clipped elements counted."""
+    """The figures of the first expert with tokens. For them it is quantised once more, alone, and its clipped elements are counted."""
     rows, expert = _watched(tokens)
     x, weight, dtype = x_TK[rows], _matrices(weight, tokens)[expert], operand_dtype(x_TK)
     x_row, _ = emulate(x, call.recipe.input, dtype=dtype, counters=call.counters("input", x))
@@ -254,5 +254,5 @@ def _watch_backward(call: LinearCall, tokens: ExpertTokens, dy_TN: Tensor, weigh
 
 
 def _watched(tokens: ExpertTokens) -> tuple[slice, int]:
-    """The first expert with tokens: its filled-up rows, which are the first ones, and its number."""
+    """The first expert with tokens: its number, and its filled-up rows, which come first."""
     return next((slice(size), expert) for expert, size in enumerate(tokens.filled.sizes) if size)

@@ -3,7 +3,7 @@
 fprop y = x_r w_r^T, dgrad dx = dy_r w_c, wgrad dw = dy_c^T x_c. Suffix r: quantised rowwise (blocks along the reduction of fprop and
 dgrad's dy), c: columnwise (blocks along tokens for x and dy, along the output features for w). Both come from the high-precision
 tensor. The operands hold code * block scale, which bf16 represents exactly, so an ordinary GEMM with an fp32 accumulator multiplies
-them exactly; a global scale that is no power of two is applied to the fp32 result, before its one rounding.
+them exactly; a global scale that is not a power of two is applied to the fp32 result, before its only rounding.
 
 Shapes: x_MK tokens of this GEMM by input features of this rank, weight [N, K], y_MN.
 """
@@ -47,7 +47,7 @@ class LinearCall:
     weights: StepWeights | None = None
 
     def kept_operands(self, weight: Tensor, dtype: torch.dtype) -> tuple[Operand, Operand] | None:
-        """Both operands of the weight where they are kept. A watched call makes its own, to count what is clipped."""
+        """Both operands of the weight, where they are kept. A watched call makes its own, to count what is clipped."""
         return self.weights.operands(weight, self.recipe, dtype) if self.weights and not self.watch else None
 
     def counters(self, operand: str, like: Tensor) -> Tensor | None:
@@ -151,12 +151,12 @@ def multiply(a: Tensor, b: Tensor, alpha: Tensor | None, dtype: torch.dtype) -> 
 
 
 def adds_in_place(weight: Tensor, main_grad: Tensor | None) -> bool:
-    """Whether a weight gradient is added to Megatron's buffer here, and Megatron told so."""
+    """Whether the weight gradient is added to Megatron's buffer here, of which Megatron is told."""
     return main_grad is not None and main_grad.dtype == torch.float32 and hasattr(weight, "grad_added_to_main_grad")
 
 
 def added_in_place(weight: Tensor) -> Tensor:
-    """Tell Megatron so, and give its hook what it wants to be there and does not read: a gradient of weight's shape, not filled."""
+    """Tell Megatron so. Its hook requires a gradient of weight's shape but does not read it, so it gets one that is not filled."""
     weight.grad_added_to_main_grad = True
     return torch.empty_like(weight)
 

@@ -1,4 +1,4 @@
-"""Applies recipes to the module tree: which linears run in low precision, by which executor, and whether they may."""
+"""Applies recipes to the module tree: which linears run in low precision, by which executor, and whether that is allowed."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -128,7 +128,7 @@ def apply_recipes(chunks: Iterable[nn.Module], cfg: Config, executors: dict[Reci
         applied.add(name)
     layers = tuple(f"{name}." for name, _ in _layers_of(chunks))
     missing = sorted(name for name in wanted if name.startswith(layers) and name not in applied)
-    # They would train in high precision under a header that says otherwise.
+    # Otherwise they would train in high precision under a header that says something else.
     assert not missing, f"linears that the recipe quantises and no Quantizable module implements: {missing}"
     return len(applied)
 

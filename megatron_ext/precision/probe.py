@@ -1,6 +1,6 @@
 """Numbers that `ngpt doctor` asks of a device, compared with the reference quantiser and fp64 products on the CPU.
 
-Capabilities are not asked: some GPUs have returned stochastically rounded gradients of all zeros while every capability check passed.
+Capability checks are not trusted: on some GPUs all of them passed, and stochastically rounded gradients were all zeros.
 
 Shapes: x_MK tokens by input features, w_NK, dy_MN.
 """
@@ -36,7 +36,7 @@ NOT_CLIPPED = 0.9  # of the block's amax
 NONZERO = 0.95  # of a gradient's elements
 BF16_ROUNDING = 2.0**-8
 FP4_ERROR = 0.25  # of a product of quantised operands; a forgotten scale, of 448/256 for instance, is beyond it
-# Of what `known_answer` quantises, by the quantiser that reproduces the golden vectors bit for bit.
+# Digest of what `known_answer` quantises, made by the quantiser that reproduces the golden vectors bit for bit.
 KNOWN_DIGEST = "a14035057f30ab8d"
 
 
@@ -123,7 +123,7 @@ def same_bits(specs: dict[str, OperandSpec], device: torch.device) -> tuple[bool
 
 
 def reference(x: Tensor, spec: OperandSpec, direction: Direction, seed: int = SEED) -> QuantizedTensor:
-    """What the reference quantiser makes of an operand in one direction."""
+    """The reference quantiser's result for an operand in one direction."""
     own = getattr(spec, direction)
     return quantize(x, own, direction, seed=seed if own.rounding == "sr" else None)
 
@@ -215,7 +215,7 @@ def decoded(operand: Operand) -> Tensor:
 
 
 def live_gradients(recipe: Recipe, device: torch.device) -> tuple[bool, str]:
-    """Stochastically rounded gradients are finite and not zero, the same for the same seed, others for another."""
+    """Stochastically rounded gradients are finite and not zero, the same for the same seed and different for another."""
     first, again, other = (linear_results(recipe, device, seed) for seed in (SEED, SEED, SEED + 1))
     figures, passed = [], True
     for name, mine, repeated, redrawn in list(zip(("dx", "dw"), first[1:], again[1:], other[1:], strict=True)):

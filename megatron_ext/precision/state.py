@@ -16,7 +16,7 @@ from ngpt.recipes import Recipe
 
 
 class PrecisionState:
-    """Shared by the linears of this rank, told by the training loop which step runs.
+    """Shared by the linears of this rank. The training loop tells it which step runs.
 
     Seeds of stochastic rounding are a function of (run seed, rank, linear, step, backward pass of that linear within the step) and of
     nothing else: a resumed run rounds like one that never stopped, recompute changes nothing, and no generator's state is saved.
@@ -38,7 +38,7 @@ class PrecisionState:
         self.last_low_precision_step = last_low_precision_step(steps, bf16_tail)
         self.step, self.seeds_device = 0, seeds_device
         self.weights = StepWeights(keeps_weights)
-        self.diagnostics: Diagnostics | None = None  # of the step that runs, where it is watched
+        self.diagnostics: Diagnostics | None = None  # recorder of the current step, where it is watched
         self._backward_passes: Counter[int] = Counter()
 
     def begin_step(self, step: int, watched: bool = False) -> None:
@@ -88,5 +88,5 @@ class PrecisionState:
 
 
 def _without_bound(name: str) -> str:
-    """The figure that `name` is, or is a bound of."""
+    """The figure that `name` names, or whose bound it names."""
     return name.removesuffix("_lower").removesuffix("_upper")

@@ -5,9 +5,9 @@ quantisation of three operands are six calls, each for all experts: loops in C++
 multi_tensor_quantize; cublaslt_gemm.cu: multi_stream_cublas_gemm), which launch for each expert. Operands are those that each expert alone
 would have; only the draws of stochastic rounding come in another order.
 
-Amaxes that this project gives (te_nvfp4.py) are the exception: each part of such an operand is a Python call.
+Operands whose amax this project gives (te_nvfp4.py) are the exception: each of their parts is a Python call.
 
-Not by its module: that has a parameter and a Python call of its own for each expert's weight (grouped_linear.py: forward). Nor by its
+Its module is not used: it has a parameter and a Python call of its own for each expert's weight (grouped_linear.py: forward). Nor is its
 single kernel for all experts (general_grouped_gemm_for_grouped_tensor), which takes cuBLAS 13.3 on Blackwell, 13.5 for fp8 on Hopper, and
 no custom recipe, as nvfp4 is here (grouped_linear.py: is_module_grouped_tensor_path_supported).
 
@@ -102,13 +102,13 @@ def native_grouped_linear(x: Tensor, weight: Tensor, sizes: list[int], call: Gro
     Returns:
         [tokens, N] in x's dtype.
 
-    Parallelism: none: an expert's tokens are sent by a dispatcher. An amax is that of an expert's own tokens and of this rank's features.
+    Parallelism: none; a dispatcher sends an expert's tokens. An amax is that of an expert's own tokens and of this rank's features.
     """
     return _NativeGroupedLinear.apply(x, weight, tokens_of(sizes, x.device), call)
 
 
 def quantize_parts(x: Tensor, sizes: list[int], quantizer: Any, columnwise: bool) -> Sequence:
-    """Quantised tensors of x's consecutive rows, so many in each; rowwise, and columnwise where that is asked for.
+    """Quantised tensors of x's consecutive rows, cut into parts of these sizes; rowwise, and columnwise where asked for.
 
     Transformer Engine splits NVFP4 only into parts of 64 rows, of no more than 64 experts and without square blocks (extensions/cast.cpp:
     split_quantize_nvfp4_impl; group_hadamard_transform.cu), so that each part is quantised as a tensor of its own.

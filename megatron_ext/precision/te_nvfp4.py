@@ -78,7 +78,7 @@ class GivenAmaxQuantizer(Quantizer):
         return quantized
 
     def quantize_parts(self, x: Tensor, sizes: list[int]) -> list[Tensor]:
-        """`quantize_impl` of consecutive rows of x, so many in each part and some in all, with the amaxes of all parts rounded at once."""
+        """`quantize_impl` of x's consecutive rows, cut into parts of these sizes (not all 0). All amaxes are rounded at once."""
         if self.spec.global_amax == "static":
             amaxes = self._static_amax(x, len(sizes))
         else:
@@ -89,7 +89,7 @@ class GivenAmaxQuantizer(Quantizer):
     def _quantize(self, tensors: Sequence[Tensor], amaxes: Tensor) -> list[Tensor]:
         self.kernels.set_usage(rowwise=self.rowwise_usage, columnwise=self.columnwise_usage)
         self.kernels.internal, self.kernels.optimize_for_gemm = self.internal, self.optimize_for_gemm
-        # Results hold these very tensors, and clear() empties them with a result (nvfp4_tensor_storage.py): new ones every time.
+        # Results hold these very tensors, and clear() empties them (nvfp4_tensor_storage.py), so they are new every time.
         both = zip(tensors, amaxes.split(1), amaxes.clone().split(1), strict=True)
         return [tex.nvfp4_quantize_with_amax(tensor, self.kernels, row, column) for tensor, row, column in both]
 

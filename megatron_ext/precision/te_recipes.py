@@ -46,7 +46,7 @@ def unavailable(recipe: Recipe) -> str | None:
 
 
 def te_recipe(recipe: Recipe) -> Any:
-    """Transformer Engine's object for a recipe in fp8, mxfp8 or nvfp4. Make one a recipe of a run: modules compare it by identity.
+    """Transformer Engine's object for a recipe in fp8, mxfp8 or nvfp4. Make one for each recipe of a run: modules compare identities.
 
     Returns:
         A `transformer_engine.common.recipe.Recipe` with every option given explicitly: the defaults of its fields come from environment
@@ -99,7 +99,7 @@ def autocast(recipe: Any) -> AbstractContextManager:
 def quantizers_of_experts(recipe: Any) -> tuple[Any, Any, Any]:
     """Quantisers of input, weight and grad_output as a module of all experts gets them for each expert, from an object of `te_recipe`.
 
-    None of these recipes keeps a state in them (delayed scaling would), so that one serves all experts.
+    None of these recipes keeps state in them (delayed scaling would), so one set serves all experts.
     """
     from transformer_engine.pytorch.quantization import QuantizerRole, RecipeState
 
@@ -108,7 +108,7 @@ def quantizers_of_experts(recipe: Any) -> tuple[Any, Any, Any]:
         roles = [QuantizerRole(module_type="grouped_linear", tensor_type=operand) for operand in operands]
         found += RecipeState.create(recipe, mode=mode, num_quantizers=len(roles), roles=roles).make_quantizers()
     for quantizer in found:
-        quantizer.internal = True  # results are no tensors of torch, which take longer to make
+        quantizer.internal = True  # results are not torch tensors, which take longer to make
     of_input, of_weight, of_gradient = found
     return of_input, of_weight, of_gradient
 

@@ -1,4 +1,4 @@
-"""Quantised weights of one training step: made for its first micro-batch, multiplied in all."""
+"""Quantised weights of one training step: made for its first micro-batch, used in all."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ class StepWeights:
 
     @contextmanager
     def training_step(self) -> Iterator[None]:
-        """Within it operands are kept; the optimizer moves the weights at its end, and they are dropped."""
+        """A context in which operands are kept. At its end the optimizer moves the weights, and the operands are dropped."""
         self._operands = {} if self.keeps else None
         try:
             yield
@@ -51,10 +51,10 @@ class StepWeights:
         return self.kept(weight, lambda: emulate(weight.detach(), recipe.weight, dtype=dtype))
 
     def kept(self, weight: Tensor, quantize: Callable[[], Any]) -> Any | None:
-        """What `quantize` gives for a weight, called once a step; None where nothing is kept: every pass quantises for itself.
+        """What `quantize` gives for a weight; it is called once a step. None where nothing is kept, and every pass quantises for itself.
 
         Args:
-            weight: the parameter itself: it is found again as this object.
+            weight: the parameter itself, found again by its identity.
             quantize: the same for a weight in each call.
         """
         if self._operands is None:

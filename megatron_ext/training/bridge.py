@@ -76,7 +76,7 @@ def _experts(cfg: Config, backend: str) -> dict[str, Any]:
     model, parallel = cfg.model, cfg.parallel
     if "E" not in model.layer_pattern:
         return {}
-    single_softmax = model.moe_score == "softmax" and model.moe_top_k == 1  # over all experts: there is no selection to divide by
+    single_softmax = model.moe_score == "softmax" and model.moe_top_k == 1  # over all experts, since there is no selection to divide by
     return dict(
         num_experts=model.num_experts,
         moe_router_topk=model.moe_top_k,
@@ -105,7 +105,7 @@ def has_grouped_experts(cfg: Config, backend: str) -> bool:
 
 
 def executor_of_experts(cfg: Config, backend: str) -> ExecutorOf:
-    """What runs a recipe on this device. One that no linear has, since bf16 is kept in all blocks with experts, is as if it had."""
+    """What runs a recipe on this device. Even one that no linear has, because all blocks with experts stay in bf16."""
     executors = choose_executors(cfg, backend)
     return lambda recipe: executors.get(recipe) or expected_executor(cfg, recipe)
 
@@ -154,7 +154,7 @@ def _training(cfg: Config) -> dict[str, Any]:
         deterministic_mode=cfg.debug.deterministic,
         calculate_per_token_loss=True,  # the loss is a mean over the step's tokens, also where a mask makes micro-batches unequal
         rerun_mode="disabled",
-        check_for_nan_in_loss_and_grad=False,  # a pass over every bucket; the norm by which gradients are clipped shows it
+        check_for_nan_in_loss_and_grad=False,  # costs a pass over every bucket; the norm for clipping shows the same
         dataloader_type="external",
         num_workers=cfg.data.num_workers,
         data_cache_path=cfg.data.cache_dir,
@@ -287,7 +287,7 @@ def to_argv(values: dict[str, Any]) -> list[str]:
 
 
 class ScalarTap:
-    """Stands where Megatron's loop has a TensorBoard writer, on the last rank: its scalars go to whoever puts a function here."""
+    """Takes the place of the TensorBoard writer of Megatron's loop, on the last rank. Scalars go to whoever puts a function here."""
 
     def add_scalar(self, *_: Any, **__: Any) -> None:
         """Replaced by the metrics of a training run; elsewhere scalars are dropped."""
@@ -296,11 +296,11 @@ class ScalarTap:
         """Megatron writes each of its 821 arguments; our resolved config is written by the metrics."""
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
 
 def _set_globals(args: argparse.Namespace) -> None:
-    """Megatron's globals, with a tap for its scalars in place of a writer of its own. The folder's name stays: profiles go beside it."""
+    """Megatron's globals, with a tap for its scalars in place of its own writer. The folder's name stays: profiles go beside it."""
     folder, args.tensorboard_dir = args.tensorboard_dir, None
     set_global_variables(args)
     args.tensorboard_dir = folder
@@ -316,7 +316,7 @@ def setup_megatron(cfg: Config, backend: str, **overrides: Any) -> tuple[argpars
         overrides: Megatron arguments that win over the config's (the comparison of an export uses them).
     """
     argv = to_argv(megatron_arguments(cfg, backend) | overrides)
-    command_line, sys.argv = sys.argv, ["ngpt", *argv]  # parse_args offers no other way in
+    command_line, sys.argv = sys.argv, ["ngpt", *argv]  # parse_args takes arguments no other way
     try:
         args = parse_args()
     finally:

@@ -1,4 +1,6 @@
-"""Before Megatron loads a checkpoint: which one, is it what was written, is it of this model. All ranks read a part of it."""
+"""What comes before Megatron loads a checkpoint: which one, whether it is what was written, and whether it is of this model.
+
+All ranks read a part of it."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -89,7 +91,7 @@ def _load_checkpoint(cfg: Config, say: Callable[[str], None], upstream: Callable
 
 
 def _check(cfg: Config, choice: Choice) -> None:
-    """The launcher has looked at the published checkpoint; this may be an older one."""
+    """The launcher has looked at the published checkpoint, but this may be an older one."""
     check_same_model(cfg, choice)
     if not get_args().no_load_optim:
         check_has_optimizer(choice)
@@ -99,7 +101,7 @@ def _check(cfg: Config, choice: Choice) -> None:
 
 @contextmanager
 def _told_to_load(step: int) -> Iterator[None]:
-    """Upstream asks the tracker, which may name another checkpoint, and leaves silently where it cannot read it."""
+    """Upstream asks the tracker, which may name another checkpoint. Where upstream cannot read the tracker, it exits silently."""
     args, read = get_args(), checkpointing.read_metadata
     asked = args.ckpt_step
     args.ckpt_step, checkpointing.read_metadata = step, lambda _path: (step, False)

@@ -34,7 +34,7 @@ PACKAGES = ("ngpt-megatron", "megatron-core", "torch", "transformer-engine")
 
 
 class CheckpointRefused(RuntimeError):
-    """What was to be saved, or what the disk gives back of it, is wrong: nothing is published."""
+    """What was to be saved is wrong, or what the disk gives back: nothing is published."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class CheckpointSaver:
         try:
             yield
             self._require_last()
-        except SystemExit:  # Megatron leaves this way, too
+        except SystemExit:  # Megatron's own exits come here, too
             self._require_last()
             raise
         finally:
@@ -131,7 +131,7 @@ class CheckpointSaver:
 
     @contextmanager
     def _redirected(self, save: _Save) -> Iterator[None]:
-        """Upstream writes into the staging folder and leaves the tracker alone; the rules for its tensors are taken from its state."""
+        """Upstream writes into the staging folder and leaves the tracker alone. The state gives the rules for its tensors."""
         replaced = {
             "get_checkpoint_name": lambda *_, **__: str(save.staging),
             "get_checkpoint_tracker_filename": lambda _folder: os.devnull,
@@ -166,7 +166,7 @@ class CheckpointSaver:
         upstream(request)
 
     def _conclude(self, save: _Save, problem: Problem | None) -> None:
-        """Publishes, or does away with what was written. Every rank calls it; rank 0 acts, all hear of it."""
+        """Publishes what was written, or removes it. Every rank calls it; rank 0 acts, and all ranks learn the outcome."""
         problem, previous = from_rank_0(lambda: self._publish(save, problem))
         shard_writer.forget_outcome(save.staging)
         if problem is None:
@@ -226,7 +226,7 @@ class CheckpointSaver:
                 retention.give_up_future(self.folder, get_args().iteration, newest)
             self.published = True
             superseded = retention.set_aside(self.folder, newest, keep_last, keep_every)
-        except OSError as error:  # space is lost, nothing else
+        except OSError as error:  # only space is lost
             self.say(f"note: old checkpoints stay: {error}")
             return
         if superseded:

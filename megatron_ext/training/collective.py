@@ -9,7 +9,7 @@ from ngpt.config.errors import ConfigError
 
 
 def from_rank_0[Value](decide: Callable[[], Value]) -> Value:
-    """What `decide` returns on rank 0, on every rank; what it raises there is raised on every rank.
+    """Gives every rank what `decide` returns on rank 0. What it raises there is raised on every rank.
 
     Parallelism: one broadcast of a small object.
     """
@@ -28,7 +28,7 @@ def from_rank_0[Value](decide: Callable[[], Value]) -> Value:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself, or its words where it does not survive the journey."""
+    """The error itself, or only its text where it cannot be pickled."""
     if isinstance(error, ConfigError):
         return ConfigError(error.path, error.got, error.rule, error.way_out)
     try:

@@ -26,7 +26,7 @@ from ngpt.data.validation import evaluation_batches, evaluation_sequences
 
 
 class _DatasetTokenizer:
-    """The three facts that GPTDataset asks a tokenizer for; the text was tokenised when the data was prepared."""
+    """The three facts that GPTDataset asks of a tokenizer. The text was tokenised when the data was prepared."""
 
     def __init__(self, vocab_size: int, eod: int):
         self.vocab_size, self.eod, self.eos, self.pad = vocab_size, eod, eod, -1
@@ -34,7 +34,7 @@ class _DatasetTokenizer:
 
 
 class MockDataset(Dataset):
-    """Random tokens, the same for the same index and seed: for tests and benchmarks of the loop.
+    """Random tokens, the same for the same index and seed, for tests and benchmarks of the loop.
 
     Args:
         as_mask: attention is confined to documents, two in each sequence, cut at a random place.
@@ -62,7 +62,7 @@ class MockDataset(Dataset):
 
 
 class FilledDataset(Dataset):
-    """The first `size` sequences of a dataset, and behind them as many as fill the last batch, whose tokens do not count."""
+    """The first `size` sequences of a dataset, then as many as fill the last batch. The tokens of the latter do not count."""
 
     def __init__(self, dataset: Dataset, size: int, filled_size: int):
         self.dataset, self.size, self.filled_size = dataset, size, filled_size
@@ -82,7 +82,7 @@ def _blend(sources: list[DataSource], weighted: bool = True) -> tuple[list[str],
 
 
 def build_datasets(cfg: Config, train_size: int, valid_size: int, backend: str) -> tuple[Dataset, Dataset | None]:
-    """Training and validation datasets of so many sequences (0: none), on every rank; rank 0 builds the sample indices first.
+    """Training and validation datasets with these numbers of sequences (0: none), on every rank. Rank 0 builds the sample indices first.
 
     The order of validation sequences follows `train.eval_seed`. Attention confined to the document reaches the local backend as a mask,
     Transformer Engine as the documents' boundaries.

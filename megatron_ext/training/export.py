@@ -1,4 +1,4 @@
-"""`ngpt export`: writes a folder beside its final place, compares it with the trainer, and gives it its name."""
+"""`ngpt export` with a comparison: writes a folder beside its final place, compares it with the trainer, and gives it its name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,10 @@ from ngpt.config.one_process import run_config
 from ngpt.data.indexed import IndexedReader
 from ngpt.files import new_folder
 from ngpt.hf import export
-from ngpt.hf.targets import Target
-from ngpt.hf.weights import Written
 
-SEQUENCES, LENGTH = 4, 128  # of the text that both models read
+SEQUENCES, LENGTH = 4, 128  # of the text that both models read: how many, and tokens of each
 SEED = 0
-ROOM = 1.25  # of what two fp32 models and their logits take, so that both are held whole
+ROOM = 1.25  # times what two fp32 models and their logits take must be free for both to be held whole
 
 
 @dataclass(frozen=True)
@@ -55,25 +53,13 @@ def main(request: Request) -> None:
     with megatron_log(Path(request.run) / "logs" / "megatron-export.log") as say:
         with new_folder(out) as folder:
             target, written = export.write_folder(cfg, choice, request.options, folder)
-            for line in _told(choice.step, target, written):
+            for line in export.told(choice.step, target, written):
                 say(line)
-            found = None if request.parity == "none" else _compare(cfg, choice.folder, folder, request)
-            if found is not None:
-                say(str(found))
-                parity.check(found, out)
-            parity_told = None if found is None else (str(found), found.as_dict())
-            export.describe(cfg, choice, request.options, target, folder, parity_told)
-        trust = ", trust_remote_code=True" if target.remote_code else ""
-        say(f"open it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}{trust})")
-
-
-def _told(step: int, target: Target, written: Written) -> list[str]:
-    """Lines for the person at the terminal."""
-    code = "with its own code beside it" if target.remote_code else "a class of transformers"
-    lines = [f"step {step}: {target.name}, {code}; {written.parameters:,} parameters in {written.bytes / 1e9:,.2f} GB"]
-    if written.left_out:
-        lines.append(f"note: {target.name} has no place for the prediction depths; {len(written.left_out)} of their tensors stay behind")
-    return lines
+            found = _compare(cfg, choice.folder, folder, request)
+            say(str(found))
+            parity.check(found, out)
+            export.describe(cfg, choice, request.options, target, folder, (str(found), found.as_dict()))
+        say(export.opening(target, out))
 
 
 def sample_text(cfg: Config) -> torch.Tensor:

@@ -19,7 +19,7 @@ def dump_flight_recorder(path: Path) -> dict[str, Any] | None:
         from torch._C._distributed_c10d import _dump_nccl_trace_json
 
         text = _dump_nccl_trace_json(includeCollectives=True, onlyActive=False)
-    except Exception as error:  # it is torch-internal: the rest of the record is written without it
+    except Exception as error:  # torch-internal, so the rest of the record is written without it
         return {"error": f"{type(error).__name__}: {error}"}
     text = text.decode() if isinstance(text, bytes) else text
     path.write_text(text, encoding="utf-8")

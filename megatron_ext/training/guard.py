@@ -1,6 +1,6 @@
 """What watches a rank's steps: marks of its progress, the watchdog, its busy time, and whether a step is fit to be trained on.
 
-The places of a step where Megatron lets us in are here; what is done there is in the modules of the parts.
+Here are the places of a step where Megatron lets us in. What is done there is in each part's module.
 """
 
 from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ class StepGuard:
             return forward_step(iter((batch,)), model)
         self.progress.mark(FORWARD, step, microbatch)
         output, loss_function = forward_step(iter((batch,)), model)
-        if output.requires_grad:  # its gradient is the first thing that backward computes on this stage
+        if output.requires_grad:  # its gradient is the first that backward computes on this stage
             output.register_hook(lambda _: self.progress.mark(BACKWARD, step, microbatch))
 
         def watched_loss(output: torch.Tensor) -> tuple:
@@ -63,7 +63,7 @@ class StepGuard:
         return output, watched_loss
 
     def mark_evaluation(self) -> None:
-        """A micro-batch of an evaluation that is not data.valid's begins."""
+        """Called when a micro-batch begins, of an evaluation other than data.valid's."""
         self.progress.begin_pass(EVALUATION, get_args().curr_iteration + 1)
 
     def _finalize_gradients(self, *args: Any, **kwargs: Any) -> None:

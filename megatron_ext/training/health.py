@@ -17,7 +17,7 @@ from megatron_ext.optim.retraction import master_shard
 from ngpt.functional import ScaledParameter
 
 HIDDEN = "hidden_norm"
-LOAD = "expert_load"  # of each expert layer: tokens of its busiest expert over those of an average one
+LOAD = "expert_load"  # of each expert layer: tokens of its busiest expert over those of its average one
 # The end of a scale's module name -> its kind. Attention, MLP and later layer types own different `*_bda` slots.
 _KINDS = {
     "self_attn_bda.alpha": "attn_alpha",
@@ -51,8 +51,8 @@ def check_scale_names(chunks: Iterable[nn.Module]) -> None:
 class Statistics:
     """Sum, count, minimum and maximum for each kind, on this rank, then over all ranks.
 
-    Parallelism: `reduce` does two world all-reduces of a few fp64 numbers. A value that several ranks hold counts once for each, which
-        leaves mean, minimum and maximum as they are, since every kind is replicated evenly.
+    Parallelism: `reduce` does two world all-reduces of a few fp64 numbers. A value that several ranks hold counts once for each. This
+        changes neither mean, minimum nor maximum, since every kind is replicated evenly.
     """
 
     def __init__(self, device: torch.device | int):
@@ -80,7 +80,7 @@ class Statistics:
 
 
 class HiddenNormProbe:
-    """Norms of every layer's output and the load of every router, taken by forward hooks while `active`; costs nothing otherwise.
+    """Norms of every layer's output and the load of every router, taken by forward hooks while `active`. Otherwise it costs nothing.
 
     One fp32 norm a token, layer and forward pass stays on the device until it is drained, and each router keeps as `load` how many tokens
     it has sent to each expert.
@@ -139,7 +139,7 @@ def expert_loads(chunks: Iterable[nn.Module]) -> Tensor | None:
 
 @torch.no_grad()
 def health_figures(chunks: Iterable[nn.Module], parameters: list, hidden_norms: list[Tensor]) -> dict[str, float]:
-    """The panel's figures, equal on every rank. Effective values; alphas as used, that is absolute.
+    """The panel's figures, equal on every rank. They are effective values; alphas are absolute, as they are used.
 
     Args:
         parameters: see `megatron_ext.optim.retraction.trained_parameters`. Only the entries whose masters this rank owns are counted:

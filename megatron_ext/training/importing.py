@@ -23,7 +23,7 @@ from ngpt.files import new_folder
 from ngpt.hf.importing import CONF, OPTION, Source, read_source
 from ngpt.hf.links import links, shapes_of
 
-UNIT_TOLERANCE = 2.0**-8  # of norms: rounding an entry to bf16 changes it by at most 2^-9 of itself
+UNIT_TOLERANCE = 2.0**-8  # tolerance of norms: rounding an entry to bf16 changes it by at most 2^-9 of itself
 OF_VOCABULARY = {"embedding.word_embeddings.weight", "output_layer.weight", "sz.stored"}
 
 
@@ -130,7 +130,7 @@ def _cut(part: ShardedTensor, whole: Tensor) -> Tensor:
 
 
 def check_norms(model: nn.Module, source: Source) -> None:
-    """Raises ConfigError where a matrix of an nGPT model has rows or columns without unit norm: it is not one."""
+    """Raises ConfigError where a matrix has rows or columns without unit norm: then the folder is not an nGPT model."""
     deviation, name = worst_norm_deviation((name, weight, None) for name, weight in model.named_parameters())
     if deviation > UNIT_TOLERANCE:
         got, rule = f"the norms of {name} differ from 1 by {deviation:.3g}", "Matrices of nGPT have unit norm, up to rounding"

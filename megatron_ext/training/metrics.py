@@ -21,6 +21,7 @@ from ngpt.config import Config
 from ngpt.config.pattern import parse
 from ngpt.config.sizes import last_low_precision_step, tokens_per_step, world_size
 from ngpt.durations import duration
+from ngpt.eta import Eta
 from ngpt.trackers import Trackers, figure_name, trackers_of
 
 VALIDATION_LOSS = f"{LOSS_NAME} validation"
@@ -31,7 +32,7 @@ _NAMES = {
     "grad-norm": "grad_norm",
     _STEP_TIME: "step_time_s",
 }
-# Written by Megatron whatever is asked for, and not kept.
+# Megatron always writes these; they are not kept.
 _UNASKED = frozenset({"learning-rate", "batch-size", "skipped-train-samples"})
 _SWITCHES_OF_SCALARS = ("log_", "timing_log_level", "moe_per_layer_logging")
 # Megatron's name of each balancing loss; it reports more of them than are in use.
@@ -65,15 +66,16 @@ class MetricsRecorder:
         self.last: dict[str, float] = {}
         self.start_step = self.skipped_steps = 0  # of this launch
         self.rates: list[float] = []
+        self.eta = Eta(cfg.train.steps)
         self.writer: MetricsWriter | None = None
         self.trackers: Trackers | None = None
-        self.passed: dict[int, dict[str, float]] = {}  # step: Megatron's scalars for the trackers that came before its record
+        self.passed: dict[int, dict[str, float]] = {}  # step -> Megatron's scalars for the trackers that came before the step's record
 
     def open(self, start_step: int) -> None:
         """Begin after `start_step` (0 for a fresh run): what was recorded beyond it is superseded."""
         truncate_after(self.path, start_step)
         self.writer = MetricsWriter(self.path)
-        self.started, self.start_step, self.written = time.monotonic(), start_step, start_step or None
+        self.start_step, self.written = start_step, start_step or None
         self.trackers = trackers_of(self.cfg, self.say)
         self.trackers.open(start_step)
 
@@ -139,6 +141,7 @@ class MetricsRecorder:
             self.last["worst_norm_deviation"] = worst
         if "tokens_per_second" in figures:
             self.rates.append(figures["tokens_per_second"])
+            self.eta.add(step, figures["step_time_s"], time.monotonic())
         self.say(self._progress(figures))
 
     def close(self) -> None:
@@ -157,14 +160,14 @@ class MetricsRecorder:
             self.trackers.close(status)
 
     def _pass_on(self, name: str, value: float, step: int) -> None:
-        """A scalar goes with its step's record, or by itself where that is written."""
+        """A scalar goes out with its step's record, or by itself where that is written already."""
         if step == self.written:
             self.trackers.log(step, {name: value})
         else:
             self.passed.setdefault(step, {})[name] = value
 
     def is_logged(self, step: int) -> bool:
-        """Every interval, and the ends of a run: its first step carries the check of the norms, its last the result."""
+        """Every interval and both ends of a run: the first step carries the check of the norms, the last one the result."""
         interval, eval_interval = self.cfg.logging.interval, self.cfg.train.eval_interval
         return step % interval == 0 or step % eval_interval == 0 or step in (self.start_step + 1, self.cfg.train.steps)
 
@@ -184,14 +187,13 @@ class MetricsRecorder:
             parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
         if figures.get("mfu"):
             parts.append(f"MFU {figures['mfu']:.1%}")
-        if step > self.start_step:
-            left = (time.monotonic() - self.started) * (steps - step) / (step - self.start_step)
+        if step < steps and (left := self.eta.seconds_left()) is not None:
             parts.append(f"ETA {duration(left)}")
         return " | ".join(parts)
 
 
 def memory_figures() -> dict[str, float]:
-    """Peaks of the allocator since the process started, and how often it had to free its cache to go on; of the rank that needs most.
+    """The allocator's peaks since the process started, and how often it had to free its cache to go on. Both of the rank that needs most.
 
     Parallelism: every rank calls this together; three numbers are all-reduced.
     """

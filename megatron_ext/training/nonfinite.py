@@ -1,7 +1,7 @@
-"""Finds a step whose loss or gradients are not finite on any rank, before the optimizer moves, the same on every rank.
+"""Finds a step whose loss or gradients are not finite on some rank, before the optimizer moves. All ranks come to the same result.
 
 Nothing waits for the device until the gradients are reduced: losses stay where they are computed, and one all-reduce of three numbers
-tells every rank whether any of them, or the norm that the optimizer clips by, is bad. Only then the ranks look through their gradients
+tells every rank whether any of them, or the norm that the optimizer clips by, is bad. Only then do the ranks look through their gradients
 and tell each other where.
 """
 
@@ -58,7 +58,7 @@ class NonFiniteMonitor:
     def judge(
         self, samples: Sequence[tuple[int, int]], gradient_norm: Tensor | float, gradients: Callable[[], GradientParts]
     ) -> StepHealth:
-        """The step, the same on every rank; the next one starts empty.
+        """The judged step, the same on every rank. The next step starts empty.
 
         Args:
             samples: (first, number) of each of this rank's micro-batches, in the run's order of samples.
@@ -90,7 +90,7 @@ class NonFiniteMonitor:
 
 
 def gradient_parts(chunks: Sequence) -> GradientParts:
-    """Of this rank's gradient buffers: a reduce-scatter writes this rank's shard of a bucket alone, an all-reduce all of it."""
+    """The parts of this rank's gradient buffers. A reduce-scatter writes only this rank's shard of a bucket, an all-reduce all of it."""
     parts = GradientParts([], [])
     for group in (group for chunk in chunks for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups):
         scatters = group.ddp_config.use_distributed_optimizer
@@ -110,7 +110,7 @@ def _kind(values: Tensor) -> int:
 def describe_findings(findings: Sequence[Finding]) -> str:
     """For instance `the loss is nan on rank 1, micro-batch 2 (samples 44-45)`; ranks whose loss is bad are told by it.
 
-    What only shows once the gradients are reduced came from a rank in whose shard it is, or into being when they were summed.
+    What shows only once the gradients are reduced either came from the rank whose shard has it, or arose in the sum.
     """
     parts = [
         f"the loss is {_KINDS[finding.loss]} on rank {finding.rank}, micro-batch {finding.microbatch} ("

@@ -32,8 +32,8 @@ from ngpt.hf.links import links
 from ngpt.hf.weights import is_kept
 
 BOUND = 1e-5  # of the largest logit, at least of 1
-STREAM_BOUND = 1e-4  # of the largest entry of the stream: where a layer is named that parts from the other
-DISAGREEING = 0.01  # of the tokens may be sent to other experts, whose scores are equal up to rounding
+STREAM_BOUND = 1e-4  # of the largest entry of the stream: beyond it, a layer is named as the first to differ
+DISAGREEING = 0.01  # of the tokens may go to other experts, whose scores are equal up to rounding
 ROWS = 2048  # of the output matrix at a time
 
 
@@ -45,7 +45,7 @@ class Parity:
         mode: full | layers. tokens: read. disagreeing: tokens left out, since a token they see was sent to other experts.
         logit_difference: the largest. largest_logit: of the trainer. bound: what the difference must not exceed.
         loss_trainer, loss_export: mean cross entropy of the next token, in nats.
-        layer: the first whose output parts, counted from 0 as the layer pattern does; None where none does.
+        layer: the first whose output differs, counted from 0 as in the layer pattern; None where none does.
     """
 
     mode: str
@@ -100,7 +100,7 @@ def compare(cfg: Config, checkpoint: Path, folder: Path, tokens_BS: Tensor, *, r
 
 
 class Weights:
-    """The weights of a checkpoint as the export has them, for Megatron's modules."""
+    """A checkpoint's weights, rounded as the export has them, for Megatron's modules."""
 
     def __init__(self, cfg: Config, folder: Path, rounded: bool) -> None:
         self.source, self.rounded = CheckpointTensors(folder), rounded
@@ -111,7 +111,7 @@ class Weights:
         return self._as_exported(key, self.source.read(self._stored(key)).float())
 
     def load(self, model: nn.Module, rename: Callable[[str], str | None]) -> None:
-        """Loads weights by Megatron's own way.
+        """Loads weights in Megatron's own way.
 
         Args:
             rename: a key of the model -> the key in the checkpoint; None: leave the weight alone.
@@ -157,7 +157,7 @@ def _whole(cfg: Config, weights: Weights, folder: Path, tokens_BS: Tensor) -> Pa
 
 
 def _by_layers(cfg: Config, weights: Weights, folder: Path, tokens_BS: Tensor) -> Parity:
-    """Embedding, layers and output matrix one after the other: each is gone when the next one comes."""
+    """Embedding, layers and output matrix one after the other. Each is freed before the next one comes."""
     export = _Export(folder)
     h_BSD, h_too = weights.read("embedding.word_embeddings.weight")[tokens_BS], export.rows(export.embedding, tokens_BS)
     h_BSD, h_too, agree_BS, layer = _through_layers(cfg, weights, export, h_BSD, h_too)
@@ -170,7 +170,7 @@ def _by_layers(cfg: Config, weights: Weights, folder: Path, tokens_BS: Tensor) -
 def _through_layers(
     cfg: Config, weights: Weights, export: "_Export", h_BSD: Tensor, h_too: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, int | None]:
-    """Both streams behind the last norm, [B, S] whether tokens count, and the first layer that parts; one layer of both at a time."""
+    """Both streams after the last norm, whether each token counts [B, S], and the first layer that differs. One layer of both at a time."""
     trunk = parse(cfg.model.layer_pattern).trunk
     per_layer = len(trunk) // export.num_layers
     steps = [trunk[i : i + per_layer] for i in range(0, len(trunk), per_layer)]
@@ -217,7 +217,7 @@ def build_trainer(cfg: Config, **arguments: Any) -> nn.Module:
 
 
 def _small(cfg: Config, pattern: str) -> Config:
-    """The same layers, one of each kind, with hardly any vocabulary."""
+    """A model with one layer of each kind and hardly any vocabulary."""
     cfg = on_one_process(cfg)
     cfg.model = replace(cfg.model, layer_pattern=pattern, vocab_size=1, vocab_padding_multiple=1)
     return cfg
@@ -314,14 +314,14 @@ class _Export:
         self.embedding = next(name for name in ("model.embeddings.weight", "model.embed_tokens.weight") if name in self._files)
         self.output = self.embedding if loaded.tie_word_embeddings else "lm_head.weight"
 
-    # Each file is mapped for as long as it is read: what is mapped counts as this process's memory.
+    # Each file is mapped only while it is read, since mapped pages count as this process's memory.
     def tensor(self, name: str) -> Tensor:
-        """Owns its memory; fp32."""
+        """A whole tensor in fp32 that owns its memory."""
         with safe_open(self._files[name], "pt") as opened:
             return opened.get_tensor(name).to(torch.float32, copy=True)
 
     def slice(self, name: str, rows: slice) -> Tensor:
-        """Some rows of a matrix, likewise."""
+        """Some rows of a matrix, in fp32 with their own memory."""
         with safe_open(self._files[name], "pt") as opened:
             return opened.get_slice(name)[rows].to(torch.float32, copy=True)
 

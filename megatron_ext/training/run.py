@@ -78,14 +78,14 @@ class Session:
         self.recorder = MetricsRecorder(cfg, training_flops_per_token(cfg.model, cfg.train.seq_length), peaks, say)
         self.optimizer: Any = None
         self.hook: RetractionHook | None = None
-        self.step: int | None = None  # the newest that this process trained
+        self.step: int | None = None  # the newest step that this process trained
         self.checked = False
         self.start_deviation: float | None = None
         self.started = time.monotonic()
         self.tasks = self._tasks() if cfg.train.eval_tasks else None
 
     def _tasks(self) -> Any:
-        from megatron_ext.training.task_evaluation import TaskEvaluation  # lm-eval, which only they need
+        from megatron_ext.training.task_evaluation import TaskEvaluation  # imports lm-eval, which only tasks need
 
         return TaskEvaluation(self.cfg, self.guard.mark_evaluation)
 
@@ -106,7 +106,7 @@ class Session:
         self.policy.attach_optimizer(optimizer)
 
     def forward_step(self, batches: Iterator, model: torch.nn.Module) -> tuple:
-        """Megatron's forward step, with the step told to the low-precision linears."""
+        """Megatron's forward step. It tells the low-precision linears which step runs."""
         if self.stopper.request is not None and self.step is None:
             self.stopper.request.training_starts()
         step = get_args().curr_iteration + 1
@@ -181,7 +181,7 @@ class Session:
         self.probe.active = self._health_due(step + 1)
 
     def _figures_of_loop(self, step: int) -> dict[str, float]:
-        """What Megatron reports wrong or of one rank only; {} where the step is not logged. Called before the schedule moves on."""
+        """What Megatron reports wrongly, or for one rank only; {} where the step is not logged. Called before the schedule moves on."""
         if not self.recorder.is_logged(step):
             return {}
         rate = get_canonical_lr_for_logging(self.optimizer.param_groups)
@@ -204,7 +204,7 @@ class Session:
         self.probe.active = self._health_due(self.step + 1)
 
     def _health_due(self, step: int) -> bool:
-        """Step 1, too, which shows where norms and scales begin; but not where the probe's hooks would be captured into CUDA graphs."""
+        """Step 1 is due, too: it shows where norms and scales begin. Not where the probe's hooks would be captured into CUDA graphs."""
         return step % self.cfg.logging.health_interval == 0 or (step == 1 and not captures(self.cfg.megatron))
 
     def _check_norms(self) -> float:
@@ -248,7 +248,7 @@ def train(
         stop_request: what signals ask of this rank; it is told when training starts.
 
     Writes metrics.jsonl, trackers' files and summary.json (last rank), checkpoints, and logs/megatron-rank<N>.log into the run folder.
-    The trackers are open still where it returns: `leave` closes them.
+    The trackers are still open when it returns: `leave` closes them.
 
     Raises:
         ConfigError: the config cannot run here.
@@ -276,7 +276,7 @@ def train(
             provider = session.provide_data(make_iterators_provider(cfg, backend))
             marks = loop_marks(guard.progress, session.attach_optimizer, session.precision.weights.training_step)
             saving = CheckpointSaver(cfg, say).installed()
-            with session.stopper.installed(), checked_loading(cfg, say), saving, marks:  # the marks around what the others do
+            with session.stopper.installed(), checked_loading(cfg, say), saving, marks:  # the marks go around what the others do
                 evaluate_tasks = session.evaluate_tasks if session.tasks is not None else None
                 pretrain(container, provider, ModelType.encoder_or_decoder, session.forward_step, non_loss_data_func=evaluate_tasks)
             status = "finished"
@@ -306,7 +306,7 @@ def train(
 def leave(session: Session) -> None:
     """End what outlives training. Called once the outcome is recorded: a tracker may wait for a server.
 
-    The process groups' threads may otherwise outlive what they use, and abort the process at exit.
+    Otherwise the process groups' threads may outlive what they use, and abort the process at exit.
     """
     dist.destroy_process_group()
     session.recorder.close_trackers(session.status)

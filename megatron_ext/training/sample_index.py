@@ -1,9 +1,9 @@
 """Megatron's datasets with a cache of sample indices that can be trusted.
 
-Upstream names a cached index by path, seed, sequence length and number of samples, takes whatever file bears the name, and writes in
-place. Here the name follows the content of the data; an entry has a record of its files, which is written last; files that no longer are
-what was written are named and built again; and an entry is built in a folder of its own and moved into place, so that launches that
-share a cache never read each other's half. Two that build the same entry write the same bytes.
+Upstream names a cached index by path, seed, sequence length and number of samples. It takes whatever file has the name, and writes in
+place. Here the name follows the content of the data. An entry has a record of its files, which is written last. Files that differ from
+what was written are named and built again. An entry is built in its own folder and moved into place, so launches that share a cache
+never read a half-written entry of each other. Two launches that build the same entry write the same bytes.
 """
 
 import copy
@@ -35,7 +35,7 @@ _ABANDONED_S = 86_400  # a folder of a build that was killed
 
 
 class ContentKeyedDataset(GPTDataset):
-    """GPTDataset, its cached indices named by the content of the data in place of its path."""
+    """GPTDataset with cached indices that are named by the content of the data instead of its path."""
 
     def __init__(self, indexed_dataset: Any, dataset_path: str, *arguments: Any):
         super().__init__(indexed_dataset, f"content {content_of(dataset_path)}", *arguments)
@@ -46,7 +46,7 @@ class ContentKeyedDataset(GPTDataset):
         return build()  # from the cache
 
     def _get_num_tokens_per_epoch(self) -> int:
-        """Upstream gathers the lengths of all documents into a copy first, which takes its time for a large corpus."""
+        """Upstream first gathers the lengths of all documents into a copy, which takes long for a large corpus."""
         lengths = self.dataset.sequence_lengths
         if len(self.indices) != len(lengths):
             return super()._get_num_tokens_per_epoch()
@@ -63,7 +63,7 @@ class CheckedBlendedDataset(BlendedDataset):
 
 
 class DatasetBuilder(BlendedMegatronDatasetBuilder):
-    """The builder, which otherwise names its blended dataset itself."""
+    """The builder; upstream's names its blended dataset itself."""
 
     @staticmethod
     def build_generic_dataset(cls: Any, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Log-probabilities of texts by the model that trains, in whatever layout it trains."""
+"""Log-probabilities of texts under the model in training, in whatever layout it trains."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from ngpt.config.megatron_keys import captures
 from ngpt.config.sizes import round_up
 from ngpt.evaluation.rows import Reading, Row, add_scores, answers, batches, padded, readings
 
-LENGTH_MULTIPLE = 128  # tokens: low-precision products want whole blocks, sequence parallelism equal parts
+LENGTH_MULTIPLE = 128  # tokens: low-precision products need whole blocks, sequence parallelism equal parts
 
 
 class TrainingScorer:
@@ -63,7 +63,7 @@ class TrainingScorer:
         return answers(scores_R2.cpu())
 
     def _length(self, longest: int) -> int:
-        """Tokens of a row; graphs were captured for those of training."""
+        """Tokens of a row. CUDA graphs were captured for the length of training."""
         multiple = math.lcm(LENGTH_MULTIPLE, self.cfg.parallel.tensor)
         return self.window if captures(self.cfg.megatron) else min(self.window, round_up(longest, multiple))
 

@@ -33,7 +33,7 @@ def masked_loss(loss_mask_BS: Tensor, losses_BS: Tensor) -> tuple[Tensor, Tensor
 
 
 def document_boundaries(batch: dict[str, Tensor]) -> PackedSeqParams | None:
-    """Where the documents of a single sequence begin and end, for attention confined to them; None where the batch does not say.
+    """Where the documents of a sequence begin and end, for attention that is confined to them; None where the batch does not say.
 
     The dataset pads the boundaries [1, S + 1] with the sequence length. Read on the CPU, where the batch still is.
     """

@@ -20,7 +20,7 @@ from ngpt.config.checkpoints import newest_step
 from ngpt.rollbacks import RefusedStep, RolledBack, read_rollbacks, record_rollback, refusal
 from ngpt.spikes import SpikeDetector
 
-MOST_SKIPPED_IN_A_ROW = 10  # then it is not the batch
+MOST_SKIPPED_IN_A_ROW = 10  # after so many in a row the batch is not to blame
 
 
 class StepPolicy:
@@ -46,7 +46,7 @@ class StepPolicy:
         self.routers = [module for module in modules if getattr(module, "expert_bias", None) is not None]
 
     def attach_optimizer(self, optimizer: Any) -> None:
-        """Called with Megatron's optimizer, a `ChainedOptimizer`: others take their norm elsewhere."""
+        """Called with Megatron's optimizer, a `ChainedOptimizer`: other kinds take their norm elsewhere."""
         prepare_upstream, measure_upstream = optimizer.prepare_grads, optimizer.get_grad_norm
 
         def prepare_grads() -> bool:
@@ -91,7 +91,7 @@ class StepPolicy:
         return True
 
     def _roll_back(self, why: str) -> None:
-        """End the run so that the next launch goes on behind this batch. The first rank looks for the checkpoint, and all hear of it.
+        """End the run so that the next launch goes on after this batch. The first rank looks for the checkpoint, and all ranks learn of it.
 
         Raises:
             RolledBack: it was recorded.

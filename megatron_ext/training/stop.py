@@ -1,7 +1,7 @@
 """A run leaves together: what Megatron's loop asks after each step and during evaluation, and what it does when one rank wants to stop.
 
-Source: megatron-core 0.19.2 training/training.py. Its own signal handler knows one signal, looks between steps only, and before a periodic
-save, so that a signal during a save costs another step and another save. Here a request is agreed on after the step's own saves.
+Source: megatron-core 0.19.2 training/training.py. Its own signal handler knows one signal. It looks only between steps and before a
+periodic save, so a signal during a save costs another step and another save. Here a request is agreed on after the step's own saves.
 """
 
 import functools
@@ -49,7 +49,7 @@ class Stopper:
                 dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._hosts())
             self.agreed = bool(flag.item())
             if self.agreed:
-                outlive_parent()  # torchrun kills what has not left 30 s after the signal; a save takes what it takes
+                outlive_parent()  # torchrun kills what has not left 30 s after the signal, and a save may take longer
         return self.agreed
 
     def _hosts(self) -> dist.ProcessGroup:
@@ -91,7 +91,7 @@ class Stopper:
         return checkpoint_and_decide_exit
 
     def _asking_in_evaluation(self, upstream: Callable) -> Callable:
-        """All pipeline stages enter the schedule of a batch together, with nothing on its way between them."""
+        """All pipeline stages enter the schedule of a batch together, while nothing is in flight between them."""
 
         def get_forward_backward_func(*args: Any, **kwargs: Any) -> Callable:
             schedule = upstream(*args, **kwargs)

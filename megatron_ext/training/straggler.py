@@ -1,7 +1,7 @@
 """How long this rank works until it arrives at a step's first data-parallel synchronisation, and the report over all ranks.
 
-Megatron's own detector (core/utils.py: StragglerDetector) is not used: it times the forward pass alone, where a caller brackets it; prints
-minima and maxima at every interval without judging them; reads temperature and power, which a CPU has not; and listens on an open port.
+Megatron's own detector (core/utils.py: StragglerDetector) is not used: it times the forward pass alone, where a caller brackets it. It
+prints minima and maxima at every interval without judging them, reads temperature and power, which a CPU lacks, and opens a port.
 """
 
 import statistics
@@ -18,8 +18,8 @@ from ngpt.straggler import StragglerWatch
 class StepTimer:
     """Busy seconds of this rank, from its first micro-batch to the gradient reduction of each step.
 
-    On a GPU by events on the device's own stream, which are read a logging interval later: nothing waits for them. Ranks that share a
-    sample (tensor, context, pipeline and expert parallelism) wait for each other inside, and are slow together.
+    On a GPU they come from events on the device's own stream, which are read a logging interval later, so nothing waits for them. Ranks
+    that share a sample (tensor, context, pipeline and expert parallelism) wait for each other inside, and are slow together.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class StepTimer:
         self.started = None
 
     def drain(self) -> float:
-        """Median seconds of the steps since the last call, and 0 without any: one slow step of many is no slow rank."""
+        """Median seconds of the steps since the last call, 0 without any. The median, since one slow step does not make a slow rank."""
         spans, self.spans = self.spans, []
         seconds = [start.elapsed_time(end) / 1000 if self.on_gpu else end - start for start, end in spans]
         return statistics.median(seconds) if seconds else 0.0

@@ -59,7 +59,7 @@ def run_header(cfg: Config, backend: str, executors: dict[Recipe, str], args: ar
 
 
 def schedule_lines(cfg: Config) -> list[str]:
-    """A note where the run is too short for its schedule to decay: the first step of wsd's decay still has the whole rate."""
+    """A note where the run is too short for its schedule to decay: the first step of wsd's decay still has the full rate."""
     decay = wsd_decay_steps(cfg)
     if cfg.schedule.decay != "wsd" or decay > 1:
         return []
@@ -86,7 +86,7 @@ def start_line(args: argparse.Namespace, start: Choice | None) -> str:
 
 
 def row_operations(cfg: Config, backend: str) -> str:
-    """What runs the operations on rows of activations, those of `ngpt.functional` or the control's norm."""
+    """What runs the row-wise operations on activations: those of `ngpt.functional`, or the control's norm."""
     loss = f", cross entropy {'Triton kernels' if on_gpu() else 'eager torch'}"
     if cfg.model.architecture == "gpt":
         return f"RMSNorm {'Transformer Engine' if backend == 'transformer_engine' else 'eager torch'}{loss}"
@@ -150,7 +150,7 @@ def byte_level_figures(cfg: Config, val_loss: float | None) -> dict[str, float]:
 
 
 def _earlier(path: Path) -> dict[str, Any]:
-    """The summary of the run's earlier part; {} where there is none, or a damaged one: a run that has finished must not fail over it."""
+    """The summary of the run's earlier part; {} where there is none, or a damaged one. A finished run must not fail because of it."""
     try:
         earlier = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -174,7 +174,7 @@ def write_summary(
         executors: native | emulated, of each recipe in use.
         last: the newest value of every recorded figure.
         status: finished | stopped | failed.
-        wall_time_s: of this process; what an earlier part of a resumed run took is added.
+        wall_time_s: of this process. The time of a resumed run's earlier part is added.
         start_step: the step this process continued from.
     """
     path = Path(cfg.run.dir) / "summary.json"

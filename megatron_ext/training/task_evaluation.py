@@ -1,6 +1,6 @@
 """lm-eval's tasks on the model while it trains: `train.eval_tasks`, evaluated behind data.valid.
 
-Texts are scored; those tasks that want text generated are for `ngpt eval` and a checkpoint.
+Texts are only scored. Tasks that need generated text are for `ngpt eval` on a checkpoint.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from ngpt.config import Config
 from ngpt.config.errors import ConfigError
 from ngpt.data.tokenizers import run_tokenizer
 from ngpt.evaluation.harness import ScoredLM, load_tasks, run_tasks
+from ngpt.evaluation.names import KEYS
 
 
 class TaskEvaluation:
@@ -33,7 +34,7 @@ class TaskEvaluation:
         self.last_step, self.evaluated = train.steps, -1
         tokenizer = run_tokenizer(cfg)
         folders = [Path(folder) for folder in train.eval_tasks_include]
-        self.tasks = load_tasks(train.eval_tasks, folders, keys=("train.eval_tasks", "train.eval_tasks_include"))
+        self.tasks = load_tasks(train.eval_tasks, folders, keys=KEYS)
         generating = sorted(name for name, task in self.tasks["tasks"].items() if task.OUTPUT_TYPE == "generate_until")
         if generating:
             rule = "During training texts are scored, and this task wants text generated"

@@ -21,7 +21,7 @@ from ngpt.progress import END, FAILURE_FILE, HANG, HEARTBEATS, LOAD, SAVE, START
 # Start-up, loads, saves and the first step, which compiles kernels, take longer than any later operation.
 SLOW_OPERATIONS, SLOW_FACTOR = (STARTUP, LOAD, SAVE), 6
 HEARTBEAT_SECONDS, POLL_SECONDS = 5.0, 1.0
-# So long a rank that has left its record waits for the others to leave theirs: the end of one ends them all.
+# How long a rank that has left its record waits for the others to leave theirs. The end of one rank ends them all.
 GRACE_SECONDS = 20.0
 EXIT_CODE = 1
 _OURS = ("megatron_ext", "megatron", "ngpt")
@@ -79,7 +79,7 @@ class Watchdog:
     def poll(self) -> None:
         """One look at the rank."""
         now, marks = self.clock(), self.progress.place.marks
-        # A process that was stopped (SIGSTOP, a debugger) or starved for a while did not idle: no poll counts for more than two.
+        # A process that was stopped (SIGSTOP, a debugger) or starved was not idle, so no poll counts for more than two.
         self.idle_s = 0.0 if marks != self.seen else self.idle_s + min(now - self.polled, 2 * POLL_SECONDS)
         self.seen, self.polled = marks, now
         if self.is_hung():
@@ -94,7 +94,7 @@ class Watchdog:
         return self.timeout_s * (SLOW_FACTOR if slow else 1)
 
     def is_hung(self) -> bool:
-        """No progress for too long; or for some time, while another rank has given up: then one of the two waits for the other in vain."""
+        """Whether there was no progress for too long, or for a while since another rank gave up: then one waits for the other in vain."""
         if self.timeout_s is None:
             return False
         if self.idle_s >= self.allowance_s():
@@ -127,7 +127,7 @@ class Watchdog:
         }
 
     def end_rank(self) -> None:
-        """Record where the rank is stuck, give the others time to do the same, and end it: nothing else can."""
+        """Record where the rank is stuck, give the others time to do the same, and end the process: nothing else can."""
         try:
             self._leave_record()
             waited = 0.0

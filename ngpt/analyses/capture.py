@@ -9,6 +9,7 @@ Shapes: B batch, S tokens, D hidden, M = B * S tokens of a linear, or those that
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -26,17 +27,17 @@ class Call:
     """What one linear, or one expert, multiplied in a pass.
 
     Attributes:
-        outputs: of the projections, in their order.
+        outputs: of the projections, by their place among them: the model may call them in another order.
     """
 
     linear: Linear
     expert: int | None
     x_MK: Tensor
-    outputs: list[Tensor] = field(default_factory=list)
+    outputs: dict[int, Tensor] = field(default_factory=dict)
 
     def grad_output(self) -> Tensor:
         """dy [M, N]: the gradient of the sum of the tokens' losses, which training passes through its layers, too."""
-        columns = [torch.zeros_like(output) if output.grad is None else output.grad for output in self.outputs]
+        columns = [torch.zeros_like(output) if output.grad is None else output.grad for _, output in sorted(self.outputs.items())]
         return self.linear.join([grad.flatten(0, -2).t() for grad in columns]).t().contiguous()
 
     def weight(self) -> Tensor:
@@ -111,21 +112,22 @@ def _recorded(linears: Sequence[Linear]) -> Iterator[list[Call]]:
     """The calls of these linears while it is open, in order; their outputs keep gradients."""
     calls: dict[tuple[str, int | None], Call] = {}
 
-    def note(linear: Linear, expert: int | None, x: Tensor, output: Tensor) -> None:
+    def note(linear: Linear, expert: int | None, place: int, x: Tensor, output: Tensor) -> None:
         if output.requires_grad:  # else nothing of the loss depends on it
             output.retain_grad()
-        calls.setdefault((linear.name, expert), Call(linear, expert, x.detach().flatten(0, -2))).outputs.append(output)
+        calls.setdefault((linear.name, expert), Call(linear, expert, x.detach().flatten(0, -2))).outputs[place] = output
 
     def project(linear: Linear, expert: int, x: Tensor, own: Project) -> Tensor:
         output = own(x)
-        note(linear, expert, x, output)
+        note(linear, expert, 0, x, output)
         return output
 
     found: list[Call] = []
     with ExitStack() as stack:
         for linear in linears:
-            for projection in linear.projections:
-                hook = projection.register_forward_hook(lambda _, given, output, linear=linear: note(linear, None, given[0], output))
+            for place, projection in enumerate(linear.projections):
+                take = partial(note, linear, None, place)
+                hook = projection.register_forward_hook(lambda _, given, output, take=take: take(given[0], output))
                 stack.callback(hook.remove)
         stack.enter_context(projected_by(linears, project))
         yield found

@@ -7,6 +7,7 @@ sequences, both taken as drawn.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def flatness(
         found[scope] = {way: _along(chosen, way, seed, directions, radii, change) for way in ways}
     linears = block_linears(model)
     errors = [_error(linear, recipe) for linear in linears]
-    noise = np.stack([change(lambda sign, k=number: _noisy(linears, errors, sign, seed, k)) for number in range(directions)])
+    noise = np.stack([change(partial(_noisy, linears, errors, seed, number)) for number in range(directions)])
     return {
         "sequences": len(ids_NS),
         "loss": float(start.mean()),
@@ -110,7 +111,7 @@ def _whole_error(linears: Sequence[Linear], errors: Sequence[Tensor]) -> float:
 
 
 @contextmanager
-def _noisy(linears: Sequence[Linear], errors: Sequence[Tensor], sign: float, seed: int, number: int) -> Iterator[None]:
+def _noisy(linears: Sequence[Linear], errors: Sequence[Tensor], seed: int, number: int, sign: float) -> Iterator[None]:
     """Weights with Gaussian noise: of each matrix, and of each expert's, with the relative error that quantisation has there."""
     with restored(parameter for linear in linears for parameter in linear.parameters):
         for linear, error in zip(linears, errors, strict=True):

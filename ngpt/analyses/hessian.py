@@ -59,9 +59,9 @@ class Hessian:
             if self.method == "double_backward":
                 gradient, products = self._twice(ids_1S, steps)
             else:
-                gradient, products = None if sequence in self._pulls else self._gradient(ids_1S), self._difference(ids_1S, vector, steps)
+                products = self._difference(ids_1S, vector, steps)
+                gradient = self._gradient(ids_1S) if sequence not in self._pulls else []
         if sequence not in self._pulls:
-            assert gradient is not None
             self._pulls[sequence] = [self._pull(*pair) for pair in zip(self.matrices, gradient, strict=True)]
         found = [
             product * norms if pull is None else product * norms - pull * part

@@ -3,6 +3,7 @@
 An interval is a dict: value, lower and upper. Bounds are None where one value leaves them open, all three where a value is not finite.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -55,21 +56,22 @@ def crossed_interval(values_KS: np.ndarray) -> Interval:
     return _interval(mean, t_quantile(freedom) * math.sqrt(total / values.size))
 
 
-def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
-    """The value that |t| of Student's distribution exceeds with probability 1 - confidence, to about 1e-12 of itself.
+@functools.lru_cache
+def t_quantile(freedom: float) -> float:
+    """The value that |t| of Student's distribution exceeds with probability 1 - CONFIDENCE, to about 1e-12 of itself.
 
     Args:
         freedom: degrees of freedom, whole or not, above 0.
     """
-    low, high = 0.0, 1.0  # x = freedom / (freedom + t^2), whose P(|t| > ...) is the incomplete beta function
-    for _ in range(200):
-        middle = (low + high) / 2
-        if incomplete_beta(freedom / 2, 0.5, middle) < 1 - confidence:
-            low = middle
-        else:
-            high = middle
-    x = (low + high) / 2
-    return math.sqrt(freedom * (1 - x) / x)
+    constant = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+    t = 1.9  # below every such quantile: from there Newton's steps only rise, since the tail is convex
+    for _ in range(100):
+        beyond = incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
+        step = (beyond - (1 - CONFIDENCE)) / (2 * constant * (1 + t * t / freedom) ** (-(freedom + 1) / 2))
+        t += step
+        if abs(step) < 1e-13 * t:
+            break
+    return t
 
 
 def incomplete_beta(a: float, b: float, x: float) -> float:

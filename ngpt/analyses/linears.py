@@ -117,15 +117,18 @@ def projected_by(linears: Sequence[Linear], function: Callable[[Linear, int, Ten
     for linear in linears:
         if linear.stacked:
             of_module.setdefault(linear.module, {})[linear.stacked] = linear
+    replaced = {module: vars(module).get("project") for module in of_module}  # None: the class's own
     for module, by_name in of_module.items():
         own = module.project
 
         def project(x: Tensor, weight: Tensor, name: str, expert: int, own=own, by_name=by_name) -> Tensor:
             return function(by_name[name], expert, x, lambda changed: own(changed, weight, name, expert))
 
-        module.project = project  # type: ignore[assignment]
+        module.project = project
     try:
         yield
     finally:
-        for module in of_module:
+        for module, before in replaced.items():
             del module.project
+            if before is not None:
+                module.project = before

@@ -12,10 +12,12 @@ from torch import Tensor
 from ngpt.data.manifest import split_of
 from ngpt.evaluation.split import sequences
 
+POOL = 64
+
 
 @dataclass(frozen=True)
 class Text:
-    """Sequences of splits in turn.
+    """Sequences of splits.
 
     Attributes:
         ids_NS: int64 [N, S + 1], on the CPU: the last token is only predicted.
@@ -32,15 +34,18 @@ class Text:
 
 
 def read_text(prefixes: Sequence[str], length: int, count: int, seed: int) -> Text:
-    """The first sequences of an evaluation with this seed; of several splits in turn.
+    """Sequences drawn without replacement; of several splits about equally many. Neighbours in a document would not be independent.
+
+    They are drawn from the first POOL times as many, so that a large split is not read to its end.
 
     Args:
         length: S, tokens.
         count: N; not more than there are.
-        seed: decides which documents meet in a sequence.
+        seed: decides which documents meet in a sequence, and which sequences are taken.
     """
-    taken = itertools.islice(_in_turn(prefixes, length, seed), count)
-    ids_NS = torch.from_numpy(np.stack([sequence.astype(np.int64) for sequence in taken]))
+    pool = [sequence.astype(np.int64) for sequence in itertools.islice(_in_turn(prefixes, length, seed), POOL * count)]
+    chosen = np.random.RandomState(seed).permutation(len(pool))[:count]
+    ids_NS = torch.from_numpy(np.stack([pool[number] for number in chosen]))
     splits = [manifest.splits[name] for manifest, name in map(split_of, prefixes)]
     tokens_per_byte = sum(split.tokens for split in splits) / sum(split.bytes_of_text for split in splits)
     return Text(ids_NS, tokens_per_byte / log(2))

@@ -8,14 +8,14 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from ngpt.analysis import drawing, figures, formats, health, layer_panels, losses, sheets
+from ngpt.analysis import drawing, figures, formats, health, layer_panels, losses, sheets, tasks
 from ngpt.analysis.compare import measured
 from ngpt.analysis.drawing import Curve
 from ngpt.analysis.figures import Lines
 from ngpt.analysis.groups import Group
 from ngpt.analysis.sheets import Plot, Sheet
 
-SECTIONS = ("Loss", "Training", "Health", "Experts", "Precision")
+SECTIONS = ("Loss", tasks.SECTION, "Training", "Health", "Experts", "Precision")
 
 
 def write_plots(groups: Sequence[Group], folder: Path) -> list[Plot]:
@@ -37,7 +37,8 @@ def sheets_of(groups: Sequence[Group]) -> list[Sheet]:
     records = (record for group in groups for run in group.runs for record in run.metrics)
     keys = list(dict.fromkeys(key for record in records for key in record if measured(record, key)))
     training = [sheet for lines in _TRAINING if (sheet := figures.sheet(lines, groups))]
-    return [*losses.sheets_of(groups), *training, *health.sheets_of(groups, keys), *layer_panels.sheets_of(groups, keys)]
+    by_keys = [sheet for module in (health, layer_panels) for sheet in module.sheets_of(groups, keys)]
+    return [*losses.sheets_of(groups), *tasks.sheets_of(groups, keys), *training, *by_keys]
 
 
 def _learning_rate(axes: Axes, curves: list[Curve]) -> Iterable[Artist]:

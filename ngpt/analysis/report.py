@@ -12,14 +12,17 @@ from ngpt.analysis.compare import Row, Run
 from ngpt.analysis.download import Download, write_downloads
 from ngpt.analysis.groups import Group, group_runs
 from ngpt.analysis.sheets import Plot
+from ngpt.analysis.sweep import SettingTable, member_folders, sweep_groups
 from ngpt.config.errors import ConfigError
+from ngpt.sweeps import is_sweep
 
 
 def write_report(run_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None) -> Path:
     """Write the report of some runs, over an older one in the same place. Runs that differ in their seed alone are one group.
 
     Args:
-        run_dirs: One or more run folders; unfinished runs are reported as far as they went.
+        run_dirs: One or more run folders; unfinished runs are reported as far as they went. The folder of a sweep stands for its members;
+            alone, it gets a table of final losses by swept values.
         out: Folder of the report. None: `report` in the run's folder; for several runs, `report_<names>` beside the first.
 
     Returns:
@@ -28,12 +31,19 @@ def write_report(run_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathL
     Raises:
         ConfigError: A folder is no run or has no metrics, or `out` cannot be written.
     """
-    runs = compare.load_runs(run_dirs)
+    if len(run_dirs) == 1 and is_sweep(folder := Path(run_dirs[0])):
+        title, groups, table = sweep_groups(folder)
+        return write_group_report(groups, folder / "report" if out is None else Path(out), title, table)
+    runs = compare.load_runs([member for folder in run_dirs for member in member_folders(folder)])
     return write_group_report(group_runs(runs), Path(out) if out is not None else _default_folder(runs))
 
 
-def write_group_report(groups: Sequence[Group], folder: Path) -> Path:
+def write_group_report(groups: Sequence[Group], folder: Path, title: str | None = None, settings: SettingTable | None = None) -> Path:
     """Write the report of some groups of runs; the first is what the others are compared with.
+
+    Args:
+        title: None: the groups' names.
+        settings: A table of final losses that comes first.
 
     Returns:
         The page's path.
@@ -46,7 +56,7 @@ def write_group_report(groups: Sequence[Group], folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         figures = plots.write_plots(groups, folder)
         downloads = write_downloads([run for group in groups for run in group.runs], folder)
-        page.write_text(_render(groups, figures, downloads), encoding="utf-8")
+        page.write_text(_render(groups, figures, downloads, title or _title(groups), settings), encoding="utf-8")
     except OSError as error:
         raise ConfigError(str(folder), error.strerror, "the report needs a folder it can write", "Give another with --out DIR") from None
     return page
@@ -61,13 +71,16 @@ def _default_folder(runs: Sequence[Run]) -> Path:
     return first.parent / f"report_{names.encode()[:200].decode(errors='ignore')}"
 
 
-def _render(groups: Sequence[Group], figures: Sequence[Plot], downloads: Sequence[Download]) -> str:
+def _render(
+    groups: Sequence[Group], figures: Sequence[Plot], downloads: Sequence[Download], title: str, settings: SettingTable | None
+) -> str:
     environment = Environment(
         loader=PackageLoader("ngpt", "analysis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     runs = [run for group in groups for run in group.runs]
     return environment.get_template("report.html.j2").render(
-        title=_title(groups),
+        title=title,
+        settings=settings,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         light=drawing.LIGHT,
         dark=drawing.DARK,

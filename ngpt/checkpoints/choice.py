@@ -48,7 +48,7 @@ def folder_of(folder: Path | str, step: int) -> Path:
 
 
 def listing(folder: Path | str) -> Listing:
-    """Reads a checkpoints folder; one that does not exist is an empty one. Names that no save gives are not looked at."""
+    """Reads a checkpoints folder; one that does not exist counts as empty. Names that no save would give are ignored."""
     folder = Path(folder)
     steps = []
     if folder.is_dir():
@@ -61,7 +61,7 @@ def listing(folder: Path | str) -> Listing:
 
 
 def _was_finished(folder: Path) -> bool:
-    """Whether a save came to its end here, whatever happened to the folder since. Each version writes one of these last."""
+    """Whether a save was completed here, whatever has happened to the folder since. Each version writes one of these files last."""
     return any((folder / name).exists() for name in (manifest.NAME, manifest.CONFIG_FILE, manifest.BACKEND_FILE))
 
 
@@ -112,7 +112,7 @@ def _published(found: Listing) -> tuple[list[Damage], list[int]]:
     if named is None:
         return [Damage(found.tracker.path, found.tracker.problem or "missing; it names the checkpoint to load")], steps
     missing = [] if named in steps else [Damage(folder_of(found.folder, named), f"missing, and {found.tracker.path.name} names it")]
-    # Later ones are of a future that was given up: somebody wrote an earlier step into the tracker.
+    # Later checkpoints belong to a future that was given up: somebody wrote an earlier step into the tracker.
     return missing, [step for step in steps if step <= named]
 
 
@@ -132,5 +132,5 @@ def _refusal(
 
 
 def choose_by_sizes(folder: Path | str, fallback: bool = True, verify: str = "full") -> Choice | None:
-    """`choose` by a look at names and sizes: what a launcher can afford."""
+    """`choose` with a look at names and sizes only, which is what a launcher can afford."""
     return choose(listing(folder), fallback, lambda path: manifest.inspect(path, sizes=verify != "none"))

@@ -1,6 +1,6 @@
 """Hashes of a checkpoint's files: of bytes on their way to the disk, and of files that are there.
 
-XXH3-128 is no cryptographic hash: it finds damage, not forgery, at tens of GB/s, which keeps a save's checks within a few percent of it.
+XXH3-128 is not a cryptographic hash. It finds damage, not forgery, at tens of GB/s: the checks take a few percent of a save's time.
 """
 
 import os
@@ -32,7 +32,7 @@ def hash_bytes(data: bytes) -> str:
 
 
 def hash_file(path: Path) -> FileRecord:
-    """Reads a whole file. The hash and the reads leave the interpreter's lock, so threads may hash several files at once."""
+    """Reads a whole file. Hashing and reading release the interpreter's lock, so threads can hash several files at once."""
     hasher, size, buffer = xxhash.xxh3_128(), 0, bytearray(READ_BYTES)
     with path.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
@@ -46,7 +46,7 @@ class Samples:
     """Hashes of blocks spread evenly over a stream of unknown length.
 
     Args:
-        limit: The number of blocks that is kept at most; where a stream is longer, every second one is dropped.
+        limit: The most blocks that are kept. In a longer stream every second one is dropped.
     """
 
     limit: int
@@ -55,7 +55,7 @@ class Samples:
     due: int = 0  # where the next block is taken
 
     def take(self, data: memoryview, offset: int) -> None:
-        """Looks at `data`, which stands at `offset` of the stream."""
+        """Takes in `data`, which lies at `offset` of the stream."""
         while self.due < offset + len(data):
             start = max(self.due, offset)
             block = data[start - offset : start - offset + BLOCK_BYTES]
@@ -83,7 +83,7 @@ class Samples:
 
 
 class HashingFile:
-    """A new binary file whose bytes are hashed by a thread beside the one that writes them. Written from start to end, never seeked.
+    """A new binary file whose bytes are hashed by a thread beside the one that writes them. Written from start to end, without seeking.
 
     Args:
         path: The file; an existing one is replaced.
@@ -94,7 +94,7 @@ class HashingFile:
         self.path = Path(path)
         self.samples = Samples(sample_limit)
         self.record: FileRecord | None = None  # once it is closed
-        self.error: OSError | None = None  # of the first refused write: torch's zip writer loses it on its way
+        self.error: OSError | None = None  # of the first refused write: torch's zip writer loses it
         self._hasher, self._size = xxhash.xxh3_128(), 0
         self._file = open(path, "wb")  # noqa: SIM115
         self._beside = ThreadPoolExecutor(1)
@@ -130,7 +130,7 @@ class HashingFile:
         self._file.flush()
 
     def fileno(self) -> int:
-        """The descriptor, with everything written so far handed to it: who asks wants to fsync."""
+        """The descriptor, after everything written so far was handed to it: whoever asks wants to fsync."""
         self._file.flush()
         return self._file.fileno()
 

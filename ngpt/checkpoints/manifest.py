@@ -74,7 +74,7 @@ def _checksum(content: dict[str, Any]) -> str:
 
 
 def read(folder: Path) -> Manifest | Damage | None:
-    """The manifest of an iteration folder; what is wrong with it; None where the folder is older than manifests."""
+    """The manifest of an iteration folder, or what is wrong with it; None where the folder is older than manifests."""
     path = folder / NAME
     try:
         content = json.loads(path.read_bytes())
@@ -97,11 +97,11 @@ def read(folder: Path) -> Manifest | Damage | None:
 
 
 def inspect(folder: Path, sizes: bool = True) -> Damage | None:
-    """What a look at names and sizes finds wrong with an iteration folder; nothing is read through.
+    """What a look at names and sizes finds wrong with an iteration folder; no file is read through.
 
     Args:
         folder: `iter_%07d`.
-        sizes: Compare sizes, too; without a manifest none is known, and only empty files are found.
+        sizes: Compare sizes, too. Without a manifest no size is known, and only empty files are found.
     """
     found = read(folder)
     if isinstance(found, Damage):
@@ -130,7 +130,7 @@ def _inspect_file(path: Path, size: int | None) -> Damage | None:
 
 
 def _inspect_without_manifest(folder: Path) -> Damage | None:
-    """A checkpoint of an earlier version: the two indices, and the shards that torch's names (found as text, nothing is unpickled)."""
+    """A checkpoint of an earlier version: the two indices, and the shards that torch's index names (found as text, without unpickling)."""
     for name in (METADATA_FILE, BACKEND_FILE):
         path = folder / name
         if not path.is_file():
@@ -153,7 +153,7 @@ def _inspect_without_manifest(folder: Path) -> Damage | None:
 
 
 def verify(folder: Path, threads: int) -> Damage | None:
-    """`inspect`, and every byte read through where the folder has a manifest."""
+    """`inspect`, after which every byte is read where the folder has a manifest."""
     damage = inspect(folder)
     found = read(folder) if damage is None else None
     return next(iter(compare(folder, found.files, threads)), None) if isinstance(found, Manifest) else damage

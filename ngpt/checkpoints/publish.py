@@ -53,7 +53,7 @@ class CheckpointNotWritten(ConfigError):
 
 
 def is_full(number: int) -> bool:
-    """Whether an errno speaks of lacking space, or of a quota."""
+    """Whether an errno means that space, or a quota, is used up."""
     return number in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -63,7 +63,7 @@ def staging_folder(folder: Path | str, step: int) -> Path:
 
 
 def make_staging(folder: Path | str, step: int) -> Path:
-    """An empty staging folder: shards of another layout that an interrupted save left there would otherwise stay in it."""
+    """An empty staging folder. Otherwise shards of another layout, from an interrupted save, would stay in it."""
     staging = staging_folder(folder, step)
     if staging.exists():
         shutil.rmtree(staging)
@@ -139,7 +139,7 @@ def publish(folder: Path, content: Manifest, config: str, written: dict[str, Fil
     replaced = final.with_name(final.name + REPLACED)
     if not final.exists():
         staging.rename(final)
-    elif not exchange(staging, final):  # the old one is damaged and passed over, of a future that was given up, or saved once more
+    elif not exchange(staging, final):  # the old one is damaged and passed over, of a future that was given up, or saved again
         shutil.rmtree(replaced, ignore_errors=True)
         final.rename(replaced)
         staging.rename(final)

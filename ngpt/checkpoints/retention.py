@@ -31,7 +31,7 @@ def superseded(steps: Iterable[int], newest: int, keep_last: int | None, keep_ev
 def give_up_future(folder: Path, start: int, newest: int) -> None:
     """Moves to `given_up/` what was trained beyond the step that this launch began at, once it has published its first own checkpoint.
 
-    Somebody went back by hand, or what lies there is damaged: it must not be taken for this run's. Nothing is removed.
+    Somebody went back by hand, or what lies there is damaged. It must not be mistaken for this run's. Nothing is removed.
     """
     for step in listing(folder).steps:
         if step > start and step != newest:

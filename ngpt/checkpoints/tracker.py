@@ -48,7 +48,7 @@ def read(folder: Path | str) -> Tracker:
 
 
 def stage(folder: Path, step: int) -> Path:
-    """Writes the tracker that is to come beside the present one. What can fail for lack of space fails here, before anything is changed."""
+    """Writes the coming tracker beside the present one. What can fail for lack of space fails here, before anything is changed."""
     staged = folder / (TRACKER_FILE + ".partial")
     write_synced(staged, str(step))
     return staged

@@ -232,8 +232,9 @@ def check_data(cfg: Config) -> Iterator[ConfigError]:
     """There is text to train and validate on, and the model has a row for each of its tokens."""
     data, tokenizer = cfg.data, cfg.tokenizer
     if data.mock and (data.train or data.valid):
-        rule = "Mock tokens leave data.train and data.valid unread"
-        yield ConfigError("data.mock", True, rule, "Set data.mock=false, or choose data=mock")
+        named = " and ".join(f"data.{name}" for name in ("train", "valid") if getattr(data, name))
+        rule = f"Random tokens leave {named} unread"
+        yield ConfigError("data.mock", True, rule, f"Add data.mock=false to read text, or leave out {named}")
     if not data.mock and not data.train:
         way_out = "Choose data=NAME, or set 'data.train=[{path: data/x/train, weight: 1}]' to what `ngpt data prepare` wrote"
         yield ConfigError("data.train", "Empty", "A run needs text", way_out)
@@ -248,7 +249,7 @@ def check_data(cfg: Config) -> Iterator[ConfigError]:
         rule = "train.eval_whole_split=true reads every sequence"
         yield ConfigError("train.eval_sequences", cfg.train.eval_sequences, rule, "Leave one of the two out")
     if data.reset_positions and not data.confine_attention:
-        rule = "Rotary positions are relative: restarting them says nothing while attention crosses documents"
+        rule = "Restarted positions put two documents in the same place, and attention crosses documents"
         yield ConfigError("data.reset_positions", True, rule, "Set data.confine_attention=true, or data.reset_positions=false")
     known = BYTE_VOCABULARY if tokenizer.kind == "bytes" else tokenizer.vocab_size
     if known is not None and cfg.model.vocab_size < known:

@@ -273,7 +273,9 @@ class DataConfig:
     train: list[DataSource] = field(default_factory=list)  # sources to train on
     valid: list[DataSource] = field(default_factory=list)  # sources to evaluate on
     confine_attention: bool = False  # attention stays inside a document
-    reset_positions: bool = False  # positions restart at each document; with rope this needs, and adds nothing to, confine_attention
+    # positions restart at each document; needs confine_attention. The control's rope sees distances alone, so this changes nothing there.
+    # nGPT's sqk comes behind the rotation: its scores depend on the positions themselves
+    reset_positions: bool = False
     mask_eod_loss: bool = False  # no loss on predicting what follows an end-of-document token
     num_workers: int = 2  # processes that load data, of each rank; 0: the rank itself does
     cache_dir: Derived[str] = derived()  # sample indices; null: <run.dir>/data_cache

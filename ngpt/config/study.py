@@ -36,6 +36,7 @@ class Arm:
     after: str | None = None  # arm whose checkpoint of the same seed and scan it continues, with optimizer state, words and `over`
     until: float | None = None  # part of train.steps after which it stops: a trunk for others
     over: dict[str, str] = field(default_factory=dict)  # config key: the list of its values
+    by: dict[str, dict[str, float]] = field(default_factory=dict)  # config key: its value for each value of the one key in `over`
     label: str | None = None  # on the page; null: its name
 
 
@@ -251,6 +252,8 @@ def _errors(study: Study) -> Iterator[ConfigError]:
         if arm.until is not None and not 0 < arm.until < 1:
             yield ConfigError(f"arms.{name}.until", arm.until, "Is a part of the steps, above 0 and below 1", "Correct it")
         yield from _unknown(f"arms.{name}.over", arm.over.values(), study.lists, "list", "lists")
+        if arm.by and len(arm.over) != 1:
+            yield ConfigError(f"arms.{name}.by", ", ".join(arm.by), "Goes by the one key in `over`", "Scan one key, or write a word")
     for name, measure in study.measures.items():
         yield from _unknown(f"measures.{name}.source", [measure.source], {METRICS, *study.analyses}, "source", "analyses")
     for name, comparison in study.comparisons.items():

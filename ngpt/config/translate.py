@@ -69,7 +69,7 @@ def _several_values(word: str) -> ConfigError:
     if typing.get_origin(dict(leaf_types()).get(key.lstrip("+"))) is list:
         return ConfigError(key, values, "A list stands in brackets", f"Set {key}=[{values}]")
     rule = "Several values are several runs, and a command starts one"
-    return ConfigError(key, values, rule, f"Call it once for each value of {key}, with a run.name each; in quotes it is one text")
+    return ConfigError(key, values, rule, "ngpt train -m and ngpt launch -m make a run of each; in quotes it is one text")
 
 
 def _unknown_key(cause: OmegaConfBaseException, override: str | None, source: Callable[[str], str]) -> ConfigError:

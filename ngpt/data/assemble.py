@@ -68,7 +68,7 @@ def assemble(
 
 
 def _keep_vocabulary(out: Path, tokenizer: Tokenizer) -> str | None:
-    """The data keeps its vocabulary, and what names its last token: it decodes anywhere, with nothing else left in place."""
+    """Keeps the vocabulary, and the file that names its last token, beside the data. So the data can be decoded anywhere by itself."""
     if tokenizer.path is None:
         return None
     name = FILES.get(tokenizer.kind, TOKENIZER)
@@ -83,7 +83,7 @@ def _keep_vocabulary(out: Path, tokenizer: Tokenizer) -> str | None:
 def split_documents(text_bytes: Sequence[np.ndarray], split: str) -> list[np.ndarray]:
     """The split of each document of each shard: 0 train, 1 valid, 2 test.
 
-    A document belongs where its first byte falls when all texts lie end to end.
+    A document belongs to the split in which its first byte falls when all texts lie end to end.
     """
     total = sum(int(sizes.sum()) for sizes in text_bytes)
     train, valid, _ = parse_split(split)

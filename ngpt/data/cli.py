@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         ConfigError: a user's error.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text at all; stderr does so anyway
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text; stderr escapes it anyway
     try:
         return {"fetch": _fetch, "prepare": _prepare, "inspect": _inspect}[arguments.subcommand](arguments)
     except OSError as error:
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{error.filename or 'A disk'}: {error.strerror}. {way_out}: finished work is kept, and the same command continues",
             file=sys.stderr,
         )
-        if error.filename is None:  # it may be the one that takes what is printed
+        if error.filename is None:  # the full disk may be the one that takes what is printed
             abandon(sys.stdout)
         return USAGE_ERROR
     except KeyboardInterrupt:
@@ -178,7 +178,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _is_path(given: str) -> bool:
-    """Whether a word is a path, not an override; a path with an equals sign is told by its beginning or by what is there."""
+    """Whether a word is a path, not an override. A path with an equals sign is recognised by its beginning or because it exists."""
     folder = os.path.dirname(given)
     return (
         "=" not in given

@@ -10,8 +10,8 @@ MAX_TABLE = 1 << 22  # n-grams counted in a table, ten times faster than by sort
 def ngram_bits_per_byte(tokens: np.ndarray, order: int) -> float:
     """Conditional entropy of a token given the `order - 1` tokens before it, from the counts of these very tokens (plug-in).
 
-    Counted and measured on the same split, it is the least loss that any table of n-grams can reach there, less than one fitted to
-    the training split would: the stricter mark. On a short split a high order comes out far too low, as its table knows the text.
+    Counted and measured on the same split, it is the least loss that any table of n-grams can reach there. One fitted to the training
+    split would reach less, so this is the stricter mark. On a short split a high order comes out far too low: its table knows the text.
 
     Args:
         tokens: Byte tokens of a split, [tokens]; an end-of-document token counts as one more byte, as in the training loss.

@@ -14,7 +14,7 @@ READ_BYTES = 1 << 20
 
 
 def atomic_write(path: Path) -> AbstractContextManager[BinaryIO]:
-    """`replacing` where one process writes at a time: what a killed one has begun, the next overwrites."""
+    """`replacing` for one writer at a time: the next one overwrites what a killed one has begun."""
     return replacing(path, alone=True)
 
 

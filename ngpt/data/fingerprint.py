@@ -2,7 +2,7 @@
 
 A corpus of terabytes cannot be read through whenever a job starts. Files of up to `WHOLE_BYTES` can, and are. Of a larger one, `BLOCKS`
 blocks are compared, the first and the last among them and the others at scattered places: a file that was written again, cut, zeroed
-or moved by a byte is noticed in a second, a single changed byte between the blocks is not (`ngpt data inspect --deep` reads them all).
+or moved by a byte is noticed in a second. A single changed byte between the blocks is not: `ngpt data inspect --deep` reads them all.
 
 The record of a file is one line: "NUMBER:HASH NUMBER:HASH ...", the block's number in units of `BLOCK_BYTES` and 8 bytes of BLAKE2b.
 """
@@ -19,14 +19,14 @@ from typing import Any
 BLOCK_BYTES = 64 << 10
 BLOCKS = 64
 WHOLE_BYTES = 64 << 20
-_THREADS = 16  # blocks in flight: on a network file system each waits for its turn of the disk
+_THREADS = 16  # blocks in flight: on a network file system each waits for the disk
 
 
 class BlockSampler:
-    """The record of a file while it is written, whose length is not known yet: `update` with its bytes in order, then `record`.
+    """The record of a file that is being written, whose length is not known yet: `update` with its bytes in order, then `record`.
 
-    A block's rank is a hash of its number; those of the lowest ranks so far are kept. So the choice is even over the whole file,
-    whatever its length, and falls into no rhythm with the stripes of a disk array.
+    A block's rank is a hash of its number, and the blocks of the lowest ranks so far are kept. So the choice is even over the whole
+    file, whatever its length, and does not fall in step with the stripes of a disk array.
     """
 
     def __init__(self) -> None:

@@ -11,19 +11,19 @@ from pathlib import Path
 from ngpt.config.errors import ConfigError
 
 _ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
-_FILE_ENDINGS = (".json", ".model")  # data/tokenizer.json is a mistyped file, no repository
+_FILE_ENDINGS = (".json", ".model")  # data/tokenizer.json is a mistyped file, not a repository
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a vocabulary came from: `hub` is what the user named, `commit` what that stood for."""
+    """Where a vocabulary came from: `hub` is what the user named, `commit` what it pointed to."""
 
     hub: str
     commit: str
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a tokenizer's path names a repository of the Hub: it has such a name's form, and nothing local has this name."""
+    """Whether a tokenizer's path names a repository of the Hub: it has the form of such a name, and nothing local has this name."""
     return _ID.fullmatch(path) is not None and not path.endswith(_FILE_ENDINGS) and not Path(path).exists()
 
 
@@ -33,7 +33,7 @@ def is_same(path: str, hub: str, commit: str) -> bool:
 
 
 def fetch_tokenizer(path: str, names: list[str]) -> tuple[Path, Origin]:
-    """A local folder with those of the files `names` that a repository has, all of one commit.
+    """A local folder with those files of `names` that the repository has, all of one commit.
 
     Raises:
         ConfigError: It cannot be fetched and was not fetched before.

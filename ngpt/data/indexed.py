@@ -102,7 +102,7 @@ class IndexedReader:
                 raise ConfigError(
                     str(path), "no such file", "A data source is a prefix of a .bin and an .idx file", "Run `ngpt data prepare`"
                 )
-        # Mapped: the index of a large corpus has gigabytes, of which a reader of some documents needs little.
+        # Mapped: the index of a large corpus takes gigabytes, and a reader of a few documents needs little of it.
         content = np.memmap(index_path, np.uint8, mode="r") if index_path.stat().st_size else np.zeros(0, np.uint8)
         if len(content) < HEADER.size or content[: len(MAGIC)].tobytes() != MAGIC:
             raise ConfigError(str(index_path), "not an indexed dataset", "The file must start with its magic bytes", "Prepare it again")

@@ -42,7 +42,7 @@ class TokenizerInfo:
 class SourceInfo:
     """One source file: its name or URL, size, checksum, documents taken and records skipped, by reason.
 
-    Of a URL whose file system has a checksum of the content, this one, as `checksum`, takes the place of `sha256`, which is empty then.
+    Where a URL's file system gives a checksum of the content, `checksum` holds it and `sha256` is empty.
     """
 
     path: str
@@ -87,7 +87,7 @@ class Manifest:
         content = asdict(self)
         del content["folder"]
         with atomic_write(folder / NAME) as stream:
-            # A byte of a file name that is no UTF-8 is half a surrogate pair: escaped, it comes back.
+            # A byte of a file name that is not UTF-8 is half a surrogate pair. Escaped, it survives.
             stream.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
     @classmethod
@@ -118,11 +118,11 @@ class Manifest:
 
 
 def _typed[T](cls: type[T], values: dict[str, Any]) -> T:
-    """An instance whose fields have the types that the class declares: what a manifest says is computed with.
+    """An instance whose fields have the types that the class declares, because the manifest's values are computed with.
 
     Raises:
         TypeError: One has another type, or is missing or unknown.
-        ValueError: A negative count, no tokens, a record of blocks that is none, or a split that names no file.
+        ValueError: A negative count, no tokens, a malformed record of blocks, or a split that names no file.
     """
     kinds = get_type_hints(cls)
     instance = cls(**values)
@@ -163,7 +163,7 @@ def split_of(prefix: Path | str) -> tuple[Manifest, str]:
 
 
 def content_of(prefix: Path | str) -> str:
-    """What a split holds, as a digest of its manifest's checksums: the same wherever it lies, another once it is prepared otherwise."""
+    """A digest of a split's checksums in its manifest: the same wherever the split lies, another one once it is prepared differently."""
     manifest, name = split_of(prefix)
     split = manifest.splits[name]
     return hashlib.sha256(f"{split.bin_sha256} {split.idx_sha256}".encode()).hexdigest()[:32]
@@ -172,8 +172,8 @@ def content_of(prefix: Path | str) -> str:
 def check_against_model(sources: Sequence[DataSource], tokenizer: TokenizerConfig, vocab_size: int) -> list[Manifest]:
     """Check that all sources were made with the configured tokenizer and that the model's vocabulary holds it.
 
-    Reads manifests only (see `ngpt.data.verify` for the data). A `bpe` tokenizer without a path stands for the sources' own, and so does
-    one of the Hub that any of them came from, for all must have the same: nothing is fetched then.
+    Reads manifests only (see `ngpt.data.verify` for the data). A `bpe` tokenizer without a path stands for the sources' own. So does
+    one of the Hub that any source came from, since all sources must have the same. Nothing is fetched then.
 
     Args:
         sources: `data.train` or `data.valid`.

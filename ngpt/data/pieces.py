@@ -9,7 +9,7 @@ import numpy as np
 
 from ngpt.data.vocabulary import cannot_encode, end_of_document, unreadable
 
-SPACE = "\u2581"  # what the library writes for a space; in a text it is taken for one
+SPACE = "\u2581"  # what the library writes for a space; in a text it counts as one
 PROBES = {  # what a normaliser may change, each with a text that shows it
     "line ends": "a\r\nb\nb",
     "tabs": "a\tb",
@@ -22,7 +22,7 @@ PROBES = {  # what a normaliser may change, each with a text that shows it
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model; its eos piece ends documents, where it declares none a control piece that `end_of_document` finds.
+    """A SentencePiece model. Its eos piece ends documents; without one, a control piece that `end_of_document` finds.
 
     Models with byte fallback have tokens for every character. The others have one unknown token, and `dropped` counts what it stands for.
     """

@@ -1,4 +1,4 @@
-"""What a preparation is of, and whether a folder holds this one, another one, or none."""
+"""What a preparation depends on, and whether a folder holds this preparation, another one, or none."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ class Options:
     strict: bool = False
 
     def check(self) -> None:
-        """Raise a ConfigError for a value that no preparation takes."""
+        """Raise a ConfigError for a value that a preparation does not take."""
         parse_split(self.split)
         if self.documents not in DOCUMENTS:
             raise ConfigError("--documents", self.documents, f"One of {', '.join(DOCUMENTS)}", "Choose one of these")
@@ -104,7 +104,7 @@ def locked(out: Path) -> AbstractContextManager[None]:
 def clear(out: Path, vocabulary: Path | None) -> None:
     """Remove prepared data, and what an unfinished preparation would continue from.
 
-    The vocabulary that is asked for stays, and so do files of such names beside which no data was ever prepared.
+    The vocabulary that is asked for stays. So do files with these names in a folder where no data was ever prepared.
     """
     tokens = [f"{split}.{suffix}" for split in SPLITS for suffix in ("bin", "idx")]
     copied = [*FILES.values(), SETTINGS] if (out / NAME).exists() else []

@@ -3,7 +3,7 @@
 The sources' records are read in order and cut into chunks, whose borders depend on the sources alone. Workers turn each chunk into a
 shard file in OUT/.prepare, which appears whole or not at all: the shards are the journal. When all are there, one pass joins them,
 in order, into the splits. manifest.json is written last, and the shards go after it. An interruption at any point loses at most the
-chunks in work; the same command continues.
+chunks under way; the same command continues.
 """
 
 import os
@@ -87,7 +87,7 @@ def prepare(
             try:
                 count = _encode_all(job, options, size, chunk_bytes, min(workers or len(os.sched_getaffinity(0)), chunks))
             except ConfigError:
-                if os.listdir(folder) == [PLAN]:  # a mistake leaves no beginning that a corrected command stumbles over
+                if os.listdir(folder) == [PLAN]:  # a mistake leaves nothing behind that a corrected command would stumble over
                     shutil.rmtree(folder)
                 raise
             notes = [f"{len(left_out):,} left out of the sources: {shortened(left_out)}"] if left_out else []
@@ -135,7 +135,7 @@ def _trained_bpe(job: encode.Job, options: Options, vocab_size: int, sample_byte
 
 
 def _chunks(records: Iterator[Record], chunk_bytes: int) -> Iterator[tuple[list[Record], int]]:
-    """Records in groups, each with the bytes of sources it covers."""
+    """Records in groups, each with the bytes of its sources that it covers."""
     group: list[Record] = []
     consumed = held = 0
     for record in records:
@@ -157,7 +157,7 @@ def _encode_all(job: encode.Job, options: Options, size: int, chunk_bytes: int, 
         for records, consumed in _chunks(_records(job, options), chunk_bytes):
             index, count = count, count + 1
             if encode.shard_path(job.folder, index).is_file():
-                bar.initial += consumed  # not of this run: no part of its rate
+                bar.initial += consumed  # from an earlier run, so not part of this run's rate
                 bar.update(consumed)
             elif pool is None:
                 encode.run_chunk(index, records)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zstandard import ZstdDecompressionObj
 
 ZSTD_READ_BYTES = 1 << 17
-ZSTD_MAX_WINDOW = 1 << 31  # bytes, of `zstd --long=31`: the library's limit; a frame takes as much memory as its own window
+ZSTD_MAX_WINDOW = 1 << 31  # bytes, as of `zstd --long=31`: the library's limit; a frame takes as much memory as its window
 BOM = b"\xef\xbb\xbf"
 PARQUET_ROWS = 1024
 DOCUMENTS = ("file", "blank-line")
@@ -105,7 +105,7 @@ def _unpacked(raw: BinaryIO, suffix: str) -> BinaryIO | gzip.GzipFile:
 
 
 class _ZstdStream(io.RawIOBase):
-    """The text of all frames of a .zst. The library's own reader takes the end of a cut file for the end of its text."""
+    """The text of all frames of a .zst. The library's own reader mistakes the end of a truncated file for the end of the text."""
 
     def __init__(self, raw: BinaryIO) -> None:
         from zstandard import ZstdDecompressor
@@ -119,7 +119,7 @@ class _ZstdStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer) -> int:
-        """Fills `buffer` with text, as `io.RawIOBase` asks; 0 at the end. Raises EOFError where a frame is cut."""
+        """Fills `buffer` with text, as `io.RawIOBase` asks; 0 at the end. Raises EOFError where a frame is truncated."""
         while not self._text:
             self._packed = self._packed or self._raw.read(ZSTD_READ_BYTES)
             if not self._packed:
@@ -140,7 +140,7 @@ class _ZstdStream(io.RawIOBase):
 def _parquet(index: int, source: Source, text_key: str) -> Iterator[Record]:
     from pyarrow import OSFile, parquet
 
-    # A path is opened by its bytes: the library takes no other name than UTF-8.
+    # Opened here by the path's bytes: the library only takes names in UTF-8.
     opened = OSFile(os.fsencode(source.path)) if isinstance(source.path, Path) else source.open()
     with opened as file, parquet.ParquetFile(file) as table:
         columns = table.schema_arrow.names

@@ -1,6 +1,6 @@
 """Texts by URL through fsspec: s3://, gs://, hf://, https:// and whatever else has a file system there.
 
-A file is read as a stream. What the library of a file system raises becomes an OSError of one line that says nothing of a URL's query,
+A file is read as a stream. What a file system's library raises becomes an OSError of one line. It leaves out a URL's query,
 which may hold a signature.
 """
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}  # of setup.py
-# What a file system calls the checksum of a content. fsspec's own `ukey` may be of the time stamp, or of the URL alone.
+# What a file system calls the checksum of the content. fsspec's own `ukey` may cover the time stamp, or the URL alone.
 CHECKSUMS = ("md5Hash", "Content-MD5", "blob_id")
-ETAGS = ("ETag", "etag")  # of the content on S3 alone: elsewhere of metadata, too, or of the server that answers
+ETAGS = ("ETag", "etag")  # covers the content on S3 alone: elsewhere metadata, too, or the server that answers
 _PASSWORD = re.compile(r"://[^/@]*:(?!\d+/)[^@]*@")  # which may hold a slash; host:port/ is none
 _QUERY = re.compile(r"""(\w+://[^\s'"?]*)\?[^\s'"]*""")  # of any URL in a message, as a library may have quoted or been redirected to it
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -43,7 +43,7 @@ def is_web(url: str) -> bool:
 
 def check_url(url: str) -> None:
     """Raise a ConfigError for a URL that holds a password, or a file system inside another."""
-    # Elsewhere than on the web a name before an @ is a container or the like.
+    # Outside the web a name before an @ is a container or the like.
     if (_PASSWORD.search(url) and _protocol(url) != "github") or (is_web(url) and re.search("://[^/]*@", url)):
         hidden = re.sub("://.*@", "://***@", without_query(url))
         raise ConfigError(hidden, "a password", "A URL is kept in the manifest", "Leave it out; give it as the file system's library asks")
@@ -59,7 +59,7 @@ def local_path(url: str) -> Path | None:
 
 
 def listing(url: str) -> dict[str, dict[str, Any]] | None:
-    """What fsspec knows of the files below a URL, by their names below it; of a file, by the name ""; None: nothing is there.
+    """What fsspec knows of the files below a URL, by their names below it. A URL of one file gives the name "". None: nothing is there.
 
     Raises:
         ConfigError: The file system cannot be used.
@@ -81,7 +81,7 @@ def listing(url: str) -> dict[str, dict[str, Any]] | None:
 
 
 def checksum_of(url: str, info: dict[str, Any]) -> str:
-    """The checksum that a file system gives a content, with its name; empty where it gives none."""
+    """The checksum of the content that a file system gives, with the checksum's name; empty where it gives none."""
     keys = (*CHECKSUMS, *(ETAGS if _protocol(url) in ("s3", "s3a") else ()))
     return next((f"{key} {info[key]}" for key in keys if info.get(key)), "")
 

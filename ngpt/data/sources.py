@@ -93,7 +93,7 @@ def _at_url(url: str) -> tuple[list[Source], list[str]]:
         return _at_path(path)
     name = without_query(url).rstrip("/")
     if is_web(url):
-        _known_format(PurePosixPath(name), name)  # before anybody is asked: it must be a file
+        _known_format(PurePosixPath(name), name)  # before the server is asked: it must be a file
     try:
         files = listing(url)
     except OSError as error:

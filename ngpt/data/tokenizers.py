@@ -21,7 +21,7 @@ from ngpt.data.vocabulary import EOD, MAX_VOCAB, cannot_encode, default_tekken, 
 
 KINDS = ("bytes", "bpe", "huggingface", "sentencepiece", "tiktoken")
 BPE_DEFAULT_VOCAB = 4096
-BPE_MAX_VOCAB = 1 << 22  # the library takes memory for all entries at once, and aborts where there is none
+BPE_MAX_VOCAB = 1 << 22  # the library allocates memory for all entries at once, and aborts where there is not enough
 TIKTOKEN_DEFAULT_VOCAB = 131_072
 TIKTOKEN_SPECIAL_TOKENS = 1000  # ids before the first rank, unless the file says otherwise
 TIKTOKEN_EOD = 2  # Tekken's and Megatron's numbering: <unk>, <s>, </s>
@@ -66,7 +66,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> np.ndarray: ...
 
     def dropped(self, text: str) -> Counter[str]:
-        """How often each character stands in a text that has no token and is lost: it leaves no trace in `encode(text)`.
+        """How often each character occurs in a text that has no token and is lost: it leaves no trace in `encode(text)`.
 
         Of a SentencePiece model also those whose only trace is the unknown token.
         """
@@ -109,7 +109,7 @@ class HuggingFaceTokenizer:
         content = path.read_bytes()
         try:
             self._backend = Backend.from_str(content.decode("utf-8"))
-        except BaseException as error:  # the library raises bare Exception, and its panics are no Exception
+        except BaseException as error:  # the library raises bare Exception, and its panics do not derive from Exception
             raise unreadable(error, path, "Not a tokenizer.json", "Name a file that the tokenizers library wrote") from error
         # Text that spells a special token stays text: a document cannot end itself.
         self._backend.encode_special_tokens = True
@@ -124,7 +124,7 @@ class HuggingFaceTokenizer:
         self.identity = hashlib.sha256(content + f"\neod {self.eod_id}".encode()).hexdigest()
         model = self._backend.model  # the other models have an unknown token, or fail
         self._may_drop = isinstance(model, BPE) and model.unk_token is None
-        self._lost_alone: dict[str, str] = {}  # what the normaliser makes of each character met, if no token then is left of it
+        self._lost_alone: dict[str, str] = {}  # what the normaliser makes of each character seen, where no token is left of it
 
     def encode(self, text: str) -> np.ndarray:
         try:
@@ -141,7 +141,7 @@ class HuggingFaceTokenizer:
             self._lost_alone[character] = wanted if wanted and not self._decoded(character) else ""
         if not any(self._lost_alone[character] for character in characters):
             return Counter()
-        # In the text, a normaliser may turn it into something else, and another token may hold it.
+        # Inside a text a normaliser may change it, and another token may contain it.
         there, left, counts = set(self._normalized(text)), set(self._decoded(text)), Counter(text)
         wanted_of = {character: set(self._lost_alone[character]) for character in characters}
         return Counter({c: counts[c] for c, wanted in wanted_of.items() if wanted and wanted <= there and not wanted & left})
@@ -164,7 +164,7 @@ class TiktokenTokenizer:
     Attributes:
         specials: Ids before the first rank.
         pattern: Regular expression whose matches are encoded one by one.
-        ranks: Rank of each token: of neighbours that make one, those of the lowest rank are joined first.
+        ranks: Rank of each token. Of the neighbours that form a token, those of the lowest rank are joined first.
     """
 
     kind = "tiktoken"
@@ -232,7 +232,7 @@ def from_config(config: TokenizerConfig) -> Tokenizer:
 
 
 def _from_file(path: Path, config: TokenizerConfig, eod_id: int | None = None) -> Tokenizer:
-    """The tokenizer of a vocabulary file; `eod_id` is what ends documents where that is known already."""
+    """The tokenizer of a vocabulary file. `eod_id`: the token that ends documents, where it is known already."""
     if config.kind == "tiktoken":
         return TiktokenTokenizer(path, config.name, config.vocab_size)
     if config.kind == "sentencepiece":
@@ -273,7 +273,7 @@ def describe(tokenizer: Tokenizer, path: str | None, origin: Origin | None = Non
 
 
 def check_bpe_size(vocab_size: int) -> None:
-    """Raise a ConfigError for a vocabulary that no text can give, or that the library would abort over."""
+    """Raise a ConfigError for a vocabulary that no text can reach, or that would make the library abort."""
     if vocab_size <= 257:
         raise ConfigError("tokenizer.vocab_size", vocab_size, "257 entries are the bytes and the end of document", "Set more, or use bytes")
     if vocab_size > BPE_MAX_VOCAB:

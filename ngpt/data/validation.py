@@ -20,7 +20,7 @@ def evaluation_sequences(cfg: Config) -> int:
 
 
 def evaluation_batches(cfg: Config) -> int:
-    """Global batches that hold `evaluation_sequences`; what the last one lacks is filled with sequences that do not count."""
+    """Global batches that hold `evaluation_sequences`. The last one is filled up with sequences that do not count."""
     return -(-evaluation_sequences(cfg) // cfg.train.global_batch_size)
 
 

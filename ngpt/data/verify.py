@@ -18,7 +18,7 @@ from ngpt.data.indexed import bin_path, idx_path
 from ngpt.data.manifest import NAME, Manifest, SplitInfo, split_of
 from ngpt.files import replacing
 
-CHECKED = ".checked.json"  # blocks of the files whose manifest has no hashes of them, as they were first found
+CHECKED = ".checked.json"  # blocks, as first found, of files whose manifest has no hashes of them
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def _check_whole(file: PreparedFile, bar: tqdm | None) -> None:
 
 
 def verify(prefix: Path | str, record_folder: Path | None = None) -> Manifest:
-    """Check that a split still is what was prepared, in the time that a start of a job has: see `ngpt.data.fingerprint`.
+    """Check that a split still is what was prepared, quickly enough for the start of a job: see `ngpt.data.fingerprint`.
 
-    Sizes are compared always; a file that is read whole is compared with the manifest's checksum, a larger one by some of its blocks.
-    Manifests of earlier versions have no hashes of blocks: theirs are recorded at the first check, and later ones notice a change.
+    Sizes are always compared; a file that is read whole is compared with the manifest's checksum, a larger one by some of its blocks.
+    Manifests of earlier versions have no hashes of blocks. The first check records them, and later checks notice a change.
 
     Args:
         prefix: Split prefix, FOLDER/train.

@@ -20,7 +20,7 @@ TEKKEN_FILE = "tekken_240911.json"
 def located(config: TokenizerConfig) -> tuple[Path, Origin | None]:
     """The vocabulary file that a config's path names, and where it was fetched from.
 
-    A path is a file, a folder that holds one of the usual name, or, where neither is there, ORG/NAME[@REVISION] of the Hugging Face Hub.
+    A path is a file, or a folder that holds one with the usual name. Else it is ORG/NAME[@REVISION] of the Hugging Face Hub.
 
     Raises:
         ConfigError: No path, no such file, or it cannot be fetched.
@@ -94,7 +94,7 @@ def end_of_document(path: Path, vocabulary: Mapping[str, int]) -> tuple[int, lis
 
 
 def unreadable(error: BaseException, path: Path, what: str, way_out: str) -> BaseException:
-    """The error that the user sees for one of a tokenizer library; what ends the process stays what it is."""
+    """The error that the user sees for one of a tokenizer library. What ends the process passes unchanged."""
     if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
         return error
     return ConfigError("tokenizer.path", path, f"{what}: {error}", way_out)

@@ -65,7 +65,7 @@ def _label(link: re.Match[str]) -> str:
 
 
 def _remove_nested(text: str, opening: str, closing: str) -> str:
-    """Remove balanced pairs with all they hold; an opening that is never closed stays."""
+    """Remove balanced pairs with all that they hold. An opening that is never closed stays."""
     kept: list[str] = []
     starts: list[tuple[int, int]] = []  # position of each open pair, pieces kept before it
     done = 0

@@ -47,6 +47,10 @@ NATIVE_EXPERT_LINEAR_S = 150e-6
 STAGE_HOST_S = 5e-3  # embedding, logits and loss of a micro-batch, both ways: gpt_1p2b_dense_bf16 on an H200, 131 ms a micro-batch, a fit
 OPTIMIZER_TENSOR_S = 57e-6  # a parameter tensor and step (the same traces)
 
+# Measured over estimated time of a step: the lowest and the highest of eleven runs on H200s (the last column of the first table of
+# tests/bench/results/step_h200_2026-11-29.md). They are of 1.2B and 1.5B, nGPT and control, BF16 and emulated NVFP4.
+STEP_BAND = (0.89, 1.04)
+
 # Memory, in bytes.
 WORKSPACE = 0.15 * 2**30  # cuBLAS, cuDNN and Transformer Engine's: 38.96 GiB measured, 38.82 derived (gpt_1p2b_dense_bf16)
 RESERVED = 3 * 2**30  # beside torch's allocations, for --fit: CUDA context, NCCL buffers, fragmentation; assumed, not measured

@@ -13,7 +13,7 @@ from ngpt.config.pattern import parse
 from ngpt.config.schema import Config
 from ngpt.config.sizes import data_parallel_size, padded_vocab_size, world_size
 from ngpt.durations import duration
-from ngpt.estimate.calibration import LINK_FRACTION, LOW_PRECISION_GEMM_FRACTION, RESERVED
+from ngpt.estimate.calibration import LINK_FRACTION, LOW_PRECISION_GEMM_FRACTION, RESERVED, STEP_BAND
 from ngpt.estimate.counts import count_parameters, mamba_scan_flops, training_flops_per_token
 from ngpt.estimate.layout import ASSUMED_GPU, chunks_by_rank, gpu_of, has_grouped_experts
 from ngpt.estimate.layouts import Layout, Proposals, fits, usable_memory
@@ -148,8 +148,8 @@ def left_out(cfg: Config, step: StepTime) -> list[str]:
         notes.append("unbalanced routing: every expert is given equally many tokens")
     if step.stage.waiting:
         notes.append("how fast this host runs Python: taken as on the machines measured, which differed by 30% with the same GPU")
-    if cfg.model.architecture == "ngpt":
-        notes.append("nGPT's steps took 0.98 to 1.07 times their estimates on an H200, its control's 0.84 to 1.03 times")
+    low, high = STEP_BAND
+    notes.append(f"steps of 1.2B and 1.5B models took {low:.2f} to {high:.2f} times their estimates on an H200")
     if "E" in cfg.model.layer_pattern and not has_grouped_experts(cfg):
         notes.append("experts run one by one: their host time was measured under emulation alone, on one host")
     elif "native" in {expected_executor(cfg, recipe) for recipe in recipes_of_experts(cfg)}:

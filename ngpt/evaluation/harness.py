@@ -1,10 +1,9 @@
-"""lm-eval over any `Scorer`: the same requests as its `hf` class makes of the exported model, and the same answers.
+"""lm-eval over any `Scorer`: the same requests that its `hf` class makes of the exported model, and the same answers.
 
 Source: EleutherAI's lm-evaluation-harness 0.4.13, `api/model.py` for what a model is asked, `models/huggingface.py` for how text becomes
 tokens. The optional extra `eval` brings it; nothing else in ngpt imports it.
 """
 
-import difflib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +16,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows
 
 from ngpt.config.errors import ConfigError
+from ngpt.evaluation.names import OPTIONS, SHIPPED, check_folders, unknown
 from ngpt.evaluation.rows import Row
 from ngpt.evaluation.scorer import Scorer
 from ngpt.hf.generate import Settings
 from ngpt.hf.load import TextModel
 
-SHIPPED = Path(__file__).parent / "tasks"
-OPTIONS = ("--tasks", "--include")  # of `ngpt eval`: what names tasks and folders
 FEWSHOT_SEED = 1234  # that of lm-eval's command
 NEW_TOKENS = 256  # of a task that does not say how many, as in lm-eval
 BOOTSTRAPS = 1000  # for standard errors that have no formula
@@ -33,8 +31,8 @@ _SAMPLING = {"temperature", "top_k", "top_p", "do_sample"}
 class ScoredLM(TemplateLM):
     """A language model for lm-eval.
 
-    Text becomes tokens as by lm-eval's `hf` class with an exported folder: `start` before every text, also where a whole text is scored
-    (there the first token that is predicted is `start` itself).
+    Text becomes tokens as in lm-eval's `hf` class with an exported folder: `start` stands before every text. Where a whole text is
+    scored, `start` itself is the first token that is predicted.
 
     Args:
         encode: text to tokens, without `start`.
@@ -121,15 +119,13 @@ def load_tasks(
 
     Args:
         names: of tasks, groups and tags. folders: with task files of the user's, which come before shipped ones and lm-eval's.
-        fewshot: examples before each question; None, and where a task says 0: as the task says.
+        fewshot: examples before each question; None: as the task says. A task that says 0 keeps 0.
         keys: what names tasks and folders, for messages.
 
     Raises:
         ConfigError: no such task, or its file or its documents cannot be read.
     """
-    for folder in folders:
-        if not folder.is_dir():
-            raise ConfigError(keys[1], folder, "It must be a folder with YAML files of tasks", "Correct the path")
+    check_folders(folders, keys[1])
     for logger in ("lm_eval", "datasets"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     paths = [str(path) for path in (SHIPPED, *folders)]
@@ -138,12 +134,10 @@ def load_tasks(
         manager = TaskManager(include_path=paths)  # reads some 13,000 files
     for name in names:
         if name not in manager.all_tasks:
-            close = difflib.get_close_matches(name, manager.all_tasks, n=1)
-            rule = f"No task of lm-eval, of ngpt or of {keys[1]} has this name"
-            raise ConfigError(keys[0], name, rule, f"Did you mean {close[0]}?" if close else "`lm_eval ls tasks` lists lm-eval's")
+            raise unknown(name, manager.all_tasks, keys)
     try:
         loaded = manager.load(list(names))
-    except Exception as error:  # of the libraries that read and fetch documents: they have many
+    except Exception as error:  # the libraries that read and fetch documents raise many kinds
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         rule = "The task's file and its documents must be readable; lm-eval's own are fetched from the Hugging Face Hub"
         raise ConfigError(keys[0], f"{', '.join(names)}: {first}", rule, "Correct the file, or fetch the documents beforehand") from error
@@ -182,7 +176,7 @@ def run_tasks(lm: LM, tasks: dict[str, Any], limit: int | None = None, errors: b
 
 
 def _metric_name(key: str) -> str:
-    """lm-eval's "acc,none" without a filter that does nothing."""
+    """lm-eval's "acc,none" without the filter "none", which does nothing."""
     metric, _, filtered = key.partition(",")
     if filtered == "none":
         return metric

@@ -1,4 +1,4 @@
-"""Rows of tokens of which the last ones are scored: how they make batches, and what logits say of them."""
+"""Rows of tokens whose last ones are scored: how they form batches, and what logits say about them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-TOKENS_AT_A_TIME = 2048  # whose logits are looked at in fp32
+TOKENS_AT_A_TIME = 2048  # tokens whose logits are held in fp32 at once
 
 
 @dataclass(frozen=True)
 class Row:
-    """Tokens, the last `scored` of which are predicted from those before them. There is one before them at least."""
+    """Tokens, the last `scored` of which are predicted from those before them. At least one token comes before them."""
 
     tokens: tuple[int, ...]
     scored: int
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """What the model reads: the last token is only predicted."""
+        """What the model reads: all but the last token, which is only predicted."""
         return self.tokens[:-1]
 
     @property
@@ -29,10 +29,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Reading:
-    """A text that the model reads once, and the rows that are scored by what it says: choices of one token differ in their target only.
+    """A text that the model reads once, and all rows that this reading scores. Choices of one token each differ only in their target.
 
     Attributes:
-        rows: Numbers of the rows among all that are scored, with each its targets, which stand for the last inputs.
+        rows: Number of each row among all that are scored, and its targets: the tokens that follow the last inputs.
     """
 
     inputs: tuple[int, ...]
@@ -40,7 +40,7 @@ class Reading:
 
 
 def readings(rows: Sequence[Row]) -> list[Reading]:
-    """What has to be read to score some rows, the longest first: a batch then has little padding, and too little memory shows at once."""
+    """What has to be read to score some rows, the longest first. So batches have little padding, and a lack of memory shows at once."""
     of_inputs: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
     for number, row in enumerate(rows):
         assert 0 < row.scored < len(row.tokens), f"row {number}: {row.scored} scored of {len(row.tokens)} tokens"
@@ -50,14 +50,14 @@ def readings(rows: Sequence[Row]) -> list[Reading]:
 
 
 def batches(found: Sequence[Reading], size: int, rank: int = 0, ranks: int = 1) -> list[Sequence[Reading]]:
-    """The batches of one of several ranks: all have the same number, the last ones may be empty, and the lengths are shared out evenly."""
+    """The batches of one of several ranks. All ranks get the same number (the last may be empty) and a fair share of the lengths."""
     cut = [found[first : first + size] for first in range(0, len(found), size)]
     cut += [()] * (-len(cut) % ranks)
     return cut[rank::ranks]
 
 
 def padded(batch: Sequence[Reading], length: int, rows: int) -> Tensor:
-    """Inputs of a batch, padded behind their end with token 0, which causal models do not look at.
+    """Inputs of a batch, padded at the end with token 0, which a causal model does not see from earlier tokens.
 
     Returns:
         int64 [rows, length].
@@ -71,14 +71,14 @@ def padded(batch: Sequence[Reading], length: int, rows: int) -> Tensor:
 def add_scores(
     scores_R2: Tensor, batch: Sequence[Reading], logits_BSV: Tensor, first: int = 0, group: dist.ProcessGroup | None = None
 ) -> None:
-    """Writes what a batch's logits say of its rows.
+    """Writes the scores that a batch's logits give its rows.
 
     Args:
         scores_R2: float64, of all rows: the sum of the scored tokens' log-probabilities in nats, and how many of them are not the most
             probable one.
         logits_BSV: of `padded` inputs, any float type; with a group this rank's part of the vocabulary, from entry `first` on.
 
-    Parallelism: four all-reduces of a number a token over `group`, for each `TOKENS_AT_A_TIME`.
+    Parallelism: for every `TOKENS_AT_A_TIME` tokens four all-reduces over `group`, of one number a token.
     """
     places = [
         (row, len(reading.inputs) - len(targets) + offset, target, number)

@@ -137,7 +137,7 @@ def _seed_everything() -> None:
 
 
 def finish(request: Request, results: dict[str, Any]) -> None:
-    """Prints the results of `evaluate`, and keeps them: a run those of all documents, beside earlier ones of the same checkpoint."""
+    """Prints the results of `evaluate` and keeps them: in a run those over all documents, beside earlier ones of the checkpoint."""
     print(json.dumps(results) if request.as_json else table(results), flush=True)
     if request.out is not None:
         write_json(Path(request.out), results, indent=2)

@@ -12,7 +12,7 @@ from ngpt.hf.load import TextModel
 
 
 class Scorer(Protocol):
-    """What an evaluation asks of a model, on every rank alike: all get the same rows and return all results.
+    """What an evaluation asks of a model. All ranks get the same rows, and each returns all results.
 
     Attributes:
         window: tokens that it reads at once.

@@ -66,14 +66,14 @@ def notes_on(data: DataConfig) -> list[str]:
 def score_split(
     scorer: Scorer, encode: Callable[[str], Sequence[int]], prefix: str, seed: int, limit: int | None, tick: Callable[[int, int], None]
 ) -> SplitScore:
-    """Measures a split.
+    """Measures the loss of a split.
 
     Args:
-        encode: the model's tokenizer; the data's must number text alike.
+        encode: the model's tokenizer; the data's must give text the same numbers.
         prefix: of the split's files, as `ngpt data prepare` wrote them.
         seed: `train.eval_seed`: it decides which documents meet in a sequence.
         limit: sequences at most; None: all.
-        tick: is told how many sequences are done, of how many that the split has.
+        tick: is told how many of the split's sequences are done, and how many there are.
 
     Raises:
         ConfigError: no prepared split, too short a one, or one of another tokenizer.

@@ -36,15 +36,15 @@ def scaled_activation(
     """f(scale * factor * u), or f(gate) * up of its two halves, with or without unit norm; rounded to u's dtype once.
 
     Args:
-        u: [..., F], or [..., 2 F] gated, any floating dtype: all that is kept for the backward pass, with a number a row if normalised.
-        scale: fp32 (fp64 for fp64), as many entries as u has features; with sizes a row of them for each group.
-        factor: what a stored scale is multiplied with, see `ScaledParameter`.
+        u: [..., F], or [..., 2 F] gated, any floating dtype. The backward pass keeps this, and one number a row if normalised.
+        scale: fp32 (fp64 for fp64), as many entries as u has features. With sizes: one such row for each group.
+        factor: what the stored scale is multiplied by, see `ScaledParameter`.
         function: "squared_relu", f(v) = max(0, v)^2, or "silu", f(v) = v * sigmoid(v).
-        gated: the first half of v is the gate, the second is multiplied with f(gate).
+        gated: the first half of v is the gate; the second half is multiplied by f(gate).
         normalize: the output gets unit norm along its features, as `l2_normalize` gives.
         group: process group over which the features are sharded, each half of gated ones. Where normalised, the sums of squares
             (forward) and the radial part of the gradient (backward) are all-reduced over it.
-        sizes: u is [T, features], its rows in groups one after the other, of so many rows each, with a scale of their own; some may be 0.
+        sizes: u is [T, features], and its rows form consecutive groups of these sizes, each with its own scale; sizes may be 0.
 
     Returns:
         [..., F] in u's dtype. All arithmetic is fp32 (fp64 for fp64).

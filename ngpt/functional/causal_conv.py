@@ -18,7 +18,7 @@ def causal_conv_silu(x_BSF: Tensor, weight_FW: Tensor, bias_F: Tensor, seq_idx_B
         x_BSF: any floating dtype.
         weight_FW: the last column meets the token itself.
         bias_F: one number a feature.
-        seq_idx_BS: number of the document that each token belongs to, which does not come back once another one has begun; None: one
+        seq_idx_BS: number of the document that each token belongs to; it never returns once another has begun. None: one
             document a row.
 
     Returns:

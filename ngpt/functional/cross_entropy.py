@@ -33,7 +33,7 @@ class _CrossEntropy(torch.autograd.Function):
         logits, scale, targets, *over_all_ranks, scale_of_grad = ctx.saved_tensors
         rows, grad = logits.flatten(0, -2), grad.flatten()
         grad_rows, grad_scale = kernels.backward_(grad, rows, scale, ctx.factor, targets, ctx.columns, *over_all_ranks, scale_of_grad)
-        torch.autograd.graph.increment_version(logits)  # whoever else saved the logits is told
+        torch.autograd.graph.increment_version(logits)  # so that whoever else saved the logits gets an error
         return grad_rows.view(logits.shape), grad_scale, None, None, None, None, None
 
 
@@ -47,16 +47,16 @@ def scaled_cross_entropy(
     scale_of_grad: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """-log softmax(logits * (scale * factor))[target] of each token, computed in fp32 and never rounded on the way.
+    """-log softmax(logits * (scale * factor))[target] of each token, computed in fp32 without rounding in between.
 
-    The backward pass writes the logits' gradient in their place: nobody may use the logits after it.
+    The backward pass overwrites the logits with their gradient, so nobody may use them afterwards.
 
     Args:
         logits: [..., V] of any floating dtype, before the scale; this rank's part of the vocabulary.
         targets: [...] int64, counted from this rank's first entry; others belong to other ranks of the group.
         scale: [V] fp32 (fp64 for fp64), sz; None: 1, the control.
-        factor: what a stored scale is multiplied with, see `ScaledParameter`.
-        columns: entries of V that count; those behind pad the vocabulary, and get no probability and no gradient. None: all.
+        factor: what the stored scale is multiplied by, see `ScaledParameter`.
+        columns: entries of V that count; the rest only pad the vocabulary, with neither probability nor gradient. None: all.
         scale_of_grad: [V] fp32 (fp64 for fp64) that the gradient of the scaled logits is multiplied with on its way to `logits`, in place
             of scale * factor; the scale's own gradient does not change.
         group: ranks that share the vocabulary.

@@ -67,7 +67,7 @@ def lerp_retract(h: Tensor, b: Tensor, alpha: Tensor, factor: float = 1.0) -> Te
         h: [..., D] hidden states, any floating dtype.
         b: [..., D] output of the sub-block, h's dtype.
         alpha: [D] eigen learning rates, fp32, times factor.
-        factor: what stored rates are multiplied with, see `ScaledParameter`.
+        factor: what the stored rates are multiplied by, see `ScaledParameter`.
 
     Returns:
         [..., D] in h's dtype, unit norm along D. All arithmetic is fp32 (fp64 for fp64).

@@ -27,19 +27,19 @@ def split_heads(
     """q <- (scale * factor)^2 * l2_normalize(rotate(q)), k <- l2_normalize(rotate(k)), v <- v, computed in fp32 and rounded once.
 
     Args:
-        mixed_SBM: [S, B, M] of any floating dtype, M = G * (H / G + 2) * K: a group's queries, its key and its value, then the next's.
+        mixed_SBM: [S, B, M] of any floating dtype, M = G * (H / G + 2) * K: for each group its queries, its key and its value.
         heads: H, query heads of this rank, a multiple of groups.
         groups: G, key and value heads of this rank.
         angles: [S, 1, 1, R] fp32, Megatron's: those of the first R/2 entries of a head, twice. Entries i and i + R/2 turn together, and
             those from R <= K on do not. None: nothing is rotated.
         scale: [H * K] fp32 (fp64 for fp64), sqk; it is squared. None: nothing is normalised, the control.
-        factor: what a stored scale is multiplied with, see `ScaledParameter`.
+        factor: what the stored scale is multiplied by, see `ScaledParameter`.
 
     Returns:
         q [S, B, H, K], k and v [S, B, G, K], each contiguous, in the dtype of mixed.
 
     Raises:
-        ValueError: the angles are not of as many positions as mixed has.
+        ValueError: the angles are for another number of positions than mixed has.
 
     Parallelism: none is communicated; tensor-parallel ranks hold whole groups, context-parallel ranks the angles of their tokens.
 

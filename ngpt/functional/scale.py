@@ -7,9 +7,9 @@ from ngpt.kernels import scale as kernels
 
 
 class ScaledParameter(nn.Module):
-    """Trains `stored` (starts at `scale`) and is used as `effective = stored * init / scale`.
+    """Trains `stored`, which starts at `scale`; the model uses `effective = stored * init / scale`.
 
-    Adam moves every parameter by about its learning rate a step; storing the vector at the magnitude `scale` makes it move, relatively,
+    Adam moves every parameter by about its learning rate a step; a vector stored at the magnitude `scale` moves, relatively,
     like the weights around it.
 
     Args:
@@ -32,9 +32,9 @@ class ScaledParameter(nn.Module):
         return self.stored * (self.init / self.scale)
 
     def forward(self, times: float = 1.0) -> tuple[Tensor, float]:
-        """`stored` [size] fp32 and the factor to `effective` times a constant, for functions that multiply themselves.
+        """`stored` [size] fp32, and the factor that makes it `effective` times a constant: for functions that do this product themselves.
 
-        They save `stored` itself: it keeps its values until the backward pass.
+        They save `stored` itself, which keeps its values until the backward pass.
         Only a call lets a sharded optimizer's forward hooks gather the new values first.
         """
         return self.stored, self.init / self.scale * times

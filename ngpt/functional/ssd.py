@@ -32,7 +32,7 @@ def ssd_scan(
 
     Work is O(S * Q * (H * P + G * N) + S * H * P * N). Autograd keeps about 2 * B * S * H * Q numbers (the triangular matrices and their
     decays) and 2 * B * S / Q * H * P * N (the states at the chunks' starts) beside some tensors of the inputs' sizes: linear in S, so the
-    chunk is the choice between the two. The result does not depend on it.
+    chunk size trades one for the other. The result does not depend on it.
 
     Args:
         x_BSHP: inputs, any floating dtype.
@@ -43,7 +43,7 @@ def ssd_scan(
         chunk_size: Q; a shorter last chunk is filled up with tokens that neither decay nor feed the state.
         D: [H] or [H, P], the weight of x in y; None: zero.
         initial_states_BHPN: the state before the first token, of the first token's document; None: zero.
-        seq_idx_BS: number of the document that each token belongs to, which does not come back once another one has begun. Every
+        seq_idx_BS: number of the document that each token belongs to; it never returns once another has begun. Every
             document starts from a zero state. None: one document a row.
 
     Returns:
@@ -85,7 +85,7 @@ def _within_chunks(u_BKQGRP: Tensor, exponent_BKGRQ: Tensor, B_BKQGN: Tensor, C_
     """What the tokens of a chunk give to the later ones of the same chunk and document, [B, K, Q, G, R, P]."""
     reached_BKQQ = (seq_idx_BKQ[..., :, None] == seq_idx_BKQ[..., None, :]).tril()
     between = (exponent_BKGRQ[..., :, None] - exponent_BKGRQ[..., None, :]).to(u_BKQGRP.dtype)
-    # Filled before exp: above the diagonal it could overflow, and infinity times a zero gradient is no number.
+    # Masked before exp: above the diagonal it could overflow, and infinity times a zero gradient is NaN.
     decay_BKGRQQ = between.masked_fill(~reached_BKQQ[:, :, None, None], float("-inf")).exp()
     scores_BKGQQ = torch.einsum("bkign,bkjgn->bkgij", C_BKQGN, B_BKQGN)
     return torch.einsum("bkgrij,bkjgrp->bkigrp", scores_BKGQQ[:, :, :, None] * decay_BKGRQQ, u_BKQGRP)

@@ -1,1 +1,1 @@
-"""Trained models in the form of Hugging Face's libraries: weights, config, code, tokenizer and card, and the way there and back."""
+"""Trained models in the form of Hugging Face's libraries: weights, config, code, tokenizer and card, in both directions."""

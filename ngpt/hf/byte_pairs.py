@@ -1,4 +1,4 @@
-"""Merges of vocabularies that name none: there, any two neighbours that make an entry are joined, the best entry first."""
+"""Merges for vocabularies that list none: they join any two neighbours that form an entry, the best entry first."""
 
 from collections.abc import Mapping
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 def last_merge[Text: (str, bytes)](token: Text, ranks: Mapping[Text, int]) -> tuple[Text, Text] | None:
     """The two parts that `token` is joined from.
 
-    One pair for each token says the same as the vocabulary. Joining goes by rank alone, so that what lies around a stretch of text that
-    becomes `token` does not change the order inside it: it always comes about as it does by itself. And with one pair for each rank, two
-    pairs of the same rank differ in their place only, where both libraries take the first.
+    One pair for each token says the same as the vocabulary. Joining goes by rank alone, so the text around a stretch that becomes
+    `token` does not change the order inside it: the token always forms as it does in isolation. With one pair for each rank, two pairs
+    of the same rank differ only in their place, and both libraries take the first.
 
     Args:
         token: An entry of at least two characters or bytes.
         ranks: Rank of each entry; the lowest is joined first, and of equal places the first.
 
     Returns:
-        None where joining never gets there: then no text gives this token, but one that is looked up as a whole.
+        None where joining never gets there: then no text gives this token, unless it is looked up as a whole.
     """
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:

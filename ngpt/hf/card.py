@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it is, what it was trained on and how well, and how to open it. Names no path of a machine."""
+"""README.md of an exported model: what it is, what it was trained on, how well it does, and how to open it. It names no machine's paths."""
 
 import json
 import math
@@ -50,7 +50,7 @@ def write_card(
         step: Of the checkpoint, in steps of the optimizer.
         dtype: Of the stored weights, as torch names it ("bfloat16").
         parity: What the comparison of exported and trained model found, in words; None: there was none.
-        run_dir: The run's folder. Of its metrics.jsonl, environment.json, and of the manifests of its data, what is there is used.
+        run_dir: The run's folder. Its metrics.jsonl, its environment.json and its data's manifests are used where they exist.
         remote_code: Whether the folder holds Python code that opens it.
         tokenizer: Whether it holds a tokenizer.
 
@@ -190,7 +190,7 @@ def _data(cfg: Config, splits: list[tuple[TokenizerInfo, SplitInfo] | None]) -> 
 
 
 def _short(path: str) -> str:
-    """The last folder and the split of a prefix: what lies before is of a machine."""
+    """The last folder and the split of a prefix. What comes before belongs to one machine."""
     return "/".join(Path(path).parts[-2:]).lstrip("/")
 
 
@@ -254,7 +254,7 @@ def _records(run_dir: Path, step: int) -> list[dict[str, Any]]:
 
 
 def _results(cfg: Config, records: list[dict[str, Any]], summary: Mapping[str, Any], step: int) -> Iterator[Row]:
-    """Each loss as it was last logged by then; of one validation split also in bits per byte."""
+    """Each loss as last logged by then. With one validation split also in bits per byte."""
     for label, key in (("Training loss", "train_loss"), ("Validation loss", "val_loss")):
         if logged := _last(records, key):
             yield Row(label, f"{logged[1]:.4f} nats per token, step {logged[0]:,}")

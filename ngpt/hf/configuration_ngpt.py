@@ -23,14 +23,15 @@ class NGPTConfig(PreTrainedConfig):
         rms_norm_eps: of the control's norms. Mamba's gated norm has a constant of its own.
         fine_grained: nGPT: the input of every output projection has unit norm.
         alpha_init: nGPT: the residual steps (eigen learning rates) that training started from; scales the stored ones.
-        n_routed_experts, num_experts_per_tok, moe_intermediate_size, moe_shared_expert_intermediate_size: of expert layers; the last is the
-            width of the expert that sees every token, 0: there is none.
-        router_score: of each expert by itself (sigmoid) or over all experts (softmax), in front of the selection.
-        routed_scaling_factor: of the selected scores, which sum to 1 before where there are several.
+        n_routed_experts, num_experts_per_tok, moe_intermediate_size, moe_shared_expert_intermediate_size: of expert layers. The last is the
+            width of the expert that sees every token; 0: there is none.
+        router_score: each expert's own (sigmoid) or over all experts (softmax), taken before the selection.
+        routed_scaling_factor: of the selected scores. Where several are selected, they are first divided by their sum.
         router_input: nGPT: the router reads sqrt(D) * h ("scaled") or h ("unit").
-        router_normalized: nGPT: the router's rows have unit norm, too. Only training asks.
+        router_normalized: nGPT: the router's rows have unit norm, too. Only training needs to know.
         shared_suv: nGPT: the routed experts of a layer share their scales.
-        mamba_num_heads, mamba_head_dim, ssm_state_size, n_groups, conv_kernel: of Mamba-2 layers. chunk_size, tokens, cuts the scan.
+        mamba_num_heads, mamba_head_dim, ssm_state_size, n_groups, conv_kernel: of Mamba-2 layers. chunk_size: tokens of a piece of
+            the scan.
         mamba_gated_norm: nGPT: the RMSNorm after Mamba's gate is there. The control always has it.
         logit_scale: nGPT: logits have a trained scale each; False where it was folded into lm_head.
         num_nextn_predict_layers, mtp_layer_pattern: depths of multi-token prediction whose weights lie under mtp.* in the weight files, and
@@ -124,7 +125,7 @@ class NGPTConfig(PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """What the cache holds for each layer. It counts tokens in its first attention; without any, in the layer `counter`."""
+        """What the cache holds for each layer. It counts tokens in its first attention layer, or without one in the layer `counter`."""
         types = [LAYER_TYPES[symbol] for symbol in self.layer_pattern]
         if self.counter is not None:
             types[self.counter] = "hybrid"

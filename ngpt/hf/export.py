@@ -68,5 +68,20 @@ def describe(
     _write_json(folder / RECORD, {"step": choice.step, "run": cfg.run.name, "parity": found})
 
 
+def told(step: int, target: Target, written: Written) -> list[str]:
+    """Lines for the person at the terminal on what was written."""
+    code = "with its own code beside it" if target.remote_code else "a class of transformers"
+    lines = [f"step {step}: {target.name}, {code}; {written.parameters:,} parameters in {written.bytes / 1e9:,.2f} GB"]
+    if written.left_out:
+        lines.append(f"note: {target.name} has no place for the prediction depths; {len(written.left_out)} of their tensors stay behind")
+    return lines
+
+
+def opening(target: Target, out: Path) -> str:
+    """A line for the person at the terminal on how the folder is opened."""
+    trust = ", trust_remote_code=True" if target.remote_code else ""
+    return f"open it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}{trust})"
+
+
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

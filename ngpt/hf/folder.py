@@ -20,9 +20,9 @@ _AGAIN = "Copy the folder again"
 
 
 class Folder:
-    """config.json and the tensors of the weight files beside it. Reading one takes the memory of that tensor.
+    """config.json and the tensors of the weight files beside it. Reading a tensor takes memory for that tensor alone.
 
-    Names are those of transformers' classes, in whichever of the two forms Nemotron-H is on the disk.
+    Names are those of transformers' classes, whichever of its two forms Nemotron-H has on the disk.
 
     Attributes:
         names: of all tensors.
@@ -34,7 +34,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.config = _read_json(self.path / "config.json", "A folder with config.json and *.safetensors is needed")
-        self._places: dict[str, list[tuple[Any, str]]] = {}  # name -> the open file and the name in it, of several experts in their order
+        self._places: dict[str, list[tuple[Any, str]]] = {}  # name -> the open file and the name in it; separate experts in order
         experts: dict[str, dict[int, tuple[Any, str]]] = {}
         for file in self._files():
             for name in file.keys():  # noqa: SIM118
@@ -80,7 +80,7 @@ class Folder:
         """Raises ConfigError where a tensor of the model is missing, or one is there that the model has no place for.
 
         Args:
-            tied: the output matrix is the embedding; if it is there in spite of that it must be equal.
+            tied: the output matrix is the embedding. If the folder has it nevertheless, it must be equal.
         """
         expected = set(expected)
         missing, spare = sorted(expected - self.names), sorted(self.names - expected)
@@ -97,7 +97,7 @@ class Folder:
             raise self._refusal(f"{spare[0]}{more}", "The model of its config.json has no such tensor", "Correct config.json")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of the whole tensor; of experts that lie apart as if they were one."""
+        """Of the whole tensor. Experts that lie apart count as one tensor."""
         sizes = {tuple(file.get_slice(stored).get_shape()) for file, stored in self._places[name]}
         if len(sizes) > 1:
             raise self._refusal(f"{name} of several sizes: {sorted(sizes)}", "Experts are equally wide")

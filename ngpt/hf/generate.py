@@ -30,10 +30,10 @@ class Settings:
     Attributes:
         tokens: at most, for each prompt.
         temperature: of sampling; None: the most probable token is taken.
-        top_k, top_p: how many tokens, and which part of the probability, sampling is left with; None: all.
+        top_k, top_p: how many tokens, and what part of the probability, sampling may use; None: all.
         seed: each prompt has random numbers of its own, by seed and number.
-        stops: strings that end a continuation, and are no part of it.
-        use_cache: whether keys, values and states of earlier tokens are kept, or computed again for each token.
+        stops: strings that end a continuation and are not part of it.
+        use_cache: whether keys, values and states of earlier tokens are kept. Otherwise they are computed again for each token.
     """
 
     tokens: int = 200
@@ -57,7 +57,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens and seconds: of the prompts up to each one's first new token, and of the new ones after it."""
+    """Tokens and seconds: of the prompts, each with its first new token, and of the new tokens after it."""
 
     prompt_tokens: int = 0
     prefill_s: float = 0.0
@@ -78,7 +78,7 @@ class Speed:
 
 
 def prompt_ids(source: TextModel, prompt: str) -> list[int]:
-    """Tokens of a prompt as a document begins: its start once, then the text.
+    """Tokens of a prompt, as a document begins: the start token once, then the text.
 
     Raises:
         ConfigError: there are none, or the model has no such token.
@@ -154,7 +154,7 @@ def _decode(source: TextModel, starts: Sequence[Sequence[int]], settings: Settin
         chosen += [] if settings.top_k is None else [TopKLogitsWarper(settings.top_k)]
         chosen += [] if settings.top_p is None else [TopPLogitsWarper(settings.top_p)]
         chosen.append(Draw(settings.seed + number for number in numbers))
-    # A folder's own defaults (penalties, sampling) are not asked: what is generated follows from the settings alone.
+    # A folder's own defaults (penalties, sampling) are ignored: the output follows from the settings alone.
     source.model.generation_config = GenerationConfig()
     config = GenerationConfig(max_new_tokens=settings.tokens, do_sample=False, use_cache=settings.use_cache, pad_token_id=padding)
     watch.start()
@@ -168,7 +168,7 @@ def _decode(source: TextModel, starts: Sequence[Sequence[int]], settings: Settin
 
 
 def continuation_text(source: TextModel, ids: Sequence[int], new: Sequence[int]) -> str:
-    """The text of new tokens behind others: decoded with them, since a tokenizer may drop a space where text begins."""
+    """The text of new tokens that follow others. They are decoded together, since a tokenizer may drop a space where text begins."""
     kept = [token for token in new if token not in source.ends]
     before, whole = source.decode(_text_of(source, ids)), source.decode([*_text_of(source, ids), *kept])
     return whole.removeprefix(before) if whole.startswith(before) else source.decode(kept)
@@ -179,9 +179,9 @@ def _text_of(source: TextModel, ids: Sequence[int]) -> list[int]:
 
 
 class Draw(LogitsProcessor):
-    """Leaves one token of each row, drawn by its probability with random numbers of the row's own.
+    """Leaves one token of each row, drawn by its probability with the row's own random numbers.
 
-    So what a prompt gives depends on neither the batch nor its neighbours, and the same on a CPU and a GPU, up to rounding.
+    So a prompt's continuation depends neither on the batch nor on its neighbours. Up to rounding it is the same on a CPU and a GPU.
     """
 
     def __init__(self, seeds: Iterable[int]) -> None:
@@ -197,7 +197,7 @@ class Draw(LogitsProcessor):
 
 
 class Watch(StoppingCriteria):
-    """Takes each new token as it comes, says which rows are done, and when.
+    """Takes each new token as it comes, and says which rows are done and when.
 
     Attributes:
         new: tokens of each row, up to what ended it. reasons: what that was; None: nothing yet.
@@ -207,7 +207,7 @@ class Watch(StoppingCriteria):
         self.source, self.stops = source, stops
         self.new: list[list[int]] = [[] for _ in range(rows)]
         self.reasons: list[str | None] = [None] * rows
-        # Tokens that can hold a stop string: at worst one a byte, and some without text between them.
+        # As many tokens as a stop string can take: at worst one a byte, with some tokens without text between.
         self.reach = 16 + max((len(stop.encode()) for stop in stops), default=0)
         self.times: list[float] = []
 

@@ -82,5 +82,5 @@ def _write_option(path: Path, values: dict) -> None:
 
 
 def _quoted(text: str) -> str:
-    """As Hydra reads a string on a command line."""
+    """In the form in which Hydra reads a string on a command line."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

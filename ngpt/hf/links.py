@@ -1,6 +1,6 @@
-"""How the tensors of a training checkpoint become those of a Hugging Face model, and come back.
+"""How the tensors of a training checkpoint become those of a Hugging Face model, and back again.
 
-Names on this side are those of `modeling_ngpt.py`, which are transformers' own for its Nemotron-H wherever that has the same thing.
+The model's names are those of `modeling_ngpt.py`. Where transformers' Nemotron-H has the same thing, they are its names.
 Symbols: D hidden, N query heads, G key/value groups, K head dim, F MLP width, E experts, V vocabulary.
 """
 
@@ -58,7 +58,7 @@ def links(model: ModelConfig) -> Iterator[Link]:
         return [tensor[:vocab] for tensor in tensors]
 
     def with_padding(tensors: Tensors) -> Tensors:
-        """Rows of padding are never read; those of matrices are what retraction leaves alone, zeros."""
+        """Rows of padding are never read. In matrices they are zeros, which retraction leaves alone."""
         return [torch.cat([tensor, tensor.new_zeros(padded - vocab, *tensor.shape[1:])]) for tensor in tensors]
 
     def of_vocabulary(key: str, name: str) -> Link:
@@ -88,7 +88,7 @@ def layer_links(model: ModelConfig, symbol: str, source: str, target: str) -> It
     """The tensors of one layer.
 
     Args:
-        symbol: of the layer pattern. source, target: what its names begin with on either side.
+        symbol: of the layer pattern. source, target: what the layer's names begin with on either side.
     """
     makers = {"*": _attention, "-": _mlp, "E": _experts, "M": _mamba}
     norms = {"*": "input_layernorm", "-": "pre_mlp_layernorm", "E": "pre_mlp_layernorm", "M": "norm"}
@@ -182,7 +182,7 @@ def _mamba(model: ModelConfig, source: str, target: str) -> Iterator[Link]:
 
 
 def shapes_of(link: Link, sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of the model's tensors of a link, from the checkpoint's.
+    """Names and shapes of a link's tensors in the model, from those in the checkpoint.
 
     Args:
         sizes: name in the checkpoint -> shape.

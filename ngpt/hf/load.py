@@ -98,7 +98,7 @@ def load_run(cfg: Config, choice: Choice, dtype: torch.dtype = torch.float32, de
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor, folder: Path, keeps_type: bool) -> None:
-    """Puts a tensor where the model has an empty one, of its type if `keeps_type`: training may have rounded what the model has in fp32."""
+    """Puts a tensor where the model has an empty one, in its own type if `keeps_type`: training may have rounded the model's fp32."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     place = getattr(module, leaf)
@@ -113,7 +113,7 @@ def _assign(model: nn.Module, name: str, tensor: Tensor, folder: Path, keeps_typ
 def open_folder(folder: Path, dtype: str | None = None, device: str = "cpu") -> TextModel:
     """A model with its tokenizer from a folder of Hugging Face's form: an export of ours, or of a class that transformers ships.
 
-    No code in the folder is run: nGPT's is the one of this installation.
+    No code in the folder is run: for nGPT this installation's code is used.
 
     Args:
         dtype: None: as the folder says.
@@ -152,12 +152,12 @@ def open_folder(folder: Path, dtype: str | None = None, device: str = "cpu") -> 
 
 
 def without_start(ids: Sequence[int], start: int | None) -> list[int]:
-    """Tokens without the document start that a tokenizer adds, or does not: the caller gives exactly one."""
+    """Tokens without the document start that some tokenizers add: the caller adds exactly one."""
     return list(ids[1:] if start is not None and len(ids) and ids[0] == start else ids)
 
 
 def ends_of(*found: int | list[int] | None) -> frozenset[int]:
-    """Tokens that end a document, which transformers gives as one, several or none."""
+    """Tokens that end a document. Transformers gives one, several or none."""
     lists = ([] if entry is None else [entry] if isinstance(entry, int) else entry for entry in found)
     return frozenset(token for entry in lists for token in entry)
 
@@ -178,7 +178,7 @@ def _own_code(name: str) -> bytes:
 
 
 def _opened(folder: Path, what: str, way_out: str, opener: Callable[[], Any]) -> Any:
-    """What transformers makes of a folder, and one line where it makes nothing."""
+    """What transformers makes of a folder. Where it fails, the error is one line."""
     try:
         return opener()
     except UNREADABLE as error:

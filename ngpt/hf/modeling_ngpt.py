@@ -5,12 +5,12 @@ One file, to be read as the definition. A layer is one sub-block b of attention,
     nGPT:     h <- normalize(g + |alpha| * (normalize(b(h)) - g)),  g = normalize(h)
     control:  h <- h + b(rms_norm(h))
 
-Every matrix that reads the stream has rows of unit norm, every one that writes to it columns; there is no other norm, and trained scales
+Every matrix that reads the stream has rows of unit norm, every one that writes to it columns. There is no other norm, and trained scales
 give magnitudes back: sqk to queries and keys, suv to MLPs, in_scale to Mamba, logit_scale to the logits. Scales are kept as they were
 trained, and used times a factor written beside each. Sums, norms, scales, router and Mamba's state are fp32 (fp64 for fp64), rounded once.
 
-A token that is decoded costs hundreds of small operations. So layers read the config when they are made, since each read takes transformers
-microseconds, and a token alone needs neither mask nor scan.
+Decoding a token takes hundreds of small operations. So layers read the config once, when they are made, since each read takes
+transformers microseconds, and a single token needs neither mask nor scan.
 
 Shapes: B batch, S tokens of this call, T all tokens in a row, D hidden, N query heads, G key/value heads, K head dimension, F width of an
 MLP, E experts, V vocabulary. Mamba-2: H heads of P features, G groups of R heads that share B and C, N state size, C chunks of Q tokens.
@@ -130,14 +130,14 @@ def attend(
 
 
 def sees_all(attention_mask: Tensor | None, cache: Cache | None) -> bool:
-    """Whether the newest token needs no mask: none before it is padding, and the cache has no room for later ones (compiled code: no)."""
+    """Whether the newest token needs no mask: no padding comes before it, and the cache has no room for later ones. Compiled code: no."""
     if torch.compiler.is_compiling() or getattr(cache, "is_compileable", False):
         return False
     return attention_mask is None or (attention_mask.dim() == 2 and bool(attention_mask.all()))
 
 
 def new_scale(*shape: int) -> nn.Parameter:
-    """A trained scale or another small parameter: fp32 whatever the model's dtype is, and `from_pretrained` keeps it so."""
+    """A trained scale or another small parameter. It is fp32 whatever the model's dtype is, and `from_pretrained` keeps it so."""
     return nn.Parameter(torch.empty(shape, dtype=torch.float32))
 
 
@@ -287,7 +287,7 @@ class NGPTRouter(nn.Module):
 class NGPTExperts(nn.Module):
     """The routed experts of a layer, each an MLP. Weights multiply their outputs: before the output projection a norm would cancel them.
 
-    A library's fused experts know neither suv nor the norm, and are no replacement.
+    A library's fused experts know neither suv nor the norm, so they cannot replace this.
     """
 
     def __init__(self, config: NGPTConfig):
@@ -500,7 +500,7 @@ class NGPTPreTrainedModel(PreTrainedModel):
         if "*" in config.layer_pattern:
             past = {CACHE: cache}
             masks["full_attention"] = create_causal_mask(config, inputs_embeds, attention_mask, position_ids=position_ids, **past)
-        if attention_mask is not None and attention_mask.dim() == 2 and inputs_embeds.shape[1] > 1:  # a token that follows is none
+        if attention_mask is not None and attention_mask.dim() == 2 and inputs_embeds.shape[1] > 1:  # a token that follows is not padding
             masks["linear_attention"] = attention_mask[:, -inputs_embeds.shape[1] :].bool()
         return masks
 
@@ -542,7 +542,7 @@ class NGPTModel(NGPTPreTrainedModel):
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if self.training and torch.is_grad_enabled() and any(layer.gradient_checkpointing for layer in self.layers):
-            cache, use_cache = None, False  # layers that run again would write to it again
+            cache, use_cache = None, False  # layers that are recomputed would write to it again
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         if position_ids is None:
@@ -605,10 +605,10 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
         Args:
             input_ids: [B, S]; or inputs_embeds [B, S, D].
             attention_mask: [B, past + S], 0 where a token is padding (left of the text where a cache follows); or masks by kind of layer.
-            position_ids: [B, S]; None: counted by the mask, else from the cache's length. Mamba layers know no documents packed into a row.
+            position_ids: [B, S]; None: counted by the mask, else from the cache's length. Mamba layers see one document a row.
             labels: [B, S], the input_ids again, -100 where there is no loss; they are shifted here.
             use_cache: None: as the config says, but not in training.
-            cache, past_key_values: two names of what a call before returned, for transformers from 5.24 and before.
+            cache, past_key_values: two names of what an earlier call returned; transformers 5.24 and later uses the first.
             logits_to_keep: number of last positions, or their indices, whose logits are computed; 0: all.
 
         Returns:

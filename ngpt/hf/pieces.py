@@ -17,7 +17,7 @@ def pieces_backend(path: Path, eod_id: int) -> Any:
     """The tokenizer of a `tokenizer.model`.
 
     Raises:
-        ConfigError: It is no BPE, normalises text, has pieces of its user's, or another feature that a tokenizer.json does not have.
+        ConfigError: It is not a BPE, normalises text, has user-defined pieces, or has another feature that a tokenizer.json lacks.
     """
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Tokenizer as Backend
@@ -37,9 +37,9 @@ def pieces_backend(path: Path, eod_id: int) -> Any:
 
 
 def _obstacles(proto: Any) -> Iterator[str]:
-    """What the tokenizers library has no exact counterpart of."""
+    """The features that have no exact counterpart in the tokenizers library."""
     if proto.trainer_spec.model_type == UNIGRAM:
-        # Of two ways to cut a text that are equally good up to rounding, the libraries may take different ones: about 1 token in 100,000.
+        # Where two ways to cut a text are equally good up to rounding, the libraries may differ: about 1 token in 100,000.
         yield "a unigram model: SentencePiece adds its scores in single precision, the tokenizers library in double"
     elif proto.trainer_spec.model_type != BPE:
         yield "a model of words or characters"
@@ -61,8 +61,8 @@ def _bpe(proto: Any) -> Any:
 
     vocabulary = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     normal = [piece for piece in proto.pieces if piece.type == NORMAL]
-    # Entries of one score are joined by place there. Here the longer goes first, which comes to the same for runs of a character: it goes
-    # on where a shorter one was just made. `check_written` sees where it does not.
+    # SentencePiece joins entries of one score by place. Here the longer goes first, which comes to the same for runs of a character: it
+    # continues where a shorter one was just made. `check_written` notices where it does not.
     ordered = sorted(normal, key=lambda piece: (-piece.score, -len(piece.piece)))
     ranks, before = dict[str, int](), None
     for piece in ordered:

@@ -50,7 +50,7 @@ PROBES = (
     ),
 )
 TEXTS_OF = 16  # tokens of the vocabulary that make one text
-MAX_TOKENS = 1 << 16  # of a larger vocabulary only so many tokens are tried, evenly spread
+MAX_TOKENS = 1 << 16  # of a larger vocabulary only this many tokens are tried, evenly spread
 
 
 def texts(tokenizer: Tokenizer, backend: Any) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Which class of transformers a model is exported to, its config.json, and the model of ours that a config.json describes.
 
 nGPT has code of its own, `modeling_ngpt.py`, which is written beside the weights. The GPT controls go to a class that transformers ships
-wherever one computes exactly the same function, and otherwise to the same code. Both directions read the same tables.
+wherever one computes exactly the same function, and otherwise to our code, too. Both directions read the same tables.
 """
 
 import math
@@ -18,7 +18,7 @@ from ngpt.config.schema import Config, ModelConfig
 CODE = ("configuration_ngpt.py", "modeling_ngpt.py")  # of this folder, beside exported weights
 MIXER_NORM_EPSILON = 1e-5  # of Mamba's gated norm: megatron-core 0.19.2, MambaMixer
 # transformers' Nemotron-H raises Mamba's time steps to `time_step_min` (5.24.0, NemotronHMamba2Mixer), which Megatron does not.
-SMALLEST_STEP = 1e-30  # not 0: its logarithm is taken where weights are drawn
+SMALLEST_STEP = 1e-30  # not 0, because its logarithm is taken where weights are drawn
 
 # Key of config.json -> field of `ModelConfig` with the same value.
 COMMON = {
@@ -71,7 +71,7 @@ class InTree:
     """A class of transformers that computes some of our controls.
 
     Attributes:
-        fixed: keys of its config.json and the values with which it does; an export writes them, an import asks for them.
+        fixed: keys of its config.json, with the values for which it computes them. An export writes them, an import requires them.
     """
 
     name: str
@@ -179,7 +179,7 @@ def _own(model: ModelConfig, fold_logit_scale: bool) -> dict[str, Any]:
 
 
 def _in_tree(cfg: Config) -> Iterator[dict[str, Any]]:
-    """What classes of transformers that compute the same function have of their own in config.json."""
+    """Further keys in config.json of those classes of transformers that compute the same function."""
     model, pattern = cfg.model, parse(cfg.model.layer_pattern)
     if model.architecture != "gpt":
         return
@@ -301,7 +301,7 @@ def _of_in_tree(config: dict[str, Any], path: str) -> dict[str, Any]:
             raise _unfit(path, "time_step_limit", list(limit), "[0, Infinity]")
     if "E" in pattern:
         fields |= {name: config[key] for key, name in EXPERTS.items()} | {"moe_score": "sigmoid"}
-        if not config["moe_shared_expert_intermediate_size"]:  # the class would take intermediate_size
+        if not config["moe_shared_expert_intermediate_size"]:  # otherwise the class would take intermediate_size
             raise _unfit(path, "moe_shared_expert_intermediate_size", 0, "WIDTH")
         if config["norm_topk_prob"] != (config["num_experts_per_tok"] > 1):
             raise _unfit(path, "norm_topk_prob", config["norm_topk_prob"], config["num_experts_per_tok"] > 1)
@@ -309,7 +309,7 @@ def _of_in_tree(config: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def floor_of_steps(config: Mapping[str, Any]) -> float | None:
-    """To what transformers' class raises Mamba's time steps, where it does: Megatron, in which such models are trained, never does."""
+    """What transformers' class raises Mamba's time steps to, where it does. Megatron, in which such models are trained, never does."""
     is_hybrid = config["model_type"] == "nemotron_h" and "linear_attention" in config["layers_block_type"]
     return config["time_step_min"] if is_hybrid and config["time_step_min"] > SMALLEST_STEP else None
 
@@ -335,7 +335,7 @@ _DENSE_NAMES = {"model.embeddings.weight": "model.embed_tokens.weight", "model.n
 
 
 def _dense_name(name: str) -> str | None:
-    """An attention and the MLP behind it are one layer there."""
+    """There, an attention and the MLP behind it are one layer."""
     if name.startswith("mtp."):
         return None
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(norm|mixer)\.(.+)", name)

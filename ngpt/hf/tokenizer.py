@@ -27,7 +27,7 @@ WITHOUT = "Export the weights alone with --no-tokenizer"
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
-    """Write a tokenizer for `transformers`, open it again and compare it with ours; after a difference nothing is left of it.
+    """Write a tokenizer for `transformers`, open it again and compare it with ours. If they differ, its files are removed.
 
     Args:
         tokenizer: The run's own.
@@ -35,7 +35,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
         max_length: Tokens that the model was trained on at a time.
 
     Raises:
-        ConfigError: It cannot be expressed, or what was written numbers or decodes some text otherwise.
+        ConfigError: It cannot be expressed, or what was written encodes or decodes some text differently.
     """
     backend = _backend_of(tokenizer)
     eod = backend.id_to_token(tokenizer.eod_id)
@@ -68,7 +68,7 @@ def check_written(tokenizer: Tokenizer, folder: Path) -> None:
     """Compare ids and decoded texts of a written tokenizer with ours, on awkward texts and on those that the vocabulary spells.
 
     Raises:
-        ConfigError: They differ; names the first text.
+        ConfigError: They differ; the message names the first text.
     """
     from tokenizers import Tokenizer as Backend
 
@@ -118,7 +118,7 @@ def _bytes_backend(tokenizer: BytesTokenizer) -> Any:
 
 
 def _ranks_backend(tokenizer: TiktokenTokenizer) -> Any:
-    """A BPE whose merges are the one by which each token comes about, in the order of ranks."""
+    """A BPE with one merge for each token, the one that forms it, in the order of ranks."""
     from tokenizers import Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
@@ -134,7 +134,7 @@ def _ranks_backend(tokenizer: TiktokenTokenizer) -> Any:
         pattern = Regex(tokenizer.pattern)
     except Exception as error:  # the library knows no other
         raise ConfigError(str(tokenizer.path), error, "Its pattern must be one for the tokenizers library, too", WITHOUT) from error
-    # ignore_merges: a match of the pattern that is a token stays whole, whatever its merges would make of it.
+    # ignore_merges: a match of the pattern that is a token stays whole, whatever merges would make of it.
     backend = Backend(models.BPE(vocabulary, pairs, ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -154,14 +154,14 @@ def _special_names(count: int) -> list[str]:
 
 
 def _characters_of_bytes() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary: its own where that can be seen, else one from U+0100 on."""
+    """The character for each byte in a byte-level vocabulary: the byte's own where that is visible, else one from U+0100 on."""
     seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in seen else next(others)) for byte in range(256)]
 
 
 def _start_documents(backend: Any, eod: str, eod_id: int) -> None:
-    """Makes the end-of-document token special, and has it start every text. What a file's own post-processor adds was not trained on."""
+    """Makes the end-of-document token special, and has it start every text. A file's own post-processor is dropped."""
     from tokenizers import AddedToken
     from tokenizers.processors import TemplateProcessing
 
@@ -172,7 +172,7 @@ def _start_documents(backend: Any, eod: str, eod_id: int) -> None:
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int] | None:
-    """Ids of a text; None where it has none and training refused it."""
+    """Ids of a text; None where it has none, in which case training refused it."""
     try:
         return tokenizer.encode(text).tolist()
     except ConfigError:
@@ -182,14 +182,14 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int] | None:
 def _theirs(backend: Any, text: str) -> list[int] | None:
     try:
         return backend.encode(text, add_special_tokens=False).ids
-    except BaseException as error:  # the library raises bare Exception, and its panics are no Exception
+    except BaseException as error:  # the library raises bare Exception, and its panics do not derive from Exception
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         return None
 
 
 def _shown(ids: list[int] | None, others: list[int] | None) -> str:
-    """Some ids around the first that differs."""
+    """Some ids around the first difference."""
     if ids is None:
         return "none"
     pairs = zip(ids, others or (), strict=False)

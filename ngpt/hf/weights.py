@@ -16,15 +16,15 @@ from ngpt.config.schema import ModelConfig
 from ngpt.hf.links import Link, Tensors, links
 from ngpt.hf.targets import Target
 
-FILE_BYTES = 2**30  # of a file; a larger tensor has a file of its own
+FILE_BYTES = 2**30  # of a file; a larger tensor gets its own file
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Few numbers, which decide much: they keep the precision that the checkpoint has.
+# Few numbers that matter much: they keep the checkpoint's precision.
 KEPT = {"alpha", "sqk", "suv", "in_scale", "logit_scale", "e_score_correction_bias", "A_log", "D", "dt_bias"}
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: entries of the model, bytes of its files, and names of the target's class that the checkpoint has no place for."""
+    """What was written: entries of the model, bytes of its files, and names of tensors that the target has no place for."""
 
     parameters: int
     bytes: int

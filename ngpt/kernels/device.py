@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-# What a kernel does about sums that ranks share: computes and applies them; only computes and stores them; only applies those stored.
+# What a kernel does about sums over ranks: compute and apply them; only compute and store them; only apply stored ones.
 OWN, GIVE, TAKE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 

@@ -11,9 +11,9 @@ from triton.compiler import CompiledKernel
 class Launcher:
     """A kernel with its constants, which remembers what Triton compiled.
 
-    At every launch Triton looks at the type, alignment and value of each argument to find the compiled kernel: on the host several times
-    the work of launching it. Here tensors that start at a multiple of 16 bytes, as torch allocates them, are told apart by their dtypes
-    alone; others go through Triton.
+    At every launch Triton looks at the type, alignment and value of each argument to find the compiled kernel. On the host this costs
+    several times as much as the launch itself. Here tensors that start at a multiple of 16 bytes, as torch allocates them, are told
+    apart by their dtypes alone. Other tensors go through Triton.
 
     Args:
         kernel: a `triton.jit` function of pointers, numbers it does not specialise on, numbers it does, and constants, in this order.
@@ -34,7 +34,7 @@ class Launcher:
             tensors: None for a pointer that the kernel does not use.
             free: the numbers that the kernel does not specialise on, each always of one type: integers below 2^31, or below 2^63 where
                 the kernel annotates them `tl.int64`; floats.
-            special: integers that it does, below 2^31: those that are 1, and multiples of 16, have kernels of their own.
+            special: integers below 2^31 that it does specialise on: the value 1 and multiples of 16 get kernels of their own.
         """
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         kinds = [-1 if number == 1 else number % 16 == 0 for number in special]

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DEVICES = {"cuda"}  # whose tensors go through kernels; tests of the interpreter add "cpu"
+DEVICES = {"cuda"}  # devices whose tensors go through kernels; tests of the interpreter add "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_WIDTH = 16384  # of a row that one program holds in registers
-_SHARED_BY_SUMS = 4096  # bytes of shared memory through which warps exchange sums, at most
+MAX_WIDTH = 16384  # the widest row that one program holds in registers
+_SHARED_BY_SUMS = 4096  # bytes of shared memory that warps need, at most, to exchange sums
 
 
 def use_kernels(wanted: bool) -> None:
-    """Whether this process runs these kernels on a GPU, or the same mathematics in plain torch."""
+    """Chooses whether this process runs these kernels on a GPU, or the same mathematics in plain torch."""
     (DEVICES.add if wanted else DEVICES.discard)("cuda")
 
 
 def kernels_take(*tensors: Tensor, fp32: tuple[Tensor, ...] = ()) -> bool:
-    """Whether there are kernels for the one device and the dtypes of the activations and of the parameters, which must be fp32."""
+    """Whether kernels exist for these activations (`tensors`) and parameters (`fp32`): one device, known dtypes, parameters in fp32."""
     device = tensors[0].device
     if device.type not in DEVICES:
         return False
@@ -32,7 +32,7 @@ def kernels_take(*tensors: Tensor, fp32: tuple[Tensor, ...] = ()) -> bool:
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """[rows, width] of a tensor with elements: a view where the last dimension is contiguous and one stride leads from row to row."""
+    """[rows, width] of a tensor that is not empty. A view where the last dimension is contiguous and all rows are one stride apart."""
     rows = x.reshape(-1, x.size(-1))
     return rows if rows.stride(1) == 1 or rows.size(1) == 1 else rows.contiguous()
 
@@ -43,7 +43,7 @@ def dense_like(x: Tensor) -> Tensor:
 
 
 def power_of_two(n: int) -> int:
-    """The smallest one that is not below n."""
+    """The smallest power of two that is not below n."""
     return 1 << (n - 1).bit_length()
 
 
@@ -52,11 +52,11 @@ class Tiling:
     """How a kernel's programs are cut.
 
     Attributes:
-        warps: of a program; more where a row is too wide for them.
-        elements: of the tile in a thread.
-        resident: warps on each multiprocessor that programs are made for, at most; each program loops over tiles.
+        warps: of a program; a row that is too wide for them gets more.
+        elements: of the tile that a thread holds.
+        resident: the most warps on a multiprocessor that there are programs for; each program loops over tiles.
         stages: tiles that a program loads ahead, through shared memory; 1: none.
-        widest: elements of a wide row in a thread, before more warps share it; 0: `elements`.
+        widest: elements of a wide row that a thread holds before more warps share the row; 0: `elements`.
     """
 
     warps: int
@@ -72,17 +72,17 @@ class Tiling:
         return max(1, warps * 32 * self.elements // columns), columns, warps
 
     def strip(self, width: int) -> tuple[int, int, int]:
-        """Rows, columns and warps of tiles that hold part of a row: in a thread a column's elements lie one below the other."""
+        """Rows, columns and warps of tiles that hold part of a row. A thread holds elements of one column, one below the other."""
         columns = min(power_of_two(width), self.warps * 256)
         return max(1, self.warps * 32 * self.elements // columns), columns, self.warps
 
     def programs(self, warps: int, device: torch.device) -> int:
-        """How many programs of so many warps the device gets at most."""
+        """The most programs of this many warps that the device gets."""
         return max(1, self.resident // warps) * _multiprocessors(device)
 
 
     def stages_for(self, tile_bytes: int, device: torch.device) -> int:
-        """`stages`, or as many as a program's shared memory has room for: all tiles but the one at work wait there.
+        """`stages`, or as many as a program's shared memory has room for. All tiles but the current one wait there.
 
         Args:
             tile_bytes: of everything that a program loads for a tile.
@@ -91,13 +91,13 @@ class Tiling:
 
 
 def height_of_pieces(rows: int, of_tile: int, most: int) -> int:
-    """Rows of a piece, whole tiles, so that there are about as many pieces as there may be programs."""
+    """Rows of a piece, in whole tiles, such that there are about as many pieces as programs allowed."""
     return -(-rows // (most * of_tile)) * of_tile
 
 
 @functools.cache
 def _shared_memory(device: torch.device) -> int:
-    """Bytes that one program may have."""
+    """Bytes of shared memory that one program may have."""
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 2**40
 
 

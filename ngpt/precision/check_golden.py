@@ -1,12 +1,12 @@
 """Check the quantiser and the GEMM against a file of golden vectors: `python -m ngpt.precision.check_golden FILE.npz`.
 
-On a GPU (`--device cuda`) the Triton kernels quantise, 4over6 and row-scaled options excepted, which only the reference has.
+On a GPU (`--device cuda`) the Triton kernels quantise, except for 4over6 and row-scaled options, which only the reference has.
 
 Two formats, told apart by content. Cases (`__meta__`): tensors x [M, K], w [N, K], dy [M, N] with codes, scales, amax and dequantised
 values of both directions, the RHT's output and the three GEMMs. Stochastic rounding (`x`, `rbits8`, `q`, `code`): one vector an element.
 Whatever is missing, unknown or not checked counts as a failure.
 
-One exception is accepted, counted and named: float32 input with the RHT. Vectors of it keep fp32 through the transform; Transformer Engine
+One exception is accepted, counted and named: float32 input with the RHT. The vectors keep fp32 through the transform; Transformer Engine
 refuses such input, and `random_hadamard_transform` rounds its output to bf16. There the fp32 output must lie within fp32 rounding of the
 exact transform in every element, and rounded to bf16 it must be ours as far as any other. All else is checked as in the other cases: the
 quantised values bit for bit, from the vectors' own fp32 output.
@@ -72,7 +72,7 @@ class Outcome:
 
 
 class Arrays:
-    """The arrays of a file as tensors on one device, remembering which were asked for."""
+    """The arrays of a file as tensors on one device. It remembers which were asked for."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], device: str) -> None:
         self._arrays, self._device = arrays, device
@@ -171,7 +171,7 @@ def _check_rht(outcome: Outcome, name: str, matrix: Tensor, expected: Tensor | N
 
 
 def _beyond_fp32_rounding(matrix: Tensor, transformed: Tensor, rht: Rht) -> int:
-    """How many elements are further from the exact transform than additions in fp32 explain."""
+    """How many elements are further from the exact transform than fp32 additions can explain."""
     exact = exact_hadamard_transform(matrix, rht)
     terms = matrix.double().abs().unflatten(-1, (-1, HADAMARD_SIZE)).sum(dim=-1) / 4
     close = (transformed.double() - exact).abs() <= RHT_FP32_BOUND * terms.repeat_interleave(HADAMARD_SIZE, dim=-1)
@@ -202,7 +202,7 @@ def gemm_within_bound(ours: Tensor, expected: Tensor, a: QuantizedTensor, b: Qua
 
 
 def kernel_quantizer(matrix: Tensor, spec: QuantizerSpec, direction: Direction) -> QuantizedTensor:
-    """`quantize_stored` by the kernels of a GPU: the columnwise one transposes back, the rotation has been done."""
+    """`quantize_stored` by a GPU's kernels. For columnwise, it transposes back; the rotation has been done already."""
     unrotated = dataclasses.replace(spec, rht="off")
     if direction == "rowwise":
         return quantize_packed(matrix, unrotated, columnwise=False)[0]

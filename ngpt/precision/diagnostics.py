@@ -37,12 +37,12 @@ SAMPLES = 64
 RESAMPLES = 199
 CONFIDENCE = 0.95
 PRODUCT_FIGURES = ("product_snr_db", "dot_snr_db", "signal_correlation", "noise_correlation")
-_NO_SPREAD = 1e-12  # of a logarithm: what rounding makes of equal rows
+_NO_SPREAD = 1e-12  # of a logarithm: the spread that rounding alone gives equal rows
 _CHUNK_ELEMENTS = 2**22  # of a tensor in fp64 at a time: 32 MiB
 
 
 class Draw(NamedTuple):
-    """Rows sampled from a matrix: their indices, int64 [samples], and what each is to be divided by, fp64 [samples, 1]."""
+    """Rows sampled from a matrix: their indices, int64 [samples], and the divisor of each, fp64 [samples, 1]."""
 
     rows: Tensor
     norms: Tensor
@@ -71,7 +71,7 @@ def operand_figures(x: Tensor, x_hat: Tensor, global_decode_scale: Tensor | None
 
 
 def clipping_figures(counters: Tensor, elements: int, spec: OperandSpec) -> dict[str, Tensor]:
-    """Shares of an operand that its quantisers clipped or lost; of its two directions, the worse.
+    """Shares of an operand that its quantisers clipped or lost, taken from the worse of its two directions.
 
     Args:
         counters: int64 [2, 2], (rowwise, columnwise) by (elements beyond the global amax, nonzero blocks whose scale rounded to zero).
@@ -98,8 +98,8 @@ def product_figures(
 ) -> dict[str, Tensor]:
     """SNR and correlations of the GEMM a b^T, estimated on the output entries where sampled rows of a and of b meet.
 
-    Rows are drawn with replacement, with a probability proportional to their power, and divided by their norm. That estimates the same
-    ratios of sums over all entries as a draw of equal chances, but a few long rows no longer decide the result.
+    Rows are drawn with replacement, with a probability proportional to their power, and divided by their norm. This estimates the same
+    ratios of sums over all entries as uniform draws would, but a few long rows no longer decide the result.
 
     The bounds are those of a symmetric 95 % bootstrap-t interval of the logarithm of the ratio behind each figure. Entries that share a
     row of a or of b are not independent: rows of a and rows of b are the clusters, for the standard error as for the bootstrap.
@@ -130,7 +130,7 @@ def product_figures(
 def _drawn(matrix: Tensor, samples: int, generator: torch.Generator) -> Draw:
     """Rows drawn by their power.
 
-    All rows, in order and undivided, where there are no more than `samples`. Of zeros and NaN any row may come.
+    All rows, in order and undivided, where there are no more than `samples`. A matrix of zeros or NaN may give any row.
     """
     count, device = matrix.size(0), matrix.device
     if count <= samples:
@@ -189,7 +189,7 @@ def _ratios(powers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _intervals(powers: Tensor, resamples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Log ratios [4] behind the figures and half the widths [4] of their intervals.
+    """Log ratios [4] behind the figures, and the half-widths [4] of their intervals.
 
     Where there is no spread, or no ratio, the width is zero; where there is one row or column, or resamples often lack one side of a ratio,
     it is infinite.
@@ -212,7 +212,7 @@ def _log_ratios(above: Tensor, below: Tensor, row_weights: Tensor, column_weight
     """Logarithm of the ratio of weighted means over entries, and its standard error from rows and columns as clusters.
 
     To first order the logarithm is the mean over entries of g_ij = above_ij / mean - below_ij / mean. The variance of that mean is the one
-    between rows plus the one between columns less the one of single entries, which both contain, but not less than that.
+    between rows, plus the one between columns, minus the one of single entries, which both contain; and never below the last.
 
     Args:
         above, below: [4, M, N].
@@ -257,7 +257,7 @@ class GemmWatch:
     """Takes the figures of the three GEMMs of one linear layer, during one forward and one backward pass.
 
     fprop y = x w^T, dgrad dx = dy w, wgrad dw = dy^T x. For wgrad a sample of x's columns, in the rotated domain where the recipe has a
-    Hadamard transform, is kept from the forward to the backward pass; everything else is reduced to scalars at once, and none is read.
+    Hadamard transform, is kept from the forward to the backward pass; everything else is reduced to scalars at once, and no scalar is read.
 
     Args:
         recipe: of the linear.

@@ -52,7 +52,7 @@ def global_alpha(a: QuantizedTensor, b: QuantizedTensor, formula: AlphaFormula =
 
 
 def alpha_of_operands(a: Operand, b: Operand) -> Tensor | None:
-    """The kernel formula of `global_alpha` where an operand's values may hold its global scale already.
+    """The kernel formula of `global_alpha`, for operands whose values may hold the global scale already.
 
     Returns:
         fp32 [1] amax_a * amax_b * fl(1 / (36 * bound_a * bound_b)); of one operand alone amax * fl(1 / (6 * bound)); None of none.

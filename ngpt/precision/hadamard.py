@@ -15,7 +15,7 @@ def random_hadamard_transform(x: Tensor, rht: Rht = "signed") -> Tensor:
     """x viewed as [-1, 16] times diag(signs) H16 / 4 (Sylvester order), rounded to bf16, whatever dtype x has.
 
     Transformer Engine refuses fp32 input with this transform; its Python reference keeps such input in fp32 through it.
-    `ngpt.precision.check_golden` accepts golden vectors that were made so by name.
+    `ngpt.precision.check_golden` accepts golden vectors made this way, and names them.
 
     The sums run in fp64, where 16 bf16 terms are exact unless their exponents lie more than 40 apart. So the result does not depend on
     the order of additions. An fp32 accumulator differs from it in the last bit where large terms cancel.

@@ -1,8 +1,8 @@
 """Counter-based random bits: Philox4x32-7, bit for bit what the kernels draw.
 
 One evaluation gives the 16 bits of 8 neighbouring columns. Counter: (column // 8, row, stream, 0); key: the seed's two halves. So an
-element's bits depend on the seed, the stream and its place alone, whatever computes them and in which order. Seven rounds is the least
-number with which the authors' tests all pass. numpy computes them: its 64-bit integers are unsigned, and three times as fast as torch's.
+element's bits depend on the seed, the stream and its place alone, whatever computes them and in which order. Seven rounds is the smallest
+number with which all of the authors' tests pass. numpy computes them: its 64-bit integers are unsigned, and three times as fast as torch's.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
 """
@@ -30,7 +30,7 @@ def philox4x32(counter: Words, seed: int, rounds: int = ROUNDS) -> Words:
     """The four random words of each counter.
 
     Args:
-        counter: four uint64 arrays of values 0 .. 2^32 - 1 that broadcast together. A word stays as small as what it depends on.
+        counter: four uint64 arrays of values 0 .. 2^32 - 1 that broadcast together. An array is only as large as what its values depend on.
         seed: 0 .. 2^64 - 1.
 
     Returns:

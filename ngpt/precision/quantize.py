@@ -1,7 +1,7 @@
 """The reference quantiser of NVFP4: plain torch, any device, one fp32 operation at a time in the order of Transformer Engine's kernels.
 
-Divisors and factors are tensors on the input's device on purpose: torch turns division by a Python number into a multiplication with its
-reciprocal on CUDA, and number / tensor into reciprocal-then-multiply everywhere, both of which round differently.
+Divisors and factors are tensors on the input's device, since on CUDA torch turns division by a Python number into a multiplication by its
+reciprocal, and everywhere it turns number / tensor into reciprocal-then-multiply. Both round differently.
 """
 
 import math
@@ -80,7 +80,7 @@ def quantize_stored(
     random_bytes: Tensor | None = None,
     seed: int | None = None,
 ) -> QuantizedTensor:
-    """`quantize` from its stored matrix on: no transpose and no RHT is applied here.
+    """`quantize` from the stored matrix on, without transpose and RHT.
 
     Args:
         matrix: [R, C] as returned by `stored_matrix`.
@@ -137,7 +137,7 @@ def _global_amax(values: Tensor, spec: QuantizerSpec) -> Tensor:
 
 
 def rounded_amax(amax: Tensor, spec: QuantizerSpec) -> Tensor:
-    """The global amax that a spec makes of max |x|, fp32 [1]."""
+    """The global amax that a spec derives from max |x|, fp32 [1]."""
     if spec.global_amax == "static":
         return torch.full_like(amax, spec.static_amax)
     return round_up_to_pow2_scale(amax) if spec.global_amax == "dynamic_pow2" else amax
@@ -189,7 +189,7 @@ def _encode(scaled: Tensor, spec: QuantizerSpec, direction: Direction, random_by
 
 
 def random_stream(spec: QuantizerSpec, direction: Direction) -> int:
-    """Which random numbers of a seed "sr" takes: each direction its own, except that square blocks have the same codes in both."""
+    """Which random numbers of a seed "sr" takes. Each direction has its own, except that square blocks have the same codes in both."""
     return STREAMS["rowwise" if spec.block_shape == (BLOCK, BLOCK) else direction]
 
 

@@ -10,7 +10,7 @@ from ngpt.recipes import Recipe
 class Diagnostics:
     """The figures of every low-precision linear of this rank, from the first micro-batch of a step. One object a step.
 
-    The routed experts of a layer share a name: the first of this rank that gets tokens is watched, padding included.
+    The routed experts of a layer share a name. The first one on this rank that gets tokens is watched, padding included.
 
     A linear asks for a watch at the start of each call (`watch`) and hands it its operands in both passes. `figures` waits for the device
     once.
@@ -28,9 +28,9 @@ class Diagnostics:
         self._watches: dict[str, GemmWatch] = {}
 
     def watch(self, name: str, recipe: Recipe) -> GemmWatch | None:
-        """The watch of the first call of linear `name`, which has this recipe, that a backward pass will follow; None for every other call.
+        """The watch for linear `name`, with this recipe, at its first call that a backward pass will follow; None for every other call.
 
-        A forward pass without gradients is an evaluation, or will be run again by activation recompute.
+        A forward pass without gradients belongs to an evaluation, or activation recompute will run it again.
         """
         if name in self._watches or not torch.is_grad_enabled():
             return None

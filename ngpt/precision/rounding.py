@@ -37,5 +37,5 @@ def _mix(value: int) -> int:
 
 
 def operand_seed(seed: int, operand: str) -> int:
-    """The seed of input | weight | grad_output in a backward pass that has `seed`: the two operands of a product err independently."""
+    """The seed of input | weight | grad_output in a backward pass with `seed`, so that the two operands of a product err independently."""
     return seed ^ {"grad_output": 0, "input": 1, "weight": 2}[operand]

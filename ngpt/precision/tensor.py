@@ -17,8 +17,8 @@ _STATE_TENSORS = ("codes", "block_decode_scale", "global_amax", "saturated_eleme
 class QuantizedTensor:
     """One direction of a quantised tensor, stored as a matrix [R, C] with blocks of 16 along C.
 
-    rowwise: R = product of the leading dimensions, C = last dimension. columnwise: the transpose, and in the rotated domain if
-    `rht` is not "off".
+    rowwise: R = product of the leading dimensions, C = last dimension. columnwise: the transpose, in the rotated domain if `rht` is
+    not "off".
 
     Attributes:
         codes: uint8 [R, C / 2], two E2M1 codes a byte, the even element in the low nibble.
@@ -51,7 +51,7 @@ class QuantizedTensor:
 
     @property
     def decode_factor(self) -> Tensor:
-        """fp64 [1, 1], or [R, 1] where row-scaled: what `decode` is to be multiplied by."""
+        """fp64 [1, 1], or [R, 1] where row-scaled: the factor for `decode`."""
         return _decode_factor(self.global_amax, self.e4m3_bound).view(-1, 1)
 
     def decode(self) -> Tensor:
@@ -130,12 +130,12 @@ class Operand:
 
     @property
     def decode_factor(self) -> Tensor | None:
-        """fp64, as global_amax: what values are still to be multiplied by; None where they hold it."""
+        """fp64, of global_amax's shape: the factor that values still lack; None where they hold it."""
         return None if self.global_amax is None else _decode_factor(self.global_amax, self.e4m3_bound)
 
 
 def _decode_factor(global_amax: Tensor, e4m3_bound: int) -> Tensor:
-    """fp64: the value of code 1 under block scale 1; by a tensor, as CUDA multiplies with the reciprocal of a Python number."""
+    """fp64: the value of code 1 under block scale 1. Divides by a tensor, since CUDA multiplies by the reciprocal of a Python number."""
     amax = global_amax.double()
     return torch.div(amax, torch.full_like(amax, E2M1_MAX * e4m3_bound))
 

@@ -193,7 +193,7 @@ def _runs(study: Study, name: str, common: Sequence[str]) -> Iterator[PlannedRun
     """The runs of an arm: its scan times the seeds."""
     arm = study.arms[name]
     trunk = study.arms[arm.after] if arm.after else None
-    over = (trunk.over if trunk else {}) | arm.over
+    over, by = ({**getattr(trunk, key, {}), **getattr(arm, key)} for key in ("over", "by"))
     if trunk and trunk.over != over:
         raise ConfigError(f"arms.{name}.over", arm.over, f"{arm.after} has no run for each of its values", f"Scan in {arm.after}")
     words = [*common, *(trunk.words if trunk else []), *arm.words]
@@ -202,10 +202,18 @@ def _runs(study: Study, name: str, common: Sequence[str]) -> Iterator[PlannedRun
     for values in itertools.product(*(study.lists[used] for used in over.values())):
         point = dict(zip(over, values, strict=True))
         for seed in study.lists[SEED]:
-            scanned = [f"{key}={value}" for key, value in point.items()]
+            scanned = [f"{key}={value}" for key, value in point.items()] + list(_by(name, by, values))
             where = "_".join([*(f"{key.rpartition('.')[2]}={value}" for key, value in point.items()), f"seed={seed}"])
             final = tuple(merged([*words, *scanned, f"train.seed={seed}"]))
             yield PlannedRun(f"{name}/{where}", name, point, seed, final, f"{arm.after}/{where}" if arm.after else None)
+
+
+def _by(name: str, tables: Mapping[str, Mapping[str, float]], values: Sequence[Any]) -> Iterator[str]:
+    """The words that go by the value of the scanned key."""
+    for key, table in tables.items():
+        if str(values[0]) not in table:
+            raise ConfigError(f"arms.{name}.by.{key}", values[0], f"There is a value for {', '.join(table)}", "Add one for this")
+        yield f"{key}={table[str(values[0])]}"
 
 
 def _analyses(study: Study, runs: Sequence[PlannedRun]) -> Iterator[PlannedAnalysis]:

@@ -10,15 +10,15 @@ from typing import Protocol
 from ngpt.config.schema import Config
 from ngpt.stopping import block_stop_signals
 
-CLOSE_SECONDS = 20.0  # what a run waits for its trackers at its end; torchrun and SLURM leave it 30 s
+CLOSE_SECONDS = 20.0  # that a run waits for its trackers at its end; torchrun and SLURM allow it 30 s
 ABANDON_SECONDS = 5.0
-PENDING_CALLS = 10_000  # behind by more, a tracker is not coming back: its figures would fill the memory
+PENDING_CALLS = 10_000  # a tracker that falls behind by more will not catch up, and its figures would fill the memory
 
 
 class Tracker(Protocol):
-    """Takes the figures of one launch of a run. All calls but `abandon` come from one thread, in their order.
+    """Takes the figures of one launch of a run. All calls but `abandon` come from one thread, in order.
 
-    A call may raise: then the tracker is abandoned with a note, and the run goes on. It may take its time: nobody waits before `close`.
+    A call may raise: then the tracker is abandoned with a note, and the run goes on. A call may be slow: nobody waits before `close`.
 
     Attributes:
         name: for a person.
@@ -27,7 +27,7 @@ class Tracker(Protocol):
     name: str
 
     def __init__(self, cfg: Config):
-        """Imports the client: called in the run's main thread, since two threads that import at once may see half a module."""
+        """Imports the client. Called in the run's main thread, since two threads that import at once may see half a module."""
 
     def open(self, start_step: int) -> str | None:
         """Begins behind `start_step` (0 for a fresh run): what was shown of later steps is superseded.
@@ -47,7 +47,7 @@ class Tracker(Protocol):
         """
 
     def abandon(self) -> None:
-        """Ends at once what a call waits for, and leaves nothing behind that could hold up the end of the process. Raises nothing.
+        """Ends at once whatever a call waits for. Leaves nothing behind that could hold up the end of the process. Raises nothing.
 
         Called from another thread where `close` takes too long, and after a call has raised.
         """
@@ -117,7 +117,7 @@ class _Background:
         self._calls.put(None)
 
     def wait(self, deadline: float) -> None:
-        """Until all calls have returned; at `deadline` (time.monotonic) the one at hand is abandoned."""
+        """Waits until all calls have returned. At `deadline` (time.monotonic) the current one is abandoned."""
         if self._thread.ident is None:  # never opened
             return
         self._thread.join(max(0.0, deadline - time.monotonic()))
@@ -139,7 +139,7 @@ class _Background:
                     self.say(line)
 
     def _give_up(self, why: BaseException | str) -> None:
-        """Called from the thread, or for it where it waits: then its call raises, too."""
+        """Called by the thread, or on its behalf while it waits: then its call raises, too."""
         with self._lock:
             first, self._given_up = not self._given_up, True
         if first:

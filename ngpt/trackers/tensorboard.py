@@ -8,7 +8,7 @@ from ngpt.config.schema import Config
 
 
 class TensorBoard:
-    """Scalars, and the resolved config as text. Events after the step that a launch goes on behind are purged by their reader."""
+    """Scalars, and the resolved config as text. A launch continues after some step; TensorBoard purges later events when it reads them."""
 
     name = "TensorBoard"
 
@@ -30,4 +30,4 @@ class TensorBoard:
         self.events.close()
 
     def abandon(self) -> None:
-        """Its writer waits for nobody but the disk."""
+        """The writer waits for the disk alone."""

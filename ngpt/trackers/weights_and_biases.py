@@ -1,8 +1,8 @@
 """Weights & Biases. Its client uploads figures from a process of its own, or keeps them in <run.dir>/wandb for `wandb sync`.
 
 A run folder is one run there, however often it is launched: the run's id is made once and kept in wandb_run.json. The server takes no
-figure back: what a launch has shown of steps that it trained beyond its last checkpoint stays beside what the next one shows of them.
-Figures are drawn over our `step`, which may come again, and not over the client's own count of rows.
+figure back. So figures of steps beyond a launch's last checkpoint stay there, beside those that the next launch sends.
+Figures are drawn over our `step`, which may repeat, and not over the client's own row count.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from ngpt.files import replacing
 from ngpt.trackers.base import first_line
 
 RUN_FILE = "wandb_run.json"
-UPLOAD_SECONDS = 15  # after the last figure; below what a run waits for its trackers
+UPLOAD_SECONDS = 15  # after the last figure; shorter than what a run waits for its trackers
 FLUSH_SECONDS = 20  # the client writes a figure down within 15
 SERVICE = "wandb-core"  # the name of the client's process
 
@@ -31,7 +31,7 @@ SERVICE = "wandb-core"  # the name of the client's process
 class WeightsAndBiases:
     """One W&B run for a run folder. The API key comes from the client's own settings (`wandb login`, WANDB_API_KEY).
 
-    Where the server begins no run, the launch's figures are kept as with mode=offline.
+    Where the server does not start a run, figures are kept as with mode=offline.
     """
 
     name = "Weights & Biases"
@@ -109,7 +109,7 @@ class WeightsAndBiases:
                 raise
             self._end_service()
             self._init()
-            for _, row in self.recent:  # the old one may not have written them; twice, they are the same figures of the same steps
+            for _, row in self.recent:  # the old one may not have written them; a repeat does no harm
                 self.run.log(row)
             call()
 
@@ -120,7 +120,7 @@ class WeightsAndBiases:
                     if child.name() == SERVICE:
                         child.kill()  # every call that waits for it raises
         with suppress(Exception, SystemExit):  # it ends the process with the service's code where that was killed
-            self.wandb.teardown()  # would otherwise be tried at the exit of the process
+            self.wandb.teardown()  # otherwise it would be tried when the process exits
 
 
 def own_run_id(folder: Path) -> str:

@@ -104,7 +104,7 @@ def run_case(case: dict, rank: int) -> None:
         if case.get("probe_padding"):
             result["padding"] = padding_effects(session.chunks)
         empty(session.chunks)
-    except BaseException as error:  # torch raises checkpoint errors that are no Exception
+    except BaseException as error:  # some of torch's checkpoint errors do not derive from Exception
         result["error"] = f"{type(error).__name__}: {error}"
         result["traceback"] = traceback.format_exc()
     finally:
@@ -115,7 +115,7 @@ def run_case(case: dict, rank: int) -> None:
 
 @contextlib.contextmanager
 def upstream_state() -> Iterator[None]:
-    """Save and load the optimizer state by Megatron's own code, and publish it whatever the norms of the masters are by then."""
+    """Save and load the optimizer state by Megatron's own code, and publish it whatever norms the masters have by then."""
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     from megatron_ext.training import checkpoint_save
@@ -149,7 +149,7 @@ CHANGES = {"upstream_state": upstream_state, "requantise": requantise}  # what a
 
 
 def padded_buckets(chunks: list) -> int:
-    """Gradient buckets that end in padding and have another one behind them."""
+    """Gradient buckets that end in padding and are followed by another bucket."""
     buffers = [buffer for chunk in chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers]
     return sum(bucket.numel_unpadded < bucket.grad_data.numel() for buffer in buffers for bucket in buffer.buckets[:-1])
 

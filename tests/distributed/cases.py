@@ -9,7 +9,7 @@ MODELS = {
     "gated": ["model.activation=swiglu", "model.tied_embeddings=true", "model.fine_grained=false"],
     "control": ["model.architecture=gpt", "model.activation=swiglu", "model.num_query_groups=2"],
 }
-# The same for models with Mamba and experts; their cases are in hybrid_cases.py. What evaluations of such layers give is compared in the
+# The same for models with Mamba and experts; their cases are in hybrid_cases.py. Evaluations of such layers are compared in the
 # cases of mtp_hybrid.
 _HYBRID = ["model=ngpt_hybrid_tiny", "model.layer_pattern='ME*E'", "train.eval_steps=0"]
 HYBRID_MODELS = {
@@ -31,6 +31,12 @@ PREDICTION_MODELS = {
     "mtp_control": [*_PREDICTION, "model.architecture=gpt", "model.num_query_groups=2", "model.layer_pattern='*-*-/*-'"],
     "mtp_hybrid": ["model=ngpt_hybrid_tiny", *_PREDICTION, "model.num_layers=4", "model.layer_pattern='ME*E/ME/ME'"],
 }  # fmt: skip
+# The pattern of NVIDIA's 12B hybrid, for three steps; its case is in hybrid_cases.py.
+PATTERN_MODELS = {
+    "nvidia_control": [
+        "model=gpt_nvidia_hybrid_tiny", "model.num_layers=16", "train.steps=3", "train.global_batch_size=2", "train.eval_steps=0",
+    ],
+}  # fmt: skip
 BASE = [
     "experiment=ngpt_tiny",
     "model.num_layers=4",
@@ -48,7 +54,7 @@ PP2 = ["parallel.pipeline=2", "cluster.gpus_per_node=2"]
 DP2 = ["cluster.gpus_per_node=2"]
 CP2 = ["parallel.context=2", "cluster.gpus_per_node=2"]
 OVERLAP = ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]
-# Buckets so small that most end in padding: the state of what lies behind them must not move. Only overlapped gradients are in buckets.
+# Buckets so small that most end in padding: the state of what follows must not move. Only overlapped gradients are in buckets.
 BUCKETS = [*OVERLAP, "megatron.ddp_bucket_size=3000"]
 # Megatron's arguments on the allow-list, as far as a CPU has them: none may change a bit.
 ALLOWED = [
@@ -74,8 +80,8 @@ NVIDIA = ["precision=nvfp4_nvidia", "precision.dtype=fp32", "precision.num_layer
 NVIDIA_EVERYWHERE = [*NVIDIA, "precision.num_layers_at_end_in_bf16=0"]
 NEAREST = ["precision.stochastic_rounding=false"]
 STATIC = ["precision=nvfp4_static", "precision.dtype=fp32"]
-FIRST = ["train.steps=1", "train.eval_steps=0", "logging.health_interval=1"]  # of cases whose first step alone is compared
-# One block: the deeper the model, the more one rounded value that differs in its last bit changes in the layers behind it.
+FIRST = ["train.steps=1", "train.eval_steps=0", "logging.health_interval=1"]  # for cases of which only the first step is compared
+# One block: in a deeper model one value that differs in its last bit changes more in the layers behind it.
 SHALLOW = ["model.num_layers=1", "model.ffn_hidden_size=192"]
 
 
@@ -92,7 +98,7 @@ class Case:
     options: dict[str, bool] = field(default_factory=dict)  # of case_runner.py
 
     def as_json(self, root: Path) -> dict:
-        model = (MODELS | HYBRID_MODELS | PREDICTION_MODELS)[self.model]
+        model = (MODELS | HYBRID_MODELS | PREDICTION_MODELS | PATTERN_MODELS)[self.model]
         overrides = [*BASE, *model, f"run.root={root}", f"run.name={self.name}", *self.overrides]
         if self.seed:
             overrides.append(f"checkpoint.load={root / self.seed / 'checkpoints'}")

@@ -3,7 +3,7 @@
     python gpu_cases.py LIST FOLDER [REGEX]     the list's cases (whose names match) as JSON, their runs below FOLDER
     python gpu_cases.py --report LIST FOLDER    losses and gradient norms beside those of the case they are compared with
 
-A case is compared with the one whose name is its own up to the last "__".
+A case is compared with the case named like it up to the last "__".
 """
 
 import json

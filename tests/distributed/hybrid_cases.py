@@ -27,12 +27,13 @@ CUT = ["model.layer_pattern='ME|*E'"]
 WHOLE_EXPERTS = ["parallel.expert_tensor=1"]
 SEQUENTIAL = ["model.expert_impl=sequential"]  # a parameter for each expert; all other cases stack them
 FOUR = ["cluster.gpus_per_node=4"]
-# Every kind of layer, enough of them to be cut into four chunks of which each pipeline rank holds experts, expert widths that are whole
-# blocks of NVFP4 on each of two ranks, and four experts a token: a sum over two is the same in any order.
+# Every kind of layer, and enough layers for four chunks such that each pipeline rank holds experts. Expert widths are whole blocks of
+# NVFP4 on each of two ranks. Four experts a token, since a sum over two is the same in any order.
 DEEP = ["model.num_layers=6", "model.layer_pattern='ME*E-M'", "model.moe_ffn_hidden_size=64", "model.num_experts=6", "model.moe_top_k=4"]
 DEEP_CUT = ["model.layer_pattern='ME*|E-M'"]
 DEEP_CHUNKS = ["model.layer_pattern='ME|*E|-|M'", "parallel.virtual_pipeline=2"]
 WATCHED = ["precision.diagnostics=true"]
+ENDS_IN_HIGH = ["precision.num_layers_at_start_in_bf16=2", "precision.num_layers_at_end_in_bf16=8"]  # as in NVIDIA's 12B hybrid
 SELECTIVE = "parallel.recompute=selective"
 
 
@@ -74,6 +75,7 @@ ONE_PROCESS = [
     _deep("recompute_deep", [SELECTIVE, "parallel.recompute_modules=[core_attn,mlp,moe,shared_experts]"]),
     Case("seed_starved", "hybrid", _SEED, options={"starve_experts": True}),
     _starved("one_starved"),
+    Case("nvidia_control", "nvidia_control", [*NVIDIA, *ENDS_IN_HIGH, *WATCHED]),
 ]
 TWO_PROCESSES = [
     *(_like(f"tp2_{model}", model, TP2) for model in HYBRID_MODELS),

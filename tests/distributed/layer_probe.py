@@ -27,7 +27,7 @@ def starve_experts(chunks: list) -> None:
 
 @torch.no_grad()
 def token_0_leaks(chunks: list) -> list[dict]:
-    """For each layer of this rank, what happens to the other tokens of its part of the sequence when the first one is another.
+    """For each layer of this rank, what happens to the other tokens of its part of the sequence when the first token changes.
 
     Returns:
         {"layer", "kind": its symbol, "own": how far the first token's output moved, "moved": how far another token's moved at most,
@@ -82,7 +82,7 @@ def operand_norms(chunks: list) -> dict[str, list[float]]:
 
 
 def padding_effects(chunks: list) -> list[dict]:
-    """For each layer of experts one by one in a quantised model, what filling up their tokens further than to whole blocks changes.
+    """For each layer of separate experts in a quantised model: what changes if their tokens are filled up beyond whole blocks.
 
     Returns:
         {"filled": rows of zeros that the linears got, first as trained, then with more, "changes": of the layer's output, its input's

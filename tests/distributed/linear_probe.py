@@ -57,7 +57,7 @@ def main(out: str) -> None:
 
 
 def normalize_deviation(rank: int) -> float:
-    """| got - wanted | / (1 + | wanted |) of features and gradient against fp64; widths differ, a row is zero on one rank, one on both."""
+    """| got - wanted | / (1 + | wanted |) of features and gradient against fp64. Widths differ; a row is zero on one rank, one on both."""
     generator = torch.Generator().manual_seed(3)
     x, grad = (torch.randn(5, 3, 11, generator=generator) for _ in range(2))
     x[0, 0, :4], x[1, 1] = 0, 0

@@ -1,4 +1,4 @@
-"""Makes many models in one process cheap: what Megatron works out anew for each, and which is the same every time, is kept."""
+"""Makes many models in one process cheap: keeps what Megatron would otherwise work out again for each, with the same result."""
 
 import gc
 
@@ -10,11 +10,11 @@ def keep_what_repeats() -> None:
     read, known = ArgumentGroupFactory._get_field_docstrings, {}
 
     def docstrings(self, config_class: type) -> dict[str, str]:
-        """Of the help texts of a command line, which Megatron finds by parsing its sources for each of its parsers."""
+        """Help texts of a command line. Megatron finds them by parsing its sources, for each of its parsers."""
         if config_class not in known:
             known[config_class] = read(self, config_class)
         return known[config_class]
 
     ArgumentGroupFactory._get_field_docstrings = docstrings
     gc.collect()
-    gc.freeze()  # nobody looks for garbage among the imported modules again
+    gc.freeze()  # the collector need not search the imported modules again

@@ -23,7 +23,7 @@ def launch(script: Path, arguments: list[str], processes: int) -> None:
 
 
 def ngpt(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    """Run `ngpt` with arguments in a folder, of this repository; what PYTHONPATH names comes first."""
+    """Run this repository's `ngpt` with arguments in a folder. What PYTHONPATH names comes first."""
     inherited = filter(None, [os.environ.get("PYTHONPATH")])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*inherited, str(Path(__file__).parents[2])])}
     command = [sys.executable, "-m", "launch.cli", *arguments]

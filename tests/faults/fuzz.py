@@ -1,4 +1,4 @@
-"""Damaged inputs of every kind: none may end in a traceback, a hang, or a file half written.
+"""Damaged inputs of every kind: none may end in a traceback, a hang, or a half-written file.
 
     python tests/faults/fuzz.py [--count 10000] [--commands 200] [--seed 0] [--keep FOLDER] [--target NAME ...]
 
@@ -40,7 +40,7 @@ def _alarm(_number: int, _frame: object) -> None:
 
 
 def run_target(name: str, numbers: range, seed: int, folder: Path) -> Counter[str]:
-    """Feed one target; returns how often it ended how, and prints each new kind of failure once."""
+    """Feed one target. Returns how often each ending occurred, and prints each new kind of failure once."""
     target = TARGETS[name][0]
     fixtures = Fixtures(folder)
     signal.signal(signal.SIGALRM, _alarm)

@@ -166,7 +166,7 @@ def json_bytes(rng: random.Random, tree: Any) -> bytes:
 
 
 def yaml_bytes(rng: random.Random, tree: Any) -> bytes:
-    """YAML text of a damaged tree, damaged text, or text with a line of the sort that libraries stumble over."""
+    """YAML text of a damaged tree, damaged text, or text with a line that libraries tend to stumble over."""
     kind = rng.random()
     if kind < 0.5:
         return yaml.safe_dump(mutate_tree(rng, tree), allow_unicode=False).encode()

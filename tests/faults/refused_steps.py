@@ -1,7 +1,7 @@
 """The training cases of test_refused_steps.py, and the runner of all of them in one launch: `torchrun refused_steps.py CASES.json`.
 
 A case is one of tests/distributed/case_runner.py and a fault: {"what": "loss" | "gradient", "value": "nan" | "inf" | 50, "steps": [3],
-"rank": 1, "microbatch": 2}. What a step leaves behind is told by each rank in `refused-rank<N>.json`.
+"rank": 1, "microbatch": 2}. Each rank tells in `refused-rank<N>.json` what a step leaves behind.
 """
 
 import json

@@ -36,7 +36,7 @@ class Training:
         return self.output.read_text(errors="replace")
 
     def wait_for(self, happened: Callable[["Training"], object]) -> None:
-        """Until `happened`; a run that ends before, or a limit, fails the test with the output."""
+        """Waits until `happened`. A run that ends before, or a timeout, fails the test with the output."""
         deadline = time.monotonic() + SECONDS
         while not happened(self):
             assert self.process.poll() is None and time.monotonic() < deadline, self.text
@@ -137,6 +137,6 @@ def assert_same_run(folder: Path, twin: Path) -> None:
 
 
 def gone(processes: Sequence[psutil.Process], seconds: float = 20.0) -> list[psutil.Process]:
-    """Those that are still there after `seconds`."""
+    """Those processes that are still there after `seconds`."""
     _, alive = psutil.wait_procs(list(processes), timeout=seconds)
     return [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]

@@ -46,7 +46,7 @@ def run(name: str, overrides: list[str], root: Path, params: dict | None = None)
     """Loss and gradients under the reference's names, the parameters that were used, and how experts were run.
 
     Args:
-        params: of the model with experts one by one; given, experts are grouped and have these.
+        params: of the model with experts one by one. Where given, experts are grouped and get these.
     """
     import torch
     from megatron.training.training import destroy_global_state

@@ -83,7 +83,7 @@ def measure(
     model = build(sizes, rmsnorm, getattr(torch, dtype), use_mamba_mem_eff_path)
     generator = torch.Generator().manual_seed(3)
     for param in model.parameters():
-        if param.dim() == 1:  # equal values would hide a wrong order
+        if param.dim() == 1:  # since equal values would hide a wrong order
             param.data.mul_(torch.rand(param.shape, generator=generator) + 0.5)
     tokens, labels = torch.randint(0, VOCAB, (2, 1 if documents else 2, LENGTH), generator=generator)
     packed = seq_idx = None

@@ -252,10 +252,10 @@ def compare(model, cfg) -> dict:
     result["expert_input_norm"] = seen.pop("expert_input_norm", None)
     result |= {f"seen/{name}": deviation(value.transpose(0, 1), record[name]) for name, value in seen.items()}
     for linear in watched:
-        del linear.executor  # from here on as it trains, without norms that change nothing
+        del linear.executor  # from here on as in training, without norms that change nothing
     logits = model(tokens, positions, None)
     result |= {"logits": deviation(logits[..., : m.vocab_size], wanted_logits), "padding_probability": padding_probability(logits, m)}
-    depth_logits = list(head_outputs[:-1])  # the last is the model's own
+    depth_logits = list(head_outputs[:-1])  # the last loss is the model's own
     result |= {f"mtp_logits/{d}": deviation(x[..., : m.vocab_size], record[f"mtp.{d}.logits"]) for d, x in enumerate(depth_logits)}
     MTPLossLoggingHelper.tracker.clear()
     panel.active = True
@@ -318,7 +318,7 @@ def watch_head(model) -> list:
 
 
 def checkpoint_entries(model) -> list[str]:
-    """What the experts' part of a checkpoint holds: name, shape and place of each tensor, Transformer Engine's extra state left out."""
+    """What the experts' part of a checkpoint holds: name, shape and place of each tensor, without Transformer Engine's extra state."""
     from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory, apply_factories
     from megatron.core.parallel_state import get_data_parallel_group
 
@@ -348,8 +348,8 @@ def document_mask(length: int, start: int):
 def watch_projections(model, cfg) -> tuple[dict, list]:
     """Inputs and outputs of the output projections' matrices under the reference's names, [S, B, features], and the linears.
 
-    They are filled at every forward pass while the linears have executors that look at them. Experts see tokens in another order: of
-    theirs, the largest | ||input|| - 1 | is kept as `expert_input_norm`.
+    They are filled at every forward pass while the linears have executors that look at them. Experts see tokens in another order, so
+    only the largest | ||input|| - 1 | is kept of theirs, as `expert_input_norm`.
     """
     from megatron.core.tensor_parallel import RowParallelLinear
 
@@ -403,8 +403,8 @@ def padding_probability(logits, model) -> float:
 def token_0_leak(model, cfg, tokens, positions, head_outputs: list) -> float:
     """Largest change of later logits, relative to the largest of all, when token 0 changes and nothing moves from token to token.
 
-    Attention and Mamba are cut off: all value projections are zero, the B of every scan is, so that its state stays empty, and its
-    convolution sees one token.
+    Attention and Mamba are cut off: all value projections are zero, the B of every scan is zero, so that its state stays empty, and
+    its convolution sees one token.
     """
     heads, groups, inner = cfg.model.num_attention_heads, cfg.model.num_query_groups, cfg.model.mamba_num_heads * cfg.model.mamba_head_dim
     for name, param in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Builds the model of every shipped experiment without memory for its weights, and counts its parameters.
+"""Builds every shipped model without memory for its weights, and counts its parameters.
 
     torchrun --nproc-per-node 1 parameter_probe.py OUT.json
 
@@ -26,6 +26,8 @@ def main(out: str) -> None:
     from megatron_ext.training.bridge import setup_megatron
     from ngpt.config import compose, config_dir
     from ngpt.estimate.counts import count_parameters
+    from ngpt.estimate.layout import chunks_by_rank
+    from ngpt.estimate.states import rank_parameters
 
     keep_what_repeats()
 
@@ -39,21 +41,23 @@ def main(out: str) -> None:
             return func(*args, **kwargs)
 
     our_builder.retract_weights_ = lambda parameters: None
-    alone = ["parallel=dp", "cluster=local", "data=mock", "model.transformer_impl=local", f"run.root={Path(out).parent}"]
-    results, built = {}, {}
-    for experiment in sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml")):
-        cfg = compose([f"experiment={experiment}", *alone])
-        model = json.dumps(vars(cfg.model))
-        if model not in built:  # experiments of one model differ in precision
-            _, container = setup_megatron(cfg, "local", save=None, save_interval=None, tensorboard_dir=None)
-            initialize_megatron()
-            builder = container.model.get_builder_cls()(container.model)
-            groups = ProcessGroupCollection.use_mpu_process_groups()
-            with OnMeta():
-                parameters = builder.build_model(groups, pre_process=True, post_process=True).parameters()
-            built[model] = sum(param.numel() for param in parameters)
-            destroy_global_state()
-        results[experiment] = {"built": built[model], "counted": count_parameters(cfg.model).total}
+    alone = ["experiment=ngpt_tiny", "model.transformer_impl=local", f"run.root={Path(out).parent}"]
+    results = {}
+    for model in sorted(path.stem for path in config_dir().glob("model/*.yaml")):
+        cfg = compose([*alone, f"model={model}"])
+        _, container = setup_megatron(cfg, "local", save=None, save_interval=None, tensorboard_dir=None)
+        initialize_megatron()
+        builder = container.model.get_builder_cls()(container.model)
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        with OnMeta():
+            parameters = builder.build_model(groups, pre_process=True, post_process=True).parameters()
+        (held,) = chunks_by_rank(cfg)
+        results[model] = {
+            "built": sum(param.numel() for param in parameters),
+            "counted": count_parameters(cfg.model).total,
+            "held": rank_parameters(cfg, held).total,
+        }
+        destroy_global_state()
     Path(out).write_text(json.dumps(results, indent=1))
     torch.distributed.destroy_process_group()
 

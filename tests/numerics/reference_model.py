@@ -56,7 +56,7 @@ class ModelSpec:
     moe: MoeSpec | None = None
     mamba: MambaSpec | None = None
     conv_kernel: int = 4
-    gated_norm: bool = False  # nGPT: Mamba's own norm is back
+    gated_norm: bool = False  # nGPT: with Mamba's own norm
     depths: int = 0  # of multi-token prediction
     depth_pattern: str = ""  # layers of each, of * - M E
     depth_coeff: float = 0.1  # of the mean of their losses

@@ -70,7 +70,7 @@ def selected(logits_E: Tensor, bias_E: Tensor, spec: MoeSpec) -> list[tuple[int,
 def _balance(logits_BSE: Tensor, spec: MoeSpec) -> Tensor:
     """coefficient * E * sum over experts of (share of the selections) * (mean normalised score).
 
-    Within each sequence and averaged over them (seq_aux_loss), or within the whole micro-batch. The selection here knows no bias.
+    Within each sequence and averaged over them (seq_aux_loss), or within the whole micro-batch. The selection here ignores the bias.
     """
     if spec.aux_loss == "none":
         return torch.zeros((), dtype=torch.float64)

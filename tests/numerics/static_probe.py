@@ -1,6 +1,6 @@
 """Trains a model in BF16, and looks at it under a recipe with constant scales: `torchrun static_probe.py OUT.json`.
 
-Kept are the operands of both, and the figures that the second run wrote of its own.
+It keeps the operands of both, and the figures that the second run wrote itself.
 """
 
 import json
@@ -48,7 +48,7 @@ def main(out: str) -> None:
 
 
 def watch_products(chunks: list, found: dict) -> None:
-    """Keep what the matrices of a model in high precision multiply."""
+    """Keep the inputs that a model's matrices multiply in high precision."""
     from megatron_ext.layers import grouped
     from megatron_ext.precision.policy import linears_of
 
@@ -82,7 +82,7 @@ def of_one_expert(x, sizes=None):
 
 
 def keep(found: dict, name: str, x, spec=None) -> None:
-    """Of the first operand of a linear: the largest | norm - 1 | of its tokens and element, and the error of their unit vectors in NVFP4.
+    """For a linear's first operand: the largest | norm - 1 | of its tokens, its largest element, and the error of unit vectors in NVFP4.
 
     Experts get rows of zeros that fill up their tokens.
     """

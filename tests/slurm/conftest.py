@@ -19,7 +19,7 @@ from ngpt.config.compose import compose
 
 HERE = Path(__file__).parent
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
-FOLDER = "it's $(touch hacked) `touch hacked` \"100%\"; #ü"  # relative paths and logs of every job go through a shell's worst
+FOLDER = "it's $(touch hacked) `touch hacked` \"100%\"; #ü"  # a name that is hard on shells, for the relative paths and logs of every job
 
 
 def missing() -> str | None:
@@ -50,7 +50,7 @@ def free_ports() -> int:
 
 @pytest.fixture(scope="module", params=["linuxproc", "cgroup"])
 def tracking(request, tmp_path_factory):
-    """Starts a SLURM, and points this process's commands at it. The name of how it tracks processes."""
+    """Starts a SLURM and points this process's commands at it. Gives the name of how it tracks processes."""
     if request.param == "cgroup" and not (os.geteuid() == 0 and os.access("/sys/fs/cgroup/freezer", os.W_OK)):
         pytest.skip("proctrack/cgroup needs root and a writable cgroup v1 freezer")
     folder = tmp_path_factory.mktemp(request.param)

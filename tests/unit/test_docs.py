@@ -9,6 +9,7 @@ import pytest
 
 from launch import cli
 from ngpt.config import compose
+from ngpt.config.sweep import points, sweep_words
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -108,6 +109,8 @@ def test_configs_of_the_readme_compose():
     reader, composed = cli.parser(), 0
     for words in commands(README):
         if words[0] in OF_CONFIGS:
-            compose(reader.read(words).overrides)
+            options = reader.read(words)
+            fixed, axes = sweep_words(options.overrides) if getattr(options, "multirun", False) else (options.overrides, [])
+            compose([*fixed, *points(axes)[0].words])
             composed += 1
     assert composed >= 8

@@ -1,6 +1,7 @@
 """Imports go one way, launch -> megatron_ext -> ngpt, and the environment is touched in one file. Read from the source, nothing is run."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def test_imports_go_one_way(path):
     names = [name.split(".") for name in imported_by(path)]
     tops = {part for name in names for part in (name[0], ".".join(name[:2]))}
     assert not tops & FORBIDDEN[relative(path).split("/")[0]]
+
+
+def test_no_module_of_launch_is_started_by_the_name_that_only_a_checkout_has():
+    for path in SOURCES:
+        constants = [node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)]
+        assert not [text for text in constants if isinstance(text, str) and re.fullmatch(r"launch\.[a-z_.]*", text)], relative(path)
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if relative(path) != ENVIRONMENT_FILE], ids=relative)

@@ -1,4 +1,4 @@
-"""Documents of the tasks beside this file, wherever it is installed: lm-eval takes paths in a task file from the current folder."""
+"""Documents of the tasks beside this file, wherever it is installed. lm-eval resolves paths in a task file from the current folder."""
 
 import json
 from pathlib import Path

@@ -1,8 +1,8 @@
 """The activation of an MLP with the trained scale in front of it and the norm behind it: each pass reads its inputs once, or twice where
 ranks share the features of a row.
 
-CUDA tensors go through Triton kernels, others (also fp64, norms of rows wider than `MAX_WIDTH`) through plain torch. Both compute in fp32
-and round once; `ngpt.functional.activation` has the mathematics and the autograd function.
+CUDA tensors go through Triton kernels, all others (including fp64, norms of rows wider than `MAX_WIDTH`) through plain torch. Both
+compute in fp32 and round once; `ngpt.functional.activation` has the mathematics and the autograd function.
 """
 
 from torch import Tensor
@@ -15,7 +15,7 @@ __all__ = ["Form", "backward", "forward"]
 
 
 def forward(u: Tensor, scale: Tensor, factor: float, form: Form, sizes: list[int] | None) -> tuple[Tensor, Tensor | None, object]:
-    """y in u's dtype; the inverse norms where normalised; what the backward pass wants to know of the sizes.
+    """y in u's dtype; the inverse norms where normalised; and what the backward pass needs to know about the sizes.
 
     Args:
         u: [..., F], or [..., 2 F] gated.
@@ -37,6 +37,6 @@ def _backend(u: Tensor, scale: Tensor, form: Form, grouped: bool):
     fits = fits and not (form.normalize and u.size(-1) > (2 if form.gated else 1) * MAX_WIDTH)
     if not (fits and kernels_take(u, fp32=(scale,))):
         return eager
-    from ngpt.kernels.activation import triton  # not where there is no CUDA: triton may be missing there
+    from ngpt.kernels.activation import triton  # here, since triton may be missing where there is no CUDA
 
     return triton

@@ -1,4 +1,4 @@
-"""The formulas in plain torch: the path of a CPU and of fp64; what the kernels are compared with."""
+"""The formulas in plain torch: the path of a CPU and of fp64; the kernels are compared with it."""
 
 from collections.abc import Callable
 
@@ -59,7 +59,7 @@ def backward(
 
 
 def _value_slope_up(u: Tensor, scale: Tensor, factor: float, form: Form, sizes: list[int] | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """f and its derivative of what f is applied to, and the other half of a gated row."""
+    """f and its derivative where f is applied, and the other half of a gated row."""
     v = normalize.widened(u) * _of_rows(scale, factor, sizes, u)
     gate, up = v.chunk(2, -1) if form.gated else (v, None)
     return *FUNCTIONS[form.function](gate), up

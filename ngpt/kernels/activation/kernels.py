@@ -1,10 +1,10 @@
 """Device code of the scaled activations. fp32 in registers, one rounding at each store.
 
-A piece is a run of rows that share a scale vector; a program works on one piece, R rows at a time, whole ones where they get a norm. Where
-NORM, the activation gets unit norm over its features; SUMS says what to do about their sum where ranks hold parts of a row. Without NORM
-a program may take C columns of wider rows. A gated row of u and of the scale is (gate, up), WIDTH features each. `table_ptr` (int32) holds
-the pieces' groups, first rows and ends, one after the other, then each group's first piece and the number of pieces; where not GROUPED, a
-piece is `height` rows. Offsets of a tile's first row are 64 bits, those within a tile 32.
+A piece is a run of rows that share a scale vector; a program works on one piece, R rows at a time. Rows that get a norm are whole. With
+NORM the activation gets unit norm over its features, and SUMS says what happens to the sum of squares where ranks hold parts of a row.
+Without NORM a program may take C columns of wider rows. A gated row of u and of the scale is (gate, up), WIDTH features each. `table_ptr`
+(int32) holds the pieces' groups, first rows and ends, one after the other, then each group's first piece and the number of pieces; where
+not GROUPED, a piece is `height` rows. Offsets of a tile's first row are 64 bits, those within a tile 32.
 """
 
 import triton

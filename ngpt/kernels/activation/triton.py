@@ -25,7 +25,7 @@ _sum_pieces = Launcher(sum_pieces_kernel, R=16, C=_SUM_COLUMNS)
 
 @dataclass(frozen=True)
 class Groups:
-    """The pieces of all groups as `kernels` wants them, cut for the backward pass, which has fewer programs.
+    """The pieces of all groups in the form that `kernels` expects, cut for the backward pass, which has fewer programs.
 
     Attributes:
         table: int32, on the device.
@@ -88,7 +88,7 @@ def backward(
 
 @dataclass(frozen=True)
 class _Plan:
-    """How rows of one width are worked on: a kernel's launcher, rows of a tile, tiles that a row is cut into, pieces at most."""
+    """How rows of one width are handled: the kernel's launcher, rows of a tile, tiles of a row, and the largest number of pieces."""
 
     launch: Launcher
     rows: int
@@ -124,12 +124,12 @@ def _plan(
 
 
 def _of_program(width: int) -> int:
-    """Columns that a program works on: all, or where rows are too wide for that, and have no norm, a strip of them."""
+    """Columns that a program works on: all, or a strip where rows are too wide for that and have no norm."""
     return width if width <= MAX_WIDTH else _STRIP
 
 
 def make_groups(u: Tensor, scale: Tensor, width: int, sizes: list[int]) -> Groups:
-    """Cut every group into pieces of about equal work; one copy to the device, from pinned memory, which nothing waits for.
+    """Cut every group into pieces of about equal work; one copy to the device, from pinned memory, and nothing waits for it.
 
     Raises:
         ValueError: the sizes are not those of u's rows and of the scale's groups.

@@ -1,6 +1,6 @@
 """Cross entropy of scaled logits, forward in one read of them, backward in one read and one write in their place.
 
-CUDA tensors go through Triton kernels, others (also fp64) through plain torch. Both compute in fp32 (fp64 for fp64);
+CUDA tensors go through Triton kernels, all others (including fp64) through plain torch. Both compute in fp32 (fp64 for fp64);
 `ngpt.functional.cross_entropy` has the mathematics and the autograd function.
 """
 
@@ -15,12 +15,12 @@ __all__ = ["Statistics", "backward_", "forward"]
 
 
 class Statistics(NamedTuple):
-    """Of each row's scaled logits, those that count: [T] fp32 (fp64 for fp64). Logits are in units of log 2: exp2 is one instruction.
+    """Statistics of the scaled logits that count in each row: [T] fp32 (fp64 for fp64). Units are log 2: exp2 is one instruction.
 
     Attributes:
         largest: the largest; -inf where none counts.
         total: sum of exp2(logit - largest).
-        picked: that of the target; 0 where it is not among the columns.
+        picked: the target's logit; 0 where it is not among the columns.
     """
 
     largest: Tensor
@@ -29,7 +29,7 @@ class Statistics(NamedTuple):
 
 
 def forward(x_TV: Tensor, scale: Tensor | None, factor: float, targets_T: Tensor, columns: int) -> Statistics:
-    """What the losses of the rows are made of, over the first `columns` of their logits x * (scale * factor).
+    """The statistics that make up each row's loss, over the first `columns` of its logits x * (scale * factor).
 
     Args:
         scale: [V] fp32 (fp64 for fp64); None: 1.
@@ -49,7 +49,7 @@ def backward_(
     total_T: Tensor,
     scale_of_grad: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of x, which takes x's place where its rows lie side by side, and of the scale.
+    """Gradients of x and of the scale. The gradient of x overwrites x where its rows are contiguous.
 
     Args:
         largest_T, total_T: as in `Statistics`, over all ranks.
@@ -61,6 +61,6 @@ def backward_(
 def _backend(x_TV: Tensor, scale: Tensor | None):
     if not kernels_take(x_TV, fp32=() if scale is None else (scale,)):
         return eager
-    from ngpt.kernels.cross_entropy import triton  # not where there is no CUDA: triton may be missing there
+    from ngpt.kernels.cross_entropy import triton  # here, since triton may be missing where there is no CUDA
 
     return triton

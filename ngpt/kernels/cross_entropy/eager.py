@@ -1,4 +1,4 @@
-"""Cross entropy in plain torch, a block of rows at a time: the path of a CPU and of fp64; what the kernels are compared with."""
+"""Cross entropy in plain torch, a block of rows at a time: the path of a CPU and of fp64; the kernels are compared with it."""
 
 import math
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_ELEMENTS = 1 << 24  # of the fp32 temporaries
+_ELEMENTS = 1 << 24  # bytes of fp32 temporaries at a time
 
 
 def forward(x_TV: Tensor, scale: Tensor | None, factor: float, targets_T: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:

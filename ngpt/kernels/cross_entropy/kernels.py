@@ -1,4 +1,4 @@
-"""Device code of the cross entropy. fp32 in registers; logits are in units of log 2 there, so that exp is one instruction.
+"""Device code of the cross entropy. fp32 in registers; there logits are in units of log 2, which makes exp one instruction.
 
 Launched with `enable_fp_fusion=False`: both passes must round x * units alike, or a large logit less the largest would not be zero.
 """
@@ -30,7 +30,7 @@ def forward_kernel(
     E: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """R rows, C columns at a time. Each E neighbouring columns of a tile share a running maximum and sum, which only the end joins."""
+    """R rows, C columns at a time. Every E neighbouring columns of a tile share a running maximum and sum, joined only at the end."""
     first = tl.cast(tl.program_id(0), tl.int64) * R
     r = tl.arange(0, R)
     here = first + r < rows
@@ -41,7 +41,7 @@ def forward_kernel(
     largest = tl.full((R, C // E), -float("inf"), tl.float32)
     total = tl.zeros((R, C // E), tl.float32)
     for start in tl.range(0, columns, C, num_stages=STAGES):
-        inside = start + place < width  # of alignment that the compiler knows, unlike that of columns
+        inside = start + place < width  # elements of alignment that the compiler knows; it does not know that of columns
         x = tl.load(tile + start + place, mask=inside & here[:, None, None], other=0.0).to(tl.float32)
         if SCALED:
             x *= tl.load(scale_ptr + start + place, mask=inside, other=0.0) * units
@@ -88,7 +88,7 @@ def backward_kernel(
     C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """C columns of `height` rows, R at a time; the gradient of x takes its place. A row of partials [pieces, width] is the gradient of the
+    """C columns of `height` rows, R at a time; the gradient of x overwrites x. A row of partials [pieces, width] is the gradient of the
     scale from one piece. OTHER: the gradient of the scaled logits goes through the vector at behind_ptr instead of the scale.
     """
     r = tl.arange(0, R)

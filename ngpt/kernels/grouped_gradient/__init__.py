@@ -1,4 +1,4 @@
-"""The weight gradients of all experts of a layer, added in fp32 where they are kept: one launch.
+"""The weight gradients of all experts of a layer, added in fp32 to where they are kept, in one launch.
 
 bf16 and fp16 on CUDA go through a Triton kernel, others through plain torch. Parallelism: experts and rows of this rank alone.
 """
@@ -15,12 +15,12 @@ __all__ = ["add_gradients"]
 def add_gradients(total_ENK: Tensor, dy_TN: Tensor, x_TK: Tensor, ends: Tensor) -> None:
     """total[e] += dy_e^T x_e for every group e of rows, ends[e - 1] .. ends[e] of dy and x; fp32 sums, the same bits every time.
 
-    A group without rows leaves its total alone. On CUDA the kernel's path waits for nothing: `ends` is read on the device only, unchecked.
+    A group without rows leaves its total alone. On CUDA nothing waits: the kernel reads `ends` on the device, unchecked.
 
     Args:
         total_ENK: fp32 [experts, N, K] contiguous, such as a view of Megatron's gradient buffer; fp64 for fp64.
         dy_TN, x_TK: gradients of the experts' outputs, and their inputs, of one dtype; rows from the last end on are not read.
-        ends: int32 [experts] on the same device: where each group of rows ends; not falling, at most T.
+        ends: int32 [experts] on the same device: where each group of rows ends; never decreasing, at most T.
 
     Raises:
         ValueError: shapes or the dtype of `ends` do not fit, or the total is not contiguous.
@@ -40,6 +40,6 @@ def _backend(total_ENK: Tensor, dy_TN: Tensor, x_TK: Tensor, ends: Tensor):
     fits = dy_TN.dtype == x_TK.dtype != torch.float32 and ends.device == dy_TN.device
     if not (fits and kernels_take(dy_TN, x_TK, fp32=(total_ENK,))):
         return eager
-    from ngpt.kernels.grouped_gradient import triton  # not where there is no CUDA: triton may be missing there
+    from ngpt.kernels.grouped_gradient import triton  # here, since triton may be missing where there is no CUDA
 
     return triton

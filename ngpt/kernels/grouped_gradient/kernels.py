@@ -21,7 +21,7 @@ def _add_rows(sums, dy_ptr, x_ptr, first, end, N, K, n, k, ROWS: tl.constexpr, L
     start = tl.cast(first, tl.int64)
     dy = tl.load(dy_ptr + start * N + row * N + n, mask=dy_mask, other=0.0)
     x = tl.load(x_ptr + start * K + row * K + k, mask=x_mask, other=0.0)
-    if INTERPRETED:  # where bf16 would be multiplied as integers
+    if INTERPRETED:  # the interpreter would multiply bf16 as integers
         dy, x = dy.to(tl.float32), x.to(tl.float32)
     return tl.dot(tl.trans(dy), x, sums)
 
@@ -41,7 +41,7 @@ def add_kernel(
 ):
     """total[e] += dy_e^T x_e; an expert without rows is not touched.
 
-    UNIT: N and K are so many times `n_units` and `k_units`; 8 tells the compiler that a thread may load 16 bytes at once.
+    N = UNIT * `n_units` and K = UNIT * `k_units`; a UNIT of 8 tells the compiler that a thread may load 16 bytes at once.
     """
     N, K = n_units * UNIT, k_units * UNIT
     expert = tl.program_id(1)
@@ -51,7 +51,7 @@ def add_kernel(
         tile = tl.program_id(0)
         n = tile // tl.cdiv(K, EDGE) * EDGE + tl.arange(0, EDGE)
         k = tile % tl.cdiv(K, EDGE) * EDGE + tl.arange(0, EDGE)
-        last = end - (end - begin) % ROWS  # where a block starts that is not whole
+        last = end - (end - begin) % ROWS  # where an incomplete block starts
         sums = tl.zeros((EDGE, EDGE), tl.float32)
         for first in tl.range(begin, last, ROWS, num_stages=STAGES):
             sums = _add_rows(sums, dy_ptr, x_ptr, first, end, N, K, n[None, :], k[None, :], ROWS, False)
@@ -59,4 +59,4 @@ def add_kernel(
             sums = _add_rows(sums, dy_ptr, x_ptr, last, end, N, K, n[None, :], k[None, :], ROWS, True)
         mask = (n < N)[:, None] & (k < K)[None, :]
         at_ptr = total_ptr + tl.cast(expert, tl.int64) * N * K + n[:, None] * K + k[None, :]
-        tl.atomic_add(at_ptr, sums, mask=mask, sem="relaxed")  # once a number: the L2 cache adds, and the program need not wait
+        tl.atomic_add(at_ptr, sums, mask=mask, sem="relaxed")  # each number once: the L2 cache adds, and the program does not wait

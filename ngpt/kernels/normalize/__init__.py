@@ -1,9 +1,9 @@
 """L2 normalisation and the residual step: forward and backward.
 
-Each reads its inputs once, or twice where ranks share the features of a row.
+Each pass reads its inputs once, or twice where ranks share the features of a row.
 
-CUDA tensors go through Triton kernels, others (also fp64, rows wider than `MAX_WIDTH`, other dimensions than the last) through plain
-torch. Both compute in fp32 and round once; `ngpt.functional.normalize` has the mathematics and the autograd functions.
+CUDA tensors go through Triton kernels, all others (including fp64, rows wider than `MAX_WIDTH`, dimensions other than the last)
+through plain torch. Both compute in fp32 and round once; `ngpt.functional.normalize` has the mathematics and the autograd functions.
 """
 
 import torch.distributed as dist
@@ -27,7 +27,7 @@ def l2_backward(grad: Tensor, x: Tensor, inverse_norm: Tensor, dim: int, group: 
 
 
 def lerp_forward(h: Tensor, b: Tensor, alpha: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """The residual step of rates |alpha * factor| in h's dtype, and three inverse norms of each row: of h, b and the step."""
+    """The residual step with rates |alpha * factor|, in h's dtype, and three inverse norms a row: of h, of b and of the step."""
     return _of_step(h, b, alpha).lerp_forward(h, b, alpha, factor)
 
 
@@ -47,6 +47,6 @@ def _of_step(h: Tensor, b: Tensor, alpha: Tensor):
 
 
 def _triton():
-    from ngpt.kernels.normalize import triton  # not where there is no CUDA: triton may be missing there
+    from ngpt.kernels.normalize import triton  # here, since triton may be missing where there is no CUDA
 
     return triton

@@ -1,4 +1,4 @@
-"""The formulas in plain torch: the path of a CPU, of fp64 and of other dimensions than the last; what the kernels are compared with."""
+"""The formulas in plain torch: the path of a CPU, of fp64 and of dimensions other than the last; the kernels are compared with it."""
 
 import torch
 import torch.distributed as dist

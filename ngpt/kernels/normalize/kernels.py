@@ -86,7 +86,7 @@ def backward_kernel(
 
 @triton.jit
 def _three(inverse_ptr, rows):
-    """The inverse norms of h, of b and of the step, one behind the other."""
+    """The inverse norms of h, of b and of the step, one after the other."""
     second = inverse_ptr + tl.cast(rows, tl.int64)
     return inverse_ptr, second, second + tl.cast(rows, tl.int64)
 
@@ -133,7 +133,7 @@ def lerp_forward_kernel(
 
 @triton.jit
 def _four_sums(a, b, c, d):
-    """Sums along the rows, [R, 1] each, in one reduction: warps wait for each other once."""
+    """Sums along the rows, [R, 1] each, in one reduction, so that warps wait for each other only once."""
     left, right = tl.split(tl.sum(tl.join(tl.join(a, b), tl.join(c, d)), 1))
     a, b = tl.split(left)
     c, d = tl.split(right)

@@ -73,7 +73,7 @@ def lerp_backward(grad: Tensor, h: Tensor, b: Tensor, alpha: Tensor, factor: flo
 
 @dataclass(frozen=True)
 class _Plan:
-    """How rows of one width are worked on: a kernel's launcher, rows of a tile, programs at most."""
+    """How rows of one width are handled: the kernel's launcher, rows of a tile, and the largest number of programs."""
 
     launch: Launcher
     height: int

@@ -32,7 +32,7 @@ def emulate(
 
     Args:
         x_MK: fp32, bf16 or fp16; leading dimensions are flattened to rows.
-        spec: how to quantise; one for each direction reads x twice.
+        spec: how to quantise. One that differs by direction reads x twice.
         rowwise: whether to make the operand with blocks along K.
         columnwise: whether to make the operand with blocks along M, rotated where the spec has an RHT. With unrotated square blocks it is
             the rowwise operand, the same object.
@@ -83,20 +83,20 @@ def quantize_packed(
 
 
 def _triton():
-    from ngpt.kernels.nvfp4_quantize import triton  # not where there is no CUDA: triton may be missing there
+    from ngpt.kernels.nvfp4_quantize import triton  # here, since triton may be missing where there is no CUDA
 
     return triton
 
 
 def _folds_global_scale(spec: QuantizerSpec) -> bool:
-    """Whether the global scale is a power of two, by which operands are multiplied without rounding."""
+    """Whether the global scale is a power of two, so that multiplying by it rounds nothing."""
     if spec.global_amax == "static":
         return math.frexp(spec.static_amax)[0] == math.frexp(STATIC_AMAX)[0]
     return spec.global_amax == "dynamic_pow2"
 
 
 def _checked(x: Tensor, spec: QuantizerSpec, rowwise: bool, columnwise: bool, seed: int | None) -> Tensor:
-    """x as a matrix that both wanted directions can tile."""
+    """x as a matrix that the blocks of both wanted directions tile."""
     matrix = as_matrix(x)
     rows, columns = matrix.shape
     if rowwise:

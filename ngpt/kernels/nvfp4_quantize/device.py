@@ -41,7 +41,7 @@ def _larger(a, b):
 
 @triton.jit
 def max_magnitude(x, axis: tl.constexpr):
-    """max |x| along an axis, kept as size 1; NaN propagates, as the largest of bit patterns in the interpreter, which lacks the fold."""
+    """max |x| along an axis, kept as size 1. NaN propagates; in the interpreter, which lacks this fold, as the largest bit pattern."""
     if INTERPRETED:
         return float_of(tl.max(bits_of(x) & 0x7FFFFFFF, axis, keep_dims=True))
     else:

@@ -24,7 +24,7 @@ _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True)
 class _Task:
-    """One direction of a call: its matrix (rotated where the spec rotates), its scales, where its values and counts go."""
+    """One direction of a call: its matrix (rotated where the spec rotates), its scales, and where its values and counts go."""
 
     name: Direction
     spec: QuantizerSpec

@@ -35,7 +35,7 @@ def _tile_origin(columns, program, S: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def _columns(C: tl.constexpr, VEC: tl.constexpr):
-    """int32 [1, 1, C]. A thread gets VEC neighbouring columns: what it is told to be contiguous."""
+    """int32 [1, 1, C]. A thread gets VEC neighbouring columns, which the compiler is told are contiguous."""
     column = tl.arange(0, C)[None, None, :]
     return tl.max_contiguous(tl.multiple_of(column, (1, 1, VEC)), (1, 1, VEC))
 
@@ -105,7 +105,7 @@ def _times(x, block_factor):
 
 @triton.jit
 def _count(counts_ptr, x, block_amax, decode, amax, AMAX: tl.constexpr):
-    """Add saturated elements and flushed blocks. Elements are looked at in the rare tile that has a saturated block."""
+    """Add saturated elements and flushed blocks. Single elements are only looked at in the rare tile that has a saturated block."""
     tally = ((decode == 0) & (block_amax != 0)).to(tl.int32)
     if AMAX != DYNAMIC:
         tally += (block_amax > amax).to(tl.int32) << 16

@@ -16,7 +16,7 @@ from ngpt.recipes import BLOCK, Direction, QuantizerSpec, Rht
 
 @dataclass(frozen=True)
 class Tiling:
-    """A program's tile, in strips of 16 rows and in columns, and how many of the columns, warps and registers it takes per thread."""
+    """A program's tile, in strips of 16 rows and in columns; columns and registers per thread; and warps."""
 
     strips: int
     columns: int
@@ -166,12 +166,12 @@ def _raw_amax(x_MK: Tensor, spec: QuantizerSpec, rowwise: bool, columnwise: bool
 
 
 def _as_float(raw: Tensor | None, spec: QuantizerSpec, x_MK: Tensor) -> Tensor:
-    """fp32 [1] of what `_raw_amax` gave."""
+    """fp32 [1] from what `_raw_amax` gave."""
     return x_MK.new_full((1,), spec.static_amax, dtype=torch.float32) if raw is None else raw.view(torch.float32)
 
 
 def _numbers(spec: QuantizerSpec, seed: int | None) -> tuple[float, ...]:
-    """What the kernels take and do not specialise on."""
+    """The arguments that the kernels do not specialise on."""
     return *_static_scales(spec.static_amax), seed or 0
 
 

@@ -1,6 +1,6 @@
 """Division of every vector of many matrices by its norm, in place: whole matrices, or the shards of a distributed optimizer.
 
-fp32 on CUDA goes through Triton kernels, others (also fp64) through plain torch. Both prepare what they can when the plan is made.
+fp32 on CUDA goes through Triton kernels, others (also fp64) through plain torch. Both do what they can when the plan is made.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ AllReduce = Callable[[Tensor], object]
 
 
 class Plan(Protocol):
-    """The shards that it was made of, ready to be retracted. It knows where their values lie: those must stay there."""
+    """Shards that are ready to be retracted. The plan knows where their values lie in memory, so they must stay there."""
 
     def __call__(self, all_reduce: AllReduce | None) -> None:
         """Retract in place.
@@ -29,10 +29,10 @@ class Plan(Protocol):
 
 
 def make_plan(shards: list[MatrixShard]) -> Plan:
-    """The plan of at least one shard; all of one device and dtype, each contiguous and the same matrices in the same order on all ranks."""
+    """The plan of at least one shard. All are contiguous, of one device and dtype; all ranks list the same matrices in the same order."""
     values = [shard.values for shard in shards if shard.values.numel()] or [shards[0].values.new_zeros(1)]
     if not kernels_take(values[0], fp32=tuple(values)):
         return eager.Plan(shards)
-    from ngpt.kernels.retract import triton  # not where there is no CUDA: triton may be missing there
+    from ngpt.kernels.retract import triton  # here, since triton may be missing where there is no CUDA
 
     return triton.Plan(shards)

@@ -1,4 +1,4 @@
-"""The formulas in plain torch: the path of a CPU and of fp64; what the kernels are compared with."""
+"""The formulas in plain torch: the path of a CPU and of fp64; the kernels are compared with it."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ class Plan:
     def __init__(self, shards: list[MatrixShard]):
         sizes = [shard.num_vectors for shard in shards]
         self._sums = torch.zeros(sum(sizes), dtype=shards[0].values.dtype, device=shards[0].values.device)
-        # A batched operation takes one piece of every matrix: the pieces of one matrix may belong to the same vectors.
+        # A batched operation takes one piece of each matrix, since two pieces of one matrix may belong to the same vector.
         turns: tuple[list[tuple[Tensor, Tensor, int]], ...] = ([], [], [])
         for shard, sums in zip(shards, self._sums.split(sizes), strict=True):
             for turn, (block, vectors) in zip(turns, shard.pieces(), strict=False):

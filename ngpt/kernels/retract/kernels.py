@@ -1,6 +1,6 @@
 """Device code of the retraction. fp32 in registers; no atomics, every sum has a fixed order.
 
-The matrices are separate tensors: a row of a table (int64) says where a program works, the first number being an address. ALIGNED promises
+The matrices are separate tensors: a row of a table (int64), which begins with an address, says where a program works. ALIGNED promises
 that addresses are multiples of 16 bytes and that all counts of columns and positions are multiples of 4, for loads of 16 bytes a thread.
 """
 
@@ -45,7 +45,7 @@ def rows_kernel(table_ptr, EPSILON: tl.constexpr, R: tl.constexpr, C: tl.constex
 
 @triton.jit
 def lines_kernel(table_ptr, sums_ptr, EPSILON: tl.constexpr, C: tl.constexpr, SUMS: tl.constexpr):
-    """One piece of a row a program: give the sum of its squares, or take the row's. Table: address, length, place of the sum."""
+    """A program has one piece of a row: it gives the sum of its squares, or takes the row's. Table: address, length, place of the sum."""
     entry = table_ptr + tl.program_id(0).to(tl.int64) * LINE_FIELDS
     x_ptr = _address(entry, False)
     length = tl.load(entry + 1).to(tl.int32)
@@ -91,11 +91,11 @@ def columns_kernel(
 ):
     """Divide columns by their norms; a program takes strips of C columns and walks down their rows, R at a time.
 
-    HELD: R rows are all, and stay in registers: one read and one write. Otherwise OWN walks twice, the second time through what the L2
-    cache kept. GIVE and TAKE are for shards, whose first and last row may be cut.
+    HELD: all R rows stay in registers, for one read and one write. Otherwise OWN walks twice, the second time through what the L2
+    cache has kept. GIVE and TAKE are for shards, whose first and last row may be cut.
 
     Table: address of the first row's column 0, rows, columns, first column of the strip, first and last position that is there, counted
-    from that address, place of the strip's sums. Where a shard starts inside of a row, the address lies in front of it, and is not read.
+    from that address, place of the strip's sums. Where a shard starts inside a row, this address lies before the shard and is not read.
     """
     for strip in tl.range(tl.program_id(0), strips, tl.num_programs(0)):
         entry = table_ptr + tl.cast(strip, tl.int64) * STRIP_FIELDS

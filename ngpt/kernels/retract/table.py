@@ -15,15 +15,15 @@ class Tables:
 
     Attributes:
         rows: (columns of the tile, aligned) -> [programs, 3]: runs of whole rows.
-        lines: [programs, 3]: pieces of rows that other ranks have the rest of, and rows wider than a tile may be.
+        lines: [programs, 3]: pieces of rows whose rest other ranks have, and rows that are wider than a tile may be.
         columns: (rows of the matrix rounded up to a power of two, aligned) -> [strips, 7]: matrices that are whole here.
         cut_columns: aligned -> [strips, 7]: the others.
         num_sums: vectors of all matrices.
 
     Args:
         run: how many rows of so many columns a program takes.
-        strip: how many columns it takes of matrices with so many rows (a power of two), aligned or not; a multiple of 4.
-        cut_strip: how many of matrices that are not whole here; a multiple of 4.
+        strip: how many columns it takes of a matrix, by its rows (a power of two) and by alignment; a multiple of 4.
+        cut_strip: the same for matrices that are not whole here; a multiple of 4.
     """
 
     def __init__(self, shards: list[MatrixShard], run: Callable[[int], int], strip: Callable[[int, bool], int], cut_strip: int):
@@ -52,7 +52,7 @@ class Tables:
 
         first, last = -(-start // cols), end // cols  # the whole rows
         if first > last:
-            return add_line(start, end)  # inside of one row
+            return add_line(start, end)  # inside one row
         add_line(start, first * cols)
         add_line(last * cols, end)
         if cols > MAX_WIDTH:
@@ -66,7 +66,7 @@ class Tables:
             self._rows.setdefault((power_of_two(cols), _are_aligned(address, cols)), []).append(found)
 
     def _add_columns(self, shard: MatrixShard, place: int) -> None:
-        cols, skipped = shard.cols, shard.start // shard.cols  # rows in front of the shard's first
+        cols, skipped = shard.cols, shard.start // shard.cols  # rows before the shard's first
         low, high = shard.start - skipped * cols, shard.start - skipped * cols + shard.values.numel()
         address, rows = shard.values.data_ptr() - low * BYTES, -(-high // cols)
         is_whole, height = shard.values.numel() == shard.rows * cols, power_of_two(shard.rows)

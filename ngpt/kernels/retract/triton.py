@@ -15,7 +15,7 @@ from ngpt.kernels.retract.shards import MatrixShard
 from ngpt.kernels.retract.table import Tables
 from ngpt.kernels.rows import Tiling
 
-# `resident` bounds the programs that walk over columns, and with them what the L2 cache has to keep.
+# `resident` bounds the programs that walk over columns, and so how much the L2 cache has to keep.
 ROWS = Tiling(warps=2, elements=32, resident=0, stages=3)
 RUN = 2048  # elements of the rows that a program takes
 HELD = Tiling(warps=16, elements=64, resident=64)  # columns whole in registers ...
@@ -82,14 +82,14 @@ def _run(cols: int) -> int:
 
 
 def _strip(height: int, aligned: bool) -> int:
-    """Columns that a program takes of a matrix with so many rows, a multiple of 4."""
+    """Columns that a program takes of a matrix with this many rows, a multiple of 4."""
     return _columns_of(height, aligned)[1][1]
 
 
 def _columns_of(height: int, aligned: bool) -> tuple[Tiling, tuple[int, int], bool]:
-    """Tiling and tile of the columns of so many rows, a power of two, and whether registers hold them.
+    """Tiling and tile for columns of this many rows (a power of two), and whether registers hold them.
 
-    Loads of 4 bytes leave no registers for that: each has an address.
+    With loads of 4 bytes they do not: each load has an address, which takes registers.
     """
     columns = min(HELD.warps * 32 * HELD.elements // height, 128)
     is_held = aligned and columns >= HELD_COLUMNS
@@ -97,7 +97,7 @@ def _columns_of(height: int, aligned: bool) -> tuple[Tiling, tuple[int, int], bo
 
 
 def _fill(tiling: Tiling, columns: int) -> tuple[int, int]:
-    """The tile of so many columns."""
+    """The tile of this many columns."""
     return max(1, tiling.warps * 32 * tiling.elements // columns), columns
 
 

@@ -1,7 +1,7 @@
 """Queries, keys and values from the mixed projection in one pass, rotated and normalised on the way: forward and backward.
 
-CUDA tensors go through Triton kernels, others (also fp64, and heads wider than `MAX_WIDTH`) through plain torch. Both compute in fp32
-and round once; `ngpt.functional.rotary` has the mathematics and the autograd function.
+CUDA tensors go through Triton kernels, all others (including fp64, and heads wider than `MAX_WIDTH`) through plain torch. Both compute in
+fp32 and round once; `ngpt.functional.rotary` has the mathematics and the autograd function.
 """
 
 from torch import Tensor
@@ -48,6 +48,6 @@ def _backend(x: Tensor, heads: int, groups: int, angles: Tensor | None, scale: T
 
 
 def _triton():
-    from ngpt.kernels.rotary import triton  # not where there is no CUDA: triton may be missing there
+    from ngpt.kernels.rotary import triton  # here, since triton may be missing where there is no CUDA
 
     return triton

@@ -1,4 +1,4 @@
-"""The formulas in plain torch: the path of a CPU and of fp64; what the kernels are compared with."""
+"""The formulas in plain torch: the path of a CPU and of fp64; the kernels are compared with it."""
 
 import torch
 from torch import Tensor

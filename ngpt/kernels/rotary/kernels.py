@@ -13,9 +13,9 @@ from ngpt.kernels.device import rounded
 
 @triton.jit
 def _pairs(WIDTH: tl.constexpr, ROTATED: tl.constexpr, C: tl.constexpr):
-    """Columns of a head that the halves hold, [1, C] each, and which of them exist.
+    """Columns of a head that each half holds, [1, C], and which of them exist.
 
-    The first ROTATED columns pair up half of them apart; the rest does likewise, and its angles are zero.
+    Of the first ROTATED columns those half of ROTATED apart form pairs. The rest are paired likewise, with angles of zero.
     """
     pair = tl.arange(0, C)[None, :]
     if ROTATED == 0 or ROTATED == WIDTH:
@@ -64,7 +64,7 @@ def _store(ptr, x, y, first, second, first_mask, second_mask):
 
 @triton.jit
 def _effective(stored, factor):
-    """What a stored scale is used as."""
+    """The effective value of a stored scale."""
     scale = stored * factor
     return scale * scale
 

@@ -84,7 +84,7 @@ def _plan(
 ) -> _Plan:
     rows, _, warps = tiling.tile(-(-width // 2))
     tiles, most = -(-tokens // rows), tiling.programs(warps, device)
-    # Few tokens: more programs share a tile's groups, and each computes the angles' cosines and sines.
+    # With few tokens more programs share a tile's groups. Each of them computes the cosines and sines.
     shares = next((n for n in range(1, groups + 1) if not groups % n and tiles * n >= most), groups)
     return _Plan(_launcher(tiling, heads, groups, width, rotated, normalized, shares, backward), (tiles, shares, 1))
 

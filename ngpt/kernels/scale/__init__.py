@@ -1,6 +1,6 @@
 """Products with trained scales, forward and backward, each in one read of its inputs.
 
-CUDA tensors go through Triton kernels, others (also fp64) through plain torch. Both compute in fp32 and round once;
+CUDA tensors go through Triton kernels, all others (including fp64) through plain torch. Both compute in fp32 and round once;
 `ngpt.functional.scale` has the autograd functions.
 """
 
@@ -42,6 +42,6 @@ def _of_tokens(x: Tensor, scale: Tensor):
 
 
 def _triton():
-    from ngpt.kernels.scale import triton  # not where there is no CUDA: triton may be missing there
+    from ngpt.kernels.scale import triton  # here, since triton may be missing where there is no CUDA
 
     return triton

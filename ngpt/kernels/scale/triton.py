@@ -60,7 +60,7 @@ def tokens_backward(grad: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Ten
 
 @dataclass(frozen=True)
 class _Plan:
-    """How rows of one width are worked on: a kernel's launcher, tiles of so many rows and columns, programs (of a strip) at most."""
+    """How rows of one width are handled: the kernel's launcher, rows and columns of a tile, and the most programs of a strip."""
 
     launch: Launcher
     rows: int

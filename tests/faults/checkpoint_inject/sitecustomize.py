@@ -1,7 +1,7 @@
 """A fault at a file operation of every process that finds this on its path: CHECKPOINT_FAULT is ACTION EVENT COUNT PATTERN.
 
 ACTION: kill (SIGKILL) or an errno's name, raised. EVENT: open (for writing), rename, rmtree, or fsync (half of the file is cut off first).
-COUNT: which of the matching events, from 1. PATTERN: searched in the path.
+COUNT: which of the matching events, from 1. PATTERN: searched for in the path.
 """
 
 import errno

@@ -37,6 +37,23 @@ def test_curves_hold_the_logged_numbers_and_the_axes_cover_them(tmp_path):
             assert left == 0 and end <= right < 1.2 * end
 
 
+def test_a_task_has_a_panel_for_each_of_its_metrics(tmp_path):
+    figures = {"tasks/cloze/acc": 0.25, "tasks/cloze/acc_norm": 0.5, "tasks/copying/perplexity": 1e40, "tasks/x/exact_match/strict": 0.0}
+    lines = [record(step, **(figures if step % 50 == 0 else {})) for step in STEPS]
+    one, other = write_run(tmp_path / "one", lines), write_run(tmp_path / "other", config={"optim": {"lr": 1.0}})
+    (sheet,) = (sheet for sheet in sheets(one, other) if sheet.file == "tasks")
+    assert (sheet.title, sheet.section) == ("Tasks", "Tasks")
+    drawn_axes = [figure.axes[0] for figure in drawn(one, other, only="tasks")["tasks"]]
+    assert [panel.name.text for panel in sheet.panels] == ["cloze", "cloze", "copying", "x"]
+    labels = [axes.get_ylabel() for axes in drawn_axes]
+    assert labels[0].startswith("accuracy (") and labels[1].startswith("accuracy by length (") and labels[3] == "exact_match/strict"
+    assert [axes.get_yscale() for axes in drawn_axes] == ["linear", "linear", "log", "linear"]
+    for axes, value in zip(drawn_axes, figures.values(), strict=True):
+        assert values(axes.lines[0]) == ([50 * TOKENS_PER_STEP, 100 * TOKENS_PER_STEP], [value, value])
+        assert list(legend_of(axes)) == ["one"]  # the other run has no tasks
+    assert "tasks" not in drawn(other)
+
+
 def test_the_start_of_a_run_is_in_the_frame_and_the_later_half_has_one_of_its_own(tmp_path):
     lines = [record(step) for step in range(1, 101)]
     folder = write_run(tmp_path / "a", lines)

@@ -49,8 +49,8 @@ def run_script(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     return run
 
 
-# Imports and patches once, which takes seconds, and then forks a process for each folder whose script.py it is told to run. They end by
-# os._exit: to take all of it apart would take seconds again.
+# Imports and patches once, which takes seconds. Then it forks a process for each folder whose script.py it is told to run. These end by
+# os._exit, since taking everything apart would take seconds again.
 INSTALLED = """
 import os, runpy, sys, traceback
 from megatron_ext import compat

@@ -95,7 +95,7 @@ BAD = {
         ["parallel=cp2", TWO, "data.confine_attention=true"], "data.confine_attention", "True", "context", ["data.confine_attention=false"]
     ),
     "positions_across_documents": Bad(
-        ["data.reset_positions=true"], "data.reset_positions", "True", "relative", ["data.confine_attention=true"]
+        ["data.reset_positions=true"], "data.reset_positions", "True", "crosses documents", ["data.confine_attention=true"]
     ),
     "end_not_saved": Bad(
         ["checkpoint.interval=2", "checkpoint.save_at_end=false"],

@@ -7,16 +7,23 @@ import pytest
 
 from ngpt.config import Config, compose, config_dir, data_parallel_size, dump, load, micro_batches_per_step, model_defining
 from ngpt.config.identity import diff, flatten
+from ngpt.config.linears import block_linears, recipe_by_linear
 from ngpt.estimate.counts import count_parameters, training_flops_per_token
 
 EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
-OPTIONS = sorted((path.parent.name, path.stem) for path in config_dir().glob("*/*.yaml") if path.parent.name != "experiment")
+CUT = ["train.global_batch_size=16", "train.steps=50"]
+# Each with and without CUT, which decides nothing that depends on the precision.
+WHOLE_AND_CUT = [(name, cut) for name in EXPERIMENTS for cut in ([], CUT) if not (cut and name.endswith("_nvfp4"))]
+MODELS = {path.stem for path in config_dir().glob("model/*.yaml")}
+# Of every group but these two: experiments compose each model.
+OPTIONS = sorted(
+    (path.parent.name, path.stem) for path in config_dir().glob("*/*.yaml") if path.parent.name not in ("experiment", "model")
+)
 # What an option needs besides itself to make sense on the tiny model.
 EIGHT_EXPERTS = ["cluster.gpus_per_node=8", "model=ngpt_hybrid_tiny", "model.num_experts=8", "train.global_batch_size=16"]
 COMPANIONS = {
     ("data", "enwik8_tekken"): ["model=ngpt_1p2b"],
     ("debug", "profile"): ["train.steps=12"],
-    ("model", "ngpt_1p2b"): ["train.micro_batch_size=1"],
     ("parallel", "ep2"): ["cluster.gpus_per_node=2", "model=ngpt_hybrid_tiny"],
     ("parallel", "ep8"): EIGHT_EXPERTS,
     ("parallel", "ep8_recompute"): EIGHT_EXPERTS,
@@ -50,8 +57,7 @@ def test_the_required_experiments_are_shipped():
     assert {"quickstart", *dense} <= set(EXPERIMENTS)
 
 
-@pytest.mark.parametrize("cut", [[], ["train.global_batch_size=16", "train.steps=50"]], ids=["whole", "cut_down"])
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(("experiment", "cut"), WHOLE_AND_CUT, ids=lambda value: value if isinstance(value, str) else f"{len(value)}_cut")
 def test_experiment_composes_is_counted_and_reads_back_equal(experiment: str, cut: list[str], tmp_path: Path):
     cfg = compose([f"experiment={experiment}", *cut]) if cut else shipped(experiment)
     assert cfg.run.dir == f"runs/{experiment}"
@@ -64,6 +70,10 @@ def test_experiment_composes_is_counted_and_reads_back_equal(experiment: str, cu
     assert None not in derived.values()
     dump(cfg, tmp_path / "config.yaml")
     assert load(tmp_path / "config.yaml") == cfg
+
+
+def test_every_model_has_an_experiment_and_carries_its_file_name():
+    assert {shipped(experiment).model.name for experiment in EXPERIMENTS} == MODELS
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -181,6 +191,66 @@ def test_the_hybrid_model_has_the_paper_hyper_parameters():
         "precision.dtype": "bf16",
     }
     assert {key: flat[key] for key in expected} == expected
+
+
+NVIDIA_HYBRID = {
+    "model.hidden_size": 5120,
+    "model.ffn_hidden_size": 20_480,
+    "model.num_attention_heads": 40,
+    "model.num_query_groups": 8,
+    "model.head_dim": 128,
+    "model.activation": "squared_relu",
+    "model.tied_embeddings": False,
+    "model.position_embedding": "none",
+    "model.norm_epsilon": 1e-5,
+    "model.vocab_size": 131_072,
+    "model.init_std": 0.0125,
+    "model.mamba_num_heads": 128,
+    "model.mamba_head_dim": 80,
+    "model.mamba_state_dim": 128,
+    "model.mamba_num_groups": 8,
+    "model.mamba_conv_kernel": 4,
+    "train.seq_length": 8192,
+    "train.global_batch_size": 736,
+    "optim.lr": 4.5e-4,
+    "optim.min_lr": 4.5e-6,
+    "optim.beta1": 0.9,
+    "optim.beta2": 0.95,
+    "optim.clip_grad": 1.0,
+    "schedule.decay": "wsd",
+    "schedule.decay_fraction": 0.2,
+}
+
+
+@pytest.mark.parametrize("architecture", ["gpt", "ngpt"])
+def test_nvidias_hybrid_has_its_paper_hyper_parameters(architecture: str):
+    flat = flatten(shipped(f"{architecture}_nvidia_hybrid_12b_bf16"))
+    assert {key: flat[key] for key in NVIDIA_HYBRID} == NVIDIA_HYBRID
+    assert flat["model.layer_pattern"] == "M-M-M-M*-" * 6 + "M-M-M-M-"
+    assert flat["train.steps"] * 736 * 8192 == pytest.approx(1e13, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", ["hybrid_12b", "hybrid_1b"])
+def test_nvidias_recipe_has_four_ingredients_in_all_but_the_first_and_last_blocks(size: str):
+    cfg = shipped(f"gpt_nvidia_{size}_nvfp4")
+    quantised = recipe_by_linear(cfg)
+    kept = [linear.name for linear in block_linears(cfg) if linear.name not in quantised]
+    assert {int(name.split(".")[1]) for name in kept} == {0, 1, *range(54, 62)}  # of 62 layers the first 2 and the last 8
+    assert (len(kept), len(quantised)) == (20, 104)  # 16 % of the linear layers
+    (recipe,) = set(quantised.values())
+    assert recipe.weight.rowwise.block_shape == recipe.weight.columnwise.block_shape == (16, 16)
+    assert recipe.grad_output.rowwise.rounding == recipe.grad_output.columnwise.rounding == "sr"
+    assert {recipe.input.columnwise.rht, recipe.grad_output.columnwise.rht} == {"signed"}  # both operands of wgrad
+
+
+def test_nvidias_dense_model_has_its_hyper_parameters_and_bf16_in_its_last_blocks():
+    cfg = shipped("gpt_nvidia_1p2b_dense_nvfp4")
+    model, optim, schedule = cfg.model, cfg.optim, cfg.schedule
+    assert (model.num_layers, model.hidden_size, model.ffn_hidden_size) == (20, 2048, 6144)
+    assert (model.num_attention_heads, model.num_query_groups, model.position_embedding) == (16, 8, "rope")
+    assert (optim.lr, optim.min_lr, optim.weight_decay, schedule.decay_fraction) == (1.2e-3, 1.2e-5, 0.1, 0.15)
+    assert cfg.train.steps * cfg.train.global_batch_size * cfg.train.seq_length == pytest.approx(1e12, rel=1e-5)
+    assert {linear.block_index for linear in block_linears(cfg) if linear.name not in recipe_by_linear(cfg)} == {17, 18, 19}
 
 
 def test_a_group_on_the_command_line_beats_the_experiment():

@@ -23,7 +23,7 @@ def mark_finished(out: Path) -> int:
 
 
 def assert_marks_were_taken_up(out: Path, whole: Path, marks: int) -> None:
-    """All of so many marks are in the result, and nothing else differs from the preparation that was never interrupted."""
+    """All of these marks are in the result, and nothing else differs from a preparation that was never interrupted."""
     found, wanted = (
         np.concatenate([IndexedReader(folder / split).tokens for split in ("train", "valid", "test") if (folder / f"{split}.idx").exists()])
         for folder in (out, whole)

@@ -12,7 +12,7 @@ import pytest
 import ngpt
 from launch.cli import main
 from ngpt.config import compose, config_dir
-from ngpt.estimate.calibration import RESERVED
+from ngpt.estimate.calibration import RESERVED, STEP_BAND
 from ngpt.estimate.hardware import GPUS
 from ngpt.estimate.layouts import balanced_cut, fits, propose_layouts
 from ngpt.estimate.memory import estimate_memory
@@ -29,7 +29,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return status, captured.out, captured.err
 
 
-def test_all_experiments_are_estimated_in_one_object_each_without_torch(tmp_path: Path):
+@pytest.fixture(scope="module")
+def all_values(tmp_path_factory) -> dict[str, dict]:
+    """What `ngpt estimate --json` prints for every experiment, by one process that ends with 99 where it has imported torch."""
     code = (
         "import json, sys; from launch.cli import main\n"
         "for name in sys.argv[1:]: assert main(['estimate', f'experiment={name}', '--json']) == 0; print('next')\n"
@@ -37,12 +39,15 @@ def test_all_experiments_are_estimated_in_one_object_each_without_torch(tmp_path
     )
     environment = {"PYTHONPATH": str(Path(ngpt.__file__).parents[1]), "PATH": ""}
     command = [sys.executable, "-c", code, *EXPERIMENTS]
-    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(command, cwd=tmp_path_factory.mktemp("all"), env=environment, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ""
     printed = finished.stdout.split("next\n")
     assert printed.pop() == ""
-    all_values = dict(zip(EXPERIMENTS, map(json.loads, printed), strict=True))
+    return dict(zip(EXPERIMENTS, map(json.loads, printed), strict=True))
+
+
+def test_all_experiments_are_estimated_in_one_object_each_without_torch(all_values: dict[str, dict]):
     # 20 blocks of 16 heads of 128 in 4 groups and an MLP of 6144, with their scales; a table, a head and its scale.
     block = (16 + 2 * 4) * 128 * 2048 + 2048 * 2048 + 2 * 6144 * 2048 + 2048 + 6144 + 2 * 2048
     total = 20 * block + 2 * 131072 * 2048 + 131072
@@ -55,6 +60,49 @@ def test_all_experiments_are_estimated_in_one_object_each_without_torch(tmp_path
         assert values["memory"]["peak_bytes"] > values["memory"]["weights_bytes"] > 0
         assert values["step"]["seconds"] > 0
         assert values["left_out"]
+
+
+def nvidia_hybrid(width: int, ffn: int, query_heads: int, query_groups: int, mamba_heads: int, mamba_groups: int) -> tuple[int, int]:
+    """Parameters of the control and of nGPT in `M-M-M-M*-` six times and `M-M-M-M-`: 28 Mamba-2, 28 MLP and 6 attention layers."""
+    inner, bc = mamba_heads * 80, 2 * mamba_groups * 128  # z, as wide as x; B and C of 128 states a group
+    in_proj = inner + inner + bc + mamba_heads  # z, x, B and C, dt
+    convolution = (inner + bc) * 4 + (inner + bc)  # 4 taps and a bias
+    mamba = width * in_proj + convolution + 3 * mamba_heads + inner * width  # between them A_log, D and dt_bias
+    mlp = width * ffn + ffn * width
+    attention = width * (query_heads + 2 * query_groups) * 128 + query_heads * 128 * width
+    layers, tables = 28 * mamba + 28 * mlp + 6 * attention, 131_072 * width + 131_072 * width
+    norms = 62 * width + 28 * inner + width  # before each layer, behind each gate, before the head
+    scales = 62 * width + 28 * in_proj + 28 * ffn + 6 * query_heads * 128 + 131_072  # alphas, mixer_in_scale, suv, sqk, sz
+    return layers + tables + norms, layers + tables + scales
+
+
+@pytest.mark.parametrize("precision", ["bf16", "nvfp4"])
+def test_parameters_of_nvidias_models_are_those_of_their_patterns(all_values: dict[str, dict], precision: str):
+    def printed(name: str) -> tuple[int, int]:
+        gpt, ngpt = (all_values[f"{architecture}_nvidia_{name}_{precision}"]["parameters_total"] for architecture in ("gpt", "ngpt"))
+        return gpt, ngpt
+
+    whole = nvidia_hybrid(5120, 20_480, query_heads=40, query_groups=8, mamba_heads=128, mamba_groups=8)
+    assert printed("hybrid_12b") == whole
+    assert round(whole[0] / 1e9) == 12  # "12-billion-parameter model", arXiv 2509.25149, abstract
+    quarter = nvidia_hybrid(1280, 5120, query_heads=10, query_groups=2, mamba_heads=32, mamba_groups=2)
+    assert printed("hybrid_1b") == quarter
+    # 20 blocks of attention (16 heads and 2 * 8 groups of 128) and an MLP; "1.2B" in the same paper, without saying of what.
+    matrices = 20 * (2048 * (16 + 2 * 8) * 128 + 16 * 128 * 2048 + 2 * 2048 * 6144) + 2 * 131_072 * 2048
+    norms, scales = 20 * 2 * 2048 + 2048, 20 * (2 * 2048 + 16 * 128 + 6144) + 131_072
+    assert printed("1p2b_dense") == (matrices + norms, matrices + scales)
+
+
+def test_nvidias_small_hybrids_fit_one_h100(all_values: dict[str, dict]):
+    for name in ("gpt_nvidia_hybrid_1b_bf16", "gpt_nvidia_hybrid_1b_nvfp4", "ngpt_nvidia_hybrid_1b_bf16", "ngpt_nvidia_hybrid_1b_nvfp4"):
+        values = all_values[name]
+        assert (values["gpu"], values["gpus"], values["memory"]["fits"]) == ("h100", 1, True)
+
+
+def test_the_band_of_measured_steps_is_printed_and_is_the_claimed_one(capsys: pytest.CaptureFixture[str]):
+    words = f"took {STEP_BAND[0]} to {STEP_BAND[1]} times their estimates"
+    assert words in run(capsys, "experiment=gpt_tiny")[1]
+    assert words in (Path(__file__).parents[2] / "CLAIMS.md").read_text()
 
 
 def test_the_parts_of_an_estimate_add_up():

@@ -2,14 +2,13 @@
 
 import pytest
 
-from ngpt.config import compose, config_dir
+from ngpt.config import compose
 from ngpt.config.schema import Config
 from ngpt.config.sizes import expert_tensor_size, padded_vocab_size
 from ngpt.estimate.counts import count_parameters
 from ngpt.estimate.layout import chunks_by_rank
 from ngpt.estimate.states import RankParameters, rank_parameters, state_bytes
 
-EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
 HYBRID = ["experiment=ngpt_hybrid_tiny", "train.global_batch_size=8"]
 DENSE = ["experiment=ngpt_tiny", "train.global_batch_size=8"]
 CUT = "model.layer_pattern=ME*|EM"
@@ -26,14 +25,6 @@ def parameters_of_all_ranks(cfg: Config) -> int:
         total += (held.dense + held.dense_scales - held.replicated) * cfg.parallel.tensor + held.replicated
         total += (held.experts + held.expert_scales) * cfg.parallel.expert * expert_tensor_size(cfg)
     return total
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_one_rank_holds_every_parameter(experiment: str):
-    alone = ["parallel=dp", "cluster=h100_1"]
-    cfg = compose([f"experiment={experiment}", *alone])
-    (held,) = held_by_ranks(cfg)
-    assert held.total == count_parameters(cfg.model).total
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from ngpt.estimate.calibration import (
     COLLECTIVE_LATENCY_S,
     LINK_FRACTION,
     NATIVE_EXPERT_LINEAR_S,
+    STEP_BAND,
 )
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import GPUS
@@ -38,13 +39,15 @@ def step_seconds(*overrides: str) -> float:
         ("gpt_hybrid_1p5b_bf16", 1, 51_300),
         ("gpt_hybrid_1p5b_bf16", 2, 98_700),
         ("ngpt_hybrid_1p5b_bf16", 1, 55_000),
+        ("ngpt_hybrid_1p5b_bf16", 1, 47_600),
         ("ngpt_hybrid_1p5b_bf16", 2, 102_500),
     ],
 )
-def test_steps_are_within_twenty_percent_of_measured_ones(experiment: str, micro_batch: int, tokens_per_second: float):
+def test_measured_steps_are_within_the_band_that_is_printed(experiment: str, micro_batch: int, tokens_per_second: float):
     sizes = [f"train.micro_batch_size={micro_batch}", "train.global_batch_size=8", "cluster=h100_1", "cluster.gpu=h200"]
     step = estimate_step(compose([f"experiment={experiment}", *sizes]))
-    assert step.tokens_per_second == pytest.approx(tokens_per_second, rel=0.2)
+    low, high = STEP_BAND
+    assert low <= round(step.tokens_per_second / tokens_per_second, 2) <= high
 
 
 def test_emulation_costs_what_was_measured_beside_bf16():

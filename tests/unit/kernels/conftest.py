@@ -25,7 +25,7 @@ def launched_kernels(package: str) -> set[str]:
 
 @pytest.fixture
 def check_in_interpreter(tmp_path) -> Callable[..., None]:
-    """Runs test files in Triton's interpreter, at least so many tests: a process of its own, since Triton decides at import."""
+    """Runs test files in Triton's interpreter, at least this many tests, in a process of its own, since Triton decides at import."""
 
     def check(*files: str, tests: int) -> None:
         options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}"]

@@ -75,7 +75,7 @@ def assert_broken_logits_show(device: str, generator: torch.Generator) -> None:
 
 
 def assert_padding_takes_no_part(device: str, generator: torch.Generator) -> None:
-    """Whatever stands there, NaN too; its gradient is zero."""
+    """Whatever the padding holds, even NaN; its gradient is zero."""
     inputs = make_inputs(5, 70, 65, torch.float32, generator)
     with kernels_for(device):
         expected = ours(**inputs)

@@ -14,7 +14,7 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]  # total, dy, x, ends
 
 
 def make_inputs(sizes: list[int], n: int, k: int, dtype: torch.dtype, generator: torch.Generator, offset: int = 0) -> Inputs:
-    """Totals of any number; where a group has no rows NaN and -0.0, which adding 0 would change. NaN in rows behind the last group.
+    """Random totals. Where a group has no rows they are NaN and -0.0, which adding 0 would change. Rows behind the last group are NaN.
 
     Args:
         offset: of the total from a multiple of 16 bytes, in elements.
@@ -54,7 +54,7 @@ def check(inputs: Inputs, *devices: str) -> list[str]:
 
 
 def run(inputs: Inputs, *devices: str, calls: int = 1) -> Tensor:
-    """The totals after so many calls: a copy that is aligned as before, after a look at the guards."""
+    """The totals after this many calls, as a copy of the same alignment, once the guards are checked."""
     total, *others = inputs
     start, numbers = total.storage_offset(), total.numel()
     memory = total.new_empty(0).set_(total.untyped_storage()).clone()

@@ -19,7 +19,7 @@ SHAPES = [(1, 1), (1, 9), (9, 1), (5, 7), (33, 12), (3, 70)]
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """So that small matrices have several tiles a program and several programs, and there are matrices of all kinds."""
+    """Small tiles, so that small matrices have several programs with several tiles each, and matrices of all kinds occur."""
     for name, resident in (("ROWS", 0), ("HELD", 3), ("WALKED", 3), ("CUT", 3)):
         tiling = dataclasses.replace(getattr(triton, name), warps=1, elements=4 if name == "HELD" else 2, resident=resident)
         monkeypatch.setattr(triton, name, tiling)
@@ -93,7 +93,7 @@ def test_doubles_go_through_plain_torch(generator):
 
 
 def test_the_table_follows_storage_that_moves(generator):
-    """Where a plan worked on the old addresses, the new memory would keep its norms."""
+    """If a plan worked on the old addresses, the new memory would keep its norms."""
     masters = [random_matrix(6, 4, generator) for _ in range(3)]
     found = []
 

@@ -1,4 +1,4 @@
-"""What the quantiser's backends are tested with: specs, inputs that hurt, and the reference's answer."""
+"""What the quantiser's backends are tested with: specs, difficult inputs, and the reference's answer."""
 
 import itertools
 

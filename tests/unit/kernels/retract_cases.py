@@ -106,13 +106,13 @@ def check(matrices: list[tuple[Tensor, int]], cuts: list[tuple[int, ...]] | None
 
 
 def has_other_bits(matrices: list[tuple[Tensor, int]], cuts: list[tuple[int, ...]]) -> bool:
-    """Whether a second run gives others."""
+    """Whether a second run gives other bits."""
     first, second = Ranks(matrices, cuts).retract(), Ranks(matrices, cuts).retract()
     return not all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def every_cut(rows: int, cols: int, generator: torch.Generator) -> tuple[list[tuple[Tensor, int]], list[tuple[int, ...]]]:
-    """A matrix for each way to cut it once, along both dimensions, and for some to give a third rank what lies inside of one row."""
+    """A matrix for each way to cut it once, along both dimensions. In some cuts a third rank gets a part inside one row."""
     size, matrices, cuts = rows * cols, [], []
     places = [(cut, cut) for cut in range(size + 1)]
     places += [(0, 1), (1, cols - 1), (cols + 1, 2 * cols - 1), (cols, 2 * cols), (1, 2 * cols + 1), (size - 1, size), (0, size)]

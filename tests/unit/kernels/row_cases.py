@@ -18,7 +18,7 @@ from ngpt.kernels import rows
 ROWS = {"ordinary": 1.0, "zero": 0.0, "tiny": 1e-20, "near_eps": 1e-6, "huge": 1e18}  # typical size of an entry
 
 
-FACTOR = -1.7  # of stored scales; alpha's sign and the factor's both count
+FACTOR = -1.7  # of stored scales; the signs of alpha and of the factor both matter
 
 
 def plain_l2(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ FIELDS |= {"TimeLeft": "5:00", "StartTime": "2026-11-29T11:48:51"}  # of a job, 
 
 
 class Slurm:
-    """A controller of which the test decides what it knows."""
+    """A controller; the test decides what it knows."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -28,7 +28,7 @@ class Slurm:
         return sorted(path.name for path in (self.folder / "jobs").iterdir())
 
     def of(self, job: str, field: str) -> str | None:
-        """What is known of a job, and has become of it: requeued, heard, script, environment."""
+        """What is known of a job and what has become of it: requeued, heard, script, environment."""
         path = self.folder / "jobs" / job / field
         return path.read_text().removesuffix("\n") if path.exists() else None
 

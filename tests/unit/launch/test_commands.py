@@ -60,11 +60,19 @@ def test_help_of_train_explains_words_groups_and_experiments(capsys, monkeypatch
         (["train", "--confg-dir", "x"], "ngpt train: unrecognized arguments: --confg-dir. Did you mean --config-dir?"),
         (["--verison"], "ngpt: "),
         (["status"], "ngpt status: the following arguments are required: run. ngpt status --help explains"),
-        (["train", "-m", "experiment=ngpt_tiny"], "-m: Asks for several runs. "),
-        (["estimate", "experiment=ngpt_tiny", "--multirun"], "--multirun: Asks for several runs. "),
+        (["train", "-m", "experiment=ngpt_tiny"], "-m: experiment=ngpt_tiny. A sweep needs a word with several values. "),
+        (["launch", "--multirun", "experiment=ngpt_tiny", "optim.lr=interval(0,1)"], "optim.lr: interval(0,1). "),
+        (["train", "experiment=ngpt_tiny", "--parallel", "2"], "--parallel: 2. Says how many members of a sweep "),
+        (["train", "experiment=ngpt_tiny", "-m", "train.seed=1,2", "--parallel", "0"], "--parallel: 0. "),
+        (["estimate", "experiment=ngpt_tiny", "--multirun"], "--multirun: Is no option of ngpt estimate. "),
+        (["train", "experiment=ngpt_tiny", "--cfg", "job"], "--cfg: Is no option of ngpt train. Hydra only composes the config here. "),
+        (["config", "-cn", "quickstart"], "-cn: Is no option of ngpt config. "),
+        (["train", "experiment=ngpt_tiny", "--info"], "--info: Is no option of ngpt train. "),
+        (["train", "-m", "experiment=ngpt_tiny", "train.seed=1,2", "hydra.sweep.dir=x"], "hydra.sweep.dir: "),
         (["config", "experiment=ngpt_tiny", "train.seed=1,2"], "train.seed: 1,2. Several values are several runs, "),
         (["train", "ngpt_tiny"], "ngpt_tiny: Cannot be read. "),
         (["list", "modle"], "ngpt list: modle. "),
+        (["list", "experimets"], "ngpt list: experimets. There are experiments, keys, model, "),
         (["list", "keys", "zzz"], "ngpt list keys: zzz. "),
         (["completion", "tcsh"], "ngpt completion: argument shell: invalid choice: 'tcsh'"),
     ],
@@ -73,6 +81,10 @@ def test_a_mistake_is_one_line_and_code_2(words, told, capsys):
     code, out, err = said(capsys, *words)
     assert (code, out) == (2, "")
     assert err.startswith(told) and err.count("\n") == 1
+
+
+def test_a_mistyped_kind_is_named_as_ngpt_list_names_it(capsys):
+    assert "Did you mean experiments?" in said(capsys, "list", "experimets")[2]
 
 
 def test_versions_are_told_by_an_option_too(capsys):
@@ -136,7 +148,7 @@ def test_a_whole_config_does_not_ask_for_folders(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        (["experiments", "hybrid_tiny"], ["gpt_hybrid_tiny", "ngpt_hybrid_tiny"]),
+        (["experiments", "control of ngpt_hybrid_tiny"], ["gpt_hybrid_tiny"]),
         (["precision", "nvfp4_s*"], ["nvfp4_static"]),
         (["keys", "optim.BETA?"], ["optim.beta1", "optim.beta2"]),
         (["schedule"], ["constant", "cosine", "linear", "wsd"]),

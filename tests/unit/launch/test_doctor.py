@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 from dataclasses import asdict
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def report(*findings: Finding) -> Report:
 
 def checked(monkeypatch, *packages: Package) -> list[Finding]:
     monkeypatch.setattr(doctor, "PACKAGES", packages)
-    monkeypatch.setattr(doctor, "versions", lambda: dict.fromkeys((package.distribution for package in packages), None))
+    monkeypatch.setattr(doctor, "versions", lambda names: dict.fromkeys(names, None))
     return doctor.check_packages()
 
 
@@ -155,9 +156,17 @@ def test_an_import_that_hangs_is_ended(monkeypatch, on_path):
 
 def test_versions_come_from_what_is_installed():
     names = {package.distribution for package in PACKAGES}
-    assert {"torch", "triton", "megatron-core", "transformer-engine", "mamba-ssm", "causal-conv1d"} == names
-    assert names <= set(doctor.versions())
-    assert doctor.versions()["torch"] == importlib.metadata.version("torch")
+    assert names >= {"torch", "triton", "megatron-core", "transformer-engine", "mamba-ssm", "causal-conv1d"}
+    assert doctor.versions(["torch", "no-such"]) == {"torch": importlib.metadata.version("torch"), "no-such": None}
+
+
+def test_what_an_extra_brings_is_looked_at_and_told_with_it(monkeypatch, tmp_path):
+    extras = distribution("ngpt-megatron").metadata.get_all("Provides-Extra")
+    assert {package.extra for package in PACKAGES if package.extra} <= set(extras)
+    (tmp_path / "wandb").mkdir()  # as its client leaves behind
+    monkeypatch.syspath_prepend(tmp_path)
+    (found,) = checked(monkeypatch, Package("wandb", "wandb.none", "wandb.none", extra="wandb"))
+    assert (found.status, found.figure) == (ABSENT, "pip install 'ngpt-megatron[wandb]'")
 
 
 def test_probes_that_crash_keep_what_they_found_and_fail(monkeypatch, on_path):

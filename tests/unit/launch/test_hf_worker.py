@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from launch import hf_worker
+from launch.cli import main as cli
 from launch.hf_exports import SUPERSEDED, Request
 from ngpt.checkpoints.choice import folder_of
 from ngpt.checkpoints.hashing import hash_file
@@ -68,6 +69,20 @@ def test_the_folder_is_the_one_of_an_export_without_a_comparison(run, capsys):
     assert json.loads((folder / hf.RECORD).read_text()) == {"step": STEP, "run": "ngpt_tiny", "parity": None}
     assert {"README.md", "config.json", "tokenizer.json", "modeling_ngpt.py"} <= {path.name for path in folder.iterdir()}
     assert not list(checkpoint(run).glob("*.partial"))
+
+
+def test_an_export_without_a_comparison_starts_no_worker_and_writes_the_same_bytes(run, tmp_path, monkeypatch, capsys):
+    def started(*_) -> int:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr("launch.export.run_task", started)
+    assert cli(["export", str(run), "--out", str(tmp_path / "out"), "--parity", "none"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("open it with transformers.")
+    assert export(run) == 0
+    beside = {path.name: path.read_bytes() for path in (checkpoint(run) / "hf").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == beside and len(beside) > 5
+    with pytest.raises(AssertionError, match="a worker was started"):
+        cli(["export", str(run), "--out", str(tmp_path / "compared")])
 
 
 def test_a_checkpoint_that_goes_or_is_replaced_meanwhile_is_superseded_not_an_error(run, monkeypatch, capsys):

@@ -1,6 +1,8 @@
-"""What a stranger meets first: the Python check, and a Makefile that does nothing twice."""
+"""What a stranger meets first: the Python check, a Makefile that does nothing twice, and what is installed."""
 
+import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -101,6 +103,10 @@ def sources(tmp_path):
         (folder / package / "__init__.py").touch()
     (folder / "conf").mkdir()
     (folder / "conf" / "config.yaml").touch()
+    (folder / "tests" / "unit").mkdir(parents=True)
+    (folder / "tests" / "unit" / "test_it.py").touch()
+    (folder / "Makefile").touch()
+    (folder / ".gitignore").write_text("*.egg-info\n")
     shutil.copy(ROOT / "setup.py", folder)
     git(folder, "init", "--quiet")
     git(folder, "add", ".")
@@ -124,7 +130,10 @@ def test_an_archive_hands_its_commit_on(sources, tmp_path):
     shutil.unpack_archive(archive, tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     build(unpacked, "build_py", "--build-lib", str(tmp_path / "built"))
-    assert git_state(tmp_path / "built")[0]["commit"] == git(sources, "rev-parse", "HEAD")
+    known = git_state(tmp_path / "built")[0]
+    assert (known["commit"], known["dirty"]) == (git(sources, "rev-parse", "HEAD"), False)
+    tracked = {path for path in git(sources, "ls-files").splitlines()}
+    assert tracked <= {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*")}
 
 
 def test_sources_without_git_take_the_commit_from_whoever_builds(sources, tmp_path):
@@ -133,3 +142,64 @@ def test_sources_without_git_take_the_commit_from_whoever_builds(sources, tmp_pa
     assert git_state(tmp_path / "told")[0]["commit"] == "abc"
     build(sources, "build_py", "--build-lib", str(tmp_path / "untold"), NGPT_COMMIT="")
     assert git_state(tmp_path / "untold") == (None, "")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """What a wheel of this checkout puts into site-packages."""
+    folder = tmp_path_factory.mktemp("site")
+    build(ROOT, "build_py", "--build-lib", str(folder))
+    return folder
+
+
+def test_what_is_installed_has_two_names_of_its_own_and_every_file_that_the_program_opens(installed):
+    assert {path.name for path in installed.iterdir()} == {"megatron_ext", "ngpt"}  # ROS has a `launch`
+    for folder, place in (("conf", "ngpt/conf"), ("launch", "ngpt/launch"), ("megatron_ext", "megatron_ext"), ("ngpt", "ngpt")):
+        tracked = git(ROOT, "ls-files", folder).splitlines() if (ROOT / ".git").exists() else []
+        assert [name for name in tracked if not (installed / place / Path(name).relative_to(folder)).is_file()] == []
+
+
+# Every module of the command, and the commands of the processes that it starts.
+LOADED = """
+import pkgutil, sys
+from importlib import import_module
+from pathlib import Path
+import ngpt.launch
+for module in pkgutil.walk_packages(ngpt.launch.__path__, "ngpt.launch."):
+    import_module(module.name)
+assert "launch" not in sys.modules
+from ngpt.launch import cli, doctor, hf_exports, processes, provenance, quickstart
+from ngpt.launch.slurm.script import render
+from ngpt.config.compose import compose
+commands = [
+    processes.worker_command([], 1, Path()),
+    processes.worker_command([], 2, Path()),
+    hf_exports.export_command(hf_exports.Request("run", 1, False, 0, False)),
+    quickstart.NGPT,
+    ["", "-m", doctor.WORKER],
+]
+assert {command[2].rpartition(".")[0] for command in commands} == {"ngpt.launch"}, commands
+job = render(compose(["experiment=ngpt_tiny", "cluster=slurm_h100", "train.global_batch_size=16"]), Path("/run"), Path("/work"))
+assert f"PYTHONPATH={provenance.SOURCE}" in job and job.count(" -m ngpt.launch.") == 2, job
+assert Path(ngpt.launch.__file__).is_relative_to(provenance.SOURCE)
+print(provenance.SOURCE)
+sys.exit(cli.main(["config", "experiment=ngpt_tiny"]))
+"""
+
+
+def test_the_command_runs_under_its_installed_name_and_starts_what_it_needs_by_it(installed, tmp_path):
+    """From a checkout, too: a job has the same names, and its container an installation of either kind."""
+    for source in (installed, ROOT):
+        environment = os.environ | {"PYTHONPATH": str(source)}
+        done = subprocess.run([sys.executable, "-c", LOADED], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{source}\n") and "115,776" in done.stdout
+
+
+def test_the_registrys_page_has_no_dead_links(tmp_path):
+    build(ROOT, "egg_info", "--egg-base", str(tmp_path))
+    page = email.message_from_string((tmp_path / "ngpt_megatron.egg-info" / "PKG-INFO").read_text())
+    assert re.findall(r"\]\((?!https?://)", page.get_payload()) == []
+    assert "Operations (launch/OPERATIONS.md) has signals" in page.get_payload()
+    assert page["License-Expression"] == "Apache-2.0" and page["Author"]
+    assert {"gpu", "data", "hf", "eval", "wandb", "dev"} <= set(page.get_all("Provides-Extra"))

@@ -106,6 +106,13 @@ def test_output_that_nobody_takes_ends_the_echo_and_neither_the_run_nor_its_exit
     assert log.read_text() == "".join(f"{i}\n" for i in range(20000))
 
 
+def test_a_log_that_is_stdout_itself_has_each_line_once(tmp_path):
+    log = tmp_path / "console.log"
+    with log.open("ab") as stdout:
+        assert run_launcher(log, stdout).wait() == 0
+    assert log.read_text() == "".join(f"{i}\n" for i in range(20000))
+
+
 def test_a_full_disk_ends_the_log_and_not_the_run(capfd):
     assert run_and_tee(python("print('still here')"), dict(os.environ), Path("/dev/full")) == 0
     shown = capfd.readouterr()

@@ -43,7 +43,7 @@ def test_a_finished_run_of_another_config_is_not_reused(tmp_path):
 
 def test_the_table_shows_the_figures_beside_each_other_and_no_control_characters():
     shown = table(SUMMARY, "The \x1b[2Jend\nof it", Path("runs/q/report/index.html"), OVERRIDES)
-    figures = ("2.500 bits per byte", "3.627 bits per byte", "4.669 bits per byte", "2,048,000 bytes in 5.5 minutes")
+    figures = ("2.500 bits per byte", "3.627 bits per byte", "4.669 bits per byte", "2,048,000 tokens in 5 min 30 s")
     assert all(part in shown for part in (*figures, "runs/q/report/index.html"))
     assert "\x1b" not in shown
     assert "  | of it" in shown

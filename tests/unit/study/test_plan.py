@@ -46,6 +46,16 @@ def test_words_of_the_command_line_change_lists_and_configs(tmp_path):
     assert all({"train.steps=12", "optim.lr=2e-3"} < set(run.words) and "train.steps=8" not in run.words for run in found.runs)
 
 
+def test_a_key_goes_by_the_scanned_value(tmp_path):
+    text = TEXT.replace("width}}", 'width}, by: {optim.lr: {"64": 2.0e-3, "128": 1.0e-3}}}').replace(", optim.lr=1e-3", "")
+    rates = {run.point["model.hidden_size"]: run.words for run in planned(tmp_path, text=text).runs if run.point}
+    assert "optim.lr=0.002" in rates[64] and "optim.lr=0.001" in rates[128]
+    with pytest.raises(ConfigError, match=r"arms.wide.by.optim.lr: 256. There is a value for 64, 128. Add one for this"):
+        planned(tmp_path, "width=[256]", text=text)
+    with pytest.raises(ConfigError, match=r"arms.gpt_trunk.by: optim.lr. Goes by the one key in `over`"):
+        planned(tmp_path, text=text.replace("until: 0.5}", 'until: 0.5, by: {optim.lr: {"64": 1.0}}}'))
+
+
 def test_a_key_is_given_once_as_it_was_last_given():
     assert merged(["a.b=1", "c=2", "+a.b=3", "~d"]) == ["+a.b=3", "c=2", "~d"]
 

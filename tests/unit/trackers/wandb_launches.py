@@ -1,7 +1,7 @@
 """Launches of a run through the real client of Weights & Biases, without a model, and what the client keeps of them.
 
 Its files are records in LevelDB's log format behind a header of its own. Blocks of 32 KiB; a record is a checksum (4 bytes), a length (2),
-a type (1: whole, 2: first part, 3: middle, 4: last) and its bytes; what is left of a block that is too short for the seven is padding.
+a type (1: whole, 2: first part, 3: middle, 4: last) and its bytes; the rest of a block that is too short for these seven is padding.
 Source: LevelDB, doc/log_format.md.
 """
 
@@ -95,7 +95,7 @@ class Kept:
         history: the rows in their order, without the client's own columns.
         exit_code: None where the run was not finished.
         step_metrics: glob or name -> the metric that it is drawn over.
-        preempting: whether the launch said that it is to go on.
+        preempting: whether the launch said that the run will go on.
     """
 
     def __init__(self, path: Path):

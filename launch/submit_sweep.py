@@ -1,0 +1,103 @@
+"""`ngpt launch -m`: a sweep as one array of jobs, a task for each member that is not done; without a scheduler as `ngpt train -m`."""
+
+import shlex
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.schema import Config
+from ngpt.sweeps import write_sweep
+
+from .environment import submission_environment
+from .run_folder import locked
+from .slurm import scheduler
+from .slurm.script import ARRAY_FILE, render_array, sbatch_options
+from .submit import checked_script, record_job, record_job_launch, write_script
+from .sweep import train_sweep
+from .sweep_plan import Plan, Planned, check_members, is_done, plan_sweep, record
+from .sweep_status import queued
+
+
+def launch_sweep(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequence[str], parallel: int | None, dry_run: bool) -> int:
+    """Submits the members that are not done and neither wait nor run.
+
+    Args:
+        command: The command line, recorded with the sweep.
+        parallel: Members that run at a time; None: as many as the scheduler starts, and one without a scheduler.
+        dry_run: Print what would be done.
+
+    Returns:
+        0 once the array is submitted, or the exit code of `ngpt train -m`.
+
+    Raises:
+        ConfigError: anything that can be known to be wrong before the first job starts.
+    """
+    plan = plan_sweep(overrides, config_dirs)
+    schedulers = {member.config.cluster.scheduler for member in plan.members}
+    if schedulers == {"none"}:
+        words = [word for word in command[2:] if word != "--dry-run"]
+        if dry_run:
+            print(f"# no scheduler; the same on this machine:\n{shlex.join(['ngpt', 'train', *words])}")
+            return 0
+        return train_sweep(overrides, config_dirs, command, parallel or 1)
+    _check_alike(plan)
+    scripts: dict[str, str] = {}
+
+    def check(config: Config) -> None:
+        scripts[config.run.dir] = checked_script(config)
+
+    check_members(plan, check)
+    busy = queued([member.folder for member in plan.members])
+    left = [member for member in plan.members if not is_done(member.config) and member.folder not in busy]
+    kept = f"{len(plan.members)} members, {len(plan.members) - len(left) - len(busy)} done, {len(busy)} waiting or running"
+    if not left:
+        print(f"sweep {plan.folder}: {kept}: nothing to submit")
+        return 0
+    folder, work_dir = plan.folder.absolute(), Path.cwd()
+    script = render_array(left[0].config, plan.name, folder, [member.folder.absolute() for member in left], work_dir, parallel)
+    if dry_run:
+        print(f"{script}\n# --- what task 0 of {len(left)} runs\n{scripts[left[0].config.run.dir]}", end="")
+        return 0
+    job = _submit(plan, left, scripts, script, command)
+    shown = shlex.quote(str(plan.folder))
+    print(f"job {job}, {len(left)} tasks; sweep {folder}: {kept}\nwatch: ngpt status {shown}\nstop:  ngpt stop {shown}")
+    return 0
+
+
+def _submit(plan: Plan, left: Sequence[Planned], scripts: dict[str, str], script: str, command: Sequence[str]) -> str:
+    with ExitStack() as stack:
+        stack.enter_context(locked(plan.folder))
+        for member in left:
+            stack.enter_context(locked(member.folder))
+        write_sweep(plan.folder, record(plan, command))
+        for member in left:
+            record_job_launch(member.config, ["ngpt", *member.command])
+            write_script(member.folder, scripts[member.config.run.dir])
+        path = plan.folder / ARRAY_FILE
+        path.write_text(script, encoding="utf-8")
+        job = scheduler.submit(path.absolute(), submission_environment())
+        for index, member in enumerate(left):
+            record_job(member.folder, f"{job}_{index}", command)
+    return job
+
+
+def _check_alike(plan: Plan) -> None:
+    """One array asks for the same nodes, time and account for each of its tasks."""
+    first = plan.members[0]
+    for member in plan.members:
+        own = next((option for option in member.config.cluster.sbatch if option.startswith("--array")), None)
+        if own is not None:
+            rule = "A sweep is an array itself, a task a member"
+            raise ConfigError("cluster.sbatch", own, rule, "Leave it out; --parallel N limits the tasks that run at a time")
+        asked, others = (_asked(one.config) for one in (first, member))
+        if asked != others:
+            differs = ", ".join(sorted({*asked} ^ {*others}))
+            rule = f"{member.point.name} asks for other resources than {first.point.name} ({differs}), and an array asks for one kind"
+            raise ConfigError("cluster", str(plan.folder), rule, "Launch them as two sweeps, with a run.name each")
+
+
+def _asked(config: Config) -> list[str]:
+    nameless = replace(config, run=replace(config.run, name=""))
+    return [config.cluster.scheduler, *sbatch_options(nameless, Path(), Path())]
