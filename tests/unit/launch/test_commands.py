@@ -72,7 +72,7 @@ def test_help_of_train_explains_words_groups_and_experiments(capsys, monkeypatch
         (["config", "experiment=ngpt_tiny", "train.seed=1,2"], "train.seed: 1,2. Several values are several runs, "),
         (["train", "ngpt_tiny"], "ngpt_tiny: Cannot be read. "),
         (["list", "modle"], "ngpt list: modle. "),
-        (["list", "experimets"], "ngpt list: experimets. There are experiments, keys, model, "),
+        (["list", "experimets"], "ngpt list: experimets. There are experiments, studies, keys, model, "),
         (["list", "keys", "zzz"], "ngpt list keys: zzz. "),
         (["completion", "tcsh"], "ngpt completion: argument shell: invalid choice: 'tcsh'"),
     ],
