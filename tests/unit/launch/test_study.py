@@ -75,7 +75,7 @@ def test_a_folder_keeps_to_the_words_that_its_runs_were_started_with(tmp_path):
     folder = tmp_path / "out"
     _check_words(planned(tmp_path), folder)
     (folder / "gpt_bf16/seed=1").mkdir(parents=True)
-    _check_words(planned(tmp_path, "cluster=cpu", "parallel.tensor=1", "seed=[1,2,3]"), folder)  # more seeds, another machine
+    _check_words(planned(tmp_path, "cluster=cpu", "logging.interval=2", "seed=[1,2,3]"), folder)  # more seeds, another machine
     assert "gpt_bf16/seed=3" in json.loads((folder / WORDS_FILE).read_text())
     message = "out: Holds another study. gpt_bf16/seed=1 was started with other words: .*train.steps=12 .*--out DIR"
     with pytest.raises(ConfigError, match=message):

@@ -82,6 +82,9 @@ def test_a_slope_is_a_rise_a_doubling_and_an_optimum_a_vertex():
     assert [row.interval.estimate for row in optimum] == [pytest.approx(-0.2), pytest.approx(0.3)]
     shift = only(rows(Comparison("loss", kind="optimum", over="optim.lr", less=LESS), given))
     assert (shift.interval.estimate, shift.interval.high) == (pytest.approx(0.5), pytest.approx(0.5 + T_2 * 0.1 / math.sqrt(3)))
+    assert [row.note for row in optimum] == ["", ""]
+    edge = values(ngpt={2.0**x: [(x + 4) ** 2 + shift for shift in (0.0, 0.1)] for x in range(-4, 4)})
+    assert only(rows(Comparison("loss", kind="optimum", over="optim.lr"), edge)).note == "the lowest value is at the end of the scan"
     hill = values(ngpt={2.0**x: [-(x**2), -(x**2)] for x in range(-1, 2)})
     assert only(rows(Comparison("loss", kind="optimum", over="optim.lr"), hill)).interval.shape == ALL
 
