@@ -4,7 +4,7 @@
 # make test-hf      export and import whole runs, with the oldest and the newest transformers that setup.py allows (half an hour)
 # make test-eval    evaluate runs and exports by lm-eval, in an environment of its own (.venv/eval)
 # make test-slurm   run the tests that start a SLURM of their own (Debian: slurm-wlm, munge); skipped where there is none
-# make study-smoke  run every study at its smallest size, and write their pages (an hour on two cores)
+# make study-smoke  run every study at its smallest size, and write their pages (half an hour on two idle cores)
 # make lint | clean
 # PYTHON=/path/to/python picks the interpreter (3.12 or newer); the environment is made once, in .venv.
 

@@ -18,7 +18,10 @@ RESAMPLES = 9999
 
 
 def mean_interval(values: ArrayLike) -> Interval:
-    """The mean of independent values, with Student's t interval. One value alone excludes nothing.
+    """The mean of independent values, with Student's t interval.
+
+    One value alone excludes nothing, and so do values that agree exactly, such as counts of a rare event: none in three seeds may be one
+    in ten.
 
     Raises:
         ValueError: no values, or one that is not finite.
@@ -27,6 +30,8 @@ def mean_interval(values: ArrayLike) -> Interval:
     method = "t interval of the mean"
     if len(x) < 2:
         return unknown(float(x[0]), 1, f"{method}: one unit shows no scatter")
+    if np.ptp(x) == 0:
+        return unknown(float(x[0]), len(x), f"{method}: units that agree exactly show no scatter")
     half = t_quantile((1 + CONFIDENCE) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x), method)
 

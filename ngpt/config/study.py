@@ -159,6 +159,7 @@ class Study:
     claim: str = MISSING  # one sentence that can be wrong
     paper: str = MISSING  # what the source says, with its figures
     tuning: str = MISSING  # how each architecture's rate and schedule were chosen
+    left_out: str = ""  # what belongs to the claim and is not measured, and why
     words: list[str] = field(default_factory=list)  # of the config of every run
     lists: dict[str, list[Any]] = field(default_factory=dict)  # name: values; `seed` is train.seed of every arm's runs
     arms: dict[str, Arm] = field(default_factory=dict)  # {LIST} in a name, a label or a word makes an arm of each value

@@ -46,7 +46,7 @@ def design_rows(results: Results) -> list[tuple[str, str]]:
     if trunks:
         parts = ", ".join(f"{name} at {study['arms'][name]['until']:.0%} of the steps" for name in trunks)
         rows.append(("Branches", f"Arms continue the checkpoint of {parts}, with its optimizer state"))
-    return [*rows, ("Tuning effort", study["tuning"])]
+    return [*rows, ("Tuning effort", study["tuning"]), *([("Left out", study["left_out"])] if study["left_out"] else [])]
 
 
 def comparison_tables(results: Results) -> list[dict[str, Any]]:

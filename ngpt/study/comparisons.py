@@ -90,7 +90,7 @@ def rows(comparison: Comparison, values: Values) -> list[Row]:
 def _pairs(interval: Interval, by_seed: Seeds) -> Interval | None:
     """Seeds that would tell a difference of this size and scatter from zero."""
     size = abs(interval.estimate)
-    return statistics.pairs_needed(list(by_seed.values()), size) if len(by_seed) > 1 and size > 0 else None
+    return statistics.pairs_needed(list(by_seed.values()), size) if interval.bounded and size > 0 else None
 
 
 def curve(comparison: Comparison, values: Values, key: str) -> list[dict[str, Any]]:
@@ -153,11 +153,12 @@ def _slope(comparison: Comparison, values: Values, arm: str, point: Point) -> tu
 
 def _optimum(comparison: Comparison, values: Values, arm: str, point: Point) -> tuple[Interval, Seeds, str | None, str]:
     less = reference(comparison.less, arm)
-    x, curves = _around_lowest(*_scan(comparison, values, arm, point, paired=False))
+    scan = _scan(comparison, values, arm, point, paired=False)
+    x, curves = _around_lowest(*scan)
     if len(x) < 3:
         return unknown(math.nan, len(curves), "fewer than three places"), {}, None, "fewer than three places"
     lowest = {seed: statistics.vertex(x, line).estimate for seed, line in curves.items()}
-    note = "beyond the scanned values" if any(not x[0] <= place <= x[-1] for place in lowest.values()) else ""
+    note = "the lowest value is at the end of the scan" if _lowest(*scan) in (0, len(scan[0]) - 1) else ""
     if less is not None:
         other_x, others = _around_lowest(*_scan(comparison, values, less, point, paired=False))
         shared = [seed for seed in curves if seed in others]
@@ -228,10 +229,15 @@ def _around_lowest(x: list[float], lines: dict[int, list[float]]) -> tuple[list[
     """The places around the lowest mean: far from it a loss is no parabola."""
     if not x:
         return x, lines
-    means = [fmean(line[index] for line in lines.values()) for index in range(len(x))]
-    start = min(max(means.index(min(means)) - AROUND_LOWEST // 2, 0), max(len(x) - AROUND_LOWEST, 0))
+    start = min(max(_lowest(x, lines) - AROUND_LOWEST // 2, 0), max(len(x) - AROUND_LOWEST, 0))
     part = slice(start, start + AROUND_LOWEST)
     return x[part], {seed: line[part] for seed, line in lines.items()}
+
+
+def _lowest(x: list[float], lines: dict[int, list[float]]) -> int:
+    """The place of the lowest mean over seeds."""
+    means = [fmean(line[index] for line in lines.values()) for index in range(len(x))]
+    return means.index(min(means))
 
 
 def _first_below(curve: Mapping[float, float], bound: float) -> float | None:
@@ -252,7 +258,9 @@ def _interval_of(units: Seeds, estimate: Callable[[list[float]], Interval]) -> I
 
 def _missing(values: Values, units: Seeds) -> str:
     lacking = len(values.study.lists["seed"]) - len(units)
-    return f"{lacking} of {len(units) + lacking} seeds are missing" if lacking else ""
+    if lacking:
+        return f"{lacking} of {len(units) + lacking} seeds are missing"
+    return "all seeds agree exactly" if len(units) > 1 and len(set(units.values())) == 1 else ""
 
 
 def _point(point: Mapping[str, Any]) -> Point:

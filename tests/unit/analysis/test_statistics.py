@@ -70,9 +70,10 @@ def test_mean_interval_covers_what_it_claims(units):
     assert COVERED[0] < coverage(5.0, lambda random: mean_interval(random.normal(5.0, 2.0, units))) < COVERED[1]
 
 
-def test_one_unit_excludes_nothing():
-    found = mean_interval([3.0])
-    assert (found.estimate, found.shape, found.bounded, found.holds(-1e9)) == (3.0, ALL, False, True)
+def test_one_unit_excludes_nothing_nor_do_units_that_agree_exactly():
+    for values in ([3.0], [3.0] * 4):
+        found = mean_interval(values)
+        assert (found.estimate, found.shape, found.bounded, found.holds(-1e9)) == (3.0, ALL, False, True)
 
 
 def test_pairing_takes_out_what_units_have_in_common():

@@ -38,11 +38,11 @@ def only(found):
 
 
 def test_a_difference_is_paired_by_seed_and_told_in_percent_where_asked():
-    given = values(gpt_bf16=[1.0, 2.0, 4.0], gpt_x=[1.1, 2.2, 4.4])
+    given = values(gpt_bf16=[1.0, 2.0, 4.0], gpt_x=[1.1, 2.2, 4.8])
     row = only(rows(Comparison("loss", less=LESS), given))
-    assert (row.arm, row.less, row.interval.estimate) == ("gpt_x", "gpt_bf16", pytest.approx(0.7 / 3))
+    assert (row.arm, row.less, row.interval.estimate) == ("gpt_x", "gpt_bf16", pytest.approx(1.1 / 3))
     relative = only(rows(Comparison("loss", less=LESS, relative=True), given)).interval
-    assert (relative.low, relative.high) == (pytest.approx(10), pytest.approx(10))
+    assert (relative.estimate, relative.high) == (pytest.approx(40 / 3), pytest.approx(40 / 3 + T_2 * math.sqrt(200 / 3 / 2 / 3)))
     plain = only(rows(Comparison("loss", arms=["gpt_bf16"]), given)).interval
     assert plain.high == pytest.approx(7 / 3 + T_2 * math.sqrt((16 / 9 + 1 / 9 + 25 / 9) / 2 / 3))
 
@@ -69,28 +69,34 @@ def test_a_ratio_of_gaps_holds_what_fieller_says_and_has_no_end_where_the_diviso
 
 
 def test_a_slope_is_a_rise_a_doubling_and_an_optimum_a_vertex():
-    scan = {rate: [0.5 * math.log2(rate) + offset for offset in (0.0, 1.0, 5.0)] for rate in (1.0, 2.0, 8.0)}
+    scan = {rate: [rise * math.log2(rate) + offset for rise, offset in ((0.4, 0.0), (0.5, 1.0), (0.6, 5.0))] for rate in (1.0, 2.0, 8.0)}
     slope = only(rows(Comparison("loss", kind="slope", over="optim.lr"), values(ngpt=scan)))
-    assert (slope.interval.low, slope.interval.high, slope.point) == (pytest.approx(0.5), pytest.approx(0.5), {})
+    assert (slope.interval.estimate, slope.interval.high) == (pytest.approx(0.5), pytest.approx(0.5 + T_2 * 0.1 / math.sqrt(3)))
+    assert slope.point == {}
 
-    def bowl(lowest):
-        return {2.0**x: [(x - lowest - shift) ** 2 + shift for shift in (0.0, 0.1, 0.2)] for x in range(-4, 4)}
+    def bowl(*lowest):
+        return {2.0**x: [(x - place) ** 2 + place for place in lowest] for x in range(-4, 4)}
 
-    given = values(ngpt_bf16=bowl(-0.3), ngpt_x=bowl(0.2))
+    given = values(ngpt_bf16=bowl(-0.3, -0.2, -0.1), ngpt_x=bowl(0.1, 0.3, 0.5))
     optimum = rows(Comparison("loss", kind="optimum", over="optim.lr"), given)
     assert [row.interval.estimate for row in optimum] == [pytest.approx(-0.2), pytest.approx(0.3)]
     shift = only(rows(Comparison("loss", kind="optimum", over="optim.lr", less=LESS), given))
-    assert (shift.interval.estimate, shift.interval.high) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert (shift.interval.estimate, shift.interval.high) == (pytest.approx(0.5), pytest.approx(0.5 + T_2 * 0.1 / math.sqrt(3)))
+    assert [row.note for row in optimum] == ["", ""]
+    edge = values(ngpt={2.0**x: [(x + 4) ** 2 + shift for shift in (0.0, 0.1)] for x in range(-4, 4)})
+    assert only(rows(Comparison("loss", kind="optimum", over="optim.lr"), edge)).note == "the lowest value is at the end of the scan"
     hill = values(ngpt={2.0**x: [-(x**2), -(x**2)] for x in range(-1, 2)})
     assert only(rows(Comparison("loss", kind="optimum", over="optim.lr"), hill)).interval.shape == ALL
 
 
 def test_reach_is_where_the_curve_comes_down_to_the_references_last_loss():
     reference = {100.0: 3.0, 200.0: 1.75}
-    arms = {"gpt": [reference] * 2, "ngpt": [{50.0: 3.0, 100.0: 2.5, 200.0: 1.5}] * 2, "slow": [{100.0: 4.0, 200.0: 2.1}] * 2}
+    faster = [{50.0: 3.0, 100.0: 2.5, 200.0: 1.5}, {100.0: 1.75, 200.0: 1.0}]
+    arms = {"gpt": [reference] * 2, "ngpt": faster, "slow": [{100.0: 4.0, 200.0: 2.1}] * 2}
     found = rows(Comparison("loss", kind="reach", less={"*": "gpt"}), values(**arms))
     assert [row.arm for row in found] == ["ngpt", "slow"]
-    assert found[0].interval.estimate == pytest.approx(175 / 200)
+    assert found[0].by_seed == {1: pytest.approx(175 / 200), 2: pytest.approx(0.5)}
+    assert found[0].interval.estimate == pytest.approx(275 / 400)
     assert (found[1].interval.shape, found[1].note) == (ALL, "reached by 0 of 2 seeds")
 
 
