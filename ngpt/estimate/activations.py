@@ -11,7 +11,7 @@ from ngpt.config.executor import expected_executor
 from ngpt.config.linears import BlockLinear
 from ngpt.config.schema import Config
 from ngpt.estimate.calibration import ROUTING_BYTES
-from ngpt.estimate.layout import Layer, Tokens, activation_bytes, computes_norm, operand_bytes
+from ngpt.estimate.layout import Layer, Tokens, activation_bytes, computes_norm, gates_in_steps, operand_bytes
 
 Saved = dict[str, float]  # part of the layer: bytes
 _FP32 = 4
@@ -79,9 +79,13 @@ def _attention(cfg: Config, layer: Layer, tokens: Tokens) -> Saved:
 
 
 def _mlp_numbers(cfg: Config, layer: Layer, fc1: BlockLinear, fc2: BlockLinear) -> float:
-    """Bytes a token of an MLP: fc1's output, and what fc2 keeps of the activation; nGPT's activation makes its norm, too, from fc1's."""
+    """Bytes a token of an MLP: fc1's output, and what fc2 keeps of the activation; nGPT's activation makes its norm, too, from fc1's.
+
+    A gate without a kernel of its own keeps f of it, too.
+    """
     kept = fc2.in_features * operand_bytes(cfg, layer.recipes.get(fc2.name)) + _FP32 * computes_norm(cfg, layer, fc2)
-    return fc1.out_features * activation_bytes(cfg) + kept
+    between = fc1.out_features + fc2.in_features * gates_in_steps(cfg)
+    return between * activation_bytes(cfg) + kept
 
 
 def _mlp(cfg: Config, layer: Layer, tokens: Tokens) -> Saved:

@@ -14,6 +14,7 @@ from ngpt.estimate.layout import (
     Tokens,
     activation_bytes,
     computes_norm,
+    gates_in_steps,
     gpu_of,
     has_grouped_experts,
     has_own_products,
@@ -159,13 +160,19 @@ def _attention(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
     )
 
 
-def _mlp_passes(fc1: BlockLinear, fc2: BlockLinear) -> tuple[float, float]:
-    """Numbers moved a token between the linears: the activation, with nGPT's suv and fine-grained norm in it."""
-    return fc1.out_features + fc2.in_features, 2 * fc1.out_features + fc2.in_features
+def _mlp_passes(cfg: Config, fc1: BlockLinear, fc2: BlockLinear) -> tuple[float, float]:
+    """Numbers moved a token between the linears: the activation, with nGPT's suv and fine-grained norm in it.
+
+    A gate without a kernel of its own: f, the product with up, and backward the halves put together again.
+    """
+    forward, backward = fc1.out_features + fc2.in_features, 2 * fc1.out_features + fc2.in_features
+    if gates_in_steps(cfg):
+        forward, backward = forward + 2 * fc2.in_features, backward + 8 * fc2.in_features
+    return forward, backward
 
 
 def _mlp(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
-    forward, backward = _mlp_passes(layer.linear("linear_fc1"), layer.linear("linear_fc2"))
+    forward, backward = _mlp_passes(cfg, layer.linear("linear_fc1"), layer.linear("linear_fc2"))
     size = tokens.inner * activation_bytes(cfg)
     return Work(elementwise=_move(cfg, forward * size)), Work(elementwise=_move(cfg, backward * size))
 
@@ -174,7 +181,7 @@ def _moe(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
     """Dispatch and combination, activations with the router's probabilities (fp32, hence wide), the shared expert."""
     size, hidden = activation_bytes(cfg), cfg.model.hidden_size
     fc1, fc2 = layer.linear(".experts.linear_fc1"), layer.linear(".experts.linear_fc2")
-    forward, backward = _mlp_passes(fc1, fc2)
+    forward, backward = _mlp_passes(cfg, fc1, fc2)
     if cfg.model.architecture == "ngpt":  # the probabilities on the outputs
         forward, backward = forward + 2 * hidden, backward + 3 * hidden
     elif not ACTIVATIONS[cfg.model.activation].fusion:  # times fp32 probabilities, through fp32 copies
@@ -184,7 +191,7 @@ def _moe(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
         for passes, dispatch in ((forward, measured.DISPATCH_FORWARD_PASSES), (backward, measured.DISPATCH_BACKWARD_PASSES))
     ]
     if layer.has_shared_experts:
-        passes = _mlp_passes(layer.linear("shared_experts.linear_fc1"), layer.linear("shared_experts.linear_fc2"))
+        passes = _mlp_passes(cfg, layer.linear("shared_experts.linear_fc1"), layer.linear("shared_experts.linear_fc2"))
         moved = [total + tokens.inner * size * own for total, own in zip(moved, passes, strict=True)]
     router = _product(cfg, tokens.stream, hidden, cfg.model.num_experts, weight_gradient=False)
     return Work(products=router, elementwise=_move(cfg, moved[0])), Work(products=2 * router, elementwise=_move(cfg, moved[1]))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
+from ngpt.config.activations import ACTIVATIONS
 from ngpt.config.executor import expected_executor, keeps_quantized_weights
 from ngpt.config.experts import groups_experts
 from ngpt.config.linears import BlockLinear, block_linears, recipe_by_linear
@@ -143,6 +144,12 @@ def gpu_of(cfg: Config) -> Gpu:
 def activation_bytes(cfg: Config) -> int:
     """Bytes of a number in activations and matrices."""
     return 2 if cfg.precision.dtype == "bf16" else 4
+
+
+def gates_in_steps(cfg: Config) -> bool:
+    """Whether a gate, its function and its product with up are kernels of their own: Megatron's, for the control, may be fused."""
+    activation = ACTIVATIONS[cfg.model.activation]
+    return cfg.model.architecture == "gpt" and activation.gated and not activation.fusion
 
 
 def has_grouped_experts(cfg: Config) -> bool:

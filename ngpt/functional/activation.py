@@ -39,7 +39,7 @@ def scaled_activation(
         u: [..., F], or [..., 2 F] gated, any floating dtype: all that is kept for the backward pass, with a number a row if normalised.
         scale: fp32 (fp64 for fp64), as many entries as u has features; with sizes a row of them for each group.
         factor: what a stored scale is multiplied with, see `ScaledParameter`.
-        function: "squared_relu", f(v) = max(0, v)^2, or "silu", f(v) = v * sigmoid(v).
+        function: f, by its name in `ngpt.kernels.activation.functions`.
         gated: the first half of v is the gate, the second is multiplied with f(gate).
         normalize: the output gets unit norm along its features, as `l2_normalize` gives.
         group: process group over which the features are sharded, each half of gated ones. Where normalised, the sums of squares

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ngpt.analysis import metrics
 from ngpt.analysis.formats import count, full_count
+from ngpt.config.activations import ACTIVATIONS
 from ngpt.config.errors import ConfigError
 from ngpt.config.pattern import parse
 from ngpt.config.schema import Config, DataSource, ModelConfig
@@ -154,7 +155,7 @@ def _architecture(model: ModelConfig, trained: int, counts: ParameterCounts) -> 
         routed = f"{model.num_experts} of size {model.moe_ffn_hidden_size:,}, {model.moe_top_k} a token by {model.moe_score}"
         yield Row("Experts", routed + shared)
     if "-" in layers or "E" in layers:
-        yield Row("Activation", {"squared_relu": "squared ReLU", "swiglu": "SwiGLU"}.get(model.activation, model.activation))
+        yield Row("Activation", ACTIVATIONS[model.activation].title)
     tied = ", embedding and output matrix shared" if model.tied_embeddings else ""
     yield Row("Vocabulary", f"{model.vocab_size:,}{tied}")
 

@@ -8,6 +8,7 @@ from row_cases import ACTIVATIONS, FACTOR, OPERATIONS, ROWS, check, kernels_for,
 from torch import Tensor
 from triton.runtime import interpreter
 
+from ngpt.config.activations import ACTIVATIONS as TABLE
 from ngpt.functional import l2_normalize, scaled_activation
 from ngpt.kernels.activation import triton as activation
 from ngpt.kernels.normalize import triton as normalize
@@ -241,12 +242,12 @@ def test_features_split_between_two_ranks(generator, monkeypatch):
 @pytest.mark.parametrize("operation", ["normalized squared_relu", "normalized swiglu"])
 def test_activations_split_between_two_ranks(operation, generator, monkeypatch):
     """Of different widths; one row is zero on one rank and one on both."""
-    function, width = operation.split()[1].replace("swiglu", "silu"), 11
-    halves = 2 if function == "silu" else 1
+    row, width = TABLE[ACTIVATIONS[operation]], 11
+    halves = row.gate_and_up
     (u, scale), grad = make_inputs(operation, (5, 3, width), FP32, generator), torch.randn(5, 3, width, generator=generator)
     u.unflatten(-1, (halves, -1))[0, 0, :, :4], u[1, 1] = 0, 0
     truth = value_and_gradients(OPERATIONS[operation][1], [u.double(), scale.double()], grad.double())
-    square = OPERATIONS[operation.split()[1]][1](u.double(), scale.double()) ** 2
+    square = OPERATIONS[operation.removeprefix("normalized ")][1](u.double(), scale.double()) ** 2
     radial = grad.double() * truth[0]
     for mine, others in ((slice(0, 4), slice(4, width)), (slice(4, width), slice(0, 4))):
 
@@ -254,7 +255,7 @@ def test_activations_split_between_two_ranks(operation, generator, monkeypatch):
             return x.unflatten(-1, (halves, -1))[..., mine].flatten(-2)
 
         def shard(u: Tensor, scale: Tensor) -> Tensor:
-            form = dict(function=function, gated=halves == 2, normalize=True)
+            form = dict(function=row.function, gated=row.gated, normalize=True)
             return scaled_activation(u, scale, FACTOR, **form, group=TwoRanks())
 
         results = []
