@@ -342,7 +342,7 @@ def _positions(rope_theta: float | None, path: str) -> dict[str, Any]:
 
 
 def _unfit(path: str, key: str, got: Any, wanted: Any) -> ConfigError:
-    rule = f"Our control computes what the class does with {key}={wanted} only"
+    rule = f"Our model computes what the class does with {key}={wanted} only"
     return ConfigError(f"{path}: {key}", got, rule, f"Import a model that was trained with {key}={wanted}")
 
 
