@@ -7,6 +7,7 @@ import math
 import pytest
 
 from ngpt.config import ConfigError, compose, config_dir
+from ngpt.config.activations import ACTIVATIONS
 from ngpt.config.identity import diff, function_defining
 from ngpt.config.schema import ModelConfig
 from ngpt.hf.targets import completed, floor_of_steps, model_from, target_of
@@ -22,6 +23,7 @@ MORE = (
     "experiment=gpt_tiny model.activation=swiglu model.tied_embeddings=true model.norm_epsilon=1e-6 model.rope_base=500000",
     "experiment=gpt_hybrid_tiny model.moe_top_k=1 model.init_std=0.01",
     "experiment=gpt_tiny model.position_embedding=none",
+    *(f"experiment=gpt_tiny model.activation={name}" for name in ACTIVATIONS),
 )
 
 
