@@ -42,6 +42,7 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
         "swiglu": Activation(
             "SwiGLU", "SiLU(gate) * up", "silu", hidden_act="silu", gated=True, megatron={"swiglu": True}, fusion="bias_swiglu_fusion"
         ),
+        "geglu": Activation("GEGLU", "GELU(gate) * up, GELU by its tanh formula", "gelu_tanh", hidden_act="gelu_pytorch_tanh", gated=True),
     }
 )
 MEGATRON_ARGUMENTS = frozenset(argument for activation in ACTIVATIONS.values() for argument in activation.megatron)

@@ -22,7 +22,13 @@ class Reference:
     by_hand: Callable[[float], float]
 
 
+def _inner[T: (float, Tensor)](gate: T) -> T:
+    """Of GELU's tanh."""
+    return math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+
+
 ACTIVATIONS = {
     "squared_relu": Reference(False, lambda u: u.clamp(min=0) ** 2, lambda u: max(0.0, u) ** 2),
     "swiglu": Reference(True, lambda gate: gate * gate.sigmoid(), lambda gate: gate / (1 + math.exp(-gate))),
+    "geglu": Reference(True, lambda gate: gate * (1 + _inner(gate).tanh()) / 2, lambda gate: gate * (1 + math.tanh(_inner(gate))) / 2),
 }
