@@ -52,6 +52,20 @@ def test_megatron_is_told_to_compute_it(name):
 
 
 @pytest.mark.parametrize("name", REFERENCES)
+def test_its_function_and_derivative_are_exact_in_fp64(name):
+    """The kernels are held to the error of plain torch, which runs the same function."""
+    import torch
+
+    from ngpt.kernels.activation.functions import FUNCTIONS
+
+    v = torch.linspace(-6, 6, 97, dtype=torch.float64).requires_grad_()
+    value = REFERENCES[name].f(v)
+    (slope,) = torch.autograd.grad(value.sum(), v)
+    for found, truth in zip(FUNCTIONS[ACTIVATIONS[name].function](v.detach()), (value, slope), strict=True):
+        torch.testing.assert_close(found, truth.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
 def test_transformers_has_its_function_under_that_name(name):
     import torch
     from transformers.activations import ACT2FN
