@@ -28,7 +28,7 @@ def test_sizes_parameters_and_flops(name):
     fc1, fc2 = block_linears(cfg)
     assert (fc1.out_features, fc2.in_features) == (FC1[name], FFN)
     matrices = HIDDEN * FC1[name] + FFN * HIDDEN
-    assert count_parameters(cfg.model).mlp == matrices + FC1[name] + HIDDEN  # suv, alpha
+    assert count_parameters(cfg.model).layers["-"] == matrices + FC1[name] + HIDDEN  # suv, alpha
     assert training_flops_per_token(cfg.model, 32) == 6 * (matrices + VOCAB * HIDDEN)
 
 
