@@ -47,9 +47,9 @@ def separate_experts(experts: type) -> type:
 
 
 def normalized_experts(experts: type, shared_suv: bool) -> type:
-    """Megatron's class of experts with the router's probabilities on their outputs, rather than on their activations.
+    """A class of Megatron's experts that multiplies their outputs, not their activations, by the router's probabilities.
 
-    In front of fc2 the fine-grained normalisation would cancel them.
+    On the activations, in front of fc2, the fine-grained normalisation would cancel the probabilities.
 
     Args:
         experts: SequentialMLP or TEGroupedMLP.

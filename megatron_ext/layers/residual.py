@@ -39,7 +39,7 @@ class NormalizedResidual(MegatronModule):
         return step
 
 
-class OwnView(IdentityOp):
+class SharedInput(IdentityOp):
     """In place of the norm in front of experts: the stream, as a tensor of its own in autograd's graph.
 
     Router, routed and shared experts all read it. Their gradients are added up here before that of the residual step joins them, which is

@@ -8,7 +8,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from ngpt.optim.retraction import leave_free, mark
+from ngpt.optim.retraction import leave_unretracted, mark
 
 
 class _SortedSelection:
@@ -50,7 +50,7 @@ class NormalizedRouter(SortedRouter):
         if normalized:
             mark(self.weight, unit_dim=1)
         else:
-            leave_free(self.weight)
+            leave_unretracted(self.weight)
 
     def gating(self, input: Tensor) -> Tensor:
         return super().gating(input) * self.input_factor

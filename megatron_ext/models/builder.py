@@ -14,7 +14,7 @@ from megatron_ext.layers.logits import LogitHead, logit_scale
 from megatron_ext.models.stack import gpt_stack, ngpt_stack
 from ngpt.config.pattern import parse
 from ngpt.config.schema import ModelConfig
-from ngpt.optim.retraction import is_free, is_marked, mark, retract_weights_
+from ngpt.optim.retraction import is_marked, is_unretracted, mark, retract_weights_
 
 
 @dataclass(kw_only=True)
@@ -61,7 +61,7 @@ class PluginModelBuilder(HybridModelBuilder):
             if model.post_process and model.output_layer.weight is not None:
                 mark(model.output_layer.weight, unit_dim=1)
             matrices = [(name, param) for name, param in model.named_parameters() if param.dim() == 2]
-            unmarked = [name for name, param in matrices if not (is_marked(param) or is_free(param))]
+            unmarked = [name for name, param in matrices if not (is_marked(param) or is_unretracted(param))]
             assert not unmarked, f"matrices that no module marked for retraction: {unmarked}"
             retract_weights_(model.parameters())
         return model

@@ -36,7 +36,7 @@ from megatron_ext.layers.linear import (
     WritesStream,
 )
 from megatron_ext.layers.prediction import JoinLinear, NormalizedJoinLinear, prediction_block
-from megatron_ext.layers.residual import NormalizedResidual, OwnView
+from megatron_ext.layers.residual import NormalizedResidual, SharedInput
 from megatron_ext.layers.router import NormalizedRouter, SortedRouter
 from ngpt.config.activations import ACTIVATIONS, Activation
 from ngpt.config.schema import ModelConfig
@@ -129,7 +129,7 @@ def ngpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend
     config.use_te_activation_func = True  # Megatron's MLPs call the activation of their submodules: none, since fc2 activates
     parts = Parts(
         norm=IdentityOp,
-        expert_norm=OwnView,
+        expert_norm=SharedInput,
         residual=ModuleSpec(module=NormalizedResidual, params=dict(config=config, alpha_init=options.alpha_init, tp_group=tp_group)),
         attention=NormalizedAttention,
         core=partial(ScaledCore, inner=backend.attention),

@@ -18,7 +18,7 @@ from torch import Tensor
 from megatron_ext.precision.weights import StepWeights
 from ngpt.kernels.nvfp4_quantize import emulate
 from ngpt.precision.diagnostics import GemmWatch
-from ngpt.precision.gemm import alpha_of_operands
+from ngpt.precision.gemm import factor_of_operands
 from ngpt.precision.rounding import operand_seed
 from ngpt.precision.tensor import Operand
 from ngpt.recipes import Recipe
@@ -70,7 +70,7 @@ class _EmulatedLinear(torch.autograd.Function):
         w_row, w_col = call.kept_operands(weight, dtype) or emulate(
             weight, recipe.weight, columnwise=False, dtype=dtype, counters=call.counters("weight", x)
         )
-        y_MN = multiply(x_row.values, w_row.values.t(), alpha_of_operands(x_row, w_row), x.dtype)
+        y_MN = multiply(x_row.values, w_row.values.t(), factor_of_operands(x_row, w_row), x.dtype)
         if call.watch:
             call.watch.forward(whole_MK, weight, x_row, w_row)
         ctx.call, ctx.shape = call, x.shape
@@ -96,7 +96,7 @@ class _EmulatedLinear(torch.autograd.Function):
         if w_col is None:
             w_seed, w_counters = operand_seed(seed, "weight"), call.counters("weight", grad)
             _, w_col = emulate(weight, recipe.weight, rowwise=False, seed=w_seed, dtype=dtype, counters=w_counters)
-        dx_MK = multiply(dy_row.values, w_col.values, alpha_of_operands(dy_row, w_col), grad.dtype)
+        dx_MK = multiply(dy_row.values, w_col.values, factor_of_operands(dy_row, w_col), grad.dtype)
         if gathering is not None:
             gathering.wait()
         reducing, dx_MK = _reduce(dx_MK, call)
@@ -140,14 +140,14 @@ def operand_dtype(x: Tensor) -> torch.dtype:
     return torch.bfloat16 if x.is_cuda else torch.float32
 
 
-def multiply(a: Tensor, b: Tensor, alpha: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """alpha * a b with an fp32 accumulator, rounded to `dtype` once."""
-    if alpha is None and a.dtype == dtype:
+def multiply(a: Tensor, b: Tensor, factor: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """factor * a b with an fp32 accumulator, rounded to `dtype` once."""
+    if factor is None and a.dtype == dtype:
         return a @ b
     product = a @ b if a.dtype == torch.float32 else torch.mm(a, b, out_dtype=torch.float32)
-    if alpha is None:
+    if factor is None:
         return product.to(dtype)
-    return torch.mul(product, alpha, out=torch.empty_like(product, dtype=dtype))
+    return torch.mul(product, factor, out=torch.empty_like(product, dtype=dtype))
 
 
 def adds_in_place(weight: Tensor, main_grad: Tensor | None) -> bool:
@@ -171,11 +171,11 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 def _weight_gradient(dy: Operand, x: Operand, weight: Tensor, main_grad: Tensor | None) -> Tensor:
     """dw [N, K]: added to main_grad in fp32 where Megatron keeps one, else returned."""
-    alpha = alpha_of_operands(dy, x)
+    factor = factor_of_operands(dy, x)
     if not adds_in_place(weight, main_grad):
-        return multiply(dy.values.t(), x.values, alpha, weight.dtype)
-    if alpha is not None:
-        main_grad.addcmul_(multiply(dy.values.t(), x.values, None, torch.float32), alpha)
+        return multiply(dy.values.t(), x.values, factor, weight.dtype)
+    if factor is not None:
+        main_grad.addcmul_(multiply(dy.values.t(), x.values, None, torch.float32), factor)
     else:
         add_product(main_grad, dy.values.t(), x.values)
     return added_in_place(weight)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training import global_vars
 from megatron.training.argument_utils import hybrid_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.arguments import add_megatron_arguments, parse_args, validate_args
@@ -30,6 +31,7 @@ from ngpt.config.megatron_arguments import passed_on
 from ngpt.config.pattern import cut_pattern, parse
 from ngpt.config.sizes import padded_vocab_size, pipeline_stages, wsd_decay_steps
 from ngpt.data.validation import evaluation_batches
+from ngpt.kernels.activation.functions import TORCH
 
 
 def _model(cfg: Config, backend: str) -> dict[str, Any]:
@@ -308,6 +310,13 @@ def _set_globals(args: argparse.Namespace) -> None:
         global_vars._GLOBAL_TENSORBOARD_WRITER = ScalarTap()
 
 
+def choose_activation(config: TransformerConfig, name: str) -> None:
+    """Gives Megatron's config what the MLPs of the control compute, where no argument of Megatron's chooses it."""
+    activation = ACTIVATIONS[name]
+    if not activation.megatron:
+        config.activation_func, config.gated_linear_unit = TORCH[activation.function], activation.gated
+
+
 def setup_megatron(cfg: Config, backend: str, **overrides: Any) -> tuple[argparse.Namespace, PretrainConfigContainer]:
     """Validated arguments in Megatron's globals, and the container for `pretrain`.
 
@@ -324,6 +333,7 @@ def setup_megatron(cfg: Config, backend: str, **overrides: Any) -> tuple[argpars
     validate_args(args, {})
     _set_globals(args)
     model = hybrid_config_from_args(args)
+    choose_activation(model.transformer, cfg.model.activation)
     plugin = PluginModelConfig(
         **{item.name: getattr(model, item.name) for item in dataclasses.fields(model)},
         options=cfg.model,

@@ -1,7 +1,7 @@
 """The activations that an MLP or expert may have. The one table of them: everything that depends on which one it is reads it here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -11,17 +11,21 @@ class Activation:
     """What stands between the two linears of an MLP.
 
     Attributes:
-        description: one line.
-        function: what nGPT's kernel applies, see `ngpt.functional.scaled_activation`.
-        gated: it multiplies two halves of fc1's output, gate and up.
-        megatron: Megatron arguments, by argparse name, that choose it.
+        title: what a model card calls it.
+        description: the formula, in one line.
+        function: f of the formula, by its name in `ngpt.kernels.activation.functions`.
+        hidden_act: f by transformers' name.
+        gated: f applies to the first half of fc1's output, the gate, and multiplies the second, up.
+        megatron: Megatron arguments, by argparse name, that choose it. Empty: Megatron has none, and its config is given f itself.
         fusion: Megatron's switch of its fused kernel, which takes an expert's router probabilities along; None where there is none.
     """
 
+    title: str
     description: str
     function: str
+    hidden_act: str
     gated: bool
-    megatron: Mapping[str, Any]
+    megatron: Mapping[str, Any] = field(default_factory=dict)
     fusion: str | None = None
 
     @property
@@ -32,8 +36,14 @@ class Activation:
 
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {
-        "squared_relu": Activation("max(0, u)^2", "squared_relu", gated=False, megatron={"squared_relu": True}),
-        "swiglu": Activation("SiLU(gate) * up", "silu", gated=True, megatron={"swiglu": True}, fusion="bias_swiglu_fusion"),
+        "squared_relu": Activation(
+            "squared ReLU", "max(0, u)^2", "squared_relu", hidden_act="relu2", gated=False, megatron={"squared_relu": True}
+        ),
+        "swiglu": Activation(
+            "SwiGLU", "SiLU(gate) * up", "silu", hidden_act="silu", gated=True, megatron={"swiglu": True}, fusion="bias_swiglu_fusion"
+        ),
+        "geglu": Activation("GEGLU", "GELU(gate) * up, GELU by its tanh formula", "gelu_tanh", hidden_act="gelu_pytorch_tanh", gated=True),
     }
 )
+MEGATRON_ARGUMENTS = frozenset(argument for activation in ACTIVATIONS.values() for argument in activation.megatron)
 FUSIONS = frozenset(activation.fusion for activation in ACTIVATIONS.values() if activation.fusion)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from ngpt.config import cluster, hybrid, precision, values
 from ngpt.config.errors import ConfigError, ConfigErrors
+from ngpt.config.layers import LAYERS
 from ngpt.config.megatron_arguments import check_megatron
 from ngpt.config.megatron_keys import captures
 from ngpt.config.pattern import parse
@@ -21,7 +22,8 @@ from ngpt.config.sizes import (
 from ngpt.config.vocabularies import FILES, NAMED_BY_PATH
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end of a document
-_SYMBOLS = "Use M for Mamba-2, E for experts, * for attention, - for an MLP, | for a pipeline cut and / before a prediction depth"
+_LAYERS = ", ".join(f"{symbol} ({kind.long_title})" for symbol, kind in LAYERS.items())
+_SYMBOLS = f"Use {_LAYERS}, | for a pipeline cut and / before a prediction depth"
 
 
 def validate(cfg: Config) -> None:
@@ -50,7 +52,7 @@ def check_heads(cfg: Config) -> Iterator[ConfigError]:
 def check_pattern(cfg: Config) -> Iterator[ConfigError]:
     """The layer pattern holds known layers, as many as `model.num_layers`, and prediction depths that are alike."""
     key, pattern, layers = "model.layer_pattern", cfg.model.layer_pattern, cfg.model.num_layers
-    unknown = sorted(set(pattern) - set("ME*-|/"))
+    unknown = sorted(set(pattern) - {*LAYERS, "|", "/"})
     if unknown:
         rule = f"Unknown symbol {' '.join(symbol if symbol.strip() else repr(symbol) for symbol in unknown)}"
         yield ConfigError(key, repr(pattern), rule, _SYMBOLS)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ngpt.config.compose import to_yaml
+from ngpt.config.layers import LAYERS
 from ngpt.config.linears import describe_precision
 from ngpt.config.megatron_arguments import unchecked_note
 from ngpt.config.schema import Config
@@ -55,7 +56,7 @@ def counts_table(cfg: Config) -> str:
     tokens = tokens_per_step(cfg) * cfg.train.steps
     flops = training_flops_per_token(cfg.model, cfg.train.seq_length)
     active = f", {counts.active:,} active for a token" if counts.idle else ""
-    kinds = {"attention": counts.attention, "MLP": counts.mlp, "Mamba": counts.mamba, "experts": counts.moe}
+    kinds = {LAYERS[symbol].title: count for symbol, count in counts.layers.items()}
     rows = {
         "parameters": f"{counts.total:,} (without vocabulary padding {counts.total_without_padding:,})" + active,
         "  blocks": f"{counts.blocks:,} ({', '.join(f'{name} {count:,}' for name, count in kinds.items() if count)})",

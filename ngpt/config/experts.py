@@ -64,7 +64,7 @@ def recipes_of_experts(cfg: Config) -> list[Recipe]:
     """Of the routed experts, by name alone: whether they are grouped does not depend on which blocks are kept in bf16."""
     if not cfg.precision.layers:
         return [recipe_of(cfg.precision)] if "E" in cfg.model.layer_pattern else []
-    names = {named_recipe(cfg, linear) for linear in block_linears(cfg) if ".experts." in linear.name}
+    names = {named_recipe(cfg, linear) for linear in block_linears(cfg) if linear.is_routed}
     return [recipe_of(cfg.precision if name is None else cfg.precision.recipes[name]) for name in names]
 
 

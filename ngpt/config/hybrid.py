@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from ngpt.config.errors import ConfigError
+from ngpt.config.layers import layer_with
 from ngpt.config.pattern import cut_pattern, parse
 from ngpt.config.schema import Config
 from ngpt.config.sizes import expert_tensor_size, model_parallel_size, pipeline_stages, round_up, world_size
@@ -81,10 +82,9 @@ def check_expert_parallel(cfg: Config) -> Iterator[ConfigError]:
 
 def check_recompute(cfg: Config) -> Iterator[ConfigError]:
     """Recomputed modules exist."""
-    needs = {"mlp": "-", "moe": "E", "shared_experts": "E", "core_attn": "*"}
     for module in cfg.parallel.recompute_modules:
-        if needs[module] not in cfg.model.layer_pattern:
-            rule = f"model.layer_pattern has no {needs[module]} layer to recompute it in"
+        if (symbol := layer_with(module)) not in cfg.model.layer_pattern:
+            rule = f"model.layer_pattern has no {symbol} layer to recompute it in"
             yield ConfigError("parallel.recompute_modules", module, rule, f"Take {module} out of parallel.recompute_modules")
 
 

@@ -4,13 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ngpt.config.layers import LAYERS
 from ngpt.config.megatron_arguments import unchecked_names
 from ngpt.config.pattern import without_cuts
 from ngpt.config.schema import EXECUTION_FIELDS, LEARNING_FIELDS, NGPT_FIELDS, Config
 
 # Beyond `model.*`: the lengths and the tokens that the weights have learnt. Precision is left out: a model can be continued in another.
 DEFINING_KEYS = ("train.seq_length", "tokenizer.kind", "tokenizer.vocab_size")
-_OF_LAYERS = {"E": "model.moe_", "M": "model.mamba_", "/": "model.mtp_"}  # symbol of the layer pattern: keys that mean nothing without it
+# Symbol of the layer pattern: how the keys begin that mean nothing without it.
+_KEYS_OF = {symbol: kind.keys for symbol, kind in LAYERS.items() if kind.keys} | {"/": "model.mtp_"}
 NOT_SET = "(not set)"
 
 Changes = dict[str, tuple[Any, Any]]  # dotted key: (old, new)
@@ -30,7 +32,7 @@ def model_defining(cfg: Config) -> dict[str, Any]:
     flat = flatten(cfg)
     execution = {f"model.{name}" for name in EXECUTION_FIELDS}
     defining = {key: value for key, value in flat.items() if key.startswith("model.") and key not in execution}
-    absent = tuple(prefix for symbol, prefix in _OF_LAYERS.items() if symbol not in defining["model.layer_pattern"])
+    absent = tuple(prefix for symbol, prefix in _KEYS_OF.items() if symbol not in defining["model.layer_pattern"])
     defining = {key: value for key, value in defining.items() if not key.startswith(absent)}
     # Pipeline cuts say where a layer runs, not what it computes.
     defining["model.layer_pattern"] = without_cuts(defining["model.layer_pattern"])

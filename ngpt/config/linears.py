@@ -67,6 +67,11 @@ class BlockLinear:
         return self.outputs.features
 
     @property
+    def is_routed(self) -> bool:
+        """Whether it stands for those of a layer's routed experts, which see the tokens that they are sent."""
+        return ".experts." in self.name
+
+    @property
     def everywhere(self) -> str:
         """The glob of this linear in every layer."""
         return re.sub(r"\.\d+\.", ".*.", self.name)

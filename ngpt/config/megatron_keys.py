@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from ngpt.config.activations import FUSIONS, MEGATRON_ARGUMENTS
+
 # Megatron's argparse name -> our key
 OWNED = {
     "num_layers": "model.num_layers",
@@ -15,8 +17,7 @@ OWNED = {
     "num_query_groups": "model.num_query_groups",
     "group_query_attention": "model.num_query_groups",
     "kv_channels": "model.head_dim",
-    "swiglu": "model.activation",
-    "squared_relu": "model.activation",
+    **dict.fromkeys(sorted(MEGATRON_ARGUMENTS), "model.activation"),
     "untie_embeddings_and_output_weights": "model.tied_embeddings",
     "position_embedding_type": "model.position_embedding",
     "rotary_base": "model.rope_base",
@@ -180,7 +181,7 @@ REFUSED = {
     "calculate_per_token_loss": "always on: the loss is a mean over the step's tokens",
     "dataloader_type": "batches come from megatron_ext/training/data.py",
     "distributed_backend": "follows from the device",
-    "bias_swiglu_fusion": "follows from model.transformer_impl and model.activation",
+    **dict.fromkeys(sorted(FUSIONS), "follows from model.transformer_impl and model.activation"),
     "cross_entropy_loss_fusion": "one kernel of this project computes the loss",
     "apply_rope_fusion": "queries and keys turn in the pass of this project that takes them out of their projection",
     "rotary_interleaved": "entries of a head turn with those half a head away",

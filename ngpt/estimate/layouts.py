@@ -8,14 +8,15 @@ from typing import Any
 
 from ngpt.config.checks import transformer_engine_attention, validate
 from ngpt.config.errors import ConfigError
+from ngpt.config.layers import LAYERS
 from ngpt.config.pattern import parse, without_cuts
 from ngpt.config.schema import Config, ParallelConfig
 from ngpt.config.sizes import world_size
 from ngpt.estimate.calibration import RESERVED
+from ngpt.estimate.collectives import nvlink_domain
 from ngpt.estimate.kernels import embedding_work, layer_work, output_work
-from ngpt.estimate.layout import chunks, gpu_of, tokens
-from ngpt.estimate.links import nvlink_domain
 from ngpt.estimate.memory import MemoryEstimate, estimate_memory
+from ngpt.estimate.rank import chunks, gpu_of, tokens
 from ngpt.estimate.step_time import StepTime, estimate_step
 
 _POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -265,7 +266,7 @@ def check_for_gpus(cfg: Config) -> None:
 def _least_recomputed(candidate: Config) -> _Sized:
     """The config with as little recomputation as makes it fit; where nothing does, with the smallest peak."""
     pattern = candidate.model.layer_pattern
-    selective = [module for module, symbol in (("mlp", "-"), ("moe", "E")) if symbol in pattern]
+    selective = [kind.whole for symbol, kind in LAYERS.items() if kind.whole and symbol in pattern]
     ways: list[dict[str, Any]] = [{"recompute": "selective", "recompute_modules": selective}] if selective else []
     ways.append({"recompute": "full", "recompute_method": "uniform", "recompute_num_layers": 1})
     best = _Sized(candidate, estimate_memory(candidate))

@@ -9,7 +9,7 @@ from ngpt.config.schema import Config
 from ngpt.config.sizes import micro_batches_per_step, padded_vocab_size
 from ngpt.estimate.activations import kept_bytes, saved_bytes
 from ngpt.estimate.calibration import WORKSPACE
-from ngpt.estimate.layout import (
+from ngpt.estimate.rank import (
     Chunk,
     Layer,
     Tokens,
@@ -79,7 +79,7 @@ def quantized_weight_bytes(cfg: Config, chunk: Chunk) -> float:
         * _bytes_of_kept(cfg, layer, linear)
         * linear.in_features
         * linear.out_features
-        * (local_experts(cfg) if ".experts." in linear.name else 1)
+        * (local_experts(cfg) if linear.is_routed else 1)
         for layer in chunk.layers
         for linear in layer.linears
         if linear.name in layer.recipes
@@ -144,7 +144,7 @@ def _gradient_bytes(cfg: Config, layer: Layer, sizes: Tokens) -> float:
     """Gradients alive at once: those of an operation's input and output, the widest of the layer, and of the stream."""
     size = activation_bytes(cfg)
     widths = [
-        (sizes.routed if ".experts." in linear.name else sizes.inner) * max(linear.in_features, linear.out_features)
+        (sizes.routed if linear.is_routed else sizes.inner) * max(linear.in_features, linear.out_features)
         for linear in layer.linears
     ]
     return size * (2 * max(widths) + 2 * sizes.stream * cfg.model.hidden_size)

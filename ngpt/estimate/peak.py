@@ -37,4 +37,4 @@ def product_peaks(cfg: Config, gpu: str | None, dtype: str, executors: Mapping[R
 def _flops_per_token(linear: BlockLinear, cfg: Config) -> int:
     """Of one linear's three products, over all tensor-parallel ranks; routed experts run as often as a token has experts."""
     weights = linear.in_features * linear.inputs.shards * linear.out_features * linear.outputs.shards
-    return 6 * weights * (cfg.model.moe_top_k if ".experts." in linear.name else 1)
+    return 6 * weights * (cfg.model.moe_top_k if linear.is_routed else 1)

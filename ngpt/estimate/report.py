@@ -7,17 +7,17 @@ from typing import Any
 from ngpt.config.errors import ConfigError
 from ngpt.config.executor import expected_executor
 from ngpt.config.experts import recipes_of_experts
+from ngpt.config.layers import LAYERS
 from ngpt.config.linears import recipes_in_use
 from ngpt.config.megatron_arguments import passed_on
-from ngpt.config.pattern import parse
 from ngpt.config.schema import Config
 from ngpt.config.sizes import data_parallel_size, padded_vocab_size, world_size
 from ngpt.durations import duration
 from ngpt.estimate.calibration import LINK_FRACTION, LOW_PRECISION_GEMM_FRACTION, RESERVED, STEP_BAND
-from ngpt.estimate.counts import count_parameters, mamba_scan_flops, training_flops_per_token
-from ngpt.estimate.layout import ASSUMED_GPU, chunks_by_rank, gpu_of, has_grouped_experts
+from ngpt.estimate.counts import count_parameters, layer_flops, training_flops_per_token
 from ngpt.estimate.layouts import Layout, Proposals, fits, usable_memory
 from ngpt.estimate.memory import MemoryEstimate, estimate_memory
+from ngpt.estimate.rank import ASSUMED_GPU, chunks_by_rank, gpu_of, has_grouped_experts
 from ngpt.estimate.states import rank_parameters
 from ngpt.estimate.step_time import StepTime, estimate_step
 
@@ -66,11 +66,13 @@ def _layout(layout: Layout) -> dict[str, Any]:
 
 def _parameters(cfg: Config) -> dict[str, Any]:
     counts = count_parameters(cfg.model)
-    kinds = ("embedding", "head", "attention", "mlp", "mamba", "moe", "prediction", "logit_scale", "final_norm")
+    ends = {"embedding": counts.embedding, "head": counts.head}
+    layers = {LAYERS[symbol].name: count for symbol, count in counts.layers.items()}
+    others = {name: getattr(counts, name) for name in ("prediction", "logit_scale", "final_norm")}
     return {
         "parameters_total": counts.total,
         "parameters_active": counts.active,
-        "parameters": {kind: getattr(counts, kind) for kind in kinds},
+        "parameters": ends | layers | others,
         "parameters_per_rank": [rank_parameters(cfg, held).total for held in chunks_by_rank(cfg)],
     }
 
@@ -78,7 +80,7 @@ def _parameters(cfg: Config) -> dict[str, Any]:
 def _flops(cfg: Config) -> dict[str, int]:
     """Forward and backward of one token; recomputed work is not among them."""
     total = training_flops_per_token(cfg.model, cfg.train.seq_length)
-    scan = 3 * parse(cfg.model.layer_pattern).layers.count("M") * mamba_scan_flops(cfg.model)
+    scan = layer_flops(cfg.model, "M", cfg.train.seq_length)
     matrices = 6 * count_parameters(cfg.model).matmul
     return {"total": total, "matrices": matrices, "attention": total - scan - matrices, "mamba_scan": scan}
 

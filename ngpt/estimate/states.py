@@ -1,42 +1,20 @@
 """Parameters of one rank, and the bytes of weights, gradients and optimizer state that belong to them."""
 
-import operator
 from collections import Counter
 from dataclasses import dataclass
 
 from ngpt.config.schema import Config
-from ngpt.config.sizes import expert_tensor_size, padded_vocab_size
-from ngpt.estimate.counts import has_gated_norm, mixer_numbers
-from ngpt.estimate.layout import Chunk, Layer, dense_data_parallel_size, expert_data_parallel_size, has_grouped_experts, local_experts
-
-
-@dataclass(frozen=True)
-class RankParameters:
-    """Numbers that one rank holds.
-
-    Attributes:
-        dense, dense_scales: everything but the routed experts: in the model's dtype, and nGPT's scales, which are fp32.
-        experts, expert_scales: the rank's part of the routed experts.
-        replicated: those among `dense` and `dense_scales` that all tensor-parallel ranks hold whole.
-        tensors: parameter tensors.
-    """
-
-    dense: int = 0
-    dense_scales: int = 0
-    experts: int = 0
-    expert_scales: int = 0
-    replicated: int = 0
-    tensors: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.dense + self.dense_scales + self.experts + self.expert_scales
-
-    def __add__(self, other: "RankParameters") -> "RankParameters":
-        return RankParameters(*map(operator.add, vars(self).values(), vars(other).values()))
-
-    def __mul__(self, number: int) -> "RankParameters":
-        return RankParameters(*(number * count for count in vars(self).values()))
+from ngpt.config.sizes import padded_vocab_size
+from ngpt.estimate.kinds import KINDS
+from ngpt.estimate.rank import (
+    Chunk,
+    Layer,
+    RankParameters,
+    dense_data_parallel_size,
+    expert_data_parallel_size,
+    has_grouped_experts,
+    local_experts,
+)
 
 
 def rank_parameters(cfg: Config, held: list[Chunk]) -> RankParameters:
@@ -72,37 +50,20 @@ def chunk_parameters(cfg: Config, chunk: Chunk) -> RankParameters:
 
 
 def layer_parameters(cfg: Config, layer: Layer) -> RankParameters:
-    """Counts a rank's part of one layer."""
-    model, ngpt = cfg.model, cfg.model.architecture == "ngpt"
-    routed = [linear for linear in layer.linears if ".experts." in linear.name]
-    whole = [linear for linear in layer.linears if linear not in routed]
-    experts, hidden = local_experts(cfg), model.hidden_size
-    parts = RankParameters(
+    """Counts a rank's part of one layer: its linears, nGPT's alpha or the control's norm in front, and what its kind has of its own."""
+    hidden, experts = cfg.model.hidden_size, local_experts(cfg)
+    routed = [linear for linear in layer.linears if linear.is_routed]
+    whole = [linear for linear in layer.linears if not linear.is_routed]
+    linears = RankParameters(
         dense=sum(linear.in_features * linear.out_features for linear in whole),
         experts=experts * sum(linear.in_features * linear.out_features for linear in routed),
         tensors=len(whole) + (1 if has_grouped_experts(cfg) else experts) * len(routed),
     )
-    if ngpt:  # alpha; sqk; suv or mixer_in_scale
-        parts += RankParameters(dense_scales=hidden, replicated=hidden, tensors=1)
-        scaled = [linear for linear in whole if linear.reads_stream and layer.symbol != "*"]
-        per_feature = sum(linear.out_features for linear in scaled)
-        if layer.symbol == "*":
-            per_feature = layer.linear("linear_proj").in_features
-        parts += RankParameters(dense_scales=per_feature, tensors=len(scaled) or 1)
-        suv = sum(linear.out_features for linear in routed if linear.reads_stream)
-        if model.moe_suv == "per_expert":
-            parts += RankParameters(expert_scales=experts * suv, tensors=1 if suv else 0)
-        elif suv:
-            sharded = expert_tensor_size(cfg) > 1
-            parts += RankParameters(dense_scales=suv, replicated=0 if sharded else suv, tensors=1)
+    if cfg.model.architecture == "ngpt":
+        step = RankParameters(dense_scales=hidden, replicated=hidden, tensors=1)
     else:
-        parts += RankParameters(dense=hidden, replicated=hidden, tensors=1)  # the norm in front
-    if layer.symbol == "E":
-        router = model.num_experts * hidden
-        parts += RankParameters(dense=router, replicated=router, tensors=1)
-    if layer.symbol == "M":
-        parts += RankParameters(dense=mixer_numbers(model) // cfg.parallel.tensor, tensors=6 if has_gated_norm(model) else 5)
-    return parts
+        step = RankParameters(dense=hidden, replicated=hidden, tensors=1)
+    return linears + step + KINDS[layer.symbol].parameters(cfg, layer)
 
 
 @dataclass(frozen=True)

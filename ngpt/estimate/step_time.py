@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+from ngpt.config.layers import LAYERS
 from ngpt.config.schema import Config
 from ngpt.config.sizes import micro_batches_per_step, tokens_per_step, world_size
 from ngpt.estimate.kernels import Work, embedding_work, join_work, layer_work, optimizer_work, output_work
-from ngpt.estimate.layout import Chunk, Layer, Tokens, chunks_by_rank, dense_data_parallel_size, expert_data_parallel_size, tokens
 from ngpt.estimate.links import data_parallel_seconds, layer_links, pipeline_seconds
+from ngpt.estimate.rank import Chunk, Layer, Tokens, chunks_by_rank, dense_data_parallel_size, expert_data_parallel_size, tokens
 from ngpt.estimate.states import RankParameters, rank_parameters
 
 _SECONDS_AN_HOUR = 3600
@@ -114,7 +115,7 @@ def _stage_time(cfg: Config, held: list[Chunk], sizes: Tokens) -> StageTime:
         links_backward += boundaries / 2 * pipeline_seconds(cfg, sizes)
     whole_forward, whole_backward = _sum(forward), _sum(backward)
     work = whole_forward + whole_backward
-    if any(layer.symbol == "E" for chunk in held for layer in chunk.layers):
+    if any(layer.has_experts for chunk in held for layer in chunk.layers):
         # An expert layer's forward pass waits for the number of tokens of each expert: the host cannot run ahead of it.
         wait_forward, wait_backward = sum(_wait(one) for one in forward), _wait(whole_backward)
     else:
@@ -139,8 +140,7 @@ def recomputed_layers(cfg: Config, chunk: Chunk) -> list[Layer]:
     if parallel.recompute == "full":
         number = parallel.recompute_num_layers if parallel.recompute_method == "block" else len(chunk.layers)
         return list(chunk.layers[:number])
-    whole = {"-": "mlp", "E": "moe"}
-    return [layer for layer in chunk.layers if whole.get(layer.symbol) in parallel.recompute_modules]
+    return [layer for layer in chunk.layers if LAYERS[layer.symbol].whole in parallel.recompute_modules]
 
 
 def recomputed_attention(cfg: Config, chunk: Chunk) -> list[Layer]:
@@ -148,7 +148,7 @@ def recomputed_attention(cfg: Config, chunk: Chunk) -> list[Layer]:
     modules = cfg.parallel.recompute_modules or ["core_attn"]
     if cfg.parallel.recompute != "selective" or "core_attn" not in modules:
         return []
-    return [layer for layer in chunk.layers if layer.symbol == "*"]
+    return [layer for layer in chunk.layers if "core_attn" in LAYERS[layer.symbol].parts]
 
 
 def _optimizer_seconds(cfg: Config, held: RankParameters) -> float:

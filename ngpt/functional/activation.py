@@ -39,7 +39,7 @@ def scaled_activation(
         u: [..., F], or [..., 2 F] gated, any floating dtype. The backward pass keeps this, and one number a row if normalised.
         scale: fp32 (fp64 for fp64), as many entries as u has features. With sizes: one such row for each group.
         factor: what the stored scale is multiplied by, see `ScaledParameter`.
-        function: "squared_relu", f(v) = max(0, v)^2, or "silu", f(v) = v * sigmoid(v).
+        function: f, by its name in `ngpt.kernels.activation.functions`.
         gated: the first half of v is the gate; the second half is multiplied by f(gate).
         normalize: the output gets unit norm along its features, as `l2_normalize` gives.
         group: process group over which the features are sharded, each half of gated ones. Where normalised, the sums of squares

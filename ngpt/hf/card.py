@@ -11,7 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ngpt.analysis import metrics
 from ngpt.analysis.formats import count, full_count
+from ngpt.config.activations import ACTIVATIONS
 from ngpt.config.errors import ConfigError
+from ngpt.config.layers import LAYERS
 from ngpt.config.pattern import parse
 from ngpt.config.schema import Config, DataSource, ModelConfig
 from ngpt.data.manifest import SplitInfo, TokenizerInfo, split_of
@@ -20,7 +22,6 @@ from ngpt.files import write_synced
 from ngpt.recipes import joined_names
 
 FILE = "README.md"
-LAYERS = {"M": "Mamba-2", "*": "attention", "-": "MLP", "E": "mixture of experts"}
 FORMATS = {"none": "{dtype}", "fp8": "FP8 on {dtype}", "mxfp8": "MXFP8 on {dtype}", "nvfp4": "NVFP4 on {dtype}"}
 DTYPES = {"fp32": "FP32", "bf16": "BF16", "float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 PARITY_NOT_RUN = "not run"
@@ -134,10 +135,10 @@ def _architecture(model: ModelConfig, trained: int, counts: ParameterCounts) -> 
     if pattern.depths:
         depths = f"{len(pattern.depths)} multi-token prediction depth{'s' if len(pattern.depths) > 1 else ''}"
         yield Row("Trained with", f"{depths}, {full_count(counts.prediction)} parameters that are not counted above")
-    numbers = [f"{layers.count(symbol)} {name}" for symbol, name in LAYERS.items() if symbol in layers]
+    numbers = [f"{layers.count(symbol)} {kind.long_title}" for symbol, kind in LAYERS.items() if symbol in layers]
     yield Row("Layers", ", ".join(numbers))
     if layers.replace("*-", ""):
-        yield Row("Layer pattern", f"`{layers}` (M Mamba-2, * attention, - MLP, E mixture of experts)")
+        yield Row("Layer pattern", f"`{layers}` ({', '.join(f'{symbol} {kind.long_title}' for symbol, kind in LAYERS.items())})")
     yield Row("Hidden size", f"{model.hidden_size:,}")
     if "-" in layers:
         yield Row("MLP size", f"{model.ffn_hidden_size:,}")
@@ -154,7 +155,7 @@ def _architecture(model: ModelConfig, trained: int, counts: ParameterCounts) -> 
         routed = f"{model.num_experts} of size {model.moe_ffn_hidden_size:,}, {model.moe_top_k} a token by {model.moe_score}"
         yield Row("Experts", routed + shared)
     if "-" in layers or "E" in layers:
-        yield Row("Activation", {"squared_relu": "squared ReLU", "swiglu": "SwiGLU"}.get(model.activation, model.activation))
+        yield Row("Activation", ACTIVATIONS[model.activation].title)
     tied = ", embedding and output matrix shared" if model.tied_embeddings else ""
     yield Row("Vocabulary", f"{model.vocab_size:,}{tied}")
 

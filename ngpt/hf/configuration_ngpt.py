@@ -6,10 +6,10 @@ from transformers import PreTrainedConfig
 LAYER_TYPES = {"*": "full_attention", "-": "moe", "M": "linear_attention", "E": "moe"}
 CHOICES = {
     "architecture": ("ngpt", "gpt"),
-    "activation": ("squared_relu", "swiglu"),
     "router_score": ("sigmoid", "softmax"),
     "router_input": ("scaled", "unit"),
 }
+EARLIER = {"squared_relu": ("relu2", False), "swiglu": ("silu", True)}  # `activation` of earlier folders: hidden_act, gated_mlp
 
 
 class NGPTConfig(PreTrainedConfig):
@@ -18,7 +18,8 @@ class NGPTConfig(PreTrainedConfig):
     Args:
         architecture: "ngpt", matrices and hidden states of unit norm, or "gpt", the control with RMSNorms and additive residuals.
         layer_pattern: a symbol a layer: * attention, - MLP, M Mamba-2, E mixture of experts.
-        activation: "squared_relu", or "swiglu" with a gate beside the MLP's up projection.
+        hidden_act: function of MLPs and experts, by transformers' name. gated_mlp: it applies to a gate beside the up projection, and
+            multiplies that.
         rope_theta: base of the rotary positions; None: positions show in the causal mask alone.
         rms_norm_eps: of the control's norms. Mamba's gated norm has a constant of its own.
         fine_grained: nGPT: the input of every output projection has unit norm.
@@ -53,7 +54,8 @@ class NGPTConfig(PreTrainedConfig):
     num_attention_heads: int = 16
     num_key_value_heads: int = 4
     head_dim: int = 128
-    activation: str = "squared_relu"
+    hidden_act: str = "relu2"
+    gated_mlp: bool = False
     tie_word_embeddings: bool = False
     rope_theta: float | None = 10_000.0
     max_position_embeddings: int = 8192
@@ -86,6 +88,8 @@ class NGPTConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __post_init__(self, **kwargs):
+        if earlier := kwargs.pop("activation", None):
+            self.hidden_act, self.gated_mlp = EARLIER[earlier]
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
@@ -108,11 +112,6 @@ class NGPTConfig(PreTrainedConfig):
     def normalizes_operands(self) -> bool:
         """Whether the inputs of output projections get unit norm."""
         return self.is_ngpt and self.fine_grained
-
-    @property
-    def is_gated(self) -> bool:
-        """Whether an MLP has a gate projection."""
-        return self.activation == "swiglu"
 
     @property
     def has_mixer_norm(self) -> bool:

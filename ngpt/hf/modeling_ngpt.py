@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -222,11 +223,12 @@ class NGPTAttention(nn.Module):
 class Activation:
     """What an MLP does between its projections, [..., F] or [..., 2 F] (gate, then up) to [..., F]. Source: MODEL.md "MLP".
 
-    nGPT: u <- suv * sqrt(D) * u; squared ReLU, or SiLU(gate) * up; fine-grained: unit norm over all F features.
+    nGPT: u <- suv * sqrt(D) * u; then f(u), or f(gate) * up; fine-grained: unit norm over all F features.
     """
 
     def __init__(self, config: NGPTConfig):
-        self.is_gated, self.normalizes, self.suv_factor = config.is_gated, config.normalizes_operands, sqrt(config.hidden_size)
+        self.function, self.is_gated = ACT2FN[config.hidden_act], config.gated_mlp
+        self.normalizes, self.suv_factor = config.normalizes_operands, sqrt(config.hidden_size)
 
     def __call__(self, u: Tensor, suv: Tensor | None) -> Tensor:
         a = widen(u)
@@ -234,22 +236,22 @@ class Activation:
             a = a * (suv.type_as(a) * self.suv_factor)
         if self.is_gated:
             gate, up = a.chunk(2, dim=-1)
-            a = F.silu(gate) * up
+            a = self.function(gate) * up
         else:
-            a = F.relu(a).square()
+            a = self.function(a)
         return (l2_normalize(a) if self.normalizes else a).type_as(u)
 
 
 class NGPTMLP(nn.Module):
-    """down(activate(up(h))), the activation with nGPT's scale and norm; with a gate projection for SwiGLU. Source: MODEL.md "MLP"."""
+    """down(activate(up(h))), the activation with nGPT's scale and norm; gated ones with a gate projection. Source: MODEL.md "MLP"."""
 
     def __init__(self, config: NGPTConfig, layer_idx: int | None = None, width: int | None = None):
         super().__init__()
         self.activate, width = Activation(config), width or config.intermediate_size
-        if config.is_gated:
+        if config.gated_mlp:
             self.gate_proj = reads_stream(config, width)
         self.up_proj, self.down_proj = reads_stream(config, width), writes_stream(config, width)
-        self.suv = new_scale(2 * width if config.is_gated else width) if config.is_ngpt else None
+        self.suv = new_scale(2 * width if config.gated_mlp else width) if config.is_ngpt else None
 
     def forward(self, h_BSD: Tensor, **_) -> Tensor:
         u = self.up_proj(h_BSD)
@@ -294,7 +296,7 @@ class NGPTExperts(nn.Module):
         super().__init__()
         experts, width, hidden = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
         self.activate = Activation(config)
-        self.up_name, up_width = "gate_up_proj" if config.is_gated else "up_proj", (1 + config.is_gated) * width
+        self.up_name, up_width = "gate_up_proj" if config.gated_mlp else "up_proj", (1 + config.gated_mlp) * width
         self.register_parameter(self.up_name, nn.Parameter(torch.empty(experts, up_width, hidden)))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
         mark(self, config, **{self.up_name: -1, "down_proj": -2})

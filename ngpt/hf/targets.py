@@ -50,7 +50,6 @@ OWN = (
     | MAMBA
     | {
         "architecture": "architecture",
-        "activation": "activation",
         "rms_norm_eps": "norm_epsilon",
         "fine_grained": "fine_grained",
         "alpha_init": "alpha_init",
@@ -71,23 +70,30 @@ class InTree:
     """A class of transformers that computes some of our controls.
 
     Attributes:
-        fixed: keys of its config.json, with the values for which it computes them. An export writes them, an import requires them.
+        gated: whether its MLPs have a gate.
+        act: the key of its config.json that names their function.
+        fixed: other keys, with the values for which it computes them. An export writes them, an import requires them.
     """
 
     name: str
-    activation: str
+    gated: bool
+    act: str
     fixed: Mapping[str, Any]
+
+    def written(self, activation: str) -> dict[str, Any]:
+        """What config.json says of it for one of our activations."""
+        return {self.act: ACTIVATIONS[activation].hidden_act} | dict(self.fixed)
 
 
 _NO_BIAS = dict(attention_bias=False, mlp_bias=False, attention_dropout=0.0)
 CLASSES = {
-    "llama": InTree("LlamaForCausalLM", "swiglu", dict(hidden_act="silu", **_NO_BIAS)),
-    "arcee": InTree("ArceeForCausalLM", "squared_relu", dict(hidden_act="relu2", **_NO_BIAS)),
+    "llama": InTree("LlamaForCausalLM", True, "hidden_act", _NO_BIAS),
+    "arcee": InTree("ArceeForCausalLM", False, "hidden_act", _NO_BIAS),
     "nemotron_h": InTree(
         "NemotronHForCausalLM",
-        "squared_relu",
+        False,
+        "mlp_hidden_act",
         dict(
-            mlp_hidden_act="relu2",
             mamba_hidden_act="silu",
             **_NO_BIAS,
             use_bias=False,
@@ -169,6 +175,8 @@ def _own(model: ModelConfig, fold_logit_scale: bool) -> dict[str, Any]:
         },
         **_values(model, OWN),
         **(_values(model, OWN_OF_NGPT) if is_ngpt else dict(router_input="unit", mamba_gated_norm=True)),
+        hidden_act=ACTIVATIONS[model.activation].hidden_act,
+        gated_mlp=ACTIVATIONS[model.activation].gated,
         layer_pattern=pattern.trunk,
         rope_theta=float(model.rope_base) if model.position_embedding == "rope" else None,
         shared_suv=model.moe_suv == "shared",
@@ -200,7 +208,7 @@ def _dense(model: ModelConfig, gated: bool) -> dict[str, Any]:
         num_hidden_layers=len(parse(model.layer_pattern).trunk) // 2,
         rope_parameters=dict(rope_type="default", rope_theta=float(model.rope_base)),
         **_values(model, DENSE),
-        **CLASSES[model_type].fixed,
+        **CLASSES[model_type].written(model.activation),
     )
 
 
@@ -211,7 +219,7 @@ def _nemotron_h(model: ModelConfig, trunk: str) -> dict[str, Any]:
         hybrid_override_pattern=trunk,
         time_step_min=SMALLEST_STEP,
         **_values(model, NEMOTRON_H),
-        **CLASSES["nemotron_h"].fixed,
+        **CLASSES["nemotron_h"].written(model.activation),
     )
     if "E" in trunk:
         config |= _values(model, EXPERTS) | dict(norm_topk_prob=model.moe_top_k > 1)
@@ -270,7 +278,7 @@ def _of_own(config: dict[str, Any], path: str) -> dict[str, Any]:
     if is_ngpt and not config["logit_scale"]:
         rule = "The logits' scale was folded into the output matrix: its import is refused: not bitwise"
         raise ConfigError(f"{path}: logit_scale", False, rule, "Export the run again without --fold-logit-scale")
-    fields = {name: config[key] for key, name in OWN.items()}
+    fields = {name: config[key] for key, name in OWN.items()} | {"activation": _activation(config, "hidden_act", config["gated_mlp"], path)}
     if is_ngpt:
         fields |= {name: config[key] for key, name in OWN_OF_NGPT.items()}
         fields["moe_suv"] = "shared" if config["shared_suv"] else "per_expert"
@@ -284,7 +292,7 @@ def _of_in_tree(config: dict[str, Any], path: str) -> dict[str, Any]:
     for key, wanted in in_tree.fixed.items():
         if config.get(key, wanted) != wanted:
             raise _unfit(path, key, config[key], wanted)
-    fields = {"architecture": "gpt", "activation": in_tree.activation}
+    fields = {"architecture": "gpt", "activation": _activation(config, in_tree.act, in_tree.gated, path)}
     if model_type != "nemotron_h":
         fields |= {name: config[key] for key, name in DENSE.items()} | _layers("*-" * config["num_hidden_layers"])
         rope = config["rope_parameters"]
@@ -308,6 +316,14 @@ def _of_in_tree(config: dict[str, Any], path: str) -> dict[str, Any]:
     return fields
 
 
+def _activation(config: Mapping[str, Any], key: str, gated: bool, path: str) -> str:
+    """The activation of ours with this function, by transformers' name, and with a gate or without."""
+    known = {activation.hidden_act: name for name, activation in ACTIVATIONS.items() if activation.gated == gated}
+    if config[key] not in known:
+        raise _unfit(path, key, config[key], " or ".join(known))
+    return known[config[key]]
+
+
 def floor_of_steps(config: Mapping[str, Any]) -> float | None:
     """What transformers' class raises Mamba's time steps to, where it does. Megatron, in which such models are trained, never does."""
     is_hybrid = config["model_type"] == "nemotron_h" and "linear_attention" in config["layers_block_type"]
@@ -327,7 +343,7 @@ def _positions(rope_theta: float | None, path: str) -> dict[str, Any]:
 
 
 def _unfit(path: str, key: str, got: Any, wanted: Any) -> ConfigError:
-    rule = f"Our control computes what the class does with {key}={wanted} only"
+    rule = f"Our model computes what the class does with {key}={wanted} only"
     return ConfigError(f"{path}: {key}", got, rule, f"Import a model that was trained with {key}={wanted}")
 
 

@@ -26,25 +26,29 @@ class Launcher:
         self._compiled: dict[tuple, CompiledKernel] = {}
 
     def __call__(
-        self, grid: tuple[int, int, int], tensors: Sequence[Tensor | None], free: Sequence[float], special: tuple[int, ...] = ()
+        self,
+        grid: tuple[int, int, int],
+        tensors: Sequence[Tensor | None],
+        unspecialized: Sequence[float],
+        specialized: tuple[int, ...] = (),
     ) -> None:
         """Launch on the first tensor's device.
 
         Args:
             tensors: None for a pointer that the kernel does not use.
-            free: the numbers that the kernel does not specialise on, each always of one type: integers below 2^31, or below 2^63 where
-                the kernel annotates them `tl.int64`; floats.
-            special: integers below 2^31 that it does specialise on: the value 1 and multiples of 16 get kernels of their own.
+            unspecialized: the numbers that the kernel is not compiled anew for, each always of one type: integers below 2^31, or below
+                2^63 where the kernel annotates them `tl.int64`; floats.
+            specialized: integers below 2^31 that it is compiled for: the value 1 and multiples of 16 get kernels of their own.
         """
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        kinds = [-1 if number == 1 else number % 16 == 0 for number in special]
+        kinds = [-1 if number == 1 else number % 16 == 0 for number in specialized]
         key = (tensors[0].device, *kinds, *[None if tensor is None else tensor.dtype for tensor in tensors])
         with torch.cuda.device_of(tensors[0]):
             compiled = self._compiled.get(key)
             if compiled is not None and _aligned(pointers):
-                compiled[grid](*pointers, *free, *special, *self._constants)
+                compiled[grid](*pointers, *unspecialized, *specialized, *self._constants)
                 return
-            compiled = self._kernel[grid](*tensors, *free, *special, **self._options)
+            compiled = self._kernel[grid](*tensors, *unspecialized, *specialized, **self._options)
             if isinstance(compiled, CompiledKernel) and _aligned(pointers):  # None in the interpreter
                 self._compiled[key] = compiled
 

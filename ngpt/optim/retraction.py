@@ -1,8 +1,9 @@
-"""Retraction: every marked matrix gets unit norm along the residual stream's dimension, whole or cut into flat shards.
+"""Retraction: it divides every row or column of a marked matrix by its norm, so that the vectors along the residual stream have unit norm.
 
-A matrix says how it is normalised through the attribute `unit_dim` of its parameter: 1 where its rows live in the residual stream (they
-read it), 0 where its columns do (they write it). Tensor parallelism never cuts that dimension, a distributed optimizer's shards do. The
-matrices of several experts may be stacked in one parameter, which says how many in `num_matrices`.
+The parameter's attribute `unit_dim` is the dimension that belongs to the residual stream. It is 1 for a matrix that reads the stream, whose
+rows get unit norm, and 0 for one that writes to it, whose columns do. Tensor parallelism never cuts this dimension. A distributed optimizer
+cuts the flat weight anywhere, so shards of it are retracted together. One parameter may hold the matrices of several experts, one above
+the other; `num_matrices` says how many.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,9 +16,9 @@ from ngpt.kernels.retract import AllReduce, MatrixShard, Plan, make_plan
 __all__ = [
     "MatrixShard",
     "Retraction",
-    "is_free",
     "is_marked",
-    "leave_free",
+    "is_unretracted",
+    "leave_unretracted",
     "mark",
     "retract_shards_",
     "retract_weights_",
@@ -35,7 +36,7 @@ def mark(weight: Tensor, unit_dim: int, num_matrices: int = 1) -> None:
 
 
 def shards_of(weight: Tensor, values: Tensor, start: int) -> list[MatrixShard]:
-    """A piece of a marked weight as a piece of each of its matrices, empty where it has nothing of one.
+    """Splits a piece of a marked weight into one piece for each of its matrices; a piece is empty where it holds nothing of the matrix.
 
     Args:
         values: flat fp32, elements start .. start + values.numel() of the flat weight.
@@ -49,13 +50,13 @@ def shards_of(weight: Tensor, values: Tensor, start: int) -> list[MatrixShard]:
     return shards
 
 
-def leave_free(weight: Tensor) -> None:
-    """Say that a matrix which touches the residual stream is meant to have no unit norm: nobody forgot to mark it."""
-    weight.is_free = True
+def leave_unretracted(weight: Tensor) -> None:
+    """Declares that a matrix of the residual stream is not retracted on purpose, so that no check takes it for a forgotten one."""
+    weight.is_unretracted = True
 
 
-def is_free(weight: Tensor) -> bool:
-    return getattr(weight, "is_free", False)
+def is_unretracted(weight: Tensor) -> bool:
+    return getattr(weight, "is_unretracted", False)
 
 
 def is_marked(weight: Tensor) -> bool:
@@ -77,11 +78,11 @@ def retract_shards_(shards: list[MatrixShard], all_reduce: AllReduce | None = No
 
 
 class Retraction:
-    """`retract_shards_` again and again, of shards that stay where they are, at little cost to the host.
+    """Repeats `retract_shards_` on shards that stay where they are in memory, at little cost to the host.
 
     Args:
-        find_shards: called for the shards before the first retraction, and before another one when they have moved.
-        find_addresses: where they are now: equal as long as every shard's values have the same address. It is asked every time.
+        find_shards: returns the shards. Called before the first retraction, and again whenever they have moved.
+        find_addresses: returns the address of every shard's values. Called each time, to see whether one has moved.
         all_reduce: as for `retract_shards_`.
     """
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from ngpt.config.errors import ConfigError
 from ngpt.kernels.nvfp4_quantize import quantize_packed
 from ngpt.precision.formats import decode_e2m1, encode_e2m1_stochastic
-from ngpt.precision.gemm import global_alpha, qgemm
+from ngpt.precision.gemm import global_factor, qgemm
 from ngpt.precision.hadamard import HADAMARD_SIZE, exact_hadamard_transform, random_hadamard_transform
 from ngpt.precision.quantize import quantize_stored
 from ngpt.precision.tensor import QuantizedTensor, equal_codes, equal_scales, equal_values
@@ -193,7 +193,7 @@ def gemm_within_bound(ours: Tensor, expected: Tensor, a: QuantizedTensor, b: Qua
     """|difference| <= 4e-7 * sum|ab|, plus one ulp for bf16; where a result is not finite, the other is the same Inf or NaN."""
     if ours.shape != expected.shape or ours.dtype != expected.dtype:
         return False
-    bound = GEMM_BOUND * global_alpha(a, b, "division").double() * (a.decode().abs().double() @ b.decode().abs().double().t())
+    bound = GEMM_BOUND * global_factor(a, b, "division").double() * (a.decode().abs().double() @ b.decode().abs().double().t())
     if expected.dtype == torch.bfloat16:
         bound = bound + torch.ldexp(torch.ones_like(bound), torch.frexp(expected.double()).exponent - 8)
     close = (ours.double() - expected.double()).abs() <= bound

@@ -11,13 +11,13 @@ from torch import Tensor
 from ngpt.precision.formats import E2M1_MAX
 from ngpt.precision.tensor import Operand, QuantizedTensor
 
-AlphaFormula = Literal["kernel", "division"]
+FactorFormula = Literal["kernel", "division"]
 REDUCTION_MULTIPLE = 32
 OUTPUT_COLUMNS_MULTIPLE = 8
 
 
-def qgemm(a: QuantizedTensor, b: QuantizedTensor, dtype: torch.dtype = torch.float32, alpha: AlphaFormula = "kernel") -> Tensor:
-    """a b^T: D_MN = alpha * sum_K of the operands' code * block scale, one final rounding to `dtype`.
+def qgemm(a: QuantizedTensor, b: QuantizedTensor, dtype: torch.dtype = torch.float32, factor: FactorFormula = "kernel") -> Tensor:
+    """a b^T: D_MN = factor * sum_K of the operands' code * block scale, one final rounding to `dtype`.
 
     fprop: x rowwise, w rowwise. dgrad: grad_output rowwise, w columnwise. wgrad: grad_output columnwise, x columnwise. The sum is taken
     in fp64, where it is exact and so independent of order, then rounded to fp32: an ideal fp32 accumulator.
@@ -26,7 +26,7 @@ def qgemm(a: QuantizedTensor, b: QuantizedTensor, dtype: torch.dtype = torch.flo
         a: stored matrix [M, K].
         b: stored matrix [N, K].
         dtype: of the result.
-        alpha: "kernel": amax_a * amax_b * fl(1 / (36 * bound_a * bound_b)), as on Blackwell. "division": amax_a * amax_b divided by
+        factor: "kernel": amax_a * amax_b * fl(1 / (36 * bound_a * bound_b)), as on Blackwell. "division": amax_a * amax_b divided by
             that constant, as in Transformer Engine's Python reference. They differ by at most one fp32 rounding.
 
     Raises:
@@ -37,10 +37,10 @@ def qgemm(a: QuantizedTensor, b: QuantizedTensor, dtype: torch.dtype = torch.flo
     """
     _check_operands(a, b)
     total = (a.decode().double() @ b.decode().double().t()).float()
-    return (global_alpha(a, b, alpha) * total).to(dtype)
+    return (global_factor(a, b, factor) * total).to(dtype)
 
 
-def global_alpha(a: QuantizedTensor, b: QuantizedTensor, formula: AlphaFormula = "kernel") -> Tensor:
+def global_factor(a: QuantizedTensor, b: QuantizedTensor, formula: FactorFormula = "kernel") -> Tensor:
     """fp32 factor between the sum of code * block scale products and the result: [1, 1], or [M, 1], [1, N] for row-scaled operands."""
     amax = a.global_amax.view(-1, 1) * b.global_amax.view(1, -1)
     constant = E2M1_MAX * E2M1_MAX * a.e4m3_bound * b.e4m3_bound
@@ -48,11 +48,11 @@ def global_alpha(a: QuantizedTensor, b: QuantizedTensor, formula: AlphaFormula =
         return amax * torch.full((), 1 / constant, dtype=torch.float32, device=amax.device)
     if formula == "division":
         return torch.div(amax, torch.full((), constant, dtype=torch.float32, device=amax.device))
-    raise ValueError(f"alpha: {formula!r} is not 'kernel' or 'division'. Choose one of them.")
+    raise ValueError(f"factor: {formula!r} is not 'kernel' or 'division'. Choose one of them.")
 
 
-def alpha_of_operands(a: Operand, b: Operand) -> Tensor | None:
-    """The kernel formula of `global_alpha`, for operands whose values may hold the global scale already.
+def factor_of_operands(a: Operand, b: Operand) -> Tensor | None:
+    """The kernel formula of `global_factor`, for operands whose values may hold the global scale already.
 
     Returns:
         fp32 [1] amax_a * amax_b * fl(1 / (36 * bound_a * bound_b)); of one operand alone amax * fl(1 / (6 * bound)); None of none.

@@ -22,6 +22,7 @@ from bench_tools import copy_bandwidth, median_seconds_in_graph, write_results
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from ngpt.config.activations import ACTIVATIONS as TABLE
 from ngpt.kernels.activation import Form
 from ngpt.kernels.activation import eager as activation_eager
 from ngpt.kernels.activation import triton as activation_triton
@@ -31,7 +32,7 @@ from ngpt.kernels.rows import Tiling
 from ngpt.kernels.scale import eager as scale_eager
 from ngpt.kernels.scale import triton as scale_triton
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "kernels"))
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("unit/kernels", "numerics")]
 from row_cases import ACTIVATIONS, make_inputs  # noqa: E402
 
 DEVICE = "cuda"
@@ -77,8 +78,8 @@ class Case:
         """Of activations in bf16, and of the fp32 numbers that a row has."""
         elements = torch.Size(self.shape).numel()
         rows = elements // self.shape[-1]
-        gated = (3, 5) if self.operation.endswith("swiglu") else (2, 3)
-        tensors = {"lerp_retract": (3, 5)}.get(self.operation, gated)[backward]
+        gated = self.operation in ACTIVATIONS and TABLE[ACTIVATIONS[self.operation]].gated
+        tensors = ((3, 5) if gated or self.operation == "lerp_retract" else (2, 3))[backward]
         a_row = {"lerp_retract": 3, "l2_normalize": 1, "scale_tokens": 1 + backward}.get(self.operation, 0)
         a_row += self.operation.startswith("normalized")
         return 2 * tensors * elements + 4 * a_row * rows
@@ -134,8 +135,8 @@ def calls(case: Case, inputs: list[Tensor], grad: Tensor, eager: bool) -> tuple[
 
 
 def activation_calls(case: Case, inputs: list[Tensor], grad: Tensor, eager: bool) -> tuple[Callable[[], object], Callable[[], object]]:
-    gated = case.operation.endswith("swiglu")
-    form = Form("silu" if gated else "squared_relu", gated, case.operation.startswith("normalized"), None)
+    row = TABLE[ACTIVATIONS[case.operation]]
+    form = Form(row.function, row.gated, case.operation.startswith("normalized"), None)
     sizes = case.sizes()[0] if case.groups else None
     if eager and case.groups:  # their rows' scales cannot be spread out in a CUDA graph
         return torch.cuda.current_stream, torch.cuda.current_stream

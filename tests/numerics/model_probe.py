@@ -1,12 +1,18 @@
 """Builds models through the product's own path on one process and measures them against the fp64 reference.
 
-Run as `torchrun model_probe.py OUT.json`; the tests read the deviations from the file. A process of its own, because Megatron and the
-CPU compatibility module change global state.
+The tests run `torchrun model_probe.py OUT.json` and read the deviations from the file. A process of its own, because Megatron and the CPU
+compatibility module change global state. `python tests/numerics/model_probe.py --only SPEC` prints those of one model, the largest first;
+`--list` names the models.
 """
 
+import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "distributed")]  # where it is started by hand
+from ngpt.config.activations import ACTIVATIONS  # noqa: E402
 
 COMMON = ["experiment=ngpt_tiny", "model.num_layers=2", "model.hidden_size=48", "model.num_attention_heads=6", "model.head_dim=16"]
 # One attention, MLP and Mamba layer and two of experts, odd sizes. The specs with hybrid in their names start from it.
@@ -55,9 +61,14 @@ SPECS |= {
     "mtp_hybrid": ["model.layer_pattern='ME*E-/ME/ME'"],
     "control_mtp_hybrid": ["model.layer_pattern='ME*E-/E'", "model.architecture=gpt", "model.activation=swiglu"],
 }  # fmt: skip
+# Activations that no model above has: each in MLP, routed and shared experts of both architectures.
+for _name in ACTIVATIONS.keys() - {"squared_relu", "swiglu"}:
+    SPECS[f"hybrid_{_name}"] = [f"model.activation={_name}"]
+    SPECS[f"control_hybrid_{_name}"] = ["model.architecture=gpt", f"model.activation={_name}"]
 
 
-def main(out: str) -> None:
+def main(out: str, only: str | None) -> None:
+    """Measures all models, or one, in this process of torchrun's, and writes their deviations."""
     from launch.worker import install_compat
 
     install_compat()
@@ -71,7 +82,7 @@ def main(out: str) -> None:
 
     keep_what_repeats()
     results = {}
-    for name, overrides in SPECS.items():
+    for name, overrides in SPECS.items() if only is None else [(only, SPECS[only])]:
         impl = f"model.expert_impl={'grouped' if 'grouped' in name else 'sequential'}"
         common = [*HYBRID, impl] if "hybrid" in name else COMMON
         cfg = compose([*common, *overrides, f"run.root={Path(out).parent}", f"run.name={name}"])
@@ -157,7 +168,7 @@ def _attention(own: dict, model) -> dict:
 
 
 def _mlp(own: dict, model) -> dict:
-    return _feed_forward(own, "mlp", model.activation == "swiglu")
+    return _feed_forward(own, "mlp", ACTIVATIONS[model.activation].gated)
 
 
 def _feed_forward(own: dict, path: str, gated: bool) -> dict:
@@ -179,7 +190,7 @@ def _moe(own: dict, model) -> dict:
     if "mlp.experts.linear_fc1.suv.stored" in own:
         for e, suv in enumerate(own["mlp.experts.linear_fc1.suv.stored"].view(model.num_experts, -1)):
             own[f"mlp.experts.local_experts.{e}.linear_fc1.suv.stored"] = suv
-    gated, block = model.activation == "swiglu", {"router": own["mlp.router.weight"]}
+    gated, block = ACTIVATIONS[model.activation].gated, {"router": own["mlp.router.weight"]}
     block["bias"] = own.get("mlp.router.expert_bias", torch.zeros(model.num_experts))
     experts = {f"experts.{e}": f"mlp.experts.local_experts.{e}" for e in range(model.num_experts)}
     if model.moe_shared_ffn_hidden_size:
@@ -429,5 +440,35 @@ def groups_of_state(cfg) -> int:
     return cfg.model.mamba_num_groups * cfg.model.mamba_state_dim
 
 
+def show(only: str) -> None:
+    """Measures one model in a process of its own and prints its deviations."""
+    from torchrun import launch
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "deviations.json"
+        launch(Path(__file__), [str(out), "--only", only], processes=1)
+        found = json.loads(out.read_text())[only]
+    numbers = {name: value for name, value in found.items() if isinstance(value, float)}
+    for name in sorted(numbers, key=numbers.__getitem__, reverse=True):
+        print(f"{numbers[name]:.2e}  {name}")
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Models as they are trained against the fp64 reference.")
+    parser.add_argument("out", nargs="?", metavar="OUT.json", help="write the deviations there; under torchrun")
+    parser.add_argument("--only", choices=SPECS, metavar="SPEC", help="this model alone")
+    parser.add_argument("--list", action="store_true", help="print the names of the models")
+    arguments = parser.parse_args()
+    if not (arguments.out or arguments.only or arguments.list):
+        parser.error("give --only SPEC, --list, or OUT.json under torchrun")
+    return arguments
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    options = read_arguments()
+    if options.list:
+        print("\n".join(SPECS))
+    elif options.out:
+        main(options.out, options.only)
+    else:
+        show(options.only)

@@ -7,8 +7,8 @@ Parameters are a flat dict of tensors. Scales hold their `stored` values; what t
 
     embedding [V, D]   head [V, D] (absent when tied)
     layers.i.attn.q [N*K, D]   .k [G*K, D]   .v [G*K, D]   .proj [D, N*K]
-    layers.i.mlp.fc1 [F, D] (swiglu: .gate [F, D] and .up [F, D])   .fc2 [D, F]
-    nGPT: layers.i.attn.alpha [D]   .sqk [N*K]   layers.i.mlp.alpha [D]   .suv [F] (swiglu: .suv_gate [F] and .suv_up [F])   sz [V]
+    layers.i.mlp.fc1 [F, D] (gated: .gate [F, D] and .up [F, D])   .fc2 [D, F]
+    nGPT: layers.i.attn.alpha [D]   .sqk [N*K]   layers.i.mlp.alpha [D]   .suv [F] (gated: .suv_gate [F] and .suv_up [F])   sz [V]
     GPT:  layers.i.attn.norm [D]   layers.i.mlp.norm [D]   final_norm [D]
 
 With a layer pattern, i counts its symbols: each has one of layers.i.attn (*), .mlp (-), .mamba (M), .moe (E).
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 import torch
+from reference_activations import ACTIVATIONS
 from reference_mamba import MambaSpec, between_projections, grouped_rms_norm
 from reference_moe import MoeSpec, moe, moe_shapes, router_factor
 from torch import Tensor
@@ -45,7 +46,7 @@ class ModelSpec:
     groups: int
     head_dim: int
     vocab: int  # real entries, without padding
-    activation: str = "squared_relu"  # squared_relu | swiglu
+    activation: str = "squared_relu"
     tied: bool = False
     rope: bool = True
     rope_base: float = 10_000.0
@@ -63,7 +64,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         assert self.architecture in ("ngpt", "gpt")
-        assert self.activation in ("squared_relu", "swiglu")
+        assert self.activation in ACTIVATIONS
         assert self.heads % self.groups == 0
         assert self.head_dim % 2 == 0 or not self.rope
 
@@ -129,7 +130,7 @@ def reference_logits(params: dict[str, Tensor], spec: ModelSpec, tokens_BS: Tens
         record: when given, filled with intermediate values (in the graph, so `torch.autograd.grad` reaches them):
             `embedding_out`, `head_in`, `head_out` (before sz), and for each layer `layers.i.` followed by
             `attn.qkv_in`, `attn.q_out`, `attn.k_out`, `attn.v_out`, `attn.proj_in`, `attn.proj_out`, `attn.hidden`,
-            `mlp.fc1_in`, `mlp.fc1_out` (swiglu: gate then up), `mlp.fc2_in`, `mlp.fc2_out`, `mlp.hidden`.
+            `mlp.fc1_in`, `mlp.fc1_out` (gated: gate then up), `mlp.fc2_in`, `mlp.fc2_out`, `mlp.hidden`.
             `mamba.out_proj_in`, `mamba.out_proj_out`, `moe.out`, `moe.loads` [B, E] and the scalar `moe.aux_loss` where there are such.
             `hidden` is the residual stream after the sub-block. Each is [B, S, features].
     """
@@ -281,17 +282,16 @@ def _feed_forward(
     p: dict[str, Tensor], effective, prefix: str, suv_of: str, spec: ModelSpec, x: Tensor, record: dict[str, Tensor]
 ) -> Tensor:
     """[..., D] to [..., D]; the scales are found below `suv_of`."""
-    halves = {"gate": "suv_gate", "up": "suv_up"} if spec.activation == "swiglu" else {"fc1": "suv"}  # weight: its scale
+    activation = ACTIVATIONS[spec.activation]
+    halves = {"gate": "suv_gate", "up": "suv_up"} if activation.gated else {"fc1": "suv"}  # weight: its scale
     record[f"{prefix}.fc1_in"] = x
     outputs = [x @ p[f"{prefix}.{weight}"].T for weight in halves]
     record[f"{prefix}.fc1_out"] = torch.cat(outputs, dim=-1)
     if spec.architecture == "ngpt":
         outputs = [effective(f"{suv_of}.{scale}") * u * sqrt(spec.hidden) for u, scale in zip(outputs, halves.values(), strict=True)]
-    if spec.activation == "swiglu":
-        gate, up = outputs
-        a = gate * torch.sigmoid(gate) * up
-    else:
-        a = outputs[0].clamp(min=0) ** 2
+    a = activation.f(outputs[0])
+    if activation.gated:
+        a = a * outputs[1]
     if spec.architecture == "ngpt" and spec.fine_grained:
         a = l2_normalize(a)
     record[f"{prefix}.fc2_in"] = a
@@ -344,7 +344,7 @@ def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def _block_shapes(spec: ModelSpec, kind: str) -> dict[str, tuple[int, ...]]:
-    hidden, ffn, ngpt, gated = spec.hidden, spec.ffn, spec.architecture == "ngpt", spec.activation == "swiglu"
+    hidden, ffn, ngpt, gated = spec.hidden, spec.ffn, spec.architecture == "ngpt", ACTIVATIONS[spec.activation].gated
     if kind == "attn":
         queries, keys = spec.heads * spec.head_dim, spec.groups * spec.head_dim
         shapes = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "proj": (hidden, queries)}

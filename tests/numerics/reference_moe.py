@@ -2,8 +2,8 @@
 
 Shapes: B batch, S sequence, D hidden, E experts, F expert width. Parameters below a layer's prefix, e the expert's number:
 
-    router [E, D]   experts.e.fc1 [F, D] (swiglu: .gate and .up)   experts.e.fc2 [D, F]   shared.fc1, shared.fc2 where there is one
-    nGPT: experts.e.suv [F] and shared.suv (swiglu: .suv_gate and .suv_up); moe_suv=shared: suv, of all experts
+    router [E, D]   experts.e.fc1 [F, D] (gated: .gate and .up)   experts.e.fc2 [D, F]   shared.fc1, shared.fc2 where there is one
+    nGPT: experts.e.suv [F] and shared.suv (gated: .suv_gate and .suv_up); moe_suv=shared: suv, of all experts
     bias [E]: added to the scores for the selection only, not trained
 """
 

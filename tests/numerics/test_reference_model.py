@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from reference_activations import ACTIVATIONS
 
 from tests.numerics.reference_model import (
     MambaSpec,
@@ -68,7 +69,7 @@ def step(h: list[float], b: list[float], stored_alpha: torch.Tensor) -> list[flo
     return unit([x + a * (y - x) for x, y, a in zip(unit(h), unit(b), alpha, strict=True)])
 
 
-@pytest.mark.parametrize("activation", ["squared_relu", "swiglu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_one_token_of_ngpt_equals_a_computation_by_hand(activation, generator):
     """With one token attention returns v, so everything can be written in scalars."""
     spec = ModelSpec("ngpt", 1, hidden=3, ffn=4, heads=2, groups=1, head_dim=2, vocab=5, activation=activation)
@@ -76,14 +77,15 @@ def test_one_token_of_ngpt_equals_a_computation_by_hand(activation, generator):
     h = unit(p["embedding"][4].tolist())
     v = times(p["layers.0.attn.v"], h)
     h = step(h, times(p["layers.0.attn.proj"], unit(v + v)), p["layers.0.attn.alpha"])
-    if activation == "swiglu":
+    reference = ACTIVATIONS[activation]
+    if reference.gated:
         gate, up = times(p["layers.0.mlp.gate"], h), times(p["layers.0.mlp.up"], h)
         gate = [s * u * math.sqrt(3) for s, u in zip(p["layers.0.mlp.suv_gate"].tolist(), gate, strict=True)]
         up = [s * u * math.sqrt(3) for s, u in zip(p["layers.0.mlp.suv_up"].tolist(), up, strict=True)]
-        a = [g / (1 + math.exp(-g)) * u for g, u in zip(gate, up, strict=True)]
+        a = [reference.by_hand(g) * u for g, u in zip(gate, up, strict=True)]
     else:
         u = times(p["layers.0.mlp.fc1"], h)
-        a = [max(s * x * math.sqrt(3), 0) ** 2 for s, x in zip(p["layers.0.mlp.suv"].tolist(), u, strict=True)]
+        a = [reference.by_hand(s * x * math.sqrt(3)) for s, x in zip(p["layers.0.mlp.suv"].tolist(), u, strict=True)]
     h = step(h, times(p["layers.0.mlp.fc2"], unit(a)), p["layers.0.mlp.alpha"])
     expected = [s * math.sqrt(3) * x for s, x in zip(p["sz"].tolist(), times(p["head"], h), strict=True)]
     actual = reference_logits(p, spec, torch.tensor([[4]]))
@@ -156,7 +158,7 @@ def test_ngpt_hidden_states_and_weights_have_unit_norm(generator):
             torch.testing.assert_close(along_hidden, torch.ones_like(along_hidden), rtol=0, atol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize("activation", ["squared_relu", "swiglu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_fine_grained_changes_what_reaches_the_output_projections_and_not_the_logits(activation, generator):
     fine = replace(NGPT, activation=activation)
     coarse = replace(fine, fine_grained=False)

@@ -1,31 +1,11 @@
 """The formulas in plain torch: the path of a CPU and of fp64; the kernels are compared with it."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ngpt.kernels.activation.form import Form
+from ngpt.kernels.activation.functions import FUNCTIONS
 from ngpt.kernels.normalize import eager as normalize
-
-FUNCTIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}  # f(v) and its derivative, by name
-
-
-def _function(f: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable:
-    FUNCTIONS[f.__name__] = f
-    return f
-
-
-@_function
-def squared_relu(v: Tensor) -> tuple[Tensor, Tensor]:
-    r = v.relu()
-    return r * r, 2 * r
-
-
-@_function
-def silu(v: Tensor) -> tuple[Tensor, Tensor]:
-    s = v.sigmoid()
-    return v * s, s * (1 + v * (1 - s))
 
 
 def forward(u: Tensor, scale: Tensor, factor: float, form: Form, sizes: list[int] | None) -> tuple[Tensor, Tensor | None, list[int] | None]:

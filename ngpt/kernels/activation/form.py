@@ -9,7 +9,7 @@ class Form(NamedTuple):
     """What is computed of v = scale * factor * u.
 
     Attributes:
-        function: "squared_relu", max(0, v)^2, or "silu", v * sigmoid(v).
+        function: f, by its name in `ngpt.kernels.activation.functions`.
         gated: v is (gate, up), two halves: function(gate) * up.
         normalize: the result gets unit norm over its features.
         group: ranks that share the features of a row; each half of a gated row is shared.

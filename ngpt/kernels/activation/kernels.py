@@ -4,25 +4,17 @@ A piece is a run of rows that share a scale vector; a program works on one piece
 NORM the activation gets unit norm over its features, and SUMS says what happens to the sum of squares where ranks hold parts of a row.
 Without NORM a program may take C columns of wider rows. A gated row of u and of the scale is (gate, up), WIDTH features each. `table_ptr`
 (int32) holds the pieces' groups, first rows and ends, one after the other, then each group's first piece and the number of pieces; where
-not GROUPED, a piece is `height` rows. Offsets of a tile's first row are 64 bits, those within a tile 32.
+not GROUPED, a piece is `height` rows. FUNCTION is one of FUNCTIONS. Offsets of a tile's first row are 64 bits, those within a tile 32.
 """
 
 import triton
 import triton.language as tl
 
+from ngpt.kernels.activation import functions
 from ngpt.kernels.device import GIVE, TAKE, rounded
 
-
-@triton.jit
-def _function(v, FUNCTION: tl.constexpr):
-    """f(v) and its derivative; NaN stays NaN."""
-    if FUNCTION == "squared_relu":
-        r = tl.where(v < 0, 0.0, v)
-        return r * r, 2 * r
-    else:
-        tl.static_assert(FUNCTION == "silu")
-        s = tl.sigmoid(v)
-        return v * s, s * (1 + v * (1 - s))
+vars(functions)["tl"] = tl  # Triton's interpreter looks for its language where a function was written
+FUNCTIONS = {name: triton.jit(function) for name, function in functions.FUNCTIONS.items()}
 
 
 @triton.jit
@@ -71,7 +63,7 @@ def forward_kernel(
         here = first + r < end
         mask = (column < WIDTH) & here[:, None]
         at_ptr = u_ptr + first * u_stride + r[:, None] * u_stride + column
-        y, _ = _function(tl.load(at_ptr, mask=mask, other=0.0).to(tl.float32) * scale, FUNCTION)
+        y, _ = FUNCTION(tl.load(at_ptr, mask=mask, other=0.0).to(tl.float32) * scale)
         if GATED:
             y *= tl.load(at_ptr + WIDTH, mask=mask, other=0.0).to(tl.float32) * up_scale
         if NORM:
@@ -133,7 +125,7 @@ def backward_kernel(
         at_ptr = u_ptr + first * u_stride + r[:, None] * u_stride + column
         u = tl.load(at_ptr, mask=mask, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + first * grad_stride + r[:, None] * grad_stride + column, mask=mask, other=0.0).to(tl.float32)
-        value, slope = _function(u * scale, FUNCTION)
+        value, slope = FUNCTION(u * scale)
         y = value
         if GATED:
             up = tl.load(at_ptr + WIDTH, mask=mask, other=0.0).to(tl.float32)

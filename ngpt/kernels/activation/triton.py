@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ngpt.kernels.activation.form import Form
-from ngpt.kernels.activation.kernels import backward_kernel, forward_kernel, sum_pieces_kernel
+from ngpt.kernels.activation.kernels import FUNCTIONS, backward_kernel, forward_kernel, sum_pieces_kernel
 from ngpt.kernels.device import OWN
 from ngpt.kernels.launch import Launcher
 from ngpt.kernels.normalize.eager import EPSILON
@@ -102,7 +102,7 @@ class _Plan:
 
 
 def _constants(form: Form, part: int, groups: Groups | None) -> tuple[tuple[str, object], ...]:
-    constants = dict(FUNCTION=form.function, GATED=form.gated, NORM=form.normalize, SUMS=part, GROUPED=groups is not None)
+    constants = dict(FUNCTION=FUNCTIONS[form.function], GATED=form.gated, NORM=form.normalize, SUMS=part, GROUPED=groups is not None)
     return tuple(constants.items())
 
 

@@ -52,14 +52,14 @@ class _TiledKernel:
             Launcher(kernel, **constants, **tiling.constants(is_even), enable_fp_fusion=False) for is_even in (False, True)
         ]
 
-    def __call__(self, x_MK: Tensor, tensors: tuple[Tensor | None, ...], free: tuple[float, ...] = ()) -> None:
+    def __call__(self, x_MK: Tensor, tensors: tuple[Tensor | None, ...], unspecialized: tuple[float, ...] = ()) -> None:
         rows, columns = x_MK.shape
         if not rows or not columns:
             return
         height, width = self._tile
         is_even = rows % height == 0 and columns % width == 0
         programs = -(-rows // height) * -(-columns // width)
-        self._launchers[is_even]((programs, 1, 1), (x_MK, *tensors), free, (rows, columns))
+        self._launchers[is_even]((programs, 1, 1), (x_MK, *tensors), unspecialized, (rows, columns))
 
 
 @functools.cache

@@ -26,8 +26,8 @@ def forward(
     inverse_norms = None if scale is None else x.new_empty(heads + groups, tokens, dtype=torch.float32)
     plan = _plan(FORWARD, tokens, heads, groups, width, _rotated(angles), scale is not None, x.device)
     angles, scale = _rows_of(angles), _dense(scale)
-    special = lead[1], x.stride(0), 1 if angles is None else angles.stride(0)
-    plan.launch(plan.grid, (x, angles, scale, q, k, v, inverse_norms), (tokens, float(factor)), special)
+    specialized = lead[1], x.stride(0), 1 if angles is None else angles.stride(0)
+    plan.launch(plan.grid, (x, angles, scale, q, k, v, inverse_norms), (tokens, float(factor)), specialized)
     return q, k, v, inverse_norms
 
 
@@ -48,9 +48,9 @@ def backward(
     partial = None if scale is None else grad_x.new_empty(plan.grid[0], heads * width, dtype=torch.float32)
     angles, scale = _rows_of(angles), _dense(scale)
     strides = [stride for grad in grads for stride in grad.stride()[:3]]
-    special = batch, *strides, 1 if x is None else x.stride(0), 1 if angles is None else angles.stride(0)
+    specialized = batch, *strides, 1 if x is None else x.stride(0), 1 if angles is None else angles.stride(0)
     tensors = *grads, x, angles, scale, inverse_norms, grad_x, partial
-    plan.launch(plan.grid, tensors, (tokens, float(factor)), special)
+    plan.launch(plan.grid, tensors, (tokens, float(factor)), specialized)
     return grad_x, None if partial is None else partial.sum(0)
 
 

@@ -7,8 +7,8 @@ import pytest
 from ngpt.config import compose
 from ngpt.config.schema import Config
 from ngpt.estimate.calibration import ROUTING_BYTES, WORKSPACE
-from ngpt.estimate.layout import chunks, tokens
 from ngpt.estimate.memory import chunk_bytes, chunks_in_flight, estimate_memory
+from ngpt.estimate.rank import chunks, tokens
 
 GIB = 2**30
 TINY = ["precision=bf16", "train.seq_length=32", "train.micro_batch_size=2", "train.global_batch_size=8"]

@@ -40,5 +40,5 @@ def test_experts_of_a_depth_that_a_token_does_not_see_are_idle():
     plain, deep = (compose(["experiment=ngpt_hybrid_tiny", f"model.layer_pattern='{pattern}'"]).model for pattern in ("ME*E-", "ME*E-/ME"))
     experts = count_layer(deep, "E")
     assert count_parameters(deep).idle == 3 * experts.idle == count_parameters(plain).idle + experts.idle > 0
-    assert count_parameters(deep).moe == 2 * experts.total
+    assert count_parameters(deep).layers["E"] == 2 * experts.total
     assert count_parameters(deep).prediction == size(JOIN) + experts.total + count_layer(deep, "M").total

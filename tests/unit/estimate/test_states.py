@@ -6,7 +6,7 @@ from ngpt.config import compose
 from ngpt.config.schema import Config
 from ngpt.config.sizes import expert_tensor_size, padded_vocab_size
 from ngpt.estimate.counts import count_parameters
-from ngpt.estimate.layout import chunks_by_rank
+from ngpt.estimate.rank import chunks_by_rank
 from ngpt.estimate.states import RankParameters, rank_parameters, state_bytes
 
 HYBRID = ["experiment=ngpt_hybrid_tiny", "train.global_batch_size=8"]

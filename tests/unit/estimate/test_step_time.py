@@ -12,11 +12,12 @@ from ngpt.estimate.calibration import (
     NATIVE_EXPERT_LINEAR_S,
     STEP_BAND,
 )
+from ngpt.estimate.collectives import exchange_seconds, gather_seconds, nvlink_domain
 from ngpt.estimate.counts import training_flops_per_token
 from ngpt.estimate.hardware import GPUS
 from ngpt.estimate.kernels import layer_work
-from ngpt.estimate.layout import chunks, tokens
-from ngpt.estimate.links import exchange_seconds, gather_seconds, layer_links, nvlink_domain
+from ngpt.estimate.links import layer_links
+from ngpt.estimate.rank import chunks, tokens
 from ngpt.estimate.step_time import estimate_step
 
 DENSE = ["experiment=ngpt_1p2b_dense_bf16", "train.global_batch_size=16", "train.micro_batch_size=2"]  # which does not wait for the host

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from ngpt.config import ConfigError, compose, config_dir
+from ngpt.config.activations import ACTIVATIONS
 from ngpt.config.identity import diff, function_defining
 from ngpt.config.schema import ModelConfig
 from ngpt.hf.targets import completed, floor_of_steps, model_from, target_of
@@ -22,6 +23,7 @@ MORE = (
     "experiment=gpt_tiny model.activation=swiglu model.tied_embeddings=true model.norm_epsilon=1e-6 model.rope_base=500000",
     "experiment=gpt_hybrid_tiny model.moe_top_k=1 model.init_std=0.01",
     "experiment=gpt_tiny model.position_embedding=none",
+    *(f"experiment=gpt_tiny model.activation={name}" for name in ACTIVATIONS),
 )
 
 
@@ -71,9 +73,17 @@ REFUSED = {
     "another epsilon": (NEMOTRON_H, {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon: 1e-06"),
     "bounded time steps": (NEMOTRON_H, {"time_step_limit": [0.01, 1.0]}, r"time_step_limit: \[0.01, 1.0\]"),
     "prediction depths that the class leaves out": (NEMOTRON_H, {"num_nextn_predict_layers": 1}, "num_nextn_predict_layers: 1"),
+    "an activation without a gate of ours": (NGPT, {"hidden_act": "silu"}, "hidden_act: silu.*hidden_act=relu2"),
     "a folded scale": (NGPT, {"logit_scale": False}, "logit_scale: False.*its import is refused: not bitwise.*--fold-logit-scale"),
     "what the class refuses": (NGPT, {"layer_pattern": "*x"}, "config.json: .*NGPTConfig"),
 }
+
+
+@pytest.mark.parametrize("activation", ["squared_relu", "swiglu"])
+def test_folders_from_before_hidden_act_name_the_activation_as_the_config_does(activation):
+    now = target_of(compose(["experiment=ngpt_tiny", f"model.activation={activation}"])).config
+    earlier = {key: value for key, value in now.items() if key not in ("hidden_act", "gated_mlp")} | {"activation": activation}
+    assert model_from(earlier) == model_from(now)
 
 
 @pytest.mark.parametrize("case", REFUSED)

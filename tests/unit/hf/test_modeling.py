@@ -14,6 +14,7 @@ from reference_moe import MoeSpec
 from torch import Tensor
 from transformers import DynamicCache
 
+from ngpt.config.activations import ACTIVATIONS as TABLE
 from ngpt.hf.configuration_ngpt import NGPTConfig
 from ngpt.hf.modeling_ngpt import CACHE, STORED, NGPTForCausalLM, NGPTModel, ssd_scan
 
@@ -37,6 +38,8 @@ SPECS = {
     "gpt_hybrid": replace(HYBRID, architecture="gpt"),
     "gpt_hybrid_swiglu": replace(HYBRID, architecture="gpt", activation="swiglu", moe=replace(EXPERTS, score="softmax")),
 }
+_covered = {spec.activation for spec in SPECS.values()}
+SPECS |= {f"{name}_hybrid": replace(HYBRID, activation=name) for name in TABLE if name not in _covered}
 CACHED = ["ngpt", "gpt", "ngpt_hybrid", "ngpt_hybrid_altered", "ngpt_mamba", "gpt_hybrid"]
 EXACT, FP32 = 1e-10, 1e-5  # largest difference of logits
 
@@ -62,7 +65,8 @@ def config_of(spec: ModelSpec, **changes) -> NGPTConfig:
         num_attention_heads=spec.heads,
         num_key_value_heads=spec.groups,
         head_dim=spec.head_dim,
-        activation=spec.activation,
+        hidden_act=TABLE[spec.activation].hidden_act,
+        gated_mlp=TABLE[spec.activation].gated,
         tie_word_embeddings=spec.tied,
         rope_theta=spec.rope_base if spec.rope else None,
         rms_norm_eps=spec.norm_epsilon,
@@ -105,8 +109,8 @@ def joined_suv(p: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def expert_layer(p: dict[str, Tensor], prefix: str, spec: ModelSpec) -> dict[str, Tensor]:
     out = {"gate.weight": p[f"{prefix}.router"], "gate.e_score_correction_bias": p[f"{prefix}.bias"]}
     experts = [feed_forward(p, f"{prefix}.experts.{number}") for number in range(spec.moe.experts)]
-    ups = ("gate_proj.weight", "up_proj.weight") if spec.activation == "swiglu" else ("up_proj.weight",)
-    name = "gate_up_proj" if spec.activation == "swiglu" else "up_proj"
+    gated = TABLE[spec.activation].gated
+    ups, name = (("gate_proj.weight", "up_proj.weight"), "gate_up_proj") if gated else (("up_proj.weight",), "up_proj")
     out[f"experts.{name}"] = torch.stack([torch.cat([expert[up] for up in ups]) for expert in experts])
     out["experts.down_proj"] = torch.stack([expert["down_proj.weight"] for expert in experts])
     suv = joined_suv(p, prefix) or ({"suv": torch.stack([expert["suv"] for expert in experts])} if "suv" in experts[0] else {})

@@ -22,8 +22,8 @@ FP32_POINTERS |= {"largest_ptr", "total_ptr", "picked_ptr", "behind_ptr"}
 INTEGER_POINTERS = {"table_ptr": "*i32", "targets_ptr": "*i64"}
 OF_ROWS = {"EPSILON": 1e-12, "SUMS": 0}
 WIDTH = 2048
-SQUARED_RELU = {"FUNCTION": "squared_relu", "GATED": False, "NORM": True, "SUMS": 0, "GROUPED": False, "EPSILON": 1e-12}
-SILU = SQUARED_RELU | {"FUNCTION": "silu", "GATED": True}
+SQUARED_RELU = OF_ROWS | {"FUNCTION": activation.FUNCTIONS["squared_relu"], "GATED": False, "NORM": True, "GROUPED": False}
+SILU = SQUARED_RELU | {"FUNCTION": activation.FUNCTIONS["silu"], "GATED": True}
 OF_HEADS = {"WIDTH": 128, "ROTATED": 128, "NORMALIZED": True, "HEADS": 16, "EACH": 4, "SHARES": 1, "EPSILON": 1e-12}
 CONTROL = OF_HEADS | {"NORMALIZED": False}
 OPTIONS = dict.fromkeys((cross_entropy.forward_kernel, cross_entropy.backward_kernel), {"enable_fp_fusion": False})
@@ -52,6 +52,9 @@ CASES = {
     "rotary backward of the control": (rotary.backward_kernel, rotary_tilings.BACKWARD, 64, CONTROL),
     "rotary backward without positions": (rotary.backward_kernel, rotary_tilings.BACKWARD, 64, OF_HEADS | {"ROTATED": 0}),
 }
+for name in activation.FUNCTIONS.keys() - {"squared_relu", "silu"}:
+    switches = SILU | {"FUNCTION": activation.FUNCTIONS[name]}
+    CASES[f"activation backward, {name}"] = (activation.backward_kernel, activation_tilings.BACKWARD, 1856, switches)
 
 
 def compiled(

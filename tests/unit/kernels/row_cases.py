@@ -4,8 +4,10 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
+from reference_activations import ACTIVATIONS as REFERENCES
 from torch import Tensor
 
+from ngpt.config.activations import ACTIVATIONS as FUNCTIONS
 from ngpt.functional import (
     l2_normalize,
     lerp_retract,
@@ -30,18 +32,21 @@ def plain_lerp(h: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
     return plain_l2(g + (FACTOR * alpha).abs() * (plain_l2(b) - g))
 
 
-def activation(function: str, gated: bool, normalized: bool) -> tuple[Callable, Callable]:
+def activation(name: str, normalized: bool) -> tuple[Callable, Callable]:
     """The kernels' function and its definition; with `sizes` each group of rows has a scale of its own."""
 
+    reference = REFERENCES[name]
+    form = dict(function=FUNCTIONS[name].function, gated=reference.gated, normalize=normalized)
+
     def ours(u: Tensor, scale: Tensor, sizes: list[int] | None = None) -> Tensor:
-        return scaled_activation(u, scale, FACTOR, function=function, gated=gated, normalize=normalized, sizes=sizes)
+        return scaled_activation(u, scale, FACTOR, **form, sizes=sizes)
 
     def plain(u: Tensor, scale: Tensor, sizes: list[int] | None = None) -> Tensor:
         if sizes is not None:
             scale = torch.repeat_interleave(scale, torch.tensor(sizes, device=u.device), dim=0)
         v = u * scale * FACTOR
-        gate, up = v.chunk(2, -1) if gated else (v, 1)
-        y = (gate.clamp(min=0) ** 2 if function == "squared_relu" else gate * torch.sigmoid(gate)) * up
+        gate, up = v.chunk(2, -1) if reference.gated else (v, 1)
+        y = reference.f(gate) * up
         return plain_l2(y) if normalized else y
 
     return ours, plain
@@ -52,12 +57,10 @@ OPERATIONS: dict[str, tuple[Callable, Callable]] = {
     "lerp_retract": (lambda h, b, alpha: lerp_retract(h, b, alpha, FACTOR), plain_lerp),
     "scale_features": (lambda x, scale: scale_features(x, scale, FACTOR), lambda x, scale: x * scale * FACTOR),
     "scale_tokens": (scale_tokens, lambda x, scale: x * scale[:, None]),
-    "squared_relu": activation("squared_relu", False, False),
-    "swiglu": activation("silu", True, False),
-    "normalized squared_relu": activation("squared_relu", False, True),
-    "normalized swiglu": activation("silu", True, True),
 }
-ACTIVATIONS = [name for name in OPERATIONS if name.endswith(("squared_relu", "swiglu"))]
+# Operation: activation. Without a norm one of each kind stands for all, which have the same kernel around another function.
+ACTIVATIONS = {name: name for name in ("squared_relu", "swiglu")} | {f"normalized {name}": name for name in REFERENCES}
+OPERATIONS |= {operation: activation(name, operation != name) for operation, name in ACTIVATIONS.items()}
 
 
 @contextmanager
@@ -81,7 +84,7 @@ def make_inputs(operation: str, shape: tuple[int, ...], dtype: torch.dtype, gene
         groups: of rows that have a parameter of their own each; 0: one for all.
     """
     device = generator.device
-    if operation.endswith("swiglu"):
+    if operation in ACTIVATIONS and REFERENCES[ACTIVATIONS[operation]].gated:
         shape = (*shape[:-1], 2 * shape[-1])
 
     def random(*size: int) -> Tensor:

@@ -90,21 +90,21 @@ def test_a_second_launch_hands_over_the_same_without_asking_triton(recorder, lau
 @pytest.mark.parametrize("other", ["dtype", "stride", "stride_one", "alignment", "pointer"])
 def test_arguments_that_triton_tells_apart_get_a_kernel_of_their_own(recorder, launcher, other):
     x, y = torch.ones(4, 17).flatten(), torch.ones(4, 16)
-    tensors, special, free = (x, None, y), (16,), (4, 1.0, 7)
+    tensors, specialized, unspecialized = (x, None, y), (16,), (4, 1.0, 7)
     for _ in range(2):
-        launcher((1, 1, 1), tensors, free, special)
+        launcher((1, 1, 1), tensors, unspecialized, specialized)
     if other == "dtype":
         tensors = (x.bfloat16(), None, y)
     elif other == "stride":
-        special = (17,)
+        specialized = (17,)
     elif other == "stride_one":
-        special = (1,)
+        specialized = (1,)
     elif other == "alignment":
         tensors = (x[1:], None, y)
     else:
         tensors = (x, y, y)
-    launcher((1, 1, 1), tensors, free, special)
-    kernel[(1, 1, 1)](*tensors, *free, *special, WIDTH=16, UNUSED=3, num_warps=2)
-    launcher((1, 1, 1), (x, None, y), free, (16,))
+    launcher((1, 1, 1), tensors, unspecialized, specialized)
+    kernel[(1, 1, 1)](*tensors, *unspecialized, *specialized, WIDTH=16, UNUSED=3, num_warps=2)
+    launcher((1, 1, 1), (x, None, y), unspecialized, (16,))
     first, second, third, by_triton, last = (loaded for _, loaded, _ in recorder.launches)
     assert first == second == last and third == by_triton != first

@@ -11,9 +11,10 @@ import pytest
 
 from launch import cli, doctor
 from launch.doctor import PACKAGES, Package, Report
+from ngpt.config import config_dir
 from ngpt.findings import ABSENT, FAILED, OK, UNAVAILABLE, Finding, attempt
 
-NVFP4_RECIPES = ("nvfp4_four_over_six", "nvfp4_paper", "nvfp4_nvidia", "nvfp4_static")
+NVFP4_RECIPES = sorted(path.stem for path in (config_dir() / "precision").glob("nvfp4_*.yaml"))
 ROOT = Path(__file__).resolve().parents[3]
 BROKEN_WORKER = """
 import sys, torch

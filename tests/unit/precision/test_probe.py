@@ -148,7 +148,7 @@ def test_one_wrong_element_of_a_product_is_seen(monkeypatch, recipe, function):
 
 
 def test_a_forgotten_global_scale_is_seen(monkeypatch):
-    monkeypatch.setattr(linear, "alpha_of_operands", lambda a, b: None)
+    monkeypatch.setattr(linear, "factor_of_operands", lambda a, b: None)
     assert not probe.three_products(NVIDIA, CPU)[0]
 
 

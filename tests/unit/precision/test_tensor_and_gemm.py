@@ -59,8 +59,8 @@ def test_equality_forgives_what_the_golden_rules_forgive_and_nothing_else(x):
     assert not quantised.same_as(quantize(x, static, "columnwise"))
 
 
-@pytest.mark.parametrize("alpha", ["kernel", "division"])
-def test_the_three_gemms_of_a_linear_layer(x, alpha):
+@pytest.mark.parametrize("factor", ["kernel", "division"])
+def test_the_three_gemms_of_a_linear_layer(x, factor):
     """y = x w^T, dx = dy w, dw = dy^T x with quantised operands, in fp64 from their dequantised values."""
     generator = torch.Generator().manual_seed(4)
     x = x.view(64, 64)
@@ -71,7 +71,7 @@ def test_the_three_gemms_of_a_linear_layer(x, alpha):
     for a, b in ((rows["x"], rows["w"]), (rows["dy"], columns["w"]), (columns["dy"], columns["x"])):
         exact = a.dequantize().double() @ b.dequantize().double().t()
         bound = 4e-7 * (a.dequantize().double().abs() @ b.dequantize().double().abs().t())
-        assert ((qgemm(a, b, alpha=alpha).double() - exact).abs() <= bound).all()
+        assert ((qgemm(a, b, factor=factor).double() - exact).abs() <= bound).all()
     assert qgemm(rows["x"], rows["w"]).shape == (64, 96)
     assert ((qgemm(rows["x"], rows["w"]) - x @ w.t()).norm() / (x @ w.t()).norm()) < 0.2
 
@@ -115,4 +115,4 @@ def test_bad_operands_are_refused_with_the_rule_and_the_way_out(a, b, message):
 
 def test_an_unknown_formula_is_refused(x):
     with pytest.raises(ValueError, match="'fast' is not"):
-        qgemm(quantize(x, SPEC), quantize(x, SPEC), alpha="fast")
+        qgemm(quantize(x, SPEC), quantize(x, SPEC), factor="fast")

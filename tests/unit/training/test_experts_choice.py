@@ -6,7 +6,7 @@ from megatron_ext.precision import policy
 from megatron_ext.training.bridge import has_grouped_experts
 from megatron_ext.training.summary import hybrid_lines
 from ngpt.config import ConfigError, compose
-from ngpt.estimate.layout import has_grouped_experts as is_estimated_grouped
+from ngpt.estimate.rank import has_grouped_experts as is_estimated_grouped
 
 TE = "transformer_engine"
 GROUPED, SEQUENTIAL, AUTO = (f"model.expert_impl={impl}" for impl in ("grouped", "sequential", "auto"))

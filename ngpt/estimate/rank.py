@@ -3,11 +3,13 @@
 Names: a chunk is a piece of the model between two pipeline cuts; pipeline rank r of P holds the chunks r, r + P, ...
 """
 
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
+from ngpt.config.activations import ACTIVATIONS
 from ngpt.config.executor import expected_executor, keeps_quantized_weights
 from ngpt.config.experts import groups_experts
 from ngpt.config.linears import BlockLinear, block_linears, recipe_by_linear
@@ -41,6 +43,10 @@ class Layer:
         return next(linear for linear in self.linears if linear.name.endswith(ending))
 
     @property
+    def has_experts(self) -> bool:
+        return any(linear.is_routed for linear in self.linears)
+
+    @property
     def has_shared_experts(self) -> bool:
         return any(".shared_experts." in linear.name for linear in self.linears)
 
@@ -48,7 +54,7 @@ class Layer:
 def computes_norm(cfg: Config, layer: Layer, writer: BlockLinear) -> bool:
     """Whether the fine-grained norm in front of an output projection is computed: what experts add up, and what is quantised."""
     is_normalized = cfg.model.architecture == "ngpt" and cfg.model.fine_grained
-    return is_normalized and (layer.symbol == "E" or writer.name in layer.recipes)
+    return is_normalized and (layer.has_experts or writer.name in layer.recipes)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,35 @@ class Chunk:
     first: bool
     last: bool
     depths: int
+
+
+@dataclass(frozen=True)
+class RankParameters:
+    """Numbers that one rank holds.
+
+    Attributes:
+        dense, dense_scales: everything but the routed experts: in the model's dtype, and nGPT's scales, which are fp32.
+        experts, expert_scales: the rank's part of the routed experts.
+        replicated: those among `dense` and `dense_scales` that all tensor-parallel ranks hold whole.
+        tensors: parameter tensors.
+    """
+
+    dense: int = 0
+    dense_scales: int = 0
+    experts: int = 0
+    expert_scales: int = 0
+    replicated: int = 0
+    tensors: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.dense + self.dense_scales + self.experts + self.expert_scales
+
+    def __add__(self, other: "RankParameters") -> "RankParameters":
+        return RankParameters(*map(operator.add, vars(self).values(), vars(other).values()))
+
+    def __mul__(self, number: int) -> "RankParameters":
+        return RankParameters(*(number * count for count in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -145,6 +180,12 @@ def activation_bytes(cfg: Config) -> int:
     return 2 if cfg.precision.dtype == "bf16" else 4
 
 
+def gates_in_steps(cfg: Config) -> bool:
+    """Whether a gate, its function and its product with up are kernels of their own: Megatron's, for the control, may be fused."""
+    activation = ACTIVATIONS[cfg.model.activation]
+    return cfg.model.architecture == "gpt" and activation.gated and not activation.fusion
+
+
 def has_grouped_experts(cfg: Config) -> bool:
     """Whether all experts of a rank run together on the GPU that the estimate is for."""
     return groups_experts(cfg, lambda recipe: expected_executor(cfg, recipe))
@@ -152,7 +193,7 @@ def has_grouped_experts(cfg: Config) -> bool:
 
 def has_own_products(cfg: Config, layer: Layer, linear: BlockLinear) -> bool:
     """Whether a linear is multiplied for each of its layer's experts in a product of its own: natively even where they run together."""
-    if ".experts." not in linear.name:
+    if not linear.is_routed:
         return False
     return not has_grouped_experts(cfg) or _is_native(cfg, layer, linear)
 
@@ -168,7 +209,7 @@ def kept_weight_operands(cfg: Config, layer: Layer, linear: BlockLinear) -> int:
         return 0
     if _is_native(cfg, layer, linear):
         both = 1 if recipe.format == "fp8" and "nvfp4" in gpu_of(cfg).rates else 2
-        return both if ".experts." in linear.name and has_grouped_experts(cfg) else 0
+        return both if linear.is_routed and has_grouped_experts(cfg) else 0
     return recipe.weight_operands if keeps_quantized_weights(cfg) else 0
 
 
