@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ngpt.analyses import ANALYSES, DEFAULT_RECIPE, results
-from ngpt.analyses.recipes import recipe_named
-from ngpt.analyses.request import DIRECTIONS, FIT_RADIUS, RADII, Request, available, sequences_wanted
-from ngpt.analyses.tables import table
 from ngpt.config.errors import ConfigError
 from ngpt.config.one_process import run_checkpoint, run_config
 from ngpt.config.schema import Config
+from ngpt.model_analysis import ANALYSES, DEFAULT_RECIPE, results
+from ngpt.model_analysis.recipes import recipe_named
+from ngpt.model_analysis.request import DIRECTIONS, FIT_RADIUS, RADII, Request, available, sequences_wanted
+from ngpt.model_analysis.tables import table
 from ngpt.progress import write_json
 
 from .arguments import DTYPES, config_dirs, recorded_command
@@ -204,7 +204,7 @@ def _measured(
     options: argparse.Namespace, subject: Subject, source: "TextModel | None", request: Request, path: Path | None
 ) -> dict[str, Any]:
     """A result with where it comes from, kept where it is to be."""
-    from ngpt.analyses.run import measure
+    from ngpt.model_analysis.run import measure
 
     assert source is not None
     git, _ = git_state(SOURCE)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ngpt.analyses import ANALYSES, DEFAULT_RECIPE
+from ngpt.model_analysis import ANALYSES, DEFAULT_RECIPE
 
 from ..arguments import DEVICES, DTYPES, add_config_dir, add_path
 

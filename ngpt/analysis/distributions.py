@@ -1,20 +1,22 @@
-"""Student's t and chi-squared distributions of whole degrees of freedom, from their finite sums."""
+"""Student's t distribution, and the chi-squared distribution of whole degrees of freedom."""
 
 import functools
 import math
 from collections.abc import Callable
 
+_TINY = 1e-300
+
 
 @functools.cache
-def t_quantile(probability: float, degrees: int) -> float:
+def t_quantile(probability: float, degrees: float) -> float:
     """Where Student's t distribution reaches `probability`.
 
     Args:
         probability: above 0 and below 1.
-        degrees: of freedom, 1 or more.
+        degrees: of freedom, 1 or more, whole or not.
 
     Returns:
-        To ten digits or more, up to 20,000 degrees.
+        To ten digits or more.
 
     Raises:
         ValueError: an argument outside its range.
@@ -26,26 +28,16 @@ def t_quantile(probability: float, degrees: int) -> float:
     return math.sqrt(degrees) * math.tan(angle)
 
 
-def t_cumulative(t: float, degrees: int) -> float:
-    """Probability that Student's t is at most `t`.
-
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
-    """
+def t_cumulative(t: float, degrees: float) -> float:
+    """Probability that Student's t is at most `t`."""
     _check(0.5, degrees)
     return _t_cumulative_at(math.atan(t / math.sqrt(degrees)), degrees)
 
 
-def _t_cumulative_at(theta: float, degrees: int) -> float:
-    """The same by theta = atan(t / sqrt(degrees)): both tails are sums of powers of the cosine."""
-    sine, cosine = math.sin(theta), math.cos(theta)
-    odd = degrees % 2
-    # Each term is the one before it times cos^2 and a fraction: 2/3, 4/5, ... for odd degrees, 1/2, 3/4, ... for even ones.
-    term, total = (cosine if odd else 1.0), 0.0
-    for index in range(1 + odd, degrees, 2):
-        total += term
-        term *= cosine * cosine * index / (index + 1)
-    within = (theta + sine * total) * 2 / math.pi if odd else sine * total
-    return 0.5 + within / 2
+def _t_cumulative_at(theta: float, degrees: float) -> float:
+    """The same by theta = atan(t / sqrt(degrees))."""
+    beyond = incomplete_beta(degrees / 2, 0.5, math.cos(theta) ** 2)  # of both tails
+    return 1 - beyond / 2 if theta > 0 else beyond / 2
 
 
 def chi_squared_cumulative(x: float, degrees: int) -> float:
@@ -86,8 +78,40 @@ def _root(rising: Callable[[float], float], low: float, high: float) -> float:
         low, high = (middle, high) if rising(middle) < 0 else (low, middle)
 
 
-def _check(probability: float, degrees: int) -> None:
+def _check(probability: float, degrees: float) -> None:
     if not 0 < probability < 1:
         raise ValueError(f"a probability of {probability}: it must be above 0 and below 1")
     if degrees < 1:
         raise ValueError(f"{degrees} degrees of freedom: there must be 1 or more")
+
+
+def incomplete_beta(a: float, b: float, x: float) -> float:
+    """The regularised incomplete beta function I_x(a, b).
+
+    Source: the continued fraction of DLMF 8.17.22, by Lentz's method.
+    """
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - incomplete_beta(b, a, 1 - x)
+    front = math.exp(a * math.log(x) + b * math.log1p(-x) - math.log(a) - math.lgamma(a) - math.lgamma(b) + math.lgamma(a + b))
+    numerator, denominator, value = 1.0, 0.0, 1.0
+    for step in range(1000):
+        m = step // 2
+        if step == 0:
+            term = 1.0
+        elif step % 2 == 0:
+            term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        else:
+            term = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        denominator = 1 / _not_zero(1 + term * denominator)
+        numerator = _not_zero(1 + term / numerator)
+        change = numerator * denominator
+        value *= change
+        if abs(change - 1) < 1e-15:
+            break
+    return front * (value - 1)
+
+
+def _not_zero(number: float) -> float:
+    return number if abs(number) > _TINY else _TINY

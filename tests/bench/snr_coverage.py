@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ngpt.analyses.intervals import mean_interval
-from ngpt.analyses.snr import figures_of_powers
+from ngpt.model_analysis.intervals import mean_interval
+from ngpt.model_analysis.snr import figures_of_powers
 from ngpt.precision import QuantizerSpec, quantize
 from ngpt.precision.diagnostics import Draw, _drawn, powers_of_rows
 

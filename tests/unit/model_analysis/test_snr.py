@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from small_models import NVIDIA, ids, model_of
 
-from ngpt.analyses.capture import captured
-from ngpt.analyses.intervals import mean_interval
-from ngpt.analyses.linears import block_linears
-from ngpt.analyses.snr import BatchWatch, figures_of_powers, snr
 from ngpt.config import compose
 from ngpt.config.linears import block_linears as linears_of_config
+from ngpt.model_analysis.capture import captured
+from ngpt.model_analysis.intervals import mean_interval
+from ngpt.model_analysis.linears import block_linears
+from ngpt.model_analysis.snr import BatchWatch, figures_of_powers, snr
 from ngpt.precision import quantize
 from ngpt.precision.diagnostics import Draw, powers_of_rows
 from ngpt.recipes import QuantizerSpec

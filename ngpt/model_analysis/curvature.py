@@ -1,4 +1,6 @@
-"""The largest eigenvalue of the Hessian by power iteration, and its trace by Hutchinson's estimator. Coordinates: `ngpt.analyses.hessian`.
+"""The largest eigenvalue of the Hessian by power iteration, and its trace by Hutchinson's estimator.
+
+The coordinates are those of `ngpt.model_analysis.hessian`.
 
 Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1990).
 """
@@ -12,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngpt.analyses.directions import SCOPES, gaussian, matrices
-from ngpt.analyses.hessian import Hessian, Vector
-from ngpt.analyses.intervals import crossed_interval, mean_interval
 from ngpt.hf.modeling_ngpt import NGPTForCausalLM
+from ngpt.model_analysis.directions import SCOPES, gaussian, matrices
+from ngpt.model_analysis.hessian import Hessian, Vector
+from ngpt.model_analysis.intervals import crossed_interval, mean_interval
 from ngpt.precision.rounding import stream_seed
 
 ITERATIONS = 30
@@ -41,7 +43,7 @@ def curvature(
 
     Args:
         ids_NS: [N, S + 1], at least 2 sequences; of each the first LENGTH tokens are predicted at most.
-        method: of `ngpt.analyses.request.METHODS`.
+        method: of `ngpt.model_analysis.request.METHODS`.
         iterations: of the power iteration at most. probes: of the trace, at least 2.
         tick: is told scope, products done, of how many at most.
 

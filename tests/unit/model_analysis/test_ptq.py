@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from small_models import NVIDIA, ids, model_of
 
-from ngpt.analyses.linears import block_linears, changed_inputs
-from ngpt.analyses.losses import sequence_losses
-from ngpt.analyses.ptq import ptq, weight_error
-from ngpt.analyses.quantise import quantised_inputs, quantised_weights, weight_spec
 from ngpt.config import compose
 from ngpt.config.errors import ConfigError
 from ngpt.hf.links import links
+from ngpt.model_analysis.linears import block_linears, changed_inputs
+from ngpt.model_analysis.losses import sequence_losses
+from ngpt.model_analysis.ptq import ptq, weight_error
+from ngpt.model_analysis.quantise import quantised_inputs, quantised_weights, weight_spec
 from ngpt.precision import quantize
 from ngpt.recipes import QuantizerSpec
 

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from ngpt.analyses.recipes import recipe_named
 from ngpt.config import compose
 from ngpt.hf.configuration_ngpt import NGPTConfig
 from ngpt.hf.modeling_ngpt import STORED, NGPTForCausalLM
 from ngpt.hf.targets import target_of
+from ngpt.model_analysis.recipes import recipe_named
 
 NVIDIA = recipe_named("nvfp4_nvidia")
 VOCABULARY = 257

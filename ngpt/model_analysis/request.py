@@ -21,7 +21,7 @@ class Request:
     """One analysis of one model.
 
     Attributes:
-        what: of `ngpt.analyses.ANALYSES`.
+        what: of `ngpt.model_analysis.ANALYSES`.
         splits: prefixes of prepared data. length: tokens of a sequence. sequences: that are read.
         batch_size: of snr: sequences that a GEMM has.
         dtype: of the model.

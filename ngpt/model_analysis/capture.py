@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ngpt.analyses.linears import Linear, Project, projected_by
 from ngpt.hf.modeling_ngpt import NGPTForCausalLM
+from ngpt.model_analysis.linears import Linear, Project, projected_by
 
 LOGITS_AT_ONCE = 1024  # tokens
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ngpt.analyses.linears import Linear, changed_inputs
 from ngpt.config.errors import ConfigError
 from ngpt.kernels.nvfp4_quantize import emulate
+from ngpt.model_analysis.linears import Linear, changed_inputs
 from ngpt.recipes import BLOCK, QuantizerSpec, Recipe
 
 _DTYPES = (torch.float32, torch.bfloat16)

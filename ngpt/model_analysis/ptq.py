@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ngpt.analyses.intervals import Interval, mean_interval
-from ngpt.analyses.linears import Linear, block_linears
-from ngpt.analyses.losses import sequence_losses
-from ngpt.analyses.quantise import quantised_inputs, quantised_weight, quantised_weights, weight_spec
 from ngpt.hf.modeling_ngpt import NGPTForCausalLM
+from ngpt.model_analysis.intervals import Interval, mean_interval
+from ngpt.model_analysis.linears import Linear, block_linears
+from ngpt.model_analysis.losses import sequence_losses
+from ngpt.model_analysis.quantise import quantised_inputs, quantised_weight, quantised_weights, weight_spec
 from ngpt.recipes import Recipe
 
 # (whether inputs are quantised, blocks of the weights or None: as they are)

@@ -7,7 +7,7 @@ type Rows = Iterator[tuple[str, ...]]
 
 
 def table(found: dict[str, Any]) -> str:
-    """What `ngpt.analyses.run.measure` returned, in aligned columns."""
+    """What `ngpt.model_analysis.run.measure` returned, in aligned columns."""
     rows = [*_TABLES[found["what"]](found["results"])]
     widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(max(map(len, rows)))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]

@@ -20,10 +20,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ngpt.analyses.directions import Matrix
-from ngpt.analyses.losses import token_losses
-from ngpt.analyses.quantise import restored
 from ngpt.hf.modeling_ngpt import NGPTForCausalLM
+from ngpt.model_analysis.directions import Matrix
+from ngpt.model_analysis.losses import token_losses
+from ngpt.model_analysis.quantise import restored
 
 STEP = 3e-3  # of the row that moves most, in its own length
 
@@ -35,7 +35,7 @@ class Hessian:
 
     Args:
         ids_NS: [N, S + 1].
-        method: of `ngpt.analyses.request.METHODS`.
+        method: of `ngpt.model_analysis.request.METHODS`.
         tick: called after each product.
     """
 

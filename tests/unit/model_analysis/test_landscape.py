@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from small_models import NVIDIA, ids, model_of
 from torch.func import functional_call
 
-from ngpt.analyses.curvature import curvature, dot, largest_eigenvalue
-from ngpt.analyses.directions import direction, matrices, row_norms, stepped
-from ngpt.analyses.flatness import fitted, flatness
-from ngpt.analyses.hessian import Hessian
-from ngpt.analyses.losses import sequence_losses
+from ngpt.model_analysis.curvature import curvature, dot, largest_eigenvalue
+from ngpt.model_analysis.directions import direction, matrices, row_norms, stepped
+from ngpt.model_analysis.flatness import fitted, flatness
+from ngpt.model_analysis.hessian import Hessian
+from ngpt.model_analysis.losses import sequence_losses
 
 SMALL = ["model.num_layers=1", "model.hidden_size=16", "model.ffn_hidden_size=16", "model.num_attention_heads=2"]
 SMALL += ["model.num_query_groups=1", "model.head_dim=8"]

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ngpt.analyses.capture import Call, captured
-from ngpt.analyses.intervals import Interval, mean_interval
-from ngpt.analyses.linears import Linear, block_linears
-from ngpt.analyses.quantise import refused
 from ngpt.hf.modeling_ngpt import NGPTForCausalLM
 from ngpt.kernels.nvfp4_quantize import emulate
+from ngpt.model_analysis.capture import Call, captured
+from ngpt.model_analysis.intervals import Interval, mean_interval
+from ngpt.model_analysis.linears import Linear, block_linears
+from ngpt.model_analysis.quantise import refused
 from ngpt.precision.diagnostics import Draw, GemmWatch, powers_of_rows
 from ngpt.precision.rounding import operand_seed, stream_seed
 from ngpt.recipes import BLOCK, Recipe

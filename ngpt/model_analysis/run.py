@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ngpt.analyses import curvature, flatness, hessian, ptq, snr
-from ngpt.analyses.request import Request
-from ngpt.analyses.text import Text, read_text
 from ngpt.hf.modeling_ngpt import NGPTForCausalLM
+from ngpt.model_analysis import curvature, flatness, hessian, ptq, snr
+from ngpt.model_analysis.request import Request
+from ngpt.model_analysis.text import Text, read_text
 from ngpt.precision import diagnostics
 
 SECONDS_BETWEEN_LINES = 5.0

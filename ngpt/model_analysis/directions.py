@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ngpt.analyses.linears import block_linears
-from ngpt.analyses.quantise import restored
 from ngpt.hf.modeling_ngpt import NGPTForCausalLM
+from ngpt.model_analysis.linears import block_linears
+from ngpt.model_analysis.quantise import restored
 from ngpt.precision.rounding import stream_seed
 
 SCOPES = ("blocks", "everything")  # block linears alone; with embeddings and output layer

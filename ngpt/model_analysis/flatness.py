@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngpt.analyses.directions import SCOPES, Matrix, gaussian, matrices, stepped
-from ngpt.analyses.intervals import Interval, crossed_interval
-from ngpt.analyses.linears import Linear, block_linears
-from ngpt.analyses.losses import sequence_losses
-from ngpt.analyses.quantise import quantised_weight, restored, weight_spec
-from ngpt.analyses.request import DIRECTIONS, FIT_RADIUS, RADII
 from ngpt.hf.modeling_ngpt import NGPTForCausalLM
+from ngpt.model_analysis.directions import SCOPES, Matrix, gaussian, matrices, stepped
+from ngpt.model_analysis.intervals import Interval, crossed_interval
+from ngpt.model_analysis.linears import Linear, block_linears
+from ngpt.model_analysis.losses import sequence_losses
+from ngpt.model_analysis.quantise import quantised_weight, restored, weight_spec
+from ngpt.model_analysis.request import DIRECTIONS, FIT_RADIUS, RADII
 from ngpt.precision.rounding import stream_seed
 from ngpt.recipes import Recipe
 

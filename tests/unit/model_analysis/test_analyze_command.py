@@ -7,12 +7,12 @@ import pytest
 from small_models import model_of
 
 from launch.cli import main
-from ngpt.analyses import results
-from ngpt.analyses.text import read_text
 from ngpt.config import ConfigError, compose, dump
 from ngpt.data.tokenizers import BytesTokenizer
 from ngpt.evaluation.split import sequences
 from ngpt.hf.tokenizer import write_tokenizer
+from ngpt.model_analysis import results
+from ngpt.model_analysis.text import read_text
 
 OPTIONS = {"splits": ["data/x/valid"], "length": 32, "tokens": 64, "recipe": "nvfp4_nvidia", "seed": 0}
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ngpt.analyses import ANALYSES
 from ngpt.config.errors import ConfigError
+from ngpt.model_analysis import ANALYSES
 
 FOLDER = "analysis"
 MEASURED = "tokens"  # option that a later measurement may raise

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from ngpt.analyses.intervals import crossed_interval, mean_interval, t_quantile
+from ngpt.analysis.distributions import t_quantile
+from ngpt.model_analysis.intervals import crossed_interval, mean_interval
 
 SETS = 400
 ERROR = math.sqrt(0.95 * 0.05 / SETS)  # of a measured coverage
@@ -17,7 +18,7 @@ def test_quantiles_leave_a_twentieth_of_the_integrated_density(freedom):
     angle = np.linspace(-math.pi / 2, math.pi / 2, 400_001)[1:-1]
     t = np.tan(angle)
     density = (1 + t**2 / freedom) ** (-(freedom + 1) / 2) * (1 + t**2)
-    outside = density[np.abs(t) > t_quantile(freedom)].sum() / density.sum()
+    outside = density[np.abs(t) > t_quantile(0.975, freedom)].sum() / density.sum()
     assert outside == pytest.approx(0.05, abs=2e-5)
 
 

@@ -86,7 +86,7 @@ def _of_layer(layer: int, mixer: nn.Module) -> Iterator[Linear]:
         if mixer.shared_experts is not None:
             yield from _of_mlp(layer, "mlp.shared_experts", mixer.shared_experts)
     else:
-        raise NotImplementedError(f"layer {layer}: {type(mixer).__name__} has no entry in ngpt.analyses.linears")
+        raise NotImplementedError(f"layer {layer}: {type(mixer).__name__} has no entry in ngpt.model_analysis.linears")
 
 
 def _of_mlp(layer: int, path: str, mlp: NGPTMLP) -> Iterator[Linear]:
