@@ -201,6 +201,16 @@ def overruled(config: Config, environ: Mapping[str, str] = os.environ) -> list[s
     ]
 
 
+def unseen_gpus(config: Config, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """A line where GPUs are named, by the user or by the cluster, and CUDA shows none; GPUs that are hidden on purpose need none."""
+    named = environ.get(GPUS)
+    if gpu_names() or named == "":
+        return []
+    if named:
+        return [f"note: {GPUS}={named} shows CUDA no GPU (each may be named once): on the CPU"]
+    return [f"note: cluster={config.cluster.name} has GPUs, and none is visible here: on the CPU"] if config.cluster.gpu else []
+
+
 def recorded_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Variables of an environment that are stored with a run."""
     return {name: environ[name] for name in sorted(environ) if name.startswith(RECORDED_PREFIXES)}

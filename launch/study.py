@@ -15,6 +15,7 @@ from ngpt.files import replacing
 from ngpt.study.plan import Plan, plan
 
 from .devices import gpu_names
+from .environment import unseen_gpus
 from .many import BLOCKED, DONE, FAILED, STOPPED, WAITING, Member, State, run_members
 from .outcome import SIGNALLED_CODE
 from .provenance import SOURCE, git_state, versions
@@ -55,6 +56,8 @@ def run_study(options: argparse.Namespace) -> int:
         print(table(planned, configs), flush=True)
         if options.plan:
             return 0
+        for note in unseen_gpus(next(iter(configs.values())).config):
+            print(note, file=sys.stderr)
         code = _run(planned, configs, folder, options)
     print(f"Page: {_write(planned, folder, options)}")
     return code

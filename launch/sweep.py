@@ -10,7 +10,7 @@ from ngpt.durations import duration
 from ngpt.sweeps import Sweep, write_sweep
 
 from .devices import gpu_names
-from .environment import current_world
+from .environment import current_world, unseen_gpus
 from .many import DONE, FAILED, STOPPED, WAITING, Member, State, run_members
 from .outcome import SIGNALLED_CODE
 from .run_folder import locked
@@ -45,7 +45,7 @@ def train_sweep(overrides: Sequence[str], config_dirs: Sequence[Path], command: 
     with locked(plan.folder):
         sweep = record(plan, command)
         write_sweep(plan.folder, sweep)
-        print("\n".join(_announced(plan, parallel)), flush=True)
+        print("\n".join([*unseen_gpus(plan.members[0].config), *_announced(plan, parallel)]), flush=True)
         on_gpus = bool(gpu_names())
         progress = Progress(plan.folder, sweep, [member.point.name for member in plan.members])
         states = run_members([_member(member, on_gpus) for member in plan.members], parallel, progress)

@@ -20,7 +20,15 @@ from ngpt.rollbacks import read_rollbacks
 
 from .devices import gpu_names
 from .ending import ending
-from .environment import current_world, overruled, recorded_variables, variable_origins, worker_environment, worker_variables
+from .environment import (
+    current_world,
+    overruled,
+    recorded_variables,
+    unseen_gpus,
+    variable_origins,
+    worker_environment,
+    worker_variables,
+)
 from .extras import check_extras
 from .failures import cause
 from .hf_exports import check_exportable, hf_exports
@@ -117,7 +125,7 @@ def check_start(config: Config, world: World | None, verified: set[str] | None =
     if world is not None and world.rank != 0:
         return []
     check_exportable(config)
-    return [*resume_notes(config), *overruled(config)]
+    return [*resume_notes(config), *overruled(config), *unseen_gpus(config)]
 
 
 def _check_world(config: Config, world: World | None) -> None:

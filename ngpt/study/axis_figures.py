@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import FigureBase
@@ -71,24 +72,27 @@ def _draw_axis(
 def averaging_model(results: Results, figure: Mapping[str, Any]) -> list[Model]:
     """What correlation alone predicts of the averaging gain, for each arm of the rho's measures, in dB over the scanned width D.
 
-    10 lg (1 + (D - 1) rho of the signal) - 10 lg (1 + (D - 1) rho of the noise), each rho the mean over seeds at that width. Beyond the
-    widest model its rho is kept, up to 16,384.
+    10 lg (1 + (D - 1) rho of the signal) - 10 lg (1 + (D - 1) rho of the noise), the mean over layers and seeds at that width. Beyond the
+    widest model its rhos are kept, up to 16,384.
     """
-    signal, noise = figure["rho"]
     by_arm: dict[str, dict[float, list[tuple[float, float]]]] = {}
     for run in results["runs"]:
-        width, pair = run["point"].get(figure["over"]), (run["measures"].get(signal), run["measures"].get(noise))
-        if width is not None and None not in pair:
-            by_arm.setdefault(run["arm"], {}).setdefault(float(width), []).append(pair)
+        width = run["point"].get(figure["over"])
+        if width is not None and (pairs := _pairs(run, *figure["rho"])):
+            by_arm.setdefault(run["arm"], {}).setdefault(float(width), []).extend(pairs)
     models = []
     for arm, widths in by_arm.items():
         places = sorted(widths)
-        means = {width: [math.fsum(part) / len(part) for part in zip(*widths[width], strict=True)] for width in places}
         beyond = [width for width in (places[-1] * 2.0**power for power in range(1, 20)) if width < _EXTRAPOLATED]
         x = [*places, *beyond, float(_EXTRAPOLATED)]
-        y = [_gain_db(width, *means.get(width, means[places[-1]])) for width in x]
-        models.append((arm, x, y))
+        models.append((arm, x, [fmean(_gain_db(width, *pair) for pair in widths.get(width, widths[places[-1]])) for width in x]))
     return models
+
+
+def _pairs(run: Mapping[str, Any], signal: str, noise: str) -> list[tuple[float, float]]:
+    """Both correlations of each layer of a run; of the run where its measures are no layers'."""
+    signals, noises = (run["layers"].get(name, {"": run["measures"].get(name)}) for name in (signal, noise))
+    return [(signals[layer], noises[layer]) for layer in signals if None not in (signals[layer], noises.get(layer))]
 
 
 def _gain_db(width: float, signal: float, noise: float) -> float:

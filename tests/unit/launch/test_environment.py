@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from launch.environment import current_world, own_world, recorded_variables, worker_environment, worker_variables
+from launch import environment
+from launch.environment import current_world, own_world, recorded_variables, unseen_gpus, worker_environment, worker_variables
 from launch.world import STEP_PORTS, check_port_free, first_host, single_world
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
@@ -270,3 +271,18 @@ def test_the_users_value_wins_and_the_rank_is_added(monkeypatch):
 def test_recorded_variables_name_no_user_and_no_secret():
     environ = {"NCCL_ALGO": "Ring", "HOME": "/home/someone", "API_TOKEN": "secret", "SLURM_JOB_NODELIST": "gpu1"}
     assert recorded_variables(environ) == {"NCCL_ALGO": "Ring"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "gpus", "note"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0,0"}, (), "note: CUDA_VISIBLE_DEVICES=0,0 shows CUDA no GPU (each may be named once): on the CPU"),
+        ({}, (), "note: cluster=h100_1 has GPUs, and none is visible here: on the CPU"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, (), None),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, ("a GPU",), None),
+    ],
+)
+def test_gpus_that_are_named_and_not_seen_are_told(monkeypatch, variables, gpus, note):
+    monkeypatch.setattr(environment, "gpu_names", lambda: gpus)
+    assert unseen_gpus(compose(["experiment=ngpt_tiny", "cluster=h100_1"]), variables) == ([] if note is None else [note])
+    assert unseen_gpus(compose(["experiment=ngpt_tiny", "cluster=cpu"]), {}) == []

@@ -1,12 +1,14 @@
 """From run folders to results and a page, with losses whose differences are known."""
 
 import json
+import math
 import re
 
 import pytest
 
 from ngpt.config.errors import ConfigError
 from ngpt.study import results
+from ngpt.study.axis_figures import averaging_model
 from ngpt.study.page import write_page
 from tests.unit.analysis.runs import record, summary, write_run
 from tests.unit.study.studies import TEXT, planned
@@ -122,3 +124,14 @@ def test_a_damaged_analysis_is_named(study):
     (folder / plan.analyses[0].file).write_text("{")
     with pytest.raises(ConfigError, match="study_snr.json.*Remove it"):
         gathered(study)
+
+
+def test_the_averaging_model_is_the_mean_of_the_layers_gains():
+    """Correlations that differ between layers: the mean of logarithms is less than the logarithm of means."""
+    layers = {"signal": {"0": 0.0, "1": 0.03}, "noise": {"0": 0.0, "1": 0.0}}
+    run = {"arm": "wide", "point": {"model.hidden_size": 1001}, "measures": {}, "layers": layers}
+    figure = {"over": "model.hidden_size", "rho": ["signal", "noise"]}
+    (model,) = averaging_model({"runs": [run]}, figure)
+    arm, x, y = model
+    assert (arm, x[0], x[-1]) == ("wide", 1001, 16384)
+    assert y[0] == pytest.approx(10 * math.log10(31) / 2) and y[-1] == pytest.approx(10 * math.log10(1 + 16383 * 0.03) / 2)
