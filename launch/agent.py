@@ -1,7 +1,7 @@
-"""Several workers on one machine: torch's elastic agent, with what `torchrun` cannot be told.
+"""Several workers on one machine: torch's elastic agent, with settings that `torchrun` does not offer.
 
-`python -m launch.agent PARENT PROCESSES RUN_DIR WORKER_ARGUMENT...`. Unlike `torchrun` it leaves the signals that mean "save and
-leave" to the workers (it would end them 30 s later), ends with the launcher, and tells which worker died first, and of what.
+`python -m launch.agent PARENT PROCESSES RUN_DIR WORKER_ARGUMENT...`. It leaves the signals that mean "save and leave" to the workers;
+`torchrun` would kill them 30 s later. It ends when the launcher ends. It records which worker died first, and why.
 """
 
 import os
@@ -16,15 +16,15 @@ from ngpt.stopping import block_stop_signals
 
 from .run_folder import record_death
 
-RANK_ROLE = "rank"  # the agent writes [<role><local rank>]: before each line
+RANK_ROLE = "rank"  # the agent prefixes each line with [<role><local rank>]:
 FAILURE = 1
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the workers to their end.
+    """Runs the workers until they end.
 
     Returns:
-        0, or the code of the worker that failed first; 128 + n where signal n ended it.
+        0, or the exit code of the worker that failed first; 128 + n if signal n ended it.
     """
     parent, processes, run_dir, *worker = arguments
     end_with_parent(int(parent))
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Only through files does the agent put each worker's name before its lines; what they hold is in the launcher's log.
+    # The agent prefixes lines with the worker's name only if it also logs to files. The launcher keeps a log of its own.
     with tempfile.TemporaryDirectory() as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str]) -> int:
             role=RANK_ROLE,
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",  # a port that is free when it is bound
-            local_addr="127.0.0.1",  # the workers would otherwise look for the machine by its name, which many cannot resolve
-            max_restarts=0,  # a rank that fails ends the run: its checkpoint is where it goes on
+            rdzv_endpoint="localhost:0",  # 0: any free port
+            local_addr="127.0.0.1",  # otherwise the workers look up the machine's host name, which many machines cannot resolve
+            max_restarts=0,  # a failed rank ends the run, which continues from its checkpoint
             logs_specs=DefaultLogsSpecs(log_dir=folder, tee=Std.ALL),
             signals_to_handle="SIGQUIT",
         )

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that is asked for, before it is opened.
+    """The requested model, before it is opened.
 
     Attributes:
-        cfg: of a run. step: of its checkpoint.
-        length: tokens of a sequence. batch_size: sequences that a GEMM of training has.
+        cfg: the run's config. step: the step of its checkpoint.
+        length: tokens per sequence. batch_size: sequences per GEMM in training.
     """
 
     path: Path
@@ -49,13 +49,13 @@ class Subject:
 
 
 def run_analyses(options: argparse.Namespace) -> int:
-    """Lists, or measures and keeps.
+    """Lists the analyses and their results, or runs one and keeps its result.
 
     Args:
         options: as launch/commands/analyze.py reads them.
 
     Raises:
-        ConfigError: an option, the model, the text or the recipe is no good; or kept results would be lost.
+        ConfigError: an option, the model, the text or the recipe is invalid; or kept results would be lost.
     """
     run = is_run(options.path, options.step)
     if options.what is None:
@@ -75,7 +75,7 @@ def run_analyses(options: argparse.Namespace) -> int:
 
 
 def _list(path: Path) -> None:
-    """What there is, and what is kept."""
+    """Prints the available analyses and the kept results."""
     width = max(map(len, ANALYSES))
     print("\n".join(f"{name:<{width}}  {line}" for name, line in ANALYSES.items()))
     for kept in results.listed(path):
@@ -174,7 +174,7 @@ def _request(options: argparse.Namespace, subject: Subject, what: str) -> Reques
 
 
 def _path(options: argparse.Namespace, subject: Subject, request: Request) -> Path | None:
-    """Where the result is kept; None: nowhere."""
+    """The file that keeps the result, or None if it is not kept."""
     if options.out is not None or subject.step is None:
         return options.out
     named = None if request.what == "curvature" or options.recipe == DEFAULT_RECIPE else options.recipe
@@ -182,7 +182,7 @@ def _path(options: argparse.Namespace, subject: Subject, request: Request) -> Pa
 
 
 def _opened(options: argparse.Namespace, subject: Subject) -> "TextModel":
-    """The model on its device, behind what has to be said about it."""
+    """Prints notes about the model, then returns it on its device."""
     from ngpt.evaluation.split import check_tokenizer, notes_on
     from ngpt.hf.load import open_folder, open_run
 
@@ -203,14 +203,14 @@ def _opened(options: argparse.Namespace, subject: Subject) -> "TextModel":
 def _measured(
     options: argparse.Namespace, subject: Subject, source: "TextModel | None", request: Request, path: Path | None
 ) -> dict[str, Any]:
-    """A result with where it comes from, kept where it is to be."""
+    """Runs the analysis, adds the provenance to the result, and keeps it if asked to."""
     from ngpt.model_analysis.run import measure
 
     assert source is not None
     git, _ = git_state(SOURCE)
     origin: dict[str, Any] = {"model": str(options.path), "step": subject.step, "command": shlex.join(recorded_command(options))}
     origin |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions(), "git": git, "gpus": list(gpu_names())}
-    with redirect_stdout(sys.stderr):  # what libraries print must not stand among the results
+    with redirect_stdout(sys.stderr):  # what libraries print must not mix with the results
         found = measure(source.model, request, lambda line: print(line, file=sys.stderr, flush=True))
     found |= origin
     if path is not None:

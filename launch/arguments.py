@@ -1,4 +1,4 @@
-"""What the parsers of the commands share. Imports nothing slow: a command line is read before the command's own modules are imported."""
+"""What the commands' parsers share. Imports nothing slow: the command line is read before the command's own modules are imported."""
 
 import argparse
 import difflib
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 USER_ERROR = 2
-DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16")  # of the commands that use a trained model
-# What shtab calls for an argument: functions of launch/commands/completion.{bash,zsh}.
+DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16")  # for commands that use a trained model
+# Functions that shtab calls to complete an argument; defined in launch/commands/completion.{bash,zsh}.
 WORDS, GROUPS = ({"bash": name, "zsh": name} for name in ("_ngpt_words", "_ngpt_groups"))
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that tells an error in one line, and reads options before, between and behind other words.
+    """A parser that reports an error in one line, and accepts options before, between and after other words.
 
     Attributes:
         commands: its subcommands by name.
-        explain: returns what `--help` says behind the options; called for it alone.
+        explain: returns the text that `--help` prints after the options; called only for `--help`.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """The options of the command that the words name. Leaves the process with 2 for words that cannot be read, with 0 after --help."""
+        """The options of the command that the words name. Exits with 2 for words that cannot be parsed, with 0 after --help."""
         if not self.commands:
             return self.parse_intermixed_args(words)
         if not words or words[0].startswith("-"):
@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Refused(argparse.Action):
-    """An option that users of Hydra may expect; `const` says why it is none here, and what is there instead."""
+    """An option that Hydra users may expect but `ngpt` lacks; `const` says why, and what to use instead."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None) -> NoReturn:
         from ngpt.config.errors import ConfigError  # its package imports Hydra, which takes half a second
@@ -80,26 +80,26 @@ HYDRA_OPTIONS = {
 
 
 def completed(action: argparse.Action, kind: str | dict[str, str]) -> None:
-    """Says what completion offers for an argument: directory | file, WORDS or GROUPS."""
+    """Sets what completion offers for an argument: directory | file, WORDS or GROUPS."""
     action.complete = kind  # type: ignore[attr-defined]
 
 
 def add_path(parser: argparse.ArgumentParser, *names: str, kind: str = "directory", **options: Any) -> None:
-    """An argument that is a path, completed as its kind says."""
+    """Adds an argument that is a path; `kind` decides how it is completed."""
     completed(parser.add_argument(*names, type=Path, **options), kind)
 
 
 def add_config_dir(parser: argparse.ArgumentParser) -> None:
-    """`--config-dir`; `config_dirs` has what it comes to."""
+    """Adds `--config-dir`; `config_dirs` reads it."""
     what = "your own folder, laid out like conf/; may be given several times (default: those of NGPT_CONFIG_DIR)"
     add_path(parser, "--config-dir", action="append", metavar="DIR", help=what)
 
 
 def add_overrides(parser: argparse.ArgumentParser, sweeps: bool = False) -> None:
-    """The words that make a config: overrides and --config-dir.
+    """Adds the words that make a config: overrides and --config-dir.
 
     Args:
-        sweeps: The command may make a run of each value (-m).
+        sweeps: Whether the command can make one run per value (-m).
     """
     what = "experiment=NAME, GROUP=NAME or key=value"
     completed(parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=what), WORDS)
@@ -118,10 +118,10 @@ def add_overrides(parser: argparse.ArgumentParser, sweeps: bool = False) -> None
 
 
 def check_parallel(options: argparse.Namespace) -> int | None:
-    """The number of --parallel, None where it is not given.
+    """The value of --parallel, None if it is not given.
 
     Raises:
-        ConfigError: it is given without -m, or is no number of members.
+        ConfigError: it is given without -m, or is not a valid number of members.
     """
     from ngpt.config.errors import ConfigError
 
@@ -133,10 +133,10 @@ def check_parallel(options: argparse.Namespace) -> int | None:
 
 
 def config_dirs(options: argparse.Namespace) -> list[Path]:
-    """The user's folders of config files: those of --config-dir, else of NGPT_CONFIG_DIR.
+    """The user's folders of config files: from --config-dir, else from NGPT_CONFIG_DIR.
 
     Raises:
-        ConfigError: NGPT_CONFIG_DIR names what is no folder.
+        ConfigError: NGPT_CONFIG_DIR names something that is not a folder.
     """
     if options.config_dir:
         return options.config_dir
@@ -146,6 +146,6 @@ def config_dirs(options: argparse.Namespace) -> list[Path]:
 
 
 def recorded_command(options: argparse.Namespace) -> list[str]:
-    """The command line, as it is kept with a run: also without NGPT_CONFIG_DIR it says the same."""
+    """The command line that is recorded with a run. It means the same without NGPT_CONFIG_DIR."""
     folders = [] if options.config_dir or not getattr(options, "overrides", True) else config_dirs(options)
     return ["ngpt", options.command, *options.words, *(f"--config-dir={folder}" for folder in folders)]

@@ -1,4 +1,4 @@
-"""The `ngpt` command: what there is, in one table, and what all have in common. A command's own modules are imported when it is called."""
+"""The `ngpt` command: the table of commands, and what they share. A command's own modules are imported when it is called."""
 
 import argparse
 import errno
@@ -13,7 +13,7 @@ from ngpt.streams import abandon
 from .arguments import USER_ERROR, Parser
 
 FAILURE = 1
-# What a person has to put right. Others, those of network file systems say, may pass: a job may start again.
+# Errors that a person has to fix. Others, such as those of network file systems, may go away: a job may restart.
 USERS_ERRNOS = {getattr(errno, name) for name in "ENOENT EACCES EPERM EISDIR ENOTDIR EEXIST EROFS ENOSPC EDQUOT ENAMETOOLONG".split()}
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -23,8 +23,8 @@ class Command:
     """A command.
 
     Attributes:
-        name: as it is called.
-        module: in commands/; it has `add_arguments(parser)` and `run(options) -> int`, the exit code.
+        name: the word that calls it.
+        module: in commands/, with `add_arguments(parser)` and `run(options) -> int`, which returns the exit code.
         help: its line in `ngpt --help`.
     """
 
@@ -60,21 +60,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        0; 2 for an error of the user's, told on stderr without a traceback; the workers' exit code for train and export.
+        0; 2 for a user's error, reported on stderr without a traceback; the workers' exit code for train and export.
     """
     code = 0
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
-        print(end="", flush=True)  # here: over what fails at exit Python has the last word, and 120
+        print(end="", flush=True)  # flush here: if it failed at exit, Python would exit with 120
         return code
-    except BrokenPipeError:  # the reader of a pipe has seen enough: `ngpt ... | head`
+    except BrokenPipeError:  # the reader closed the pipe: `ngpt ... | head`
         abandon(sys.stdout)
         return code
     except OSError as error:
         if error.filename is None and error.errno not in FULL:
             raise
         print(f"{error.filename or 'A disk'}: {error.strerror}", file=sys.stderr)
-        if error.filename is None:  # it may be the one that takes what is printed
+        if error.filename is None:  # stdout may be on the full disk
             abandon(sys.stdout)
         return USER_ERROR if error.errno in USERS_ERRNOS else FAILURE
     except KeyboardInterrupt:
@@ -98,7 +98,7 @@ def _run(words: list[str]) -> int:
             reader.print_help()
             return USER_ERROR
         options = reader.read(words)
-    except SystemExit as left:  # of argparse, which has said why
+    except SystemExit as left:  # from argparse, which has printed why
         return int(left.code or 0)
     options.command, options.words = name, words[1:]
     return _module(name).run(options)
@@ -108,7 +108,7 @@ def parser(name: str | None = None) -> Parser:
     """The parser of all commands.
 
     Args:
-        name: the command whose arguments are wanted; None: those of all.
+        name: the command whose arguments are needed; None: all commands.
     """
     root = Parser(prog="ngpt", description="Pretraining of normalised transformers. `ngpt COMMAND --help` explains each command.")
     root.add_argument("--version", action=_Version, nargs=0, help="print versions and leave")

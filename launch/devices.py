@@ -1,4 +1,4 @@
-"""Which GPUs this machine offers, asked of the CUDA driver itself: torch would take seconds to import."""
+"""Which GPUs this machine has. Asks the CUDA driver itself, since importing torch takes seconds."""
 
 import ctypes
 from functools import cache
@@ -9,7 +9,7 @@ MAX_NAME_LENGTH = 128  # bytes
 
 @cache
 def gpu_names() -> tuple[str, ...]:
-    """Names of the visible GPUs in order (`CUDA_VISIBLE_DEVICES` counts); empty where there is no driver or no GPU."""
+    """Names of the visible GPUs in order, respecting `CUDA_VISIBLE_DEVICES`; empty if there is no driver or no GPU."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -29,7 +29,7 @@ def _name(driver: ctypes.CDLL, index: int) -> str:
 
 
 def driver_version() -> str | None:
-    """Version of NVIDIA's driver ("580.95.05"), or None where its management library does not tell."""
+    """Version of NVIDIA's driver ("580.95.05"), or None if its management library does not report it."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:

@@ -1,6 +1,7 @@
 """`ngpt doctor`: what this machine has, what works on it, and whether it computes the right numbers.
 
-Whatever may crash or hang runs in child processes (launch/doctor_worker.py), one kind after another: a GPU may admit one process only.
+Whatever may crash or hang runs in child processes (launch/doctor_worker.py). Each kind runs on its own, since a GPU may admit only one
+process.
 """
 
 import json
@@ -36,11 +37,12 @@ MENDING = "mend what FAILED, then ngpt doctor again"
 
 @dataclass(frozen=True)
 class Package:
-    """An installed distribution to look at.
+    """A distribution to check.
 
     Attributes:
-        distribution: its name. module: what is imported. installed: the module that is there if it is (finding a module imports its
-            parents). needed: by every run. on_gpu: whether its import needs a GPU. extra: of setup.py, which brings it.
+        distribution: its name. module: the module to import. installed: the module whose presence shows that it is installed (finding a
+            module imports its parents). needed: whether every run needs it. on_gpu: whether its import needs a GPU. extra: the extra of
+            setup.py that installs it.
     """
 
     distribution: str
@@ -69,7 +71,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Report:
-    """What was found out. `machine` holds figures, the other three a line for each thing checked."""
+    """What was found. `machine` holds figures, the other three a line for each thing checked."""
 
     machine: dict[str, Any]
     packages: list[Finding]
@@ -78,7 +80,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether all that should work here works."""
+        """Whether everything works that should work here."""
         return not any(finding.status == FAILED for finding in (*self.packages, *self.numbers, *self.formats))
 
     @property
@@ -104,7 +106,7 @@ def print_report(as_json: bool) -> int:
     """Checks this machine and prints the report: as one JSON object, or for people.
 
     Returns:
-        0 where all that should work here works, else 1.
+        0 if everything works that should work here, else 1.
     """
     print("Probing this machine ...", file=sys.stderr)
     report = examine()
@@ -113,7 +115,7 @@ def print_report(as_json: bool) -> int:
 
 
 def examine() -> Report:
-    """Looks at everything; some 20 seconds on a CPU."""
+    """Checks everything; takes about 20 seconds on a CPU."""
     report = Report(describe_machine(), check_packages(), [], [])
     if report.packages[0].status == OK:  # torch: nothing computes without it
         run_numbers(report)
@@ -132,7 +134,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def check_packages() -> list[Finding]:
-    """Version of each package, and whether it imports; each in a process of its own."""
+    """Version of each package, and whether it imports. Each is imported in its own process."""
     names = [package.distribution for package in PACKAGES]
     found, environment = versions(names), worker_environment(_variables(1), None)
     with ThreadPoolExecutor(len(PACKAGES)) as pool:
@@ -152,7 +154,7 @@ def _check_package(package: Package, version: str | None, environment: Mapping[s
 
 
 def run_numbers(report: Report) -> None:
-    """Adds to the report what the probes of this device find out."""
+    """Adds to the report what the probes of this device find."""
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder, "told")
         told.touch()
@@ -170,7 +172,7 @@ def run_numbers(report: Report) -> None:
 
 
 def check_all_reduce() -> Finding:
-    """A sum over all GPUs of this host, a process each; over two processes on a CPU."""
+    """An all-reduce over all GPUs of this host, one process each; on a CPU, over two processes."""
     gpus = len(gpu_names())
     ranks = min(gpus, MAX_RANKS) or CPU_RANKS
     variables, command = _variables(ranks), [sys.executable, "-m", WORKER, "all_reduce"]
@@ -186,15 +188,15 @@ def check_all_reduce() -> Finding:
 
 
 def _variables(processes: int) -> dict[str, str]:
-    """What a run gives its workers."""
+    """The environment variables that a run gives its workers."""
     return worker_variables(compose(["experiment=ngpt_tiny"]), processes, cuda=bool(gpu_names()))
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> str | None:
-    """Runs a process to its end, at most `seconds`.
+    """Runs a process until it ends, for at most `seconds`.
 
     Returns:
-        None, or why it failed: the last line that it wrote to stderr, and the signal that ended it.
+        None, or why it failed: its last line on stderr, and the signal that ended it.
     """
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)

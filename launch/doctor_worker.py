@@ -1,6 +1,6 @@
-"""Child processes of `ngpt doctor`: `python -m launch.doctor_worker numbers OUT | all_reduce`. A crash in a kernel ends only them.
+"""Child processes of `ngpt doctor`: `python -m launch.doctor_worker numbers OUT | all_reduce`. A kernel's crash ends only the child.
 
-What is found out is appended to the file OUT, one JSON object a line, because libraries print to stdout as they like.
+Findings are appended to the file OUT, one JSON object per line, because libraries print to stdout as they like.
 """
 
 import json
@@ -20,7 +20,7 @@ from .environment import own_world
 from .worker import install_compat
 
 NVFP4 = "precision=nvfp4_paper"
-FORMATS = {  # name: (model.transformer_impl, what else asks for it)
+FORMATS = {  # name: (model.transformer_impl, the other settings that select it)
     "bf16": ("local", ["precision=bf16"]),
     "fp8": ("transformer_engine", ["precision=fp8"]),
     "mxfp8": ("transformer_engine", ["precision=mxfp8"]),
@@ -34,7 +34,7 @@ REDUCTION_TIMEOUT = timedelta(seconds=120)
 
 
 def numbers(out: Path) -> int:
-    """Probes this machine's device and what can be chosen here."""
+    """Probes this machine's device and the choices that work on it."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -73,7 +73,7 @@ def _cuda_answers() -> tuple[bool, str]:
 
 
 def describe_device() -> dict[str, Any]:
-    """What torch was built with and the GPUs it sees."""
+    """What torch was built with, and the GPUs it sees."""
     import torch
 
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -86,10 +86,10 @@ def describe_device() -> dict[str, Any]:
 
 
 def formats(failed: set[str]) -> Iterator[Finding]:
-    """Which formats can run here and in whose modules, decided as training decides it.
+    """Which formats can run here and whose modules run them, decided by the same code as in training.
 
     Args:
-        failed: subjects whose numbers are wrong.
+        failed: subjects that gave wrong numbers.
     """
     for name, (modules, overrides) in FORMATS.items():
         finding = _format(name, modules, overrides)
@@ -108,7 +108,7 @@ def _format(name: str, modules: str, overrides: list[str]) -> Finding:
         executors = set(choose_executors(config, backend.name).values())
     except ConfigError as error:
         return Finding(name, "", UNAVAILABLE, error.rule)
-    except Exception as error:  # whatever a broken installation raises
+    except Exception as error:  # a broken installation may raise anything
         return Finding(name, "", FAILED, f"{type(error).__name__}: {first_line(str(error))}")
     if modules == "auto":
         return Finding(f"nvfp4 {executors.pop()}", f"chosen for {name}", OK, f"model.transformer_impl={backend.name}")
@@ -116,7 +116,7 @@ def _format(name: str, modules: str, overrides: list[str]) -> Finding:
 
 
 def all_reduce() -> int:
-    """One rank of a sum over all ranks; says on stderr what is wrong with it."""
+    """One rank of an all-reduce over all ranks; reports on stderr what is wrong."""
     import torch
     import torch.distributed as dist
 

@@ -1,4 +1,4 @@
-"""What a person is told at the end of a run: where it is, what it has learned, and which commands come next."""
+"""What is printed at the end of a run: where it is, what it has learned, and which commands come next."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from .run_folder import SUMMARY_FILE
 
 
 def summary_of(run_dir: Path) -> dict[str, Any] | None:
-    """summary.json; None where there is none, or it cannot be read."""
+    """summary.json; None if it is missing or cannot be read."""
     try:
         summary = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -21,7 +21,7 @@ def summary_of(run_dir: Path) -> dict[str, Any] | None:
 
 
 def ending(run_dir: Path) -> str:
-    """The lines for a run that has come to its end; empty where it has left no summary."""
+    """The lines for a run that has finished; empty if it has left no summary."""
     summary = summary_of(run_dir)
     if summary is None or summary.get("status") not in ("finished", "stopped"):
         return ""
@@ -37,7 +37,7 @@ def table(rows: dict[str, str]) -> list[str]:
 
 
 def figures(summary: dict[str, Any]) -> dict[str, str]:
-    """Name -> value of what a summary says of the result; what it lacks is left out."""
+    """Name -> value of the results in a summary; missing ones are left out."""
     bits = "{:.3f} bits per byte".format
     losses = [f"{summary['val_loss']:.4f} nats per token"] if _is_number(summary.get("val_loss")) else []
     losses += [bits(summary["val_bits_per_byte"])] if _is_number(summary.get("val_bits_per_byte")) else []
@@ -59,7 +59,7 @@ def _is_number(value: Any) -> bool:
 
 
 def next_commands(run_dir: Path, name: str) -> dict[str, str]:
-    """What one may want to do with a trained run -> the command."""
+    """What to do next with a trained run -> the command for it."""
     run = shlex.quote(str(run_dir))
     commands = {"see its curves": f"ngpt report {run}"}
     if any((run_dir / "checkpoints").glob("iter_*")):

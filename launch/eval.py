@@ -1,4 +1,4 @@
-"""`ngpt eval`: what a checkpoint or an exported folder is worth, by lm-eval's tasks and in bits per byte. It needs no Megatron."""
+"""`ngpt eval`: scores a checkpoint or an exported folder on lm-eval's tasks and in bits per byte. It needs no Megatron."""
 
 import argparse
 import json
@@ -27,11 +27,11 @@ from .world import World, single_world
 if TYPE_CHECKING:
     from ngpt.evaluation.run import Request
 
-MODE = "eval"  # of launch.worker
+MODE = "eval"  # the mode of launch.worker
 
 
 def run_eval(options: argparse.Namespace) -> int:
-    """Evaluates in this process, in several that it starts, or as one rank of the world that torchrun or srun has started.
+    """Evaluates in this process, in several that it starts, or as one rank of a world started by torchrun or srun.
 
     Args:
         options: as launch/commands/eval.py reads them.
@@ -40,7 +40,7 @@ def run_eval(options: argparse.Namespace) -> int:
         0, or the exit code of a process that failed.
 
     Raises:
-        ConfigError: an option, the model, a task or a split is no good.
+        ConfigError: an option, the model, a task or a split is invalid.
     """
     tasks = [name for name in options.tasks.split(",") if name]
     _check(options, tasks)
@@ -71,7 +71,7 @@ def run_eval(options: argparse.Namespace) -> int:
 
 
 def evaluate(request: "Request", world: World, results_file: Path | None = None) -> None:
-    """Evaluates as one rank of a world; the first one prints and keeps the results, or hands them over in a file."""
+    """Evaluates as one rank of a world. The first rank prints and keeps the results, or writes them to `results_file`."""
     import torch.distributed as dist
 
     from ngpt.evaluation.run import evaluate as results_of
@@ -82,7 +82,7 @@ def evaluate(request: "Request", world: World, results_file: Path | None = None)
     if world.size > 1:
         address = f"tcp://{world.master_addr}:{world.master_port}"
         dist.init_process_group("gloo", init_method=address, rank=world.rank, world_size=world.size)
-    # What libraries print must not stand among the results, and comes once.
+    # What libraries print must not mix with the results, and must appear only once.
     with redirect_stdout(sys.stderr), open(os.devnull, "w") as nowhere, redirect_stderr(sys.stderr if world.rank == 0 else nowhere):
         results = results_of(request)
     if world.rank == 0:
@@ -108,7 +108,7 @@ def _share(request: "Request", processes: int) -> int:
 
 
 def _check(options: argparse.Namespace, tasks: Sequence[str]) -> None:
-    """Raises ConfigError for options that say nothing, before anything heavy is imported."""
+    """Raises ConfigError for meaningless options, before anything heavy is imported."""
     if not tasks and not options.split:
         raise ConfigError("ngpt eval", "no --tasks and no --split", "There must be something to evaluate", "Set --split valid")
     for name, least in {"fewshot": 0, "limit": 1, "step": 0, "processes": 1, "batch_size": 1, "seed": 0}.items():
@@ -125,7 +125,7 @@ def _check(options: argparse.Namespace, tasks: Sequence[str]) -> None:
 
 
 def _processes(options: argparse.Namespace, run: bool, world: World | None) -> int:
-    """How many to start here; 1 within a world, whose ranks are there already."""
+    """How many processes to start here; 1 within a world, whose ranks are already running."""
     others = (options.processes or 1) if world is None else world.size
     if others > 1 and not run:
         rule = "lm-eval's own class evaluates an exported folder, in one process"

@@ -1,4 +1,4 @@
-"""`ngpt export`: checks what a look can tell, writes a folder without a comparison, and leaves one with it to a worker on the CPU."""
+"""`ngpt export`: runs the quick checks. Without a comparison it writes the folder itself; with one, a CPU worker does."""
 
 import argparse
 
@@ -14,13 +14,13 @@ from .cpu_worker import run_task
 _HANDED_ON = ("dtype", "fold_logit_scale", "remote_code", "tokenizer", "parity")
 
 def export(options: argparse.Namespace) -> int:
-    """Writes a run's checkpoint as a folder that transformers opens.
+    """Writes a run's checkpoint as a folder that transformers can open.
 
     Args:
         options: as launch/commands/export.py reads them.
 
     Returns:
-        The worker's exit code; 0 where there is no comparison, and so no worker.
+        The worker's exit code; 0 without a comparison, which needs no worker.
 
     Raises:
         ConfigError: the run, its checkpoint or its tokenizer cannot be exported; the folder exists.
@@ -42,7 +42,7 @@ def export(options: argparse.Namespace) -> int:
 
 
 def _write(cfg: Config, choice: Choice, options: argparse.Namespace) -> None:
-    """Writes the folder in this process: without a comparison nothing of it needs Megatron."""
+    """Writes the folder in this process: without a comparison, nothing needs Megatron."""
     from ngpt.hf import export as hf  # imports torch
 
     asked = hf.Options(options.dtype, options.fold_logit_scale, not options.remote_code, options.tokenizer)

@@ -1,4 +1,4 @@
-"""What a config needs that an installation may lack: packages of the optional extras (setup.py), and tasks of lm-eval."""
+"""What a config needs and an installation may lack: packages of the optional extras (setup.py), and lm-eval's tasks."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,16 +9,16 @@ from ngpt.evaluation.names import KEYS, check_names
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be imported, found out without an import of it (its parents are imported)."""
+    """Whether a module can be imported. It is not imported itself, but its parents are."""
     try:
         spec = find_spec(module)
     except ImportError:  # its parent is missing
         return False
-    return spec is not None and spec.origin is not None  # a mere folder of that name, as wandb's client leaves behind, has no origin
+    return spec is not None and spec.origin is not None  # a plain folder of that name, such as wandb's client leaves, has no origin
 
 
 def check_extra(key: str, value: object, package: str, extra: str) -> None:
-    """Looks for a package that a key needs, without an import of it.
+    """Checks that a package that a key needs is installed, without importing it.
 
     Raises:
         ConfigError: it is not installed.
@@ -29,10 +29,10 @@ def check_extra(key: str, value: object, package: str, extra: str) -> None:
 
 
 def check_extras(config: Config) -> None:
-    """Called before processes start, and before a job is submitted that runs in this very installation.
+    """Called before processes start, and before submitting a job that runs in this same installation.
 
     Raises:
-        ConfigError: a package or a task is not there.
+        ConfigError: a package or a task is missing.
     """
     if config.train.eval_tasks:
         check_extra("train.eval_tasks", config.train.eval_tasks, "lm_eval", "eval")

@@ -1,4 +1,4 @@
-"""The line that says why a launch failed, from what its ranks left in the run folder. `cause` reads, the rest picks and words."""
+"""The line that says why a launch failed, from what its ranks left in the run folder. `cause` reads it; the rest picks and words it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ Record = dict[str, Any]
 
 
 def cause(run_dir: Path, failure: Record) -> str:
-    """The line for the failure that was first; of a hang, each rank knows its own part alone."""
+    """The line for the first failure. For a hang it combines all ranks, since each knows only its own part."""
     if failure.get("kind") != HANG:
         return f"rank {failure['rank']}: {failure['error']}: {failure['message']}"
     records = read_records(run_dir, FAILURE_FILE.format(rank="*"))
@@ -18,12 +18,12 @@ def cause(run_dir: Path, failure: Record) -> str:
 
 
 def hang_cause(records: Sequence[Record], heartbeats: Sequence[Record] = ()) -> str:
-    """Names the ranks that are behind the others, and where the others wait.
+    """Names the ranks that lag behind, and where the others wait.
 
     Args:
         records: Failure records of kind "hang", see `Watchdog.end_rank`.
-        heartbeats: Of all ranks. One without a record could not even write it (it was stopped, or its machine is gone): it is where its
-            heartbeat says.
+        heartbeats: Of all ranks. A rank without a record could not write one (it was stopped, or its machine is gone): its heartbeat
+            says where it is.
     """
     size = records[0]["world_size"]
     recorded = {record["rank"] for record in records}
@@ -36,14 +36,14 @@ def hang_cause(records: Sequence[Record], heartbeats: Sequence[Record] = ()) -> 
 
 
 def _reached(record: Record) -> tuple:
-    """Sorts ranks by how far they have come; in one step a rank that waits for others is ahead of one that does not."""
+    """Sort key for a rank's progress. Within a step, a rank that waits for others is ahead of one that does not."""
     waits = record.get("waits", record["operation"] == GRADIENTS)
     step, *rest = order(record["operation"], record["step"], record["microbatch"])
     return step, waits, *rest, *_collective(record)
 
 
 def _collective(record: Record) -> tuple[int, bool]:
-    """The collective that the rank's device has not finished; one that it has not even started is behind. Alike where nothing is known."""
+    """Sort key by the collective that the rank's device has not finished; one not yet started is further behind. Equal if unknown."""
     collective = record.get("collective") or {}
     return collective.get("number") or 0, collective.get("state") == "started"
 
@@ -61,7 +61,7 @@ def _stuck(behind: list[Record], recorded: set[int], alone: bool) -> str:
 
 
 def _waiting(others: list[Record]) -> str:
-    """`; ranks 0, 2 waited for it in the gradient reduction of step 6`, one part a place."""
+    """`; ranks 0, 2 waited for it in the gradient reduction of step 6`, one part per place."""
     places: dict[str, list[int]] = {}
     for record in sorted(others, key=_reached):
         places.setdefault(_where(record), []).append(record["rank"])

@@ -1,4 +1,4 @@
-"""`ngpt generate` and `ngpt sample`: continuations of texts, in this process. It needs torch and transformers, no Megatron."""
+"""`ngpt generate` and `ngpt sample`: continues texts in this process. Needs torch and transformers, but no Megatron."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ def generate(options: argparse.Namespace) -> int:
         options: as launch/commands/generate.py reads them.
 
     Raises:
-        ConfigError: an option, a prompt, the folder or the checkpoint is no good.
+        ConfigError: an option, a prompt, the folder or the checkpoint is invalid.
     """
     _check(options)
     run = is_run(options.path, options.step)
@@ -40,7 +40,7 @@ def generate(options: argparse.Namespace) -> int:
 
 
 def sample(run_dir: Path, prompt: str, tokens: int) -> int:
-    """Prints a prompt and its continuation by a run's newest checkpoint, and keeps it as sample.txt in the run folder.
+    """Prints a prompt and its continuation by a run's newest checkpoint, and keeps both as sample.txt in the run folder.
 
     Raises:
         ConfigError: `run_dir` is not a run folder, it has no checkpoint, or `tokens` is not positive.
@@ -49,7 +49,7 @@ def sample(run_dir: Path, prompt: str, tokens: int) -> int:
     add_arguments(parser)
     options = parser.parse_args([str(run_dir), "--tokens", str(tokens)])
     _check(options)
-    run_config(run_dir)  # an exported folder is none
+    run_config(run_dir)  # raises for an exported folder, which is not a run
     source = _opened(options, run=True)
     (text,) = _run(source, [prompt], _settings(options), BATCH, as_json=False)
     (run_dir / SAMPLE_FILE).write_text(text, encoding="utf-8")
@@ -57,7 +57,7 @@ def sample(run_dir: Path, prompt: str, tokens: int) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raises ConfigError for options that say nothing, before anything heavy is imported."""
+    """Raises ConfigError for meaningless options, before anything heavy is imported."""
     bounds = {"tokens": 1, "batch_size": 1, "top_k": 1, "seed": 0, "step": 0}
     for name, least in bounds.items():
         value = getattr(options, name)
@@ -80,7 +80,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
-    """Prompts in their order; one empty one where none is given and nobody writes into stdin."""
+    """The prompts in order; a single empty one if none is given and nothing is piped into stdin."""
     if options.prompt is not None:
         return options.prompt
     name = options.file
@@ -111,7 +111,7 @@ def _prompt_of(path: str, number: int, line: str) -> str:
 
 
 def _opened(options: argparse.Namespace, run: bool) -> "TextModel":
-    """The model on its device, behind what has to be said about it."""
+    """Prints notes about the model, then returns it on its device."""
     from ngpt.hf.load import open_folder, open_run
 
     quiet_transformers()
@@ -143,7 +143,7 @@ def _run(source: "TextModel", prompts: Sequence[str], settings: "Settings", batc
     """Prints continuations as they are made, and returns prompts and continuations as texts."""
     from ngpt.hf.generate import Speed, continue_texts, window_note
 
-    note = window_note(source, prompts, settings.tokens)  # which reads all prompts: a wrong one ends here
+    note = window_note(source, prompts, settings.tokens)  # reads all prompts, so an invalid one ends here
     if note is not None:
         print(note, file=sys.stderr, flush=True)
     speed, texts = Speed(), []
@@ -163,7 +163,7 @@ def _told(continuation: Any) -> dict[str, Any]:
 
 
 def _shown(text: str, number: int) -> str:
-    """For a person, an empty line between texts. A terminal obeys some characters, and a model may write any: they are shown as dots."""
+    """The text for a person, with an empty line between texts. On a terminal, which would obey control characters, they become dots."""
     return ("\n" if number else "") + (printable(text) if sys.stdout.isatty() else text)
 
 

@@ -1,8 +1,8 @@
-"""checkpoint.hf: what a run publishes is written for transformers as well, one checkpoint at a time, by a process beside the run.
+"""checkpoint.hf: a process beside the run writes published checkpoints for transformers as well, one at a time.
 
-The launcher of rank 0 starts it, so that no rank waits, forks or imports anything for it. The tracker tells of a new checkpoint. The
-process (`launch.hf_worker`) has the lowest priority, one thread and no GPU, reads what was just written, and writes into the checkpoint's
-own folder: what removes, replaces or moves a checkpoint takes its weights along. The manifest does not list them.
+The launcher of rank 0 starts it, so no rank waits, forks or imports anything for it. The launcher learns of new checkpoints from the
+tracker. The process (`launch.hf_worker`) has the lowest priority, one thread and no GPU. It writes into the checkpoint's own folder, so
+whatever removes, replaces or moves the checkpoint does the same to its weights. The manifest does not list them.
 """
 
 import json
@@ -32,9 +32,9 @@ from .environment import exporter_environment
 from .leaving import signals_noted
 from .run_folder import describe_death
 
-FOLDER = "hf"  # in an iteration folder
+FOLDER = "hf"  # inside an iteration folder
 LOG_FILE = "logs/hf-export.log"  # what the process prints, in the run folder
-SUPERSEDED = 3  # its exit code where the checkpoint has gone
+SUPERSEDED = 3  # the process's exit code if the checkpoint is gone
 POLL_SECONDS = 0.2
 
 
@@ -43,10 +43,10 @@ class Request:
     """What `launch.hf_worker` is to write.
 
     Attributes:
-        run: the run folder. step: of the checkpoint.
-        check: read the whole checkpoint first, as `ngpt export` does; one that has just been written was hashed on its way.
-        room: bytes that the disk must have left, for the next checkpoint.
-        beside: ranks are training, and need the cores.
+        run: the run folder. step: the checkpoint's step.
+        check: whether to verify the whole checkpoint first, as `ngpt export` does. A new checkpoint was hashed while it was written.
+        room: bytes that must stay free on the disk for the next checkpoint.
+        beside: whether ranks are training and need the cores.
     """
 
     run: str
@@ -57,15 +57,15 @@ class Request:
 
 
 def weights_folder(checkpoint: Path) -> Path:
-    """Where an iteration folder has its weights for transformers."""
+    """The folder of an iteration folder that holds its weights for transformers."""
     return checkpoint / FOLDER
 
 
 def check_exportable(config: Config) -> None:
-    """Refuses a run whose tokenizer does not go into a folder for transformers: every export of it would fail.
+    """Refuses a run whose tokenizer cannot be exported for transformers: every export would fail.
 
     Raises:
-        ConfigError: it cannot be expressed there, or its vocabulary file is gone.
+        ConfigError: transformers cannot express the tokenizer, or its vocabulary file is gone.
     """
     if not config.checkpoint.hf:
         return
@@ -79,7 +79,7 @@ def check_exportable(config: Config) -> None:
 
 @contextmanager
 def hf_exports(config: Config, say: Callable[[str], None]) -> Iterator["HfExports"]:
-    """The exports of a launch that holds the run's folders. What is under way at the end is ended.
+    """The exports of a launch that holds the run's folders. On exit, an export in progress is ended.
 
     Args:
         say: prints a line for a person.
@@ -93,7 +93,7 @@ def hf_exports(config: Config, say: Callable[[str], None]) -> Iterator["HfExport
 
 @dataclass(frozen=True)
 class _Export:
-    """One that is under way: of a step, by a process, whose lines begin at `log_start` bytes of the log."""
+    """An export in progress: its step, its process, and `log_start`, the byte of the log where its lines begin."""
 
     step: int
     process: subprocess.Popen
@@ -101,26 +101,26 @@ class _Export:
 
 
 class HfExports:
-    """Which checkpoint is exported when. Does nothing without `checkpoint.hf`. See `hf_exports`."""
+    """Decides which checkpoint is exported when. Does nothing without `checkpoint.hf`. See `hf_exports`."""
 
     def __init__(self, config: Config, say: Callable[[str], None]):
         self.config, self.say = config, say
         self.checkpoints, self.log = Path(config.checkpoint.dir), Path(config.run.dir) / LOG_FILE
         self.last_step = config.train.stop_after or config.train.steps
         self.running: _Export | None = None
-        self.waiting: int | None = None  # the step that is next
-        self.seen: int | None = None  # the published step that was looked at last
-        self.found: int | None = None  # the one that was published before this launch
+        self.waiting: int | None = None  # the next step to export
+        self.seen: int | None = None  # the published step that was last seen
+        self.found: int | None = None  # the step that was published before this launch
         if config.checkpoint.hf:
             self.found = tracker.read(self.checkpoints).step
-            for left in self.checkpoints.glob(f"iter_*/{partial_folder(Path(FOLDER))}"):  # by a launch that was killed
+            for left in self.checkpoints.glob(f"iter_*/{partial_folder(Path(FOLDER))}"):  # left by a launch that was killed
                 shutil.rmtree(left, ignore_errors=True)
 
     def look(self, leaving: bool = False) -> None:
-        """Starts what can be started, and tells of what has ended. Called often while the ranks run; never waits.
+        """Starts an export if it can, and reports one that has ended. Called often while the ranks run; never waits.
 
         Args:
-            leaving: a signal has asked for the end: the disk belongs to the last checkpoint.
+            leaving: a signal has asked the run to end, so the disk is reserved for the last checkpoint.
         """
         if not self.config.checkpoint.hf:
             return
@@ -131,17 +131,17 @@ class HfExports:
         step = tracker.read(self.checkpoints).step
         if step is not None and step != self.seen:
             self.seen = step
-            if step < self.last_step:  # the last one waits for the summary, which its card quotes
+            if step < self.last_step:  # the last export waits for the summary, which its model card quotes
                 self._queue(step)
         if self.running is None and self.waiting is not None:
             step, self.waiting = self.waiting, None
             self._start(step, beside=True)
 
     def finish(self, asked: list[signal.Signals]) -> None:
-        """Exports the newest checkpoint and waits for it: the run has come to its end, and this is a part of it.
+        """Exports the newest checkpoint and waits for it: the run has finished, and this is its last part.
 
         Args:
-            asked: signals that came during the run, to which those are added that come now: any ends the export and the waiting.
+            asked: signals received during the run; signals that arrive now are added. Any of them ends the export and the wait.
         """
         step = tracker.read(self.checkpoints).step if self.config.checkpoint.hf else None
         if step is None:
@@ -161,21 +161,21 @@ class HfExports:
             self.say(f"note: no Hugging Face weights of step {step}: ended by {asked[0].name}. The same command writes them")
 
     def end(self) -> None:
-        """Ends what is under way, and removes what it has written."""
+        """Ends an export in progress and removes what it has written."""
         self.waiting = None
         if self.running is None:
             return
         export, self.running = self.running, None
-        export.process.kill()  # it does not hear the gentler signals
+        export.process.kill()  # it ignores the gentler signals
         export.process.wait()
         shutil.rmtree(partial_folder(weights_folder(folder_of(self.checkpoints, export.step))), ignore_errors=True)
 
     def _is_written(self, step: int) -> bool:
-        """A file system that does not answer raises nothing here: no run ends of it."""
+        """Whether a step's weights are written. Does not raise if the file system does not answer: that must not end a run."""
         return os.path.isdir(weights_folder(folder_of(self.checkpoints, step)))
 
     def _queue(self, step: int) -> None:
-        """Makes a step the next one, in place of an older one that waits."""
+        """Makes a step the next to export, in place of an older one that waits."""
         if self._is_written(step):
             return
         if self.waiting is not None and self.waiting != step:
@@ -186,7 +186,7 @@ class HfExports:
         try:
             request = Request(self.config.run.dir, step, check=step == self.found, room=self._next_save(step), beside=beside)
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("ab") as log, stop_signals_blocked():  # inherited: a signal to all processes of a job is for its ranks
+            with self.log.open("ab") as log, stop_signals_blocked():  # inherited: a signal to all of a job's processes is for its ranks
                 start = log.seek(0, os.SEEK_END)
                 process = subprocess.Popen(
                     export_command(request),
@@ -196,7 +196,7 @@ class HfExports:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-        except OSError as error:  # no room for the log, no memory, a file system that does not answer
+        except OSError as error:  # for instance no room for the log, no memory, or a file system that does not answer
             self._failed(step, str(error))
             return
         self.running = _Export(step, process, start)
@@ -207,7 +207,7 @@ class HfExports:
         return found.bytes if isinstance(found, Manifest) else 0
 
     def _wait(self, asked: Sequence[signal.Signals]) -> None:
-        """For what is under way; a signal ends it."""
+        """Waits for an export in progress; a signal ends the export."""
         while self.running is not None:
             if asked:
                 self.end()

@@ -1,6 +1,6 @@
 """One export of a run's checkpoint: `python -m launch.hf_worker PARENT REQUEST`. Started by `launch.hf_exports`, not by hand.
 
-PARENT is the process that starts it: it ends with it. REQUEST: JSON of `Request`.
+PARENT is the id of the process that starts this one, which ends when the parent ends. REQUEST: JSON of `Request`.
 """
 
 import json
@@ -28,10 +28,10 @@ USER_ERROR, FAILURE = 2, 1
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes the folder, or leaves none. The last line that it prints says why not.
+    """Writes the folder whole or not at all. If it fails, the last line that it prints says why.
 
     Returns:
-        0; SUPERSEDED where the checkpoint was removed or replaced meanwhile; 1 or 2 for an error.
+        0; SUPERSEDED if the checkpoint was removed or replaced meanwhile; 1 or 2 for an error.
     """
     parent, text = arguments
     end_with_parent(int(parent))
@@ -53,18 +53,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def step_back() -> None:
-    """Gives this process the lowest priority. Where the kernel groups processes by session, that alone counts within the group only."""
+    """Gives this process and its session the lowest priority. If the kernel groups by session, nice values count only within a group."""
     os.nice(LOWEST_PRIORITY)
-    with suppress(OSError):  # no such groups here
+    with suppress(OSError):  # this kernel has no such groups
         Path("/proc/self/autogroup").write_text(str(LOWEST_PRIORITY))  # the session is this process's own
 
 
 def export(cfg: Config, request: Request) -> str:
-    """Writes what `ngpt export --parity none` writes into the checkpoint's folder; says what it took.
+    """Writes what `ngpt export --parity none` writes, into the checkpoint's folder. Returns a line on what it took.
 
     Raises:
-        ConfigError: it cannot be exported, or the disk has too little room.
-        FileNotFoundError: another checkpoint has its name by now.
+        ConfigError: the checkpoint cannot be exported, or the disk has too little room.
+        FileNotFoundError: another checkpoint has taken its name meanwhile.
     """
     started = time.monotonic()
     checkpoint = folder_of(cfg.checkpoint.dir, request.step)
@@ -77,14 +77,14 @@ def export(cfg: Config, request: Request) -> str:
     with new_folder(weights_folder(checkpoint), alone=True) as folder:
         target, written = hf.write_folder(cfg, choice, options, folder)
         hf.describe(cfg, choice, options, target, folder)
-        if identity(checkpoint) != before:  # some shards may be those of the new one
+        if identity(checkpoint) != before:  # some shards may belong to the new checkpoint
             raise FileNotFoundError(str(checkpoint))
     what = f"step {request.step}: {target.name}, {written.parameters:,} parameters in {written.bytes / 1e9:,.2f} GB"
     return f"{what}, {time.monotonic() - started:.1f} s, {time.process_time():.1f} s of a CPU"
 
 
 def check_room(cfg: Config, checkpoint: Path, room: int) -> None:
-    """Raises ConfigError where fp32 weights would leave less than `room` bytes on the disk: the next checkpoint is worth more."""
+    """Raises ConfigError if fp32 weights would leave less than `room` bytes on the disk: the next checkpoint matters more."""
     size, free = 4 * count_parameters(cfg.model).total, shutil.disk_usage(checkpoint).free
     if free < size + room:
         rule = f"The weights take {size / 1e9:,.2f} GB, and the next checkpoint {room / 1e9:,.2f} GB"
@@ -92,7 +92,7 @@ def check_room(cfg: Config, checkpoint: Path, room: int) -> None:
 
 
 def identity(folder: Path) -> tuple[int, int] | None:
-    """Which folder has this name now; None: none has."""
+    """Identifies the folder that has this name now; None if there is none."""
     try:
         found = folder.stat()
     except FileNotFoundError:

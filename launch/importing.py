@@ -9,17 +9,17 @@ from .cpu_worker import run_task
 
 
 def import_folder(folder: Path, name: str, root: Path | None) -> int:
-    """Makes a run folder of a folder of Hugging Face's form.
+    """Makes a run folder from a folder in Hugging Face's format.
 
     Args:
-        name: of the run.
-        root: where run folders are; None: where a config has them.
+        name: the run's name.
+        root: the folder of run folders; None: the config's default.
 
     Returns:
         The worker's exit code.
 
     Raises:
-        ConfigError: it is no such folder, or the run folder exists.
+        ConfigError: the folder is not in that format, or the run folder exists.
     """
     if not (folder / "config.json").exists():
         raise ConfigError(str(folder), "no config.json there", "What `ngpt export` wrote is imported", "Name such a folder")

@@ -1,4 +1,4 @@
-"""What a stop signal does while there are no workers: before them it ends the command, after them it ends the waiting."""
+"""What a stop signal does while no workers run: before they start it ends the command, after they end it ends the wait."""
 
 import signal
 import sys
@@ -12,7 +12,7 @@ from .outcome import SIGNALLED, SIGNALLED_CODE, Outcome
 
 @contextmanager
 def signals_leave() -> Iterator[None]:
-    """Within it, a stop signal ends the command with 75 and one line, unless somebody takes it meanwhile."""
+    """Inside this context, a stop signal ends the command with code 75 and one line, unless other code installs a handler."""
 
     def leave(number: signal.Signals) -> None:
         print(f"ngpt train {Outcome(SIGNALLED, signal=number.name).line}", file=sys.stderr)
@@ -24,7 +24,7 @@ def signals_leave() -> Iterator[None]:
 
 @contextmanager
 def signals_noted(noted: list[signal.Signals]) -> Iterator[None]:
-    """Within it, a stop signal is added to the list, and nothing else happens."""
+    """Inside this context, a stop signal is only added to the list."""
     with _taken(noted.append):
         yield
 
@@ -36,5 +36,5 @@ def _taken(take: Callable[[signal.Signals], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items():
-            if handler is not None:  # it was not set from Python
+            if handler is not None:  # None: it was not set from Python
                 signal.signal(number, handler)

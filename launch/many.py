@@ -1,6 +1,6 @@
-"""Runs many commands of `ngpt`, each in a process of its own: in their order or side by side, each with its own GPUs and share of cores.
+"""Runs many `ngpt` commands, each in its own process: one after another or side by side, each with its own GPUs and share of cores.
 
-What a member prints goes to console.log in its folder, and nothing of it to the terminal.
+A member's output goes only to console.log in its folder, not to the terminal.
 """
 
 import os
@@ -26,20 +26,20 @@ WAITING, RUNNING, DONE, FAILED, BLOCKED, STOPPED = "waiting", "running", "done",
 PROGRAM = (sys.executable, "-m", f"{__package__}.member")  # takes this process's id and a member's command
 POLL_SECONDS = 0.1
 REPORT_SECONDS = 5.0
-KILL_SECONDS = 10.0  # that a member has after a second Ctrl-C
+KILL_SECONDS = 10.0  # how long a member has after a second Ctrl-C
 
 
 @dataclass(frozen=True)
 class Member:
-    """A command among many.
+    """One command among many.
 
     Attributes:
         name: unique within the group.
         folder: its run folder; console output goes to folder/console.log.
         command: words of ngpt: ("train", "experiment=NAME", ...) or ("report", RUN, ...).
-        gpus: it needs; 0 on a CPU.
-        is_done: whether nothing is left to do: asked before it starts.
-        after: members that must be done first; not started where one of them failed.
+        gpus: how many it needs; 0 on a CPU.
+        is_done: whether nothing is left to do; called before it starts.
+        after: members that must be done first; if one of them fails, this one is not started.
     """
 
     name: str
@@ -52,14 +52,14 @@ class Member:
 
 @dataclass
 class State:
-    """Where a member is.
+    """The state of a member.
 
     Attributes:
-        status: waiting | running | done | failed | blocked (one that it comes after is not done) | stopped (a signal ended it).
-        exit_code: of its process, 128 + n where signal n ended it; None where it has not ended.
-        why: it failed or is blocked, in one line.
-        seconds: that its process has run.
-        gpus: as CUDA_VISIBLE_DEVICES names them.
+        status: waiting | running | done | failed | blocked (a member before it cannot be done) | stopped (a signal ended it).
+        exit_code: its process's, 128 + n if signal n ended it; None if it has not ended.
+        why: in one line, why it failed or is blocked.
+        seconds: how long its process has run.
+        gpus: its GPUs, as CUDA_VISIBLE_DEVICES names them.
     """
 
     member: Member
@@ -75,24 +75,24 @@ def run_members(
 ) -> list[State]:
     """Runs members until each is done, has failed or cannot start. One that fails does not stop the others.
 
-    A stop signal goes to all that run, nothing new starts, and it returns once they have left; a second Ctrl-C kills them. Members end
-    with this process, whatever ends it. To be called in the main thread.
+    A stop signal is passed to all running members and nothing new starts. The call returns once they have left; a second Ctrl-C kills
+    them. If this process ends for any reason, its members end too. Call it in the main thread.
 
     Args:
-        members: each starts when those before it have started, there is room for it, and those that it comes `after` are done.
-        parallel: members that run at a time.
+        members: each starts once those before it have started, there is room for it, and its `after` members are done.
+        parallel: how many members run at a time.
         report: called after every change and every few seconds. It must not wait.
-        program: what a member's process is, in front of this process's id and the member's command.
+        program: starts a member's process; this process's id and the member's command follow it.
 
     Returns:
-        Their states, in their order. `waiting` is left where a signal came before they could start.
+        The members' states, in the same order. Those that a signal kept from starting are `waiting`.
 
     Raises:
         ConfigError: a member needs more GPUs than there are.
     """
     names = [member.name for member in members]
     assert len(set(names)) == len(names) and {name for member in members for name in member.after} <= set(names)
-    TopologicalSorter({member.name: member.after for member in members}).prepare()  # raises where members wait for each other
+    TopologicalSorter({member.name: member.after for member in members}).prepare()  # raises if members wait for each other
     gpus = visible_gpus()
     for member in members:
         if member.gpus > len(gpus):
@@ -140,7 +140,7 @@ class _Runner:
                         break
                     time.sleep(POLL_SECONDS)
             finally:
-                for process in self.processes.values():  # an error here: theirs is the machine no longer
+                for process in self.processes.values():  # after an error here they must not keep the machine
                     process.popen.kill()
         return list(self.states.values())
 
@@ -151,7 +151,7 @@ class _Runner:
         self.report(list(self.states.values()))
 
     def _start_members(self) -> bool:
-        """Starts what has room and all it needs; whether any state changed."""
+        """Starts members that are due and have room. Returns whether any state changed."""
         changed = False
         for state in self.states.values():
             if state.status != WAITING or not self._is_due(state):
@@ -170,7 +170,7 @@ class _Runner:
         return changed
 
     def _is_due(self, state: State) -> bool:
-        """Whether all that it comes after are done; it is blocked where they cannot be."""
+        """Whether all members before it are done. Marks it as blocked if they cannot be."""
         before = [self.states[name] for name in state.member.after]
         lost = [other for other in before if other.status in (FAILED, BLOCKED, STOPPED)]
         if lost:
@@ -188,14 +188,14 @@ class _Runner:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a terminal's Ctrl-C comes by way of this process, once
+            start_new_session=True,  # so that a terminal's Ctrl-C arrives once, passed on by this process
         )
         self.free_gpus = self.free_gpus[member.gpus :]
         self.processes[member.name] = _Process(popen, log, log.tell(), time.monotonic())
         state.status, state.gpus = RUNNING, tuple(gpus)
 
     def _collect(self) -> bool:
-        """Takes note of processes that have ended; whether there were any."""
+        """Records processes that have ended. Returns whether there were any."""
         ended = [name for name, process in self.processes.items() if process.popen.poll() is not None]
         for name in ended:
             process, state = self.processes.pop(name), self.states[name]
@@ -218,7 +218,7 @@ class _Runner:
         for number in self.asked[self.passed_on :]:
             self.passed_on += 1
             self.interrupts += number == signal.SIGINT
-            if self.interrupts > 1:  # to which `ngpt train` answers by killing its workers
+            if self.interrupts > 1:  # on which `ngpt train` kills its workers
                 self.kill_at = time.monotonic() + (KILL_SECONDS if self.interrupts == 2 else 0.0)
             for process in self.processes.values():
                 process.popen.send_signal(number)

@@ -1,4 +1,4 @@
-"""One member of `launch.many`: `python -m launch.member PARENT WORD...` is `ngpt WORD...`, and ends with the process that started it."""
+"""One member of `launch.many`: `python -m launch.member PARENT WORD...` runs `ngpt WORD...`, and ends when its parent ends."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What commands that use a trained model share: whether a path is a run or a folder of transformers', and the device."""
+"""What commands that use a trained model share: telling a run from a transformers folder, and choosing the device."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ from ngpt.config.one_process import CONFIG_FILE
 
 
 def is_run(path: Path, step: int | None) -> bool:
-    """Whether a folder is a run; else transformers opens it.
+    """Whether a folder is a run; otherwise transformers can open it.
 
     Raises:
-        ConfigError: it is neither, or --step is asked of a folder without steps.
+        ConfigError: it is neither, or --step is given for a folder without steps.
     """
     if (path / CONFIG_FILE).exists():
         return True
@@ -23,10 +23,10 @@ def is_run(path: Path, step: int | None) -> bool:
 
 
 def device_of(name: str) -> str:
-    """torch's name of what --device names.
+    """torch's name for the device that --device names.
 
     Raises:
-        ConfigError: there is no GPU.
+        ConfigError: a GPU is asked for and there is none.
     """
     import torch
 
@@ -36,7 +36,7 @@ def device_of(name: str) -> str:
 
 
 def quiet_transformers() -> None:
-    """No warnings and progress bars of transformers: what a person should know, we say."""
+    """Turns off transformers' warnings and progress bars: the commands say themselves what a person should know."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

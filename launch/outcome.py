@@ -1,6 +1,6 @@
-"""How a launch ended. The ranks say it in the run folder, since torchrun and srun take any other code than 0 for a failure.
+"""How a launch ended. The ranks record it in the run folder, since torchrun and srun treat any exit code but 0 as a failure.
 
-`outcome.json` is written by rank 0 once all is saved (by any rank that leaves during start-up) and removed by the next launch.
+Rank 0 writes `outcome.json` once everything is saved. During start-up, any rank that leaves writes it. The next launch removes it.
 """
 
 import json
@@ -11,7 +11,7 @@ from ngpt.progress import write_json
 
 OUTCOME_FILE = "outcome.json"
 SIGNALLED = "signalled"
-SIGNALLED_CODE = 75  # EX_TEMPFAIL: the same command goes on; schedulers requeue on it
+SIGNALLED_CODE = 75  # EX_TEMPFAIL: the same command continues the run; schedulers requeue on it
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Outcome:
 
     Attributes:
         status: finished | stopped (train.stop_after reached) | signalled (a signal asked for it).
-        step: the last that was trained; None where the launch ended during start-up.
-        signal: "SIGTERM", ...; None where no signal reached the rank that tells.
+        step: the last trained step; None if the launch ended during start-up.
+        signal: "SIGTERM", ...; None if no signal reached the rank that writes this.
         saved: whether that step is in a checkpoint.
     """
 
@@ -32,7 +32,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """Of `ngpt train`."""
+        """The exit code of `ngpt train`."""
         return SIGNALLED_CODE if self.status == SIGNALLED else 0
 
     @property
@@ -42,7 +42,7 @@ class Outcome:
 
     @property
     def line(self) -> str | None:
-        """What a person is told where a signal ended the launch."""
+        """What a person is told if a signal ended the launch."""
         if self.status != SIGNALLED:
             return None
         if self.step is None:
@@ -53,12 +53,12 @@ class Outcome:
 
 
 def record_outcome(folder: Path, outcome: Outcome) -> None:
-    """Writes it whole or not at all."""
+    """Writes the outcome atomically."""
     write_json(folder / OUTCOME_FILE, asdict(outcome))
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """What the last launch said; None where it did not end by itself."""
+    """The outcome that the last launch recorded; None if it recorded none."""
     try:
         return Outcome(**json.loads((folder / OUTCOME_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

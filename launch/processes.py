@@ -1,4 +1,4 @@
-"""Runs worker processes: their output goes to the terminal and to a file, signals go to them, their exit code comes back."""
+"""Runs worker processes: copies their output to the terminal and a file, forwards signals to them, and returns their exit code."""
 
 import os
 import selectors
@@ -22,7 +22,7 @@ from .outcome import SIGNALLED_CODE
 AGENT_MODULE, WORKER_MODULE = f"{__package__}.agent", f"{__package__}.worker"
 INTERRUPTED = 130
 POLL_SECONDS = 0.2
-OPEN_LINE_SECONDS = 2.0  # a line that stays without an end for so long may be a prompt
+OPEN_LINE_SECONDS = 2.0  # a line left unfinished for this long may be a prompt
 
 
 def worker_command(worker_arguments: Sequence[str], processes: int, run_dir: Path) -> list[str]:
@@ -31,7 +31,7 @@ def worker_command(worker_arguments: Sequence[str], processes: int, run_dir: Pat
     Args:
         worker_arguments: Arguments of `launch.worker`.
         processes: Workers to start.
-        run_dir: Where the agent says which worker died.
+        run_dir: Where the agent records which worker died.
     """
     parent = str(os.getpid())
     if processes == 1:
@@ -40,10 +40,10 @@ def worker_command(worker_arguments: Sequence[str], processes: int, run_dir: Pat
 
 
 def prints_into(path: Path, stream: TextIO) -> bool:
-    """Whether what this process writes to a stream goes to that file: then the file needs no copy of it."""
+    """Whether a stream of this process already writes to that file, which then needs no copy."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
-    except (OSError, ValueError):  # neither may be there
+    except (OSError, ValueError):  # the file or the stream may be missing
         return False
 
 
@@ -55,21 +55,21 @@ def run_and_tee(
     forwarded: list[signal.Signals] | None = None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> int:
-    """Runs a command to its end and copies what it prints to stdout and, appended, to `log_path`.
+    """Runs a command until it ends. Copies its output to stdout and appends it to `log_path`.
 
-    A reader that closes its end of stdout, or a disk without room for the log, ends the copying there, not the run.
+    If the reader closes stdout, or the disk has no room for the log, copying to that place stops; the run goes on.
 
     Args:
-        command: What to run. It starts with the stop signals blocked (ngpt/stopping.py), in a session of its own.
+        command: What to run. It starts in its own session, with the stop signals blocked (ngpt/stopping.py).
         environment: Its whole environment.
-        log_path: None: stdout only, as where stdout is that very file.
-        reporting_rank: The local rank that prints the progress; its lines lose the agent's prefix.
-        forwarded: Takes the signals that were passed on to the workers, in their order.
+        log_path: None: stdout only, for instance because stdout already is that file.
+        reporting_rank: The local rank that prints the progress; the agent's prefix is removed from its lines.
+        forwarded: Receives the signals that were passed on to the workers, in order.
         meanwhile: Called several times a second while the command runs, between its lines. It must not wait.
 
     Returns:
-        The exit code, also where a descendant still holds the output open; -n for a process ended by signal n; 130 after a second Ctrl-C,
-        which kills the workers; 75 after a signal that came before there were any.
+        The exit code, even if a descendant still holds the output open; -n for a process ended by signal n; 130 after a second Ctrl-C,
+        which kills the workers; 75 after a signal that came before there were workers.
     """
     outputs = [_Output(sys.stdout.buffer, "the terminal")]
     if log_path is not None:
@@ -87,7 +87,7 @@ def run_and_tee(
 
 
 class _Output:
-    """A stream that may fail: then it is given up with a note."""
+    """A stream that may fail; on failure it prints a note and stops writing."""
 
     def __init__(self, stream: BinaryIO, name: str):
         self.stream: BinaryIO | None = stream
@@ -117,7 +117,7 @@ def _started(
 ) -> Iterator[tuple[subprocess.Popen, Callable[[], int | None]]]:
     """The running command, with stop signals forwarded to its workers.
 
-    The second value tells the code to end with where that has killed it: a second Ctrl-C, or a signal before there are workers.
+    The second value returns the code to exit with if a signal has killed the command: a second Ctrl-C, or one before there are workers.
     """
     interrupts = 0
     early: list[int] = []
@@ -129,14 +129,14 @@ def _started(
         if interrupts > 1:
             number = signal.SIGKILL
         pids = _workers_of(process, AGENT_MODULE in command)
-        if not pids and process.poll() is None:  # the agent has started none yet, and there is nothing to save
+        if not pids and process.poll() is None:  # the agent has started no workers yet, so there is nothing to save
             early.append(number)
             process.kill()
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    with stop_signals_blocked():  # inherited by the command; and a signal that comes now waits for the handler
+    with stop_signals_blocked():  # the command inherits this; a signal that arrives now waits for the handler
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
         previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
@@ -147,25 +147,25 @@ def _started(
 
 
 def _workers_of(process: subprocess.Popen, is_agent: bool) -> list[int]:
-    """Process ids that a signal goes to: the agent's workers, or the worker itself."""
+    """Process ids that receive a signal: the agent's workers, or the worker itself."""
     if process.poll() is not None:
         return []
     if not is_agent:
         return [process.pid]
     try:
         return [child.pid for child in psutil.Process(process.pid).children()]
-    except psutil.Error:  # gone meanwhile
+    except psutil.Error:  # it has ended meanwhile
         return []
 
 
 def _arriving(process: subprocess.Popen, meanwhile: Callable[[], None]) -> Iterator[bytes]:
-    """What the process prints, at once, until it has ended: a descendant that outlives it may hold the pipe open for ever."""
+    """The process's output as it arrives, until the process ends: a descendant that outlives it may hold the pipe open forever."""
     assert process.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         silent_polls, in_line = 0, False
         while True:
-            # What is said meanwhile must not stand within a line of which the end is about to arrive.
+            # What `meanwhile` prints must not interrupt a line whose end is about to arrive.
             if not in_line or silent_polls * POLL_SECONDS >= OPEN_LINE_SECONDS:
                 meanwhile()
             ended = process.poll() is not None
@@ -186,7 +186,7 @@ def _without_prefix(chunks: Iterator[bytes], prefix: bytes) -> Iterator[bytes]:
     for chunk in chunks:
         *lines, pending = (pending + chunk).split(b"\n")
         yield from (line.removeprefix(prefix) + b"\n" for line in lines)
-        if not pending.startswith(prefix[:1]):  # no prefix can follow: the start of a line is shown before its end arrives
+        if not pending.startswith(prefix[:1]):  # no prefix can follow, so the start of the line is shown at once
             yield pending
             pending = b""
     yield pending.removeprefix(prefix)

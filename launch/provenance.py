@@ -27,15 +27,15 @@ PACKAGES = (
     "hydra-core",
     "omegaconf",
 )
-MAX_DIFF_BYTES = 4 << 20  # a launch keeps no more of how its code differs from the commit
-MAX_FILE_BYTES = 1 << 18  # of an untracked file
+MAX_DIFF_BYTES = 4 << 20  # most that is kept of the difference between a launch's code and the commit
+MAX_FILE_BYTES = 1 << 18  # most that is kept of an untracked file
 SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".yml", ".toml", ".cfg", ".sh", ".sbatch", ".md", ".cpp", ".cu", ".h", ".j2", ".txt"})
-COMMIT_FILE = Path("ngpt/commit.json")  # of an installed package; written by setup.py
+COMMIT_FILE = Path("ngpt/commit.json")  # in an installed package; written by setup.py
 SOURCE = Path(ngpt.__file__).resolve().parents[1]  # a checkout, or site-packages
 
 
 def describe_launch(command: Sequence[str], variables: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """What `environment.json` holds, and the difference of the code to its commit (empty where there is none).
+    """What `environment.json` holds, and the difference between the code and its commit (empty if there is none).
 
     Args:
         command: The command line as given.
@@ -56,7 +56,7 @@ def describe_launch(command: Sequence[str], variables: dict[str, str]) -> tuple[
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
-    """Installed version of each package, None where it is absent."""
+    """Installed version of each package, None if it is absent."""
     found: dict[str, str | None] = {}
     for package in packages:
         try:
@@ -69,9 +69,9 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
 def git_state(source: Path) -> tuple[dict[str, Any] | None, str]:
     """Commit, branch, whether the tree differs, and the difference itself.
 
-    Where `source` is not a checkout: the commit that it was built of, as setup.py recorded it, or (None, "").
+    If `source` is not a checkout: the commit it was built from, as setup.py recorded it, or (None, "").
 
-    The difference ends with the texts of untracked source files, as a patch that adds them; at most `MAX_DIFF_BYTES` are kept of all.
+    The difference ends with a patch that adds the untracked source files. At most `MAX_DIFF_BYTES` are kept in all.
     """
     if not (source / ".git").exists():
         return _recorded_commit(source), ""
@@ -83,7 +83,7 @@ def git_state(source: Path) -> tuple[dict[str, Any] | None, str]:
         "dirty": bool(status),
         "untracked": [line[3:] for line in status if line.startswith("??")],
     }
-    # Options of the user's git config would make it another format, or run a program of theirs.
+    # Otherwise the user's git config could change the format, or run another program.
     difference = _git(source, "diff", "--no-ext-diff", "--no-color", "--no-textconv", "HEAD", limit=MAX_DIFF_BYTES)
     return state, "".join(_bounded([difference, *(_as_patch(source, name) for name in untracked)]))
 
@@ -99,7 +99,7 @@ def _recorded_commit(source: Path) -> dict[str, Any] | None:
 
 
 def _as_patch(source: Path, name: str) -> str:
-    """An untracked source file as a patch that adds it; a line in its place if it is no text or too large, "" for other files."""
+    """An untracked source file as a patch that adds it; a one-line note if it is too large or not text; "" for other files."""
     path = source / name
     if path.suffix not in SOURCE_SUFFIXES or path.is_symlink() or not path.is_file():
         return ""
@@ -129,7 +129,7 @@ def _bounded(parts: Iterable[str]) -> Iterator[str]:
 
 
 def _git(source: Path, *arguments: str, limit: int = -1) -> str:
-    """Output of a git command, its beginning with a `limit` in bytes; empty where git is missing or refuses (no commit yet)."""
+    """Output of a git command, at most its first `limit` bytes; empty if git is missing or refuses (no commit yet)."""
     try:
         with subprocess.Popen(["git", *arguments], cwd=source, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             assert process.stdout is not None

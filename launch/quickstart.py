@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the steps and prints the table.
 
     Returns:
-        0; the exit code of the step that failed; 1 where the model learnt less than byte pairs tell.
+        0; the exit code of the step that failed; 1 if the model learned less than a bigram model knows.
     """
     parser = argparse.ArgumentParser(prog="quickstart", description=__doc__)
     parser.add_argument("--fresh", action="store_true", help="train again even if the run is finished")
@@ -40,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.precision:
             return run(overrides, options.fresh)
         recipe = [*overrides, f"precision={options.precision}", f"run.name={EXPERIMENT}_{options.precision}"]
-        compose(recipe)  # a wrong name ends here, not after the run that it is compared with
+        compose(recipe)  # a wrong name fails here, not after the run that it is compared with
         return run(recipe, options.fresh, beside=train(overrides))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except subprocess.CalledProcessError as failure:  # the step has said what failed
+    except subprocess.CalledProcessError as failure:  # the step has printed what failed
         return failure.returncode
 
 
@@ -53,7 +53,7 @@ def run(overrides: list[str], fresh: bool, beside: Path | None = None) -> int:
     """Prepares, trains, samples and reports one quickstart run.
 
     Args:
-        beside: a run whose curves and figures are shown with this one's.
+        beside: another run, whose curves and figures are shown beside this one's.
     """
     from ngpt.analysis.report import write_report
 
@@ -66,7 +66,7 @@ def run(overrides: list[str], fresh: bool, beside: Path | None = None) -> int:
 
 
 def train(overrides: list[str], fresh: bool = False) -> Path:
-    """The folder of a finished run: it is trained unless that was done before, or again if `fresh`."""
+    """The folder of a finished run. Trains it unless that was done before; with `fresh`, always."""
     config = compose(overrides)
     run_dir = Path(config.run.dir)
     prepare_data(Path(config.data.train[0].path).parent)
@@ -84,7 +84,7 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
 
 
 def prepare_data(folder: Path) -> None:
-    """Fetches the text and turns it into byte tokens; both verify and keep what is already there."""
+    """Fetches the text and turns it into byte tokens. Both steps verify and keep existing files."""
     from ngpt.data.fetch import fetch
 
     source = fetch(TEXT)
@@ -92,7 +92,7 @@ def prepare_data(folder: Path) -> None:
 
 
 def is_finished(config: Config) -> bool:
-    """Whether the run folder holds this very run, trained to its end."""
+    """Whether the run folder holds exactly this run, fully trained."""
     run_dir = Path(config.run.dir)
     if not (run_dir / SUMMARY_FILE).exists() or load(run_dir / CONFIG_FILE) != config:
         return False
@@ -100,19 +100,19 @@ def is_finished(config: Config) -> bool:
 
 
 def sample(run_dir: Path) -> str:
-    """Text by the trained model, kept in the run folder for as long as it is newer than the run's summary."""
+    """Text by the trained model. The copy in the run folder is reused while it is newer than the run's summary."""
     kept = run_dir / SAMPLE_FILE
     if not kept.exists() or kept.stat().st_mtime_ns < (run_dir / SUMMARY_FILE).stat().st_mtime_ns:
         command = [*NGPT, "sample", str(run_dir), "--prompt", PROMPT, "--tokens", str(SAMPLE_TOKENS)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the command keeps its text there
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the command writes its text into the run folder
     return kept.read_text(encoding="utf-8", errors="replace")
 
 
 def table(summary: dict[str, Any], text: str, page: Path, overrides: Sequence[str], beside: dict[str, Any] | None = None) -> str:
-    """What the run gave, in words and figures a newcomer can judge; `beside` is the summary of the run it is compared with."""
+    """The run's result, in words and figures a newcomer can judge; `beside` is the summary of the run it is compared with."""
     run_name = summary["run_name"]
     two_processes = [*overrides, "parallel=tp2", "cluster.gpus_per_node=2", f"run.name={run_name}_tp2"]
-    # The last run.name counts once: Hydra refuses a key given twice.
+    # Only the last run.name is kept, since Hydra refuses a key given twice.
     two_processes = [part for part in two_processes if not part.startswith("run.name=") or part.endswith("_tp2")]
     rows = [
         ("parameters", f"{summary['parameters']:,}"),

@@ -1,4 +1,4 @@
-"""What a resumed run may change, and what changed under it.
+"""What a resumed run may change, and checks for data that changed meanwhile.
 
 | keys | on resume from a checkpoint |
 |---|---|
@@ -28,12 +28,12 @@ from ngpt.files import replacing
 
 SOURCES_FILE = "data_sources.json"
 _NOT_OF_THE_DATA = frozenset({"data.name", "data.num_workers", "data.cache_dir", "data.accept_changed"})
-_SURPLUS = 0.005  # Megatron draws this much more of each source of a blend
-_LAST_EPOCH_APART = 0.8  # Megatron shuffles a last epoch of which less is needed for itself
+_SURPLUS = 0.005  # Megatron draws this fraction more from each source of a blend
+_LAST_EPOCH_APART = 0.8  # Megatron shuffles the last epoch separately if less than this fraction of it is needed
 
 
 def data_changes(old: Config, new: Config) -> Changes:
-    """The keys with which a resumed run goes on with other tokens, or in another order."""
+    """The changed keys that make a resumed run go on with other tokens, or in another order."""
     changes = diff(flatten(old), flatten(new))
     return {
         key: change for key, change in changes.items() if key == "train.seed" or (key.startswith("data.") and key not in _NOT_OF_THE_DATA)
@@ -41,13 +41,13 @@ def data_changes(old: Config, new: Config) -> Changes:
 
 
 def check_content(config: Config) -> Iterator[str]:
-    """Compares the data with that of the folder's last launch, for a run that has a checkpoint.
+    """Compares the data with the data of the folder's last launch, for a run that has a checkpoint.
 
     Yields:
-        A note for each source with other tokens that the run goes on with.
+        A note for each source whose tokens changed and are accepted.
 
     Raises:
-        ConfigError: the path of a training source holds other tokens.
+        ConfigError: the path of a training source now holds other tokens.
     """
     before = _recorded(Path(config.run.dir))
     for split, sources in _sources(config):
@@ -68,9 +68,9 @@ def check_content(config: Config) -> Iterator[str]:
 
 
 def reordered_samples(old: Config, new: Config) -> str | None:
-    """A note for a run whose other length gives its samples another order; None where they keep it.
+    """A note for a run whose changed length changes the order of its samples; None if the order stays.
 
-    Megatron shuffles documents and samples over all epochs that the whole run will draw. Another number of them is another shuffle.
+    Megatron shuffles documents and samples over all epochs that the whole run will draw. Another number of epochs is another shuffle.
     """
     if new.data.mock or old.data.mock or old.train.seq_length != new.train.seq_length:
         return None
@@ -88,7 +88,7 @@ def reordered_samples(old: Config, new: Config) -> str | None:
 
 
 def record_sources(config: Config) -> None:
-    """Keeps what the launch's data holds, for the next launch to compare with. A source that is not there is told by whoever reads it."""
+    """Records what the launch's data holds, for the next launch to compare with. A missing source is reported by whatever reads it."""
     content: dict[str, dict[str, Any]] = {}
     for split, sources in _sources(config):
         for source in sources:
@@ -99,7 +99,7 @@ def record_sources(config: Config) -> None:
 
 
 def notes(config: Config, own: Path) -> Iterator[str]:
-    """What a resumed run should know of its data. `own` is the config of the folder's last launch.
+    """Notes on the data of a resumed run. `own` is the config of the folder's last launch.
 
     Raises:
         ConfigError: see `check_content`.
@@ -127,7 +127,7 @@ def _counts(described: dict[str, Any]) -> str:
 
 
 def _recorded(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """What `record_sources` kept; {} for a run of an earlier version, and where it cannot be read."""
+    """What `record_sources` kept; {} for a run of an earlier version, or if it cannot be read."""
     try:
         content = json.loads((folder / SOURCES_FILE).read_bytes())
         return {split: {path: dict(described) for path, described in sources.items()} for split, sources in content.items()}
@@ -136,7 +136,7 @@ def _recorded(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _drawn(config: Config, source: DataSource) -> int:
-    """Samples that Megatron takes from a source for the whole run."""
+    """How many samples Megatron takes from a source for the whole run."""
     samples = config.train.steps * config.train.global_batch_size
     if len(config.data.train) == 1:
         return samples
@@ -145,7 +145,7 @@ def _drawn(config: Config, source: DataSource) -> int:
 
 
 def _epochs(tokens: int, samples: int, seq_length: int) -> tuple[int, bool]:
-    """Epochs that Megatron lays out for so many samples, and whether it shuffles the last one for itself."""
+    """How many epochs Megatron lays out for this many samples, and whether it shuffles the last one separately."""
     epochs = max(1, -(-(samples * seq_length + 1) // tokens))
     if epochs == 1:
         return 1, False

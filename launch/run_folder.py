@@ -1,4 +1,4 @@
-"""The run folder: made once, checked and its launch recorded at every start."""
+"""The run folder: made once; every start checks it and records its launch."""
 
 import json
 import math
@@ -45,10 +45,10 @@ _LOST_PEER = re.compile(
 
 
 def check_resumable(config: Config) -> None:
-    """Refuses a run folder, or weights to start from, of another model: checkpoints and metrics would not fit.
+    """Refuses a run folder or initial weights of a different model: checkpoints and metrics would not fit.
 
     Raises:
-        ConfigError: with every model-defining key that differs, old and new.
+        ConfigError: lists every model-defining key that differs, with its old and new value.
     """
     own = Path(config.run.dir) / CONFIG_FILE
     if own.exists() and (changes := diff(model_defining(load(own)), model_defining(config))):
@@ -74,10 +74,10 @@ def check_resumable(config: Config) -> None:
 
 
 def nothing_left(config: Config, verify: bool = False) -> str | None:
-    """Why a start of this run would train no step; None where it would.
+    """Why starting this run would train no step; None if it would train.
 
     Args:
-        verify: Read the checkpoint that says so through, where checkpoint.verify is full: nobody else will look at it.
+        verify: With checkpoint.verify=full, read the whole checkpoint that this rests on: nothing else will check it.
 
     Raises:
         ConfigError: no published checkpoint is intact.
@@ -92,7 +92,7 @@ def nothing_left(config: Config, verify: bool = False) -> str | None:
 
 
 def resume_notes(config: Config) -> list[str]:
-    """What a run that resumes should know of its data.
+    """Notes on the data of a run that resumes.
 
     Raises:
         ConfigError: its training data was prepared again since the folder's last launch.
@@ -102,7 +102,7 @@ def resume_notes(config: Config) -> list[str]:
 
 
 def lock_folders(config: Config) -> dict[str, Path]:
-    """Key -> folder that one launch at a time may write: the run's, and that of its checkpoints."""
+    """Key -> folder that only one launch at a time may write: the run's, and that of its checkpoints."""
     run_dir, checkpoint_dir = Path(config.run.dir), Path(config.checkpoint.dir)
     saves = config.checkpoint.save_at_end or config.checkpoint.interval is not None
     apart = saves and checkpoint_dir.resolve() != run_dir.resolve()
@@ -111,10 +111,10 @@ def lock_folders(config: Config) -> dict[str, Path]:
 
 @contextmanager
 def locked_run(config: Config) -> Iterator[None]:
-    """Holds every folder of `lock_folders`.
+    """Locks every folder of `lock_folders`.
 
     Raises:
-        ConfigError: another launch, or a rank of one, holds one of them.
+        ConfigError: another launch, or one of its ranks, holds one of the locks.
     """
     with ExitStack() as stack:
         for key, folder in lock_folders(config).items():
@@ -124,10 +124,10 @@ def locked_run(config: Config) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path, key: str = "run.dir") -> Iterator[None]:
-    """Holds a folder of a run for this launch: two in one folder would overwrite each other's checkpoints and metrics.
+    """Locks a folder of a run for this launch: two launches in one folder would overwrite each other's checkpoints and metrics.
 
     Raises:
-        ConfigError: another launch, or a rank of one, holds it.
+        ConfigError: another launch, or one of its ranks, holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rule = "Is being trained by {holder}, or its ranks are still leaving"
@@ -136,9 +136,9 @@ def locked(folder: Path, key: str = "run.dir") -> Iterator[None]:
 
 
 def join_locks(config: Config) -> None:
-    """Holds the run's folders together with the launch that started this rank, to the end of the process.
+    """Shares the locks of the launch that started this rank, until this process ends.
 
-    To be called once the ranks have met: then the launch holds the locks.
+    Call it once the ranks have met: by then the launch holds the locks.
     """
     for folder in lock_folders(config).values():
         locks.join_lock(folder)
@@ -155,12 +155,12 @@ def record_launch(
 
     Args:
         variables: Environment variables worth recording.
-        origins: Where the values of those that the launcher cares for come from (`variable_origins`).
-        forget_before: How the launch before it ended is removed where it was written before this time (seconds since the epoch). In a world
-            that srun has started, other ranks may have written down by now that they failed.
+        origins: Where the variables that the launcher sets get their values from (`variable_origins`).
+        forget_before: Records of how an earlier launch ended are removed if written before this time (seconds since the epoch). In a
+            world started by srun, other ranks may already have recorded failures of this launch.
 
     Returns:
-        The path of the config that workers read.
+        The path of the config file that workers read.
     """
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,20 +182,20 @@ def record_launch(
 
 
 def record_failure(folder: Path, rank: int, error: BaseException, when: float) -> None:
-    """Called by a worker that ends in an error: one file a rank, since the first of several is the cause and the rest follow it."""
-    # CUDA and NCCL append advice to their first line; the lines of a ConfigError are one mistake each.
+    """Called by a worker that ends in an error. One file per rank, since the first failure is the cause and the others follow from it."""
+    # CUDA and NCCL append advice below their first line; each line of a ConfigError is a mistake of its own.
     mistake = isinstance(error, ConfigError)
     message = str(error) if mistake else str(error).partition("\n")[0]
     failure = {"rank": rank, "time": when, "error": type(error).__name__, "message": message, "mistake": mistake}
-    with suppress(OSError):  # a full disk may be what is to be told
+    with suppress(OSError):  # a full disk may itself be the failure
         write_json(folder / FAILURE_FILE.format(rank=rank), failure)
 
 
 def record_death(folder: Path, rank: int, code: int, when: float) -> None:
-    """Called by whoever started a rank that could not say itself why it ended.
+    """Called by the process that started a rank that could not record itself why it ended.
 
     Args:
-        code: -n where signal n ended it, else its exit code.
+        code: -n if signal n ended it, else its exit code.
     """
     path, outcome = folder / FAILURE_FILE.format(rank=rank), read_outcome(folder)
     if path.exists() or code == SIGNALLED_CODE or (outcome is not None and not outcome.left_during_start_up):
@@ -205,7 +205,7 @@ def record_death(folder: Path, rank: int, code: int, when: float) -> None:
 
 
 def describe_death(code: int) -> str:
-    """How a process ended that could not say so itself, by its exit code (-n: signal n)."""
+    """How a process ended that could not say so itself, from its exit code (-n: signal n)."""
     what = f"ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         what += ": killed from outside, for instance by the kernel where memory ran out (dmesg says so)"
@@ -213,7 +213,7 @@ def describe_death(code: int) -> str:
 
 
 def record_interrupt(folder: Path) -> None:
-    """Called where a second Ctrl-C has killed the ranks: what is recorded of their deaths was the person's wish."""
+    """Called after a second Ctrl-C has killed the ranks: their recorded deaths were intended."""
     for path in folder.glob(FAILURE_FILE.format(rank="*")):
         path.unlink(missing_ok=True)
     failure = {"rank": 0, "time": time.time(), "error": "interrupted", "message": "a second Ctrl-C killed the workers"}
@@ -222,15 +222,15 @@ def record_interrupt(folder: Path) -> None:
 
 
 def first_failure(folder: Path) -> dict[str, Any] | None:
-    """The cause among the failures that ranks recorded in this launch: the earliest that is not the loss of another rank."""
+    """The failure that caused the others in this launch: the earliest that is not the loss of another rank."""
     failures = read_records(folder, FAILURE_FILE.format(rank="*"))
     return min(failures, key=lambda failure: (lost_a_peer(failure), failure.get("time", 0.0)), default=None)
 
 
 def outcome_of(folder: Path) -> Outcome | None:
-    """What the last launch said, where that is how it ended.
+    """The outcome that the last launch recorded, if that is how it ended.
 
-    A rank that fails during start-up has the others told to leave, and they call that a signal.
+    If a rank fails during start-up, the others are told to leave, and record that as a signal.
     """
     outcome, failure = read_outcome(folder), first_failure(folder)
     failed = failure is not None and not lost_a_peer(failure)
@@ -238,7 +238,7 @@ def outcome_of(folder: Path) -> Outcome | None:
 
 
 def lost_a_peer(failure: Mapping[str, Any]) -> bool:
-    """Whether a rank failed only because another one had gone, as gloo, NCCL and the store word it."""
+    """Whether a rank failed only because it lost another one, judged by the error messages of gloo, NCCL and the store."""
     return _LOST_PEER.search(failure.get("message", "")) is not None
 
 
@@ -259,5 +259,5 @@ def _keep_earlier_launch(folder: Path) -> None:
     target.mkdir(parents=True)
     for path in earlier:
         if path.exists():
-            shutil.copy2(path, target / path.name)  # not moved: other ranks read config.yaml at any time
+            shutil.copy2(path, target / path.name)  # copied, not moved: other ranks may read config.yaml at any time
     earlier[-1].unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""`ngpt status RUN`: what a run does, read from its folder and, where it is a job, asked of the scheduler."""
+"""`ngpt status RUN`: what a run is doing, from its folder and, if it is a job, from the scheduler."""
 
 import json
 import shlex
@@ -31,13 +31,13 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def print_status(run_dir: Path, as_json: bool) -> None:
-    """Prints what a run does: as one JSON object, or as lines."""
+    """Prints what a run is doing, as one JSON object or as lines."""
     found = status(run_dir)
     print(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
 
 
 def status(run_dir: Path) -> dict[str, Any]:
-    """All that is known of a run.
+    """Everything that is known about a run.
 
     Raises:
         ConfigError: the folder holds no run.
@@ -74,7 +74,7 @@ def status(run_dir: Path) -> dict[str, Any]:
 
 
 def config_of_run(run_dir: Path) -> tuple[Config | None, str | None]:
-    """The config of a run, or what is wrong with it: a run that goes on can be watched and stopped without.
+    """The config of a run, or what is wrong with it: a running run can be watched and stopped without a valid config.
 
     Raises:
         ConfigError: the folder holds no run.
@@ -105,13 +105,13 @@ def _state(
 
 
 def _beside(run_dir: Path, config: Config | None) -> Path:
-    """The folder of checkpoints; a run folder that was moved took its own with it."""
+    """The folder of checkpoints. A run folder that was moved took its checkpoints with it."""
     own = run_dir / "checkpoints"
     return own if own.is_dir() or config is None else Path(config.checkpoint.dir)
 
 
 def _checkpoint(folder: Path, config: Config | None) -> dict[str, Any]:
-    """The checkpoint that the next launch would take, by a look at names and sizes, and what is wrong with those before it in line."""
+    """The checkpoint that the next launch would take, judged by names and sizes, and what is wrong with those it would skip."""
     try:
         choice = choose_by_sizes(folder, config.checkpoint.fallback, config.checkpoint.verify) if config else choose_by_sizes(folder)
     except ConfigError as error:
@@ -122,7 +122,7 @@ def _checkpoint(folder: Path, config: Config | None) -> dict[str, Any]:
 
 
 def _weights_alone(folder: Path, step: int | None) -> str | None:
-    """The folder of checkpoints where the one of `step` has no optimizer's state: no run goes on with it."""
+    """The folder of checkpoints if that of `step` has no optimizer state, so that no run can resume from it."""
     return str(folder) if step is not None and holds_weights_alone(folder_of(folder, step)) else None
 
 
@@ -143,7 +143,7 @@ def _job(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _oldest_heartbeat(heartbeats: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The rank that was heard of longest ago: where a run hangs, it says where."""
+    """The rank whose heartbeat is oldest: if a run hangs, it shows where."""
     timed = [beat for beat in heartbeats if isinstance(beat.get("time"), int | float)]
     if not timed:
         return None
@@ -196,7 +196,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     if launcher := found["launcher"]:
         here = " (this machine)" if launcher["host"] == socket.gethostname() else ""
         yield f"launcher    process {launcher['pid']} on {launcher['host']}{here}"
-    if (beats := found["heartbeats"]) and found["state"] == "running":  # else they are of a run that is over
+    if (beats := found["heartbeats"]) and found["state"] == "running":  # otherwise they belong to a run that is over
         oldest = beats["oldest"]
         where = f"rank {oldest.get('rank', '?')} in {oldest.get('where', 'an unknown place')}"
         yield f"heartbeats  {beats['ranks']} ranks; the oldest {duration(beats['oldest_age_s'])} ago: {where}"

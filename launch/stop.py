@@ -1,4 +1,4 @@
-"""`ngpt stop RUN`: has a run, or all runs of a sweep, save and leave, and not come back."""
+"""`ngpt stop RUN`: makes a run, or all runs of a sweep, save, leave and not restart."""
 
 import os
 import shlex
@@ -18,10 +18,10 @@ from .sweep_status import queued, sweep_of
 
 
 def stop(run_dir: Path) -> str:
-    """Asks whoever trains in the folder to save and leave; what was done.
+    """Asks whatever trains in the folder to save and leave. Returns a line on what was done.
 
     Raises:
-        ConfigError: it runs where it cannot be reached from here.
+        ConfigError: the run cannot be reached from here.
     """
     job = last_job(run_dir)
     if job is not None and (tasks := scheduler.queue(job)):
@@ -31,12 +31,12 @@ def stop(run_dir: Path) -> str:
 
 
 def stop_sweep(folder: Path) -> str:
-    """Asks all members of a sweep that run to save and leave, and those that wait not to start; what was done, a line each.
+    """Asks a sweep's running members to save and leave, and waiting ones not to start. Returns what was done, one line each.
 
     Raises:
-        ConfigError: one runs where it cannot be reached from here.
+        ConfigError: a running member cannot be reached from here.
     """
-    if (launcher := holder(folder)) is not None:  # which passes it on to all
+    if (launcher := holder(folder)) is not None:  # the launcher passes it on to all members
         return _ask(folder, launcher)
     folders = [folder / member.name for member in sweep_of(folder).members]
     jobs = queued(folders)
@@ -56,9 +56,9 @@ def _ask(run_dir: Path, launcher: Mapping[str, Any]) -> str:
 
 
 def _stop_job(run_dir: Path, job: str, states: Sequence[str]) -> str:
-    """The file comes first: the job's script reads it once the tasks have left."""
+    """Stops a job. The file is written first, since the job's script reads it once the tasks have left."""
     (run_dir / STOP_FILE).touch()
-    waits = set(states) == {"PENDING"}  # and has nothing to save
+    waits = set(states) == {"PENDING"}  # a pending job has nothing to save
     complaint = scheduler.cancel(job) if waits else scheduler.signal_tasks(job)
     if complaint is not None:
         raise ConfigError("run.dir", str(run_dir), f"SLURM does not pass it on to job {job}: {complaint}", f"scancel {job} ends it at once")

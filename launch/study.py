@@ -25,8 +25,8 @@ from .study_plan import PlannedConfig, checked, table
 FAILURE = 1
 ROOT = Path("runs/studies")
 RESULTS_FILE, WORDS_FILE = "results.json", "words.json"
-# Keys that may change between two calls for one folder: they say where a run executes. Layout and micro-batch are none of them: blocks of
-# NVFP4 along tokens follow them, and arms are to differ in one thing.
+# Keys that may change between two calls for one folder: they say where a run executes. Layout and micro-batch may not: NVFP4 blocks along
+# tokens depend on them, and arms must differ in one thing only.
 _OF_EXECUTION = ("cluster", "logging", "run.", "data.num_workers")
 
 
@@ -37,10 +37,10 @@ def run_study(options: argparse.Namespace) -> int:
         options: as launch/commands/study.py reads them.
 
     Returns:
-        0; 1 where a run failed; 75 where a signal stopped it.
+        0; 1 if a run failed; 75 if a signal stopped the study.
 
     Raises:
-        ConfigError: anything that can be known to be wrong before the first run starts.
+        ConfigError: any mistake that can be found before the first run starts.
     """
     if options.report is not None and options.report != Path():
         return _report_of_file(options.report, options.out)
@@ -72,7 +72,7 @@ def _report_of_file(path: Path, out: Path | None) -> int:
 
 
 def _run(planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, options: argparse.Namespace) -> int:
-    """Runs what is missing, and says what failed and how to repeat it."""
+    """Runs what is missing, and prints what failed and how to repeat it."""
     _check_words(planned, folder)
     members = list(_members(planned, configs, folder, options.config_dir))
     states = run_members(members, options.parallel, _Progress(len(members)))
@@ -88,7 +88,7 @@ def _run(planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, opti
 
 
 def _members(planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, config_dirs: Sequence[Path]) -> list[Member]:
-    """Runs and analyses as members: each analysis directly behind its run."""
+    """Runs and analyses as members, each analysis directly after its run."""
     more = [f"--config-dir={path}" for path in config_dirs]
     gpus, members = bool(gpu_names()), []
     for run in planned.runs:
@@ -112,10 +112,10 @@ def _is_done(folder: Path, trunk: bool) -> bool:
 
 
 def _check_words(planned: Plan, folder: Path) -> None:
-    """Refuses to mix runs of other words with those in the folder, and keeps the words of new ones.
+    """Refuses to mix runs made with other words with those in the folder, and records the words of new ones.
 
     Raises:
-        ConfigError: with what differs of the first such run.
+        ConfigError: says how the first such run differs.
     """
     path, words = folder / WORDS_FILE, {run.name: list(run.words) for run in planned.runs}
     try:

@@ -1,4 +1,4 @@
-"""The runs of a study as configs: checked before the first starts, and shown in a table with tokens and time."""
+"""The runs of a study as configs: checked before the first run starts, and shown in a table with tokens and time."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ class PlannedConfig:
     """What the plan needs of a run's config.
 
     Attributes:
-        first, last: steps that it trains behind, and to.
-        seconds: that these take by estimate; None where the cluster names no GPU.
+        first, last: it trains the steps after `first`, up to and including `last`.
+        seconds: the estimated time of these steps; None if the cluster names no GPU.
     """
 
     config: Config
@@ -37,12 +37,12 @@ class PlannedConfig:
 
 
 def checked(planned: Plan, folder: Path, config_dirs: Sequence[Path]) -> dict[str, PlannedConfig]:
-    """The config of every run by its name. Runs that differ in their seed, or in a scanned key of `optim`, share one: it is composed once.
+    """The config of every run, by name. Runs that differ only in their seed or a scanned key of `optim` share one, composed once.
 
     Raises:
-        ConfigError: a run's words make no config; names the run. The text is not prepared.
+        ConfigError: a run's words do not make a valid config (the error names the run), or the text is not prepared.
     """
-    from .train import check_prepared  # imports what reads manifests
+    from .train import check_prepared  # imports the code that reads manifests
 
     of_points: dict[tuple[object, ...], PlannedConfig] = {}
     for run in planned.points:
@@ -63,12 +63,12 @@ def checked(planned: Plan, folder: Path, config_dirs: Sequence[Path]) -> dict[st
 
 
 def _key(run: PlannedRun) -> tuple[object, ...]:
-    """What tokens, time and processes follow from."""
+    """What determines tokens, time and processes."""
     return (run.arm, *(entry for entry in run.point.items() if not entry[0].startswith("optim.")))
 
 
 def _seconds(config: Config, steps: int) -> float | None:
-    """Of that many steps, by estimate."""
+    """Estimated time of that many steps."""
     if config.cluster.gpu is None:
         return None
     from ngpt.estimate.report import estimate
@@ -77,7 +77,7 @@ def _seconds(config: Config, steps: int) -> float | None:
 
 
 def table(planned: Plan, configs: Mapping[str, PlannedConfig]) -> str:
-    """A line an arm and point: its runs with steps, tokens and time; then the sums."""
+    """One line per arm and point: its runs with steps, tokens and time; then the sums."""
     lines = []
     for run in planned.points:
         one, seeds = configs[run.name], [other for other in planned.runs if (other.arm, other.point) == (run.arm, run.point)]

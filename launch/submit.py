@@ -1,4 +1,4 @@
-"""`ngpt launch`: a run as a job of the cluster's scheduler; where the cluster has none, as `ngpt train` on this machine."""
+"""`ngpt launch`: a run as a job of the cluster's scheduler; without a scheduler, as `ngpt train` on this machine."""
 
 import json
 import shlex
@@ -25,17 +25,17 @@ JOB_FILE = "job.json"  # the run's newest job
 
 
 def launch(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequence[str], dry_run: bool) -> int:
-    """Submits a run as a job, or trains it here where its cluster has no scheduler.
+    """Submits a run as a job, or trains it here if its cluster has no scheduler.
 
     Args:
         command: The command line, recorded with the run.
-        dry_run: Print what would be done.
+        dry_run: Only print what would be done.
 
     Returns:
         0 once the job is submitted, or the exit code of `ngpt train`.
 
     Raises:
-        ConfigError: anything that can be known to be wrong before the job starts.
+        ConfigError: any mistake that can be found before the job starts.
     """
     config = compose(overrides, config_dirs)
     if config.cluster.scheduler == "none":
@@ -75,10 +75,10 @@ def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
 
 
 def checked_script(config: Config) -> str:
-    """The script of a run's job, once all is checked that can be before it starts.
+    """The script of a run's job, after every check that is possible before the job starts.
 
     Raises:
-        ConfigError: what was found to be wrong.
+        ConfigError: a check failed.
     """
     from .train import check_prepared
 
@@ -91,7 +91,7 @@ def checked_script(config: Config) -> str:
 
 
 def record_job_launch(config: Config, command: Sequence[str]) -> None:
-    """Writes the launch into the run folder: its ranks read the config there."""
+    """Records the launch in the run folder, where its ranks read the config."""
     record_launch(config, command, recorded_variables(submission_environment()), variable_origins(config, config.cluster.environment))
 
 
@@ -108,20 +108,20 @@ def submit(run_dir: Path, script: str, command: Sequence[str]) -> str:
 
 
 def write_script(run_dir: Path, script: str) -> None:
-    """What earlier jobs of the run left in its folder no longer counts."""
+    """Writes the job's script, and removes the stop file and the restart count that earlier jobs left."""
     (run_dir / SCRIPT_FILE).write_text(script, encoding="utf-8")
     for file in (STOP_FILE, RESTARTS_FILE):
         (run_dir / file).unlink(missing_ok=True)
 
 
 def record_job(run_dir: Path, job: str, command: Sequence[str]) -> None:
-    """Keeps the id of the run's newest job, that of a task of an array included (`42_3`)."""
+    """Records the id of the run's newest job, which may be a task of an array (`42_3`)."""
     entry = {"job": job, "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(command)}
     (run_dir / JOB_FILE).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
 
 
 def last_job(run_dir: Path) -> str | None:
-    """The id of the job that `ngpt launch` has submitted last for a run folder; None where there is none."""
+    """The id of the last job that `ngpt launch` submitted for a run folder; None if there is none."""
     try:
         return json.loads((run_dir / JOB_FILE).read_text(encoding="utf-8"))["job"]
     except (OSError, ValueError, TypeError, KeyError):
@@ -129,7 +129,7 @@ def last_job(run_dir: Path) -> str | None:
 
 
 def refuse_second_job(run_dir: Path) -> None:
-    """Raises a `ConfigError` where a job of this run folder waits or runs: two would train in one folder."""
+    """Raises a `ConfigError` if a job of this run folder waits or runs: two would train in one folder."""
     job = last_job(run_dir)
     tasks = scheduler.queue(job) if job is not None else []
     if tasks:
@@ -138,8 +138,9 @@ def refuse_second_job(run_dir: Path) -> None:
 
 
 def _went_back(config: Config) -> bool:
-    """Whether the checkpoint of a run that seems to be finished is damaged. Then the tracker names the intact one before it: a job's ranks
-    look at sizes alone before they start, and would find nothing to do.
+    """Whether the last checkpoint of a run that seems finished is damaged. If so, points the tracker to the intact one before it.
+
+    Before they start, a job's ranks look only at sizes, and would find nothing to do.
 
     Raises:
         ConfigError: no published checkpoint is intact.
@@ -155,7 +156,7 @@ def _went_back(config: Config) -> bool:
 
 
 def _estimated(config: Config) -> list[str]:
-    """The lines of the estimate that say whether the run fits, and how long it takes; a warning where it does not fit."""
+    """The estimate's lines on whether the run fits and how long it takes; a warning if it does not fit."""
     from ngpt.estimate.layouts import check_for_gpus
     from ngpt.estimate.report import as_table, estimate
 

@@ -1,4 +1,4 @@
-"""`ngpt launch -m`: a sweep as one array of jobs, a task for each member that is not done; without a scheduler as `ngpt train -m`."""
+"""`ngpt launch -m`: a sweep as one job array, with a task for each unfinished member; without a scheduler, as `ngpt train -m`."""
 
 import shlex
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ from .sweep_status import queued
 
 
 def launch_sweep(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequence[str], parallel: int | None, dry_run: bool) -> int:
-    """Submits the members that are not done and neither wait nor run.
+    """Submits the members that are not done and are neither waiting nor running.
 
     Args:
         command: The command line, recorded with the sweep.
-        parallel: Members that run at a time; None: as many as the scheduler starts, and one without a scheduler.
-        dry_run: Print what would be done.
+        parallel: How many members run at a time; None: as many as the scheduler starts, or one without a scheduler.
+        dry_run: Only print what would be done.
 
     Returns:
         0 once the array is submitted, or the exit code of `ngpt train -m`.
 
     Raises:
-        ConfigError: anything that can be known to be wrong before the first job starts.
+        ConfigError: any mistake that can be found before the first job starts.
     """
     plan = plan_sweep(overrides, config_dirs)
     schedulers = {member.config.cluster.scheduler for member in plan.members}
@@ -84,7 +84,7 @@ def _submit(plan: Plan, left: Sequence[Planned], scripts: dict[str, str], script
 
 
 def _check_alike(plan: Plan) -> None:
-    """One array asks for the same nodes, time and account for each of its tasks."""
+    """Checks that all members ask for the same nodes, time and account, as the tasks of one array must."""
     first = plan.members[0]
     for member in plan.members:
         own = next((option for option in member.config.cluster.sbatch if option.startswith("--array")), None)

@@ -1,4 +1,4 @@
-"""`ngpt train -m`: a run for each combination of values, all checked before the first starts; the same command again goes on."""
+"""`ngpt train -m`: one run per combination of values, all checked before the first starts. The same command continues a sweep."""
 
 import shlex
 from collections.abc import Sequence
@@ -23,17 +23,17 @@ FAILURE = 1
 
 
 def train_sweep(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequence[str], parallel: int) -> int:
-    """Trains every member that is not done, some at a time.
+    """Trains every unfinished member, up to `parallel` at a time.
 
     Args:
         command: The command line, recorded with the sweep.
-        parallel: Members that run at a time.
+        parallel: How many members run at a time.
 
     Returns:
-        0 where all are done; 75 where a signal has ended members and the same command goes on; 1 where one has failed.
+        0 if all are done; 1 if one has failed; 75 if a signal has ended members, and the same command continues them.
 
     Raises:
-        ConfigError: anything that can be known to be wrong before the first member starts.
+        ConfigError: any mistake that can be found before the first member starts.
     """
     if (world := current_world()) is not None:
         way_out = "Call it outside of one; ngpt launch -m makes a sweep an array of jobs"
@@ -82,7 +82,7 @@ def _announced(plan: Plan, parallel: int) -> list[str]:
 
 
 def _estimated(configs: Sequence[Config], parallel: int) -> list[str]:
-    """How long it takes by the estimate; [] where no GPU is named to estimate for."""
+    """The estimated time; [] if no GPU is named to estimate for."""
     if not configs or any(config.cluster.gpu is None for config in configs):
         return []
     from ngpt.estimate.report import estimate
@@ -92,7 +92,7 @@ def _estimated(configs: Sequence[Config], parallel: int) -> list[str]:
 
 
 def _ended(plan: Plan, sweep: Sweep, states: Sequence[State]) -> list[str]:
-    """The table, and what to do about members that have not come to their end."""
+    """The table, and what to do about members that have not finished."""
     rows = [(member.name, glance(plan.folder / member.name, member, launcher=False)) for member in sweep.members]
     folder = shlex.quote(str(plan.folder))
     lines = ["", *table(rows), ""]

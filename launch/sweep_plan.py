@@ -1,4 +1,4 @@
-"""The plan of a sweep: its folder, its members with their configs, and what must hold before one starts."""
+"""The plan of a sweep: its folder, its members with their configs, and the checks before one starts."""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from ngpt.sweeps import SWEEP_FILE, Sweep, SweptRun, read_sweep
 
 from .run_folder import CONFIG_FILE, nothing_left, outcome_of
 
-FREE_GROUPS = ("cluster", "logging")  # words on them may change from one launch of a sweep to the next: they are not what is compared
-NAMES = ("run.name", "run.dir")  # a member has its own
+FREE_GROUPS = ("cluster", "logging")  # their keys may change from one launch of a sweep to the next, since they are not what is compared
+NAMES = ("run.name", "run.dir")  # each member has its own
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A member: its place in the sweep, its config, and the words of `ngpt` that train it alone."""
+    """A member: its place in the sweep, its config, and the `ngpt` words that train it alone."""
 
     point: Point
     config: Config
@@ -33,7 +33,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep whose members compose. `fixed`: the words that they share."""
+    """A sweep whose members all have valid configs. `fixed`: the words that they share."""
 
     name: str
     folder: Path
@@ -46,7 +46,7 @@ def plan_sweep(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Plan:
     """Composes every member.
 
     Raises:
-        ConfigError: the words make no sweep, a member does not compose, or the sweep's folder holds another one.
+        ConfigError: the words make no sweep, a member's config is invalid, or the sweep's folder holds another sweep.
     """
     fixed, axes = sweep_words(overrides, config_dirs)
     found = points(axes)
@@ -74,13 +74,13 @@ def check_members(plan: Plan, check: Callable[[Config], object]) -> None:
 
 
 def is_done(config: Config) -> bool:
-    """Whether a run has trained all that its config asks for."""
+    """Whether a run has trained everything that its config asks for."""
     outcome, end = outcome_of(Path(config.run.dir)), config.train.stop_after or config.train.steps
     return nothing_left(config) is not None or (outcome is not None and outcome.exit_code == 0 and (outcome.step or 0) >= end)
 
 
 def record(plan: Plan, command: Sequence[str]) -> Sweep:
-    """What the sweep's folder says from now on: members of earlier launches stay."""
+    """The sweep's updated record. Members of earlier launches stay in it."""
     earlier = read_sweep(plan.folder)
     known = {member.name: member for member in earlier.members} if earlier else {}
     fixed = [word for word in plan.fixed if _key(word).partition(".")[0] not in FREE_GROUPS]
@@ -114,7 +114,7 @@ def _composed(member: str, words: Sequence[str], config_dirs: Sequence[Path]) ->
 
 
 def _naming[T](member: str, call: Callable[[], T]) -> T:
-    """What `call` returns; a `ConfigError` names the member."""
+    """Returns what `call` returns; if it raises a `ConfigError`, the error names the member."""
     try:
         return call()
     except ConfigError as error:
@@ -123,7 +123,7 @@ def _naming[T](member: str, call: Callable[[], T]) -> T:
 
 
 def _check_apart(plan: Plan) -> None:
-    """Members write into folders of their own."""
+    """Checks that each member writes into a folder of its own."""
     names, folders = {member.point.name.lower() for member in plan.members}, {member.config.checkpoint.dir for member in plan.members}
     if len(names) < len(plan.members):
         rule = "Two members would have the same folder, but for small and capital letters"
@@ -134,7 +134,7 @@ def _check_apart(plan: Plan) -> None:
 
 
 def _check_same_sweep(plan: Plan) -> None:
-    """A folder holds one sweep: its members differ in what is swept and in nothing else."""
+    """Checks that the folder holds only this sweep: members differ in the swept keys and in nothing else."""
     earlier = read_sweep(plan.folder)
     if earlier is None:
         if (plan.folder / SWEEP_FILE).exists():

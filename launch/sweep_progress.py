@@ -1,4 +1,4 @@
-"""What a sweep tells while it runs: a line for each start and end, one now and then for what goes on, and its record in sweep.json."""
+"""What a sweep reports while it runs: a line for each start and end, progress lines now and then, and its record in sweep.json."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from .many import BLOCKED, DONE, FAILED, RUNNING, STOPPED, WAITING, State
 from .run_folder import CONSOLE_FILE
 from .sweep_status import figures
 
-PROGRESS_SECONDS = 30.0  # between two lines on a member that goes on
+PROGRESS_SECONDS = 30.0  # between two lines on a running member
 RECORD_SECONDS = 10.0
 
 
@@ -22,8 +22,8 @@ class Progress:
     """Called with the states of all members after each change and every few seconds (`launch.many.run_members`).
 
     Args:
-        folder: of the sweep. sweep: its record, which is kept up to date.
-        names: of the members that this launch is about, in their order.
+        folder: the sweep's folder. sweep: its record, which is kept up to date.
+        names: the names of this launch's members, in order.
     """
 
     def __init__(self, folder: Path, sweep: Sweep, names: Sequence[str]):
@@ -31,7 +31,7 @@ class Progress:
         self.members = {member.name: member for member in sweep.members}
         self.statuses = dict.fromkeys(names, WAITING)
         self.said = dict.fromkeys(names, 0.0)
-        self.lines = dict.fromkeys(names, "")  # the newest progress line of each that is known: of an earlier launch, or said
+        self.lines = dict.fromkeys(names, "")  # the newest known progress line of each, from an earlier launch or already printed
         self.recorded = 0.0
 
     def __call__(self, states: Sequence[State]) -> None:
@@ -42,7 +42,7 @@ class Progress:
                 self.statuses[name], self.said[name], changed = state.status, now, True
                 self._record(state)
                 self.lines[name] = _newest_step(state.member.folder)
-                if state.seconds or state.status != DONE:  # those that were done before are many, and counted
+                if state.seconds or state.status != DONE:  # members done before this launch may be many, and are only counted
                     self._say(state, _change(state, self.members[name].val_loss))
             elif state.status == RUNNING and now - self.said[name] > PROGRESS_SECONDS:
                 self.said[name] = now
@@ -54,7 +54,7 @@ class Progress:
             for state in states:
                 if state.status == RUNNING:
                     self._record(state)
-            with suppress(OSError):  # a full disk: the members matter more, and say so themselves
+            with suppress(OSError):  # on a full disk the members matter more, and report it themselves
                 write_sweep(self.folder, self.sweep)
 
     def _record(self, state: State) -> None:
@@ -65,7 +65,7 @@ class Progress:
         member.step, member.val_loss = figures(state.member.folder)
 
     def _say(self, state: State, line: str) -> None:
-        with suppress(OSError, ValueError):  # nobody may be reading any more, and the sweep goes on
+        with suppress(OSError, ValueError):  # if nobody reads the output any more, the sweep goes on
             number = f"{self.names.index(state.member.name) + 1:>{len(str(len(self.names)))}}"
             print(f"[{number}/{len(self.names)}] {state.member.name}: {line}", flush=True)
 
@@ -82,5 +82,5 @@ def _change(state: State, val_loss: float | None) -> str:
 
 
 def _newest_step(folder: Path) -> str:
-    """The last progress line of a run's output; empty where there is none."""
+    """The last progress line of a run's output; empty if there is none."""
     return next((line for line in reversed(last_lines(folder / CONSOLE_FILE)) if line.startswith("step ")), "")

@@ -1,4 +1,4 @@
-"""How far the members of a sweep are, read from their folders."""
+"""How far the members of a sweep have come, read from their folders."""
 
 import json
 import shlex
@@ -30,7 +30,7 @@ METRICS_FILE = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Glance:
-    """A member now. `val_loss`: the newest, in nats per token."""
+    """The current state of a member. `val_loss`: the newest, in nats per token."""
 
     status: str
     step: int | None
@@ -39,11 +39,11 @@ class Glance:
 
 
 def glance(folder: Path, known: SweptRun, launcher: bool) -> Glance:
-    """Reads a member's folder, which knows more than the sweep's record: members are stopped and continued by themselves, too.
+    """Reads a member's folder. It is more current than the sweep's record, since members can be stopped and continued individually.
 
     Args:
-        known: The record, for what the folder does not say.
-        launcher: Whether the process that keeps the record is there.
+        known: The record, for what the folder does not show.
+        launcher: Whether the process that keeps the record is still running.
     """
     outcome, failure = outcome_of(folder), first_failure(folder)
     status, why = known.status, known.why
@@ -80,7 +80,7 @@ def _tail(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def queued(folders: Sequence[Path]) -> dict[Path, str]:
-    """Run folder -> running | pending of those whose job SLURM has.
+    """Run folder -> running | pending, for those that SLURM has a job for.
 
     Raises:
         ConfigError: SLURM does not answer.
@@ -107,7 +107,7 @@ def sweep_of(folder: Path) -> Sweep:
 
 
 def sweep_status(folder: Path) -> dict[str, Any]:
-    """All that is known of a sweep, as one JSON object."""
+    """Everything that is known about a sweep, as one JSON object."""
     sweep, problem, jobs = sweep_of(folder), None, dict[Path, str]()
     try:
         jobs = queued([folder / member.name for member in sweep.members])
@@ -131,7 +131,7 @@ def sweep_status(folder: Path) -> dict[str, Any]:
 
 
 def print_sweep_status(folder: Path, as_json: bool) -> None:
-    """Prints how far a sweep is: as one JSON object, or as a table."""
+    """Prints how far a sweep has come, as one JSON object or as a table."""
     found = sweep_status(folder)
     print(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
 
@@ -155,7 +155,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
 
 
 def table(rows: Sequence[tuple[str, Glance]]) -> list[str]:
-    """A line a member: status, step, validation loss, and why it failed."""
+    """One line per member: status, step, validation loss, and why it failed."""
     shown = [("member", "status", "step", "val loss", "")]
     for name, now in rows:
         loss = "" if now.val_loss is None else f"{now.val_loss:.4f}"

@@ -1,4 +1,4 @@
-"""`ngpt train`: from a config to running processes, or to one rank of a world that torchrun or srun has started."""
+"""`ngpt train`: from a config to running processes, or to one rank of a world started by torchrun or srun."""
 
 import math
 import signal
@@ -54,28 +54,28 @@ from .run_folder import (
 from .world import World, check_port_free, single_world
 
 FAILURE = 1
-RANKS_APART_SECONDS = 60.0  # between the starts of a world's ranks, clocks included
-OTHERS_SECONDS = 3.0  # how long a rank that lost another one waits for that one's own word
+RANKS_APART_SECONDS = 60.0  # at most, between the starts of a world's ranks, clock differences included
+OTHERS_SECONDS = 3.0  # how long a rank that lost another one waits for that rank's own record
 
 
 def train(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequence[str]) -> int:
-    """Composes a config from Hydra overrides and config folders of the user, and trains it (`train_config`)."""
+    """Composes a config from Hydra overrides and the user's config folders, and trains it (`train_config`)."""
     return train_config(compose(overrides, config_dirs), command)
 
 
 def train_config(config: Config, command: Sequence[str]) -> int:
-    """Trains one run to its end, or as one rank of the world that torchrun or srun has started.
+    """Trains one run until it ends, or as one rank of a world started by torchrun or srun.
 
     Args:
         config: The resolved config.
         command: The command line, recorded with the run.
 
     Returns:
-        0 where it finished or reached train.stop_after; 75 where a signal ended it with its newest step saved; 2 for a mistake of the
-        user's that only the workers see; else a failure.
+        0 if it finished or reached train.stop_after; 75 if a signal ended it with its newest step saved; 2 for a user's mistake that
+        only the workers can detect; anything else is a failure.
 
     Raises:
-        ConfigError: anything that can be known to be wrong before processes start.
+        ConfigError: any mistake that can be found before processes start.
     """
     with signals_leave():
         return _train(config, command)
@@ -86,12 +86,12 @@ def _train(config: Config, command: Sequence[str]) -> int:
     try:
         notes = check_start(config, world)
     except ConfigError as error:
-        if world is not None and world.started_by == "srun":  # the job's script asks whether a restart would repeat it
+        if world is not None and world.started_by == "srun":  # the job's script needs to know whether a restart would repeat it
             record_failure(Path(config.run.dir), world.rank, error, time.time())
         raise
     if (done := nothing_left(config, verify=world is None)) is not None:
         print(done)
-        if config.checkpoint.hf and (world is None or world.rank == 0):  # the launch that trained may have been ended before they were
+        if config.checkpoint.hf and (world is None or world.rank == 0):  # the launch that trained may have ended before the exports
             console = Path(config.run.dir) / CONSOLE_FILE
             with locked_run(config), hf_exports(config, lambda line: _tell(console, line)) as exports:
                 exports.finish(asked=[])
@@ -107,16 +107,16 @@ def _train(config: Config, command: Sequence[str]) -> int:
 
 
 def check_start(config: Config, world: World | None, verified: set[str] | None = None) -> list[str]:
-    """Looks for all that can be known to be wrong before processes start.
+    """Checks everything that can be checked before processes start.
 
     Args:
-        verified: Split prefixes whose files need no look; takes those that were looked at.
+        verified: Split prefixes whose files need no check; those checked here are added.
 
     Returns:
-        What a person should know of the start; [] on other ranks than the first.
+        What a person should know about the start; [] on all ranks but the first.
 
     Raises:
-        ConfigError: the run cannot start so.
+        ConfigError: the run cannot start like this.
     """
     _check_world(config, world)
     check_extras(config)
@@ -129,7 +129,7 @@ def check_start(config: Config, world: World | None, verified: set[str] | None =
 
 
 def _check_world(config: Config, world: World | None) -> None:
-    """The number of processes asked for must be the number there is."""
+    """Checks that there are as many processes as the config asks for."""
     nodes, per_node = config.cluster.nodes, config.cluster.gpus_per_node
     if world is None:
         if nodes > 1:
@@ -146,7 +146,7 @@ def _check_world(config: Config, world: World | None) -> None:
 
 
 def _check_data(config: Config, world: World | None, verified: set[str]) -> None:
-    """The token files must be those that were prepared, by the tokenizer configured here. Only the first rank looks into them."""
+    """Checks that the token files are as prepared, and by the configured tokenizer. Only the first rank reads them."""
     check_prepared(config)
     if not config.data.mock and (world is None or world.rank == 0):
         for path in dict.fromkeys(source.path for source in [*config.data.train, *config.data.valid]):
@@ -162,7 +162,7 @@ def check_prepared(config: Config) -> None:
 
 
 def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], command: Sequence[str]) -> int:
-    """Runs every rank on this machine, keeps what they print and says in one line how they ended."""
+    """Runs every rank on this machine, keeps their output, and prints in one line how they ended."""
     run_dir = Path(config.run.dir)
     environment = worker_environment(variables, single_world() if processes == 1 else None)
     rollbacks = len(read_rollbacks(run_dir))
@@ -174,7 +174,7 @@ def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], co
         code = run_and_tee(
             workers, environment, console, processes - 1, forwarded=asked, meanwhile=lambda: exports.look(leaving=bool(asked))
         )
-        if code != 0 and processes == 1:  # of several the agent knows
+        if code != 0 and processes == 1:  # with several workers, the agent records it
             record_death(run_dir, 0, code, time.time())
         if _came_to_its_end(run_dir):
             exports.finish(asked)
@@ -182,7 +182,7 @@ def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], co
         print(f"ngpt train goes back to step {made[-1]['to']}: {made[-1]['why']}", file=sys.stderr)
         if not asked:
             return _run_all_ranks(config, processes, variables, command)
-        # The ranks heard it as they left, and had no step to save.
+        # The signal reached the ranks as they were leaving, with no step to save.
         record_outcome(run_dir, Outcome(SIGNALLED, made[-1]["to"], asked[0].name, saved=True))
     code = _ended(run_dir, code, "" if prints_into(console, sys.stderr) else f"\nWhole output: {console}")
     if code == 0 and (lines := ending(run_dir)):
@@ -191,21 +191,21 @@ def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], co
 
 
 def _run_one_rank(config: Config, world: World, variables: dict[str, str], command: Sequence[str]) -> int:
-    """Runs this process's rank of a given world. Rank 0 records the launch; the last rank, which prints the progress, keeps the output.
+    """Runs this process's rank of a given world. Rank 0 records the launch. The last rank prints the progress, and keeps the output.
 
     Returns:
-        0 also where a signal ended the run with its newest step saved: torchrun and srun would end the other ranks at any other code.
-        Who started the world reads the outcome in the run folder.
+        0 even if a signal ended the run with its newest step saved: at any other code, torchrun and srun would end the other ranks.
+        Whoever started the world reads the outcome in the run folder.
     """
     run_dir = Path(config.run.dir)
     environment = worker_environment(variables, world)
     console = run_dir / CONSOLE_FILE if world.rank == world.size - 1 else None
-    if world.rank == 0 and world.started_by == "srun":  # torchrun itself listens there
+    if world.rank == 0 and world.started_by == "srun":  # under torchrun, torchrun itself listens there
         try:
             check_port_free(world)
         except ConfigError as error:
             print(error, file=sys.stderr)
-            return FAILURE  # not the code of a mistake, which ends a job for good: its next start takes another port
+            return FAILURE  # not the code for a user's mistake, which ends a job for good: its next start takes another port
     asked = list[signal.Signals]()
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         exports = None
@@ -216,13 +216,13 @@ def _run_one_rank(config: Config, world: World, variables: dict[str, str], comma
             except ConfigError as error:
                 if not in_job:
                     raise
-                print(error, file=sys.stderr)  # ranks of a lost node may still be there: the job's next start finds it free
+                print(error, file=sys.stderr)  # ranks of a lost node may still hold the lock; it is free by the job's next start
                 return FAILURE
             variables_from = variable_origins(config, variables)
             before = psutil.Process().create_time() - RANKS_APART_SECONDS if in_job else math.inf
             record_launch(config, command, recorded_variables(environment), variables_from, before)
             exports = stack.enter_context(hf_exports(config, lambda line: _tell(run_dir / CONSOLE_FILE, line)))
-        # A config file of its own: at this moment the run folder's may be that of an earlier launch.
+        # A separate config file: the one in the run folder may still be an earlier launch's.
         config_path = Path(folder) / CONFIG_FILE
         dump(config, config_path)
         if console is not None:
@@ -248,16 +248,16 @@ def _begin_log(console: Path) -> None:
 
 
 def _came_to_its_end(run_dir: Path) -> bool:
-    """Whether the run has trained and saved what this launch was to train."""
+    """Whether the run has trained and saved everything that this launch was to train."""
     outcome = outcome_of(run_dir)
     return outcome is not None and outcome.exit_code == 0
 
 
 def _tell(console: Path, line: str) -> None:
-    """A line beside what the workers print."""
+    """Prints a line alongside the workers' output."""
     if not prints_into(console, sys.stderr):
         _log(console, line)
-    with suppress(OSError, ValueError):  # nobody may be reading any more, and the run goes on
+    with suppress(OSError, ValueError):  # if nobody reads the output any more, the run goes on
         print(line, file=sys.stderr, flush=True)
 
 
@@ -267,12 +267,12 @@ def _log(console: Path, line: str) -> None:
 
 
 def _ended(run_dir: Path, code: int, hint: str = "") -> int:
-    """Says how the workers ended where they did not simply finish, and turns that into the exit code of `ngpt train`."""
+    """Prints how the workers ended if they did not simply finish, and returns the exit code of `ngpt train`."""
     outcome = outcome_of(run_dir)
     if outcome is None and code == SIGNALLED_CODE:
         outcome = Outcome(SIGNALLED)
     line, console = None, run_dir / CONSOLE_FILE
-    if outcome is not None:  # a rank that leaves ends the others, whatever their codes then are
+    if outcome is not None:  # a rank that leaves ends the others, so their exit codes do not matter
         line, code = outcome.line, outcome.exit_code
     elif code == INTERRUPTED:
         record_interrupt(run_dir)
@@ -287,7 +287,7 @@ def _ended(run_dir: Path, code: int, hint: str = "") -> int:
 
 
 def exit_code(code: int) -> int:
-    """Of a process: 128 + n where signal n ended it."""
+    """The exit code to report for a process: 128 + n if signal n ended it."""
     return 128 - code if code < 0 else code
 
 
@@ -297,7 +297,7 @@ def _cause(run_dir: Path, code: int) -> str:
         failure = first_failure(run_dir)
         if failure is not None and not lost_a_peer(failure):
             break
-        if time.monotonic() > deadline:  # other machines' ranks are told of by their own launchers
+        if time.monotonic() > deadline:  # ranks on other machines are reported by their own launchers
             break
         time.sleep(0.1)
     return cause(run_dir, failure) if failure else f"what started the workers {describe_death(code)}"

@@ -1,7 +1,7 @@
 """One worker process: `python -m launch.worker PARENT train CONFIG | eval REQUEST FILE | export REQUEST | importing REQUEST`.
 
-Started by `ngpt`, not by hand. PARENT is the process that starts it: the worker ends with it. Imports stay cheap at the top: an
-asynchronous checkpoint save spawns a process that imports this file again.
+Started by `ngpt`, not by hand. PARENT is the id of the process that starts the worker, which ends when the parent ends. Imports at the
+top stay cheap: an asynchronous checkpoint save spawns a process that imports this file again.
 """
 
 import gc
@@ -32,12 +32,12 @@ FAILURE = 1
 
 
 def install_compat() -> None:
-    """Patches upstream where needed, and makes Megatron run without CUDA where there is none. Comes before any import of Megatron."""
+    """Patches upstream where needed, and makes Megatron run without CUDA if there is none. Call it before any import of Megatron."""
     import torch
 
-    # Megatron warns at import of everything optional that is not installed; the run header says what is used.
+    # At import, Megatron warns about every optional package that is missing; the run header says what is used.
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
-    # What Megatron makes of torch's checkpoint library: loading in one process is meant, and the order of arguments is upstream's.
+    # From Megatron's use of torch's checkpoint library: loading in one process is intended, and the argument order is upstream's.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled|The argument order of load")
     warnings.filterwarnings("ignore", message="Please use DTensor instead")
 
@@ -50,13 +50,13 @@ def train(config_path: Path) -> int:
     """Trains the run of a resolved config as one rank of the world that the environment describes.
 
     Returns:
-        0 where it finished or left with its newest step saved, which is told in the run folder (launch/outcome.py).
+        0 if it finished, or left with its newest step saved, as recorded in the run folder (launch/outcome.py).
     """
     config, rank = load(config_path), own_world().rank
     run_dir = Path(config.run.dir)
 
     def leave(number: signal.Signals) -> None:
-        """There is nothing to save before training starts, and the main thread may be waiting for ranks that never come."""
+        """Leaves at once: before training starts there is nothing to save, and the main thread may wait for ranks that never come."""
         try:
             record_outcome(run_dir, Outcome(SIGNALLED, signal=number.name))
         finally:
@@ -69,12 +69,12 @@ def train(config_path: Path) -> int:
         install_compat()
         from megatron_ext.training import run
 
-        gc.freeze()  # nobody looks for garbage among the 340,000 objects of the imported modules again: 0.2 to 0.4 s a full collection
+        gc.freeze()  # exempts the 340,000 objects of imported modules from garbage collection: saves 0.2 to 0.4 s per full collection
         session = run.train(config, rank, on_built=[lambda chunks: join_locks(config)], stop_request=request)
         if rank == 0:
             saves = config.checkpoint.save_at_end or config.checkpoint.interval is not None
             name = request.signal.name if request.signal else None
-            with suppress(OSError):  # a full disk takes nothing from what is saved
+            with suppress(OSError):  # a full disk does not harm what is already saved
                 record_outcome(run_dir, Outcome(session.status, session.step, name, saves))
         run.leave(session)
 
@@ -82,11 +82,11 @@ def train(config_path: Path) -> int:
 
 
 def task(name: str, request: str) -> int:
-    """Runs a command's part that needs Megatron.
+    """Runs the part of a command that needs Megatron.
 
     Args:
-        name: of a module of `megatron_ext.training`, which has `main` and its argument's class `Request`.
-        request: JSON of the argument.
+        name: a module of `megatron_ext.training` with `main` and the class of its argument, `Request`.
+        request: the argument as JSON.
     """
 
     def body() -> None:
@@ -101,7 +101,7 @@ def evaluate(request: str, results_file: str) -> int:
     """Takes part in `ngpt eval`.
 
     Args:
-        request: JSON of `ngpt.evaluation.run.Request`. results_file: gets the results as JSON.
+        request: an `ngpt.evaluation.run.Request` as JSON. results_file: where the results are written as JSON.
     """
 
     world = own_world()
@@ -117,12 +117,12 @@ def evaluate(request: str, results_file: str) -> int:
 
 
 def _report_errors(body: Callable[[], None], record: Callable[[BaseException], None] = lambda error: None, tells: bool = True) -> int:
-    """Runs `body`; an error of the user's prints as one line, any other as a traceback.
+    """Runs `body`. A user's error is printed as one line, any other as a traceback.
 
     Args:
         body: What to run.
-        record: Leaves the failure for the launcher to summarise.
-        tells: Whether it is this rank that tells of the user's errors, which all ranks meet.
+        record: Records the failure for the launcher to summarise.
+        tells: Whether this rank reports user errors, which all ranks meet.
 
     Returns:
         The exit code.
@@ -131,7 +131,7 @@ def _report_errors(body: Callable[[], None], record: Callable[[BaseException], N
         body()
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # torch's checkpoint errors are no Exception
+    except BaseException as error:  # torch's checkpoint errors are not subclasses of Exception
         expected = isinstance(error, ConfigError)
         decided = expected or isinstance(error, RolledBack | RefusedStep)
         if tells or not expected:
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str]) -> int:
     return evaluate(*rest) if mode == "eval" else task(mode, rest[0])
 
 
-if __name__ == "__mp_main__":  # a process that an asynchronous save has spawned: it unpickles Megatron's classes next
+if __name__ == "__mp_main__":  # spawned by an asynchronous save; it unpickles Megatron's classes next
     install_compat()
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The world of processes that an environment describes: as torchrun makes it, as SLURM makes it, or none."""
+"""The world of processes that an environment describes: torchrun's, SLURM's, or none."""
 
 import errno
 import socket
@@ -10,7 +10,7 @@ from ngpt.config.errors import ConfigError
 
 DEFAULT_PORT = 29500  # torchrun's
 STEP_PORTS = range(15000, 30000)
-FIRST_RESERVED_STEP = 0xFFFFFFF0  # SLURM numbers steps from 0; above are a job's batch script, prolog and interactive step
+FIRST_RESERVED_STEP = 0xFFFFFFF0  # SLURM numbers steps from 0; from here up are a job's batch script, prolog and interactive step
 TERMINAL_VARIABLES = ("SLURM_PTY_PORT", "SLURM_PTY_WIN_COL", "SLURM_PTY_WIN_ROW")
 
 
@@ -29,21 +29,21 @@ class World:
 
 @dataclass(frozen=True)
 class Job:
-    """A job of SLURM, or one task of an array of jobs."""
+    """A SLURM job, or one task of a job array."""
 
     id: str
-    restarts: int  # how often it had been started before
+    restarts: int  # how often it had been restarted when it started
 
 
 def world_of(environ: Mapping[str, str], default_port: int | None = None) -> World | None:
     """The world that torchrun or srun has put this process in, or None for a process started by hand.
 
     Args:
-        environ: The environment; a variable that is set to nothing counts as not set.
-        default_port: Where ranks meet when nothing else says it. None: under srun a port of the step's own, else `DEFAULT_PORT`.
+        environ: The environment; an empty variable counts as not set.
+        default_port: The port where ranks meet unless the environment sets one. None: the step's own port under srun, else `DEFAULT_PORT`.
 
     Raises:
-        ConfigError: a world was announced but its description is incomplete, or a value is no number.
+        ConfigError: a world was announced but its description is incomplete, or a value is not a number.
     """
     if environ.get("RANK") and environ.get("WORLD_SIZE"):
         return _torchrun_world(environ, default_port)
@@ -53,7 +53,7 @@ def world_of(environ: Mapping[str, str], default_port: int | None = None) -> Wor
 
 
 def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """A variable that holds a whole number of at least 0."""
+    """The value of a variable that holds a whole number of at least 0."""
     text = environ.get(name, "").strip()
     if not text and default is not None:
         return default
@@ -89,13 +89,13 @@ def _consistent(world: World, rank_name: str, size_name: str) -> World:
 
 
 def _is_task_of_a_step(environ: Mapping[str, str]) -> bool:
-    """Whether srun has started this process as one of its tasks: an sbatch script is none, nor is a shell of an allocation."""
-    # The shells of sbatch and salloc have no step, or one of the numbers that SLURM keeps for itself (the interactive step).
+    """Whether srun has started this process as one of its tasks. An sbatch script or a shell of an allocation is not a task."""
+    # The shells of sbatch and salloc have no step number, or a reserved one (the interactive step).
     return _number(environ, "SLURM_STEP_ID", FIRST_RESERVED_STEP) < FIRST_RESERVED_STEP and not _is_in_a_terminal(environ)
 
 
 def _is_in_a_terminal(environ: Mapping[str, str]) -> bool:
-    """Whether the task is a shell that `srun --pty` has opened: its environment is that of rank 0 of all tasks."""
+    """Whether the task is a shell opened by `srun --pty`, whose environment looks like rank 0's."""
     if not any(environ.get(name) for name in TERMINAL_VARIABLES):
         return False
     try:  # A step started from such a shell inherits the variables; only the shell itself, the first process of its task, has the terminal.
@@ -126,7 +126,7 @@ def _srun_world(environ: Mapping[str, str], default_port: int | None) -> World:
 
 
 def _first_node_of_step(environ: Mapping[str, str]) -> str:
-    """Where rank 0 runs: the first node's name or, where it does not resolve, the address of the node that runs the batch script."""
+    """Where rank 0 runs: the first node's name or, if that does not resolve, the address of the node that runs the batch script."""
     node = first_host(environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "127.0.0.1")
     launched_from = environ.get("SLURM_LAUNCH_NODE_IPADDR")
     if not launched_from:
@@ -134,12 +134,12 @@ def _first_node_of_step(environ: Mapping[str, str]) -> str:
     try:
         socket.getaddrinfo(node, None)
     except OSError:
-        return launched_from  # not the other way round: an srun typed on a login node has that node's address here
+        return launched_from  # second choice only: for an srun typed on a login node, this is the login node's address
     return node
 
 
 def _port_of_step(environ: Mapping[str, str]) -> int:
-    """A port below those the kernel gives out, another one for each job, step and restart: steps that share a node do not meet."""
+    """A port below those that the kernel assigns, different for each job, step and restart, so that steps on one node do not collide."""
     numbers = [_number(environ, name, 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")]
     offset = sum(number * factor for number, factor in zip(numbers, (1, 1009, 5003), strict=True))
     return STEP_PORTS.start + offset % len(STEP_PORTS)
@@ -149,15 +149,15 @@ def check_port_free(world: World) -> None:
     """Called by rank 0, which listens there.
 
     Raises:
-        ConfigError: another process has the port. All other ranks would wait for minutes, and speak to it.
+        ConfigError: another process has the port. The other ranks would talk to that process, and wait for minutes.
     """
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does: connections of an earlier run do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does: connections left by an earlier run do not count
         try:
             probe.bind(("", world.master_port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                return  # torch tries other ways to listen
+                return  # torch tries other ways of listening
             rule = "Ranks meet at this port of rank 0's machine, and another process listens there"
             raise ConfigError("MASTER_PORT", world.master_port, rule, "Set cluster.rendezvous_port to another one") from None
 
@@ -174,16 +174,16 @@ def first_host(node_list: str) -> str:
 
 
 def single_world() -> World:
-    """A world of one process, meeting itself at a port that the kernel chooses when the process listens (0)."""
+    """A world of one process. Its port is 0: the kernel chooses one when the process listens."""
     return World(rank=0, size=1, local_rank=0, local_size=1, master_addr="127.0.0.1", master_port=0, started_by="ngpt")
 
 
 def job_of(environ: Mapping[str, str]) -> Job | None:
-    """The SLURM job that this process is part of, or None."""
+    """The SLURM job that this process belongs to, or None."""
     job = environ.get("SLURM_JOB_ID")
     if not job:
         return None
     if environ.get("SLURM_ARRAY_JOB_ID") and environ.get("SLURM_ARRAY_TASK_ID"):
-        # The last task's own id is the array's: it would name all tasks.
+        # The last task's own job id is the array's, and would name all tasks.
         job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
     return Job(id=job, restarts=_number(environ, "SLURM_RESTART_COUNT", 0))

@@ -1,1 +1,1 @@
-"""A module a command: `add_arguments(parser)` says what it takes, `run(options)` does it. What it needs is imported in `run` alone."""
+"""One module per command: `add_arguments(parser)` declares its arguments, `run(options)` runs it. Only `run` imports what it needs."""

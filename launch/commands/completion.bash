@@ -1,7 +1,7 @@
-# Words KEY=VALUE and groups, behind what shtab has written above; launch/commands/completion.py puts the lists in front of it.
+# Completes KEY=VALUE and groups. It follows shtab's script above; launch/commands/completion.py puts the lists between them.
 # shellcheck shell=bash disable=SC2154
 
-# The folders of config files that a command line has besides the shipped one: of --config-dir, else of NGPT_CONFIG_DIR.
+# The folders of config files besides the shipped one: from --config-dir, else from NGPT_CONFIG_DIR.
 _ngpt_folders() {
   local i found=
   for ((i = 1; i < COMP_CWORD; i++)); do
@@ -35,7 +35,7 @@ _ngpt_groups() {
   compgen -W "${_ngpt_group_names[*]}" -- "$1"
 }
 
-# readline cuts words at = and puts in place what stands behind it; shtab's function takes whole words.
+# readline splits words at = and replaces only the part after it; shtab's function expects whole words.
 _ngpt() {
   local typed=${COMP_LINE:0:COMP_POINT} word
   local -a COMP_WORDS

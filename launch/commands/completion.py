@@ -1,7 +1,7 @@
 """`ngpt completion bash | zsh`: the script that completes commands, options, and the words of a config.
 
-Words come from lists that are made with the script, and from the names of files in the user's folders, which the shell looks up itself:
-a press of the tab key starts no Python.
+Words come from lists that are part of the script. File names in the user's folders are looked up by the shell itself. So pressing tab
+never starts Python.
 """
 
 import argparse
@@ -39,9 +39,9 @@ def script(shell: str) -> str:
     from ..cli import parser
 
     ours = Path(__file__).with_name(f"completion.{shell}").read_text(encoding="utf-8")
-    if shell == "zsh":  # which registers its function in shtab's last lines
+    if shell == "zsh":  # shtab's last lines register the function
         made = shtab.complete(parser(), shell, preamble=f"{_zsh_lists()}\n{ours}")
-        return re.sub(r'"\(\*\)::?', '"*:', made)  # shtab ends a list of words with its first: "(*):" excludes the others
+        return re.sub(r'"\(\*\)::?', '"*:', made)  # "(*):" excludes all other words, so shtab would end a list after its first word
     return f"{shtab.complete(parser(), shell)}\n\n{_bash_lists()}\n{ours}"
 
 
@@ -59,12 +59,12 @@ def _zsh_lists() -> str:
 
 
 def _described(lines: dict[str, str]) -> Iterator[str]:
-    """Names with their lines, as _describe takes them."""
+    """Names with their lines, in the form that _describe takes."""
     return (f"{name}:{line}" for name, line in lines.items())
 
 
 def _keys() -> dict[str, str]:
-    """What may stand in front of =: groups, and keys that are no entries of lists or mappings."""
+    """What may precede =: groups, and keys that are not entries of lists or mappings."""
     from ngpt.config.describe import groups, keys
 
     return groups() | {key.name: key.description for key in keys() if "NAME" not in key.name and "[]" not in key.name}

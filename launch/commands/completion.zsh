@@ -1,6 +1,6 @@
-# Words KEY=VALUE and groups, in front of what shtab has written; launch/commands/completion.py puts the lists in front of it.
+# Completes KEY=VALUE and groups. It precedes shtab's script; launch/commands/completion.py puts the lists before it.
 
-# The folders of config files that a command line has besides the shipped one: of --config-dir, else of NGPT_CONFIG_DIR.
+# The folders of config files besides the shipped one: from --config-dir, else from NGPT_CONFIG_DIR.
 _ngpt_folders() {
   local i
   local -a found

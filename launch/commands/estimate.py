@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ngpt.estimate.cli import run_estimate
 
-    if isinstance(options.fit, str) and "=" in options.fit:  # `--fit experiment=X`: no number, and the word is an override
+    if isinstance(options.fit, str) and "=" in options.fit:  # `--fit experiment=X`: --fit has no number here, the word is an override
         options.overrides, options.fit = [options.fit, *options.overrides], True
     options.config_dir = config_dirs(options)
     return run_estimate(options)

@@ -34,7 +34,7 @@ def table(lines: Mapping[str, str]) -> Sequence[str]:
 
 
 def _lines(what: str | None, folders: Sequence[Path]) -> dict[str, str]:
-    """Name -> line of all that there is of a kind."""
+    """Name -> line, for everything of a kind."""
     import difflib
 
     from ngpt.config.describe import groups, keys

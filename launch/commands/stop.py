@@ -19,6 +19,6 @@ def run(options: argparse.Namespace) -> int:
     if is_sweep(options.run):
         print(stop_sweep(options.run))
         return 0
-    config_of_run(options.run)  # or this is no run
+    config_of_run(options.run)  # raises if this is not a run
     print(stop(options.run))
     return 0

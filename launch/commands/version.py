@@ -1,4 +1,4 @@
-"""`ngpt version`, which `ngpt --version` is, too."""
+"""`ngpt version`; `ngpt --version` is the same."""
 
 import argparse
 from importlib.metadata import version
@@ -7,7 +7,7 @@ PACKAGES = ("ngpt-megatron", "megatron-core", "torch")
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """It takes no arguments."""
 
 
 def run(_options: argparse.Namespace) -> int:

@@ -1,1 +1,1 @@
-"""Jobs under SLURM: the script (job.sbatch), what submits it (script, scheduler) and what decides whether it comes back (after)."""
+"""Jobs under SLURM: the script (job.sbatch), what fills and submits it (script, scheduler), and what decides on a restart (after)."""

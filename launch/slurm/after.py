@@ -1,7 +1,7 @@
-"""Decides, at the end of a job's srun, whether the job comes back: `python -m launch.slurm.after RUN --code N | --out-of-time`.
+"""Decides, when a job's srun has ended, whether the job restarts: `python -m launch.slurm.after RUN --code N | --out-of-time`.
 
-What happened is read from three places: a `stop` file that `ngpt stop` leaves, what SLURM says of the job, and the run's own outcome.json.
-Called by the batch script (job.sbatch), with SIGTERM ignored. Needs no torch, and of the config only two values.
+It reads what happened from three places: the `stop` file that `ngpt stop` leaves, SLURM's state of the job, and the run's outcome.json.
+The batch script (job.sbatch) calls it with SIGTERM ignored. It needs no torch, and only two values of the config.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from . import scheduler
 from .scheduler import JobState
 
 STOP_FILE = "stop"
-LOG_FILE = "slurm.log"  # a line for each end of the job
+LOG_FILE = "slurm.log"  # one line for each time the job ends
 RESTARTS_FILE = "restarts.json"
 FAILURE, USER_ERROR, TERMINATED = 1, 2, 143
 DEFAULT_MAX_RESTARTS = 3
@@ -33,13 +33,13 @@ DEFAULT_MAX_RESTARTS = 3
 
 @dataclass(frozen=True)
 class Decision:
-    """What follows.
+    """What to do after a job's ranks have ended.
 
     Attributes:
-        line: why, for people.
-        code: of the batch script.
-        requeue: whether to ask SLURM for another start.
-        counts: whether that start is one of cluster.max_restarts, unless a newer checkpoint was made.
+        line: the reason, for people.
+        code: the batch script's exit code.
+        requeue: whether to ask SLURM for a restart.
+        counts: whether the restart counts towards cluster.max_restarts. A newer checkpoint resets the count.
     """
 
     line: str
@@ -49,19 +49,19 @@ class Decision:
 
 
 def decide(code: int, state: JobState | None, job: Job, outcome: Outcome | None, failure: Mapping[str, Any] | None, stop: bool) -> Decision:
-    """What follows from how a job's ranks ended.
+    """Decides from how a job's ranks ended.
 
     Args:
         code: srun's exit code, the largest of its tasks.
-        state: What SLURM says of the job; None: nothing.
+        state: What SLURM says about the job; None if it says nothing.
         job: This job, and how often it had been restarted when it started.
-        outcome: The run's own word.
-        failure: Of the rank that failed first, with its `cause` in words.
+        outcome: What the run itself recorded.
+        failure: The failure of the rank that failed first, with its `cause` in words.
         stop: Whether `ngpt stop` has asked for this end.
     """
     if outcome is not None and outcome.exit_code == 0:
         return Decision(outcome.status, 0)
-    # A rank that fails during start-up has the others told to leave, and they call that a signal.
+    # If a rank fails during start-up, the others are told to leave, and record that as a signal.
     failed = failure is not None and not lost_a_peer(failure)
     signalled = None if outcome is None or outcome.left_during_start_up and failed else outcome.line
     ended = SIGNALLED_CODE if signalled else code or TERMINATED
@@ -69,7 +69,7 @@ def decide(code: int, state: JobState | None, job: Job, outcome: Outcome | None,
         return Decision("SLURM starts the job again", ended)
     if stop:
         return Decision("stopped as `ngpt stop` asked", ended)
-    if state is not None and state.state == "COMPLETING":  # SLURM ends the job
+    if state is not None and state.state == "COMPLETING":  # SLURM is ending the job
         if state.preempted:
             return Decision("preempted", ended, requeue=True, counts=False)
         if state.reason == "TimeLimit":
@@ -86,7 +86,7 @@ def decide(code: int, state: JobState | None, job: Job, outcome: Outcome | None,
 
 
 def limit_restarts(decision: Decision, run_dir: Path, step: int | None, limit: int) -> Decision:
-    """Refuses the restart that would be one too many in a row without a newer checkpoint. The count is kept in the run folder."""
+    """Refuses a restart beyond `limit` in a row without a newer checkpoint. The count is kept in the run folder."""
     if not decision.requeue or not decision.counts:
         return decision
     path = run_dir / RESTARTS_FILE
@@ -103,14 +103,14 @@ def limit_restarts(decision: Decision, run_dir: Path, step: int | None, limit: i
     restarts += 1
     try:
         path.write_text(json.dumps({"step": step, "restarts": restarts}) + "\n", encoding="utf-8")
-    except OSError as error:  # uncounted, restarts could go on for ever
+    except OSError as error:  # uncounted, restarts could go on forever
         return Decision(f"{decision.line}; not started again: {path}: {error.strerror}", decision.code)
     in_a_row = f" ({restarts} of at most {limit} times without a newer checkpoint)" if restarts > 1 else ""
     return replace(decision, line=f"{decision.line}; starts again{in_a_row}")
 
 
 def _settings(run_dir: Path) -> tuple[Path, int]:
-    """Where the run keeps its checkpoints, and how many restarts it may have."""
+    """The run's folder of checkpoints, and how many restarts it may have."""
     try:
         config = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
         return Path(config["checkpoint"]["dir"]), int(config["cluster"]["max_restarts"])
@@ -119,7 +119,7 @@ def _settings(run_dir: Path) -> tuple[Path, int]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Decides, says and logs it, and asks for the restart. Returns the exit code of the batch script."""
+    """Decides, prints and logs the decision, and asks for the restart. Returns the exit code for the batch script."""
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.after")
     parser.add_argument("run", type=Path)
     parser.add_argument("--code", type=int, default=TERMINATED, help="of srun")

@@ -1,4 +1,4 @@
-"""SLURM's commands: submit, look, requeue, signal, cancel."""
+"""SLURM's commands: submit, query, requeue, signal, cancel."""
 
 import subprocess
 import time
@@ -8,21 +8,21 @@ from pathlib import Path
 
 from ngpt.config.errors import ConfigError
 
-SECONDS = 60  # that a busy controller may take to answer
-PAUSES = (2, 5, 10, 0)  # seconds after each time that it does not
+SECONDS = 60  # a busy controller may take this long to answer
+PAUSES = (2, 5, 10, 0)  # seconds to wait after each failed attempt
 AWAY = (
     "does not answer",
     "Unable to contact slurm controller",
     "Socket timed out",
     "Connection refused",
     "Zero Bytes were transmitted",
-    "Unexpected message received",  # all that `scontrol requeue` of SLURM 22.05 says where there is no controller
+    "Unexpected message received",  # all that `scontrol requeue` of SLURM 22.05 prints if there is no controller
 )
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What `scontrol show job` tells of one job, or one task of an array."""
+    """What `scontrol show job` reports for one job, or one task of an array."""
 
     state: str  # PENDING | RUNNING | COMPLETING | ...
     reason: str
@@ -31,19 +31,19 @@ class JobState:
 
 
 def submit(script: Path, environment: Mapping[str, str]) -> str:
-    """Submits a script; the job's id.
+    """Submits a script and returns the job's id.
 
     Raises:
-        ConfigError: SLURM refuses it, or is not there.
+        ConfigError: SLURM refuses it, or is not installed.
     """
     done = _run(["sbatch", "--parsable", str(script)], environment)
     if done.returncode != 0:
         raise ConfigError("sbatch", done.stderr.strip() or "no answer", "SLURM refuses the job", f"Correct cluster.*; script: {script}")
-    return done.stdout.strip().partition(";")[0]  # ";cluster" follows where there are several
+    return done.stdout.strip().partition(";")[0]  # ";cluster" follows if there are several clusters
 
 
 def job_state(job: str) -> JobState | None:
-    """None where SLURM does not know the job, or does not answer."""
+    """The job's state; None if SLURM does not know the job, or does not answer."""
     done = _insist(["scontrol", "--oneliner", "show", "job", job])
     if done.returncode != 0 or not done.stdout.strip():
         return None
@@ -58,13 +58,13 @@ def job_state(job: str) -> JobState | None:
 
 
 def queue(job: str, each_task: bool = False) -> list[dict[str, str]]:
-    """What of a job waits or runs, one dict each; empty where there is nothing.
+    """The waiting or running entries of a job, one dict each; empty if there are none.
 
     Args:
-        each_task: Of an array, each task by itself; else those that wait are one entry.
+        each_task: List each task of an array; otherwise its waiting tasks are one entry.
 
     Raises:
-        ConfigError: SLURM does not answer: nobody knows whether the job runs.
+        ConfigError: SLURM does not answer, so it is unknown whether the job runs.
     """
     names = {"job": "%i", "state": "%T", "reason": "%r", "elapsed": "%M", "left": "%L", "nodes": "%N", "start": "%S"}
     done = _run(["squeue", "--noheader", "--jobs", job, "--format", "|".join(names.values()), *(["--array"] if each_task else [])])
@@ -77,17 +77,17 @@ def queue(job: str, each_task: bool = False) -> list[dict[str, str]]:
 
 
 def requeue(job: str) -> str | None:
-    """Has a running job end and wait to start again. None, or why SLURM refuses. This ends the caller where it is part of the job."""
+    """Ends a running job and puts it back into the queue. Returns None, or why SLURM refuses. A caller inside the job is ended too."""
     return _complaint(_insist(["scontrol", "requeue", job]))
 
 
 def signal_tasks(job: str) -> str | None:
-    """SIGTERM to the tasks of a job's steps, not to its script. None, or why SLURM refuses."""
+    """Sends SIGTERM to the tasks of a job's steps, but not to its script. Returns None, or why SLURM refuses."""
     return _complaint(_run(["scancel", "--signal=TERM", job]))
 
 
 def cancel(job: str) -> str | None:
-    """Takes a waiting job out of the queue. None, or why SLURM refuses."""
+    """Removes a waiting job from the queue. Returns None, or why SLURM refuses."""
     return _complaint(_run(["scancel", job]))
 
 
@@ -96,7 +96,7 @@ def _complaint(done: subprocess.CompletedProcess) -> str | None:
 
 
 def _insist(command: list[str]) -> subprocess.CompletedProcess:
-    """Asks again where the controller is away for a moment: a job that is not asked to come back does not."""
+    """Retries while the controller is briefly away: if the request to requeue is lost, the job does not restart."""
     for pause in PAUSES:
         done = _run(command)
         if done.returncode == 0 or not any(words in done.stderr for words in AWAY):

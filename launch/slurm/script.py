@@ -1,4 +1,4 @@
-"""The batch script of a run, from the template job.sbatch. All that a user gives is quoted here, or is of a form that needs none."""
+"""The batch script of a run, from the template job.sbatch. Everything a user gives is quoted here, or has a form that needs no quotes."""
 
 import shlex
 import sys
@@ -25,7 +25,7 @@ def render(config: Config, run_dir: Path, work_dir: Path, rank_command: list[str
     Args:
         config: A resolved config with cluster.scheduler=slurm.
         run_dir: Its run folder, absolute.
-        work_dir: Where relative paths of the config start: the job runs there.
+        work_dir: The folder that the config's relative paths start from. The job runs there.
         rank_command: What each task runs instead of training (tests).
 
     Raises:
@@ -50,13 +50,13 @@ def render(config: Config, run_dir: Path, work_dir: Path, rank_command: list[str
 
 
 def render_array(config: Config, name: str, folder: Path, run_dirs: Sequence[Path], work_dir: Path, parallel: int | None) -> str:
-    """The script of an array of jobs, a task for each of some runs of which each folder holds its own script.
+    """The script of a job array with one task per run. Each run's folder holds its own script.
 
     Args:
-        config: Of one of them: they ask SLURM for the same.
-        name, folder: Of all of them; the folder absolute.
-        run_dirs: Their run folders, absolute.
-        parallel: Tasks that run at a time; None: as many as SLURM starts.
+        config: The config of any of the runs: all ask SLURM for the same resources.
+        name, folder: The name and folder of the array; the folder is absolute.
+        run_dirs: The run folders, absolute.
+        parallel: How many tasks run at a time; None: as many as SLURM starts.
 
     Raises:
         ConfigError: a folder's name that SLURM cannot take.
@@ -88,7 +88,7 @@ def _output(folder: Path, job: str) -> str:
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:
-    """The template with each placeholder replaced once; a value that looks like another placeholder stays as it is."""
+    """The template with every placeholder filled in one pass; a value that looks like a placeholder is left as it is."""
     parts = [template]
     for placeholder, value in values.items():
         index = next(index for index, text in enumerate(parts) if index % 2 == 0 and placeholder in text)
@@ -98,7 +98,7 @@ def _filled(template: str, values: Mapping[str, str]) -> str:
 
 
 def sbatch_options(config: Config, run_dir: Path, work_dir: Path) -> list[str]:
-    """What the job asks SLURM for."""
+    """The options with which the job asks SLURM for resources."""
     cluster = config.cluster
     chained = any(option.startswith("--array") for option in cluster.sbatch)
     wanted = {
@@ -120,11 +120,11 @@ def sbatch_options(config: Config, run_dir: Path, work_dir: Path) -> list[str]:
 
 
 def _srun_options(config: Config, work_dir: Path) -> list[str]:
-    """A rank that fails ends the others; one that has saved leaves with 0, and they follow by themselves."""
+    """Options under which a failed rank ends the others. A rank that has saved leaves with 0, and the others leave by themselves."""
     cluster = config.cluster
     options = ["--kill-on-bad-exit=1", "--label", "--export=ALL"]
     if cluster.cpus_per_task is not None:
-        options.append(f"--cpus-per-task={cluster.cpus_per_task}")  # srun does not take it over from sbatch
+        options.append(f"--cpus-per-task={cluster.cpus_per_task}")  # srun does not inherit it from sbatch
     if cluster.container_image is not None:
         mounts = ",".join([f"{work_dir}:{work_dir}", *cluster.container_mounts])
         options += [f"--container-image={cluster.container_image}", f"--container-mounts={mounts}", f"--container-workdir={work_dir}"]
