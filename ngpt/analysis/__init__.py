@@ -1,1 +1,1 @@
-"""What a run leaves behind and what a person reads of it: metrics files, comparison of runs, plots, the HTML report."""
+"""What a run leaves behind and how a person reads it: metrics files, comparison of runs, plots, the HTML report."""

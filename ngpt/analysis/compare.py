@@ -1,4 +1,4 @@
-"""Runs as data: one `Run` a folder, its series for the plots, and the rows of the tables that set runs side by side."""
+"""Runs as data: one `Run` per folder, its series for the plots, and the rows of the tables that compare runs."""
 
 import json
 import math
@@ -19,14 +19,14 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.identity import flatten
 from ngpt.config.yaml_limits import check_yaml
 
-# Keys that name the run itself: they differ between any two runs and say nothing.
+# Keys that name the run itself: they differ between any two runs and carry no information.
 _IDENTITY_KEYS = frozenset({"run.name", "run.dir"})
 _ABSENT = object()
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a comparison table: one cell a run."""
+    """A line of a comparison table, with one cell per run."""
 
     label: str
     cells: list[str]
@@ -42,7 +42,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds. `summary`, `environment` and `sample` are None where the run has not written them."""
+    """What a run folder holds. `summary`, `environment` and `sample` are None if the run has not written them."""
 
     directory: Path
     name: str
@@ -58,12 +58,12 @@ class Run:
 
     @cached_property
     def tokens(self) -> list[float]:
-        """Tokens trained on at each record."""
+        """Tokens trained on up to each record."""
         return [_number(record, "tokens") for record in self.metrics]
 
     @cached_property
     def training_seconds(self) -> list[float]:
-        """Seconds in training steps up to each record: start-up, validation, saving and interruptions are left out."""
+        """Seconds spent in training steps up to each record, without start-up, validation, saving and interruptions."""
         seconds, timed_step, times = 0.0, 0, []
         for record in self.metrics:
             step_time = _number(record, "step_time_s")
@@ -78,33 +78,33 @@ class Run:
 
         Args:
             key: A key of metrics.jsonl.
-            x: One coordinate a record: `tokens` or `training_seconds`.
+            x: One coordinate per record: `tokens` or `training_seconds`.
 
         Returns:
-            Two lists of equal length; y is NaN where the run logged a non-finite value.
+            Two lists of equal length; y is NaN if the run logged a non-finite value.
         """
         points = [(position, _number(record, key)) for position, record in zip(x, self.metrics, strict=True) if measured(record, key)]
         return [position for position, _ in points], [value for _, value in points]
 
     def last(self, key: str) -> Any:
-        """The newest value of `key` in the metrics: NaN when that was not finite, None when it never was measured."""
+        """The newest value of `key` in the metrics: NaN if it was not finite, None if it was never measured."""
         return next((_number(record, key) for record in reversed(self.metrics) if measured(record, key)), None)
 
     def total(self, key: str) -> Any:
-        """`key` of the summary; of the metrics while there is no summary, or none that covers them."""
+        """`key` from the summary, or from the metrics if there is no summary that covers them."""
         value = None if self.status.kind == "unfinished" else self.summary.get(key)
         return self.last("step" if key == "steps" else key) if value is None else value
 
     @property
     def progress(self) -> str:
-        """The last logged step and the planned ones: `step 40 of 100`."""
+        """The last logged step and the planned number of steps: `step 40 of 100`."""
         planned = self.flat_config.get("train.steps")
         return f"step {self.metrics[-1]['step']:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
 
     @cached_property
     def status(self) -> Status:
         reached, progress = self.metrics[-1]["step"], self.progress
-        # a summary older than the metrics belongs to the run before it was resumed
+        # a summary older than the metrics is from before the run was resumed
         covered = reached if self.summary is None else self.summary.get("steps", reached)
         if self.summary is None or not isinstance(covered, int) or covered < reached:
             return Status("unfinished", f"No summary yet: still running, or ended without one. Last logged {progress}.")
@@ -120,7 +120,7 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     """Read a run folder; a run that has not finished needs only config.yaml and one record in metrics.jsonl.
 
     Raises:
-        ConfigError: The folder is no run, has no metrics yet, or holds a damaged file.
+        ConfigError: The folder is not a run, has no metrics yet, or holds a damaged file.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -147,19 +147,19 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
 
 
 def load_runs(directories: Sequence[str | os.PathLike[str]]) -> list[Run]:
-    """Read several run folders; runs of one name are told apart by their folders. Raises as `load_run`."""
+    """Read several run folders; runs with the same name are named by their folders instead. Raises as `load_run`."""
     runs = [load_run(directory) for directory in directories]
     names = [run.name for run in runs]
     return [replace(run, name=str(run.directory)) if names.count(run.name) > 1 else run for run in runs]
 
 
 def choices(run: Run) -> dict[str, Any]:
-    """The config of a run by dotted keys, without its name, and with paths inside its own folder relative to it."""
+    """The config of a run by dotted keys, without its name. Paths inside its own folder are relative to that folder."""
     return {key: _inside(value, run) for key, value in run.flat_config.items() if key not in _IDENTITY_KEYS}
 
 
 def config_diff(runs: Sequence[Run]) -> list[Row]:
-    """The config keys in which the runs differ, but for their names and for paths inside their own folders."""
+    """The config keys in which the runs differ, apart from their names and paths inside their own folders."""
     flats = [choices(run) for run in runs]
     keys = dict.fromkeys(key for flat in flats for key in flat)
     rows = []
@@ -171,14 +171,14 @@ def config_diff(runs: Sequence[Run]) -> list[Row]:
 
 
 def environment_rows(runs: Sequence[Run]) -> list[Row]:
-    """Every figure of environment.json, git state first."""
+    """Every entry of environment.json, git state first."""
     flats = [flatten(run.environment or {}) for run in runs]
     keys = sorted(dict.fromkeys(key for flat in flats for key in flat), key=lambda key: not key.startswith("git"))
     return [Row(key, [formats.plain(flat[key]) if key in flat else formats.MISSING for flat in flats]) for key in keys]
 
 
 def measured(record: dict[str, Any], key: str) -> bool:
-    """Whether a record holds a value of `key`, be it one that is not finite."""
+    """Whether a record holds a value of `key`, finite or not."""
     return record.get(key) is not None or key in record.get("nonfinite", ())
 
 
@@ -191,7 +191,7 @@ def _number(record: dict[str, Any], key: str) -> float:
 
 
 def _inside(value: Any, run: Run) -> Any:
-    """A path inside the run's own folder, written relative to it: it is the same choice in every run."""
+    """A value; a path inside the run's own folder becomes relative to it, since it is the same choice in every run."""
     own = run.flat_config.get("run.dir")
     if isinstance(own, str) and isinstance(value, str):
         return re.sub(rf"^{re.escape(own)}(?=/|$)", "<run.dir>", value)

@@ -1,4 +1,4 @@
-"""Student's t distribution, and the chi-squared distribution of whole degrees of freedom."""
+"""Student's t distribution, and the chi-squared distribution with whole degrees of freedom."""
 
 import functools
 import math
@@ -9,17 +9,17 @@ _TINY = 1e-300
 
 @functools.cache
 def t_quantile(probability: float, degrees: float) -> float:
-    """Where Student's t distribution reaches `probability`.
+    """The quantile of Student's t distribution at `probability`.
 
     Args:
         probability: above 0 and below 1.
-        degrees: of freedom, 1 or more, whole or not.
+        degrees: degrees of freedom, 1 or more, not necessarily whole.
 
     Returns:
-        To ten digits or more.
+        The quantile, to ten digits or more.
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: an argument is outside its range.
     """
     _check(probability, degrees)
     if probability < 0.5:
@@ -35,8 +35,8 @@ def t_cumulative(t: float, degrees: float) -> float:
 
 
 def _t_cumulative_at(theta: float, degrees: float) -> float:
-    """The same by theta = atan(t / sqrt(degrees))."""
-    beyond = incomplete_beta(degrees / 2, 0.5, math.cos(theta) ** 2)  # of both tails
+    """The same as a function of theta = atan(t / sqrt(degrees))."""
+    beyond = incomplete_beta(degrees / 2, 0.5, math.cos(theta) ** 2)  # probability of both tails
     return 1 - beyond / 2 if theta > 0 else beyond / 2
 
 
@@ -61,7 +61,7 @@ def chi_squared_cumulative(x: float, degrees: int) -> float:
 
 @functools.cache
 def chi_squared_quantile(probability: float, degrees: int) -> float:
-    """Where chi-squared reaches `probability`. Arguments, precision and errors as `t_quantile`."""
+    """The quantile of chi-squared at `probability`. Arguments, precision and errors as in `t_quantile`."""
     _check(probability, degrees)
     high = float(degrees)
     while chi_squared_cumulative(high, degrees) < probability:
@@ -70,7 +70,7 @@ def chi_squared_quantile(probability: float, degrees: int) -> float:
 
 
 def _root(rising: Callable[[float], float], low: float, high: float) -> float:
-    """Where a rising function is zero, by bisection to the last bit."""
+    """The zero of an increasing function, by bisection to the last bit."""
     while True:
         middle = (low + high) / 2
         if middle in (low, high):

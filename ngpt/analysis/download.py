@@ -1,4 +1,4 @@
-"""The figures of a report as CSV: a file beside the page, and inside of it where that stays small."""
+"""The figures of a report as CSV: a file beside the page, also embedded in the page if it is small."""
 
 import base64
 import csv
@@ -10,13 +10,13 @@ from pathlib import Path
 from ngpt.analysis import layer_panels
 from ngpt.analysis.compare import Run
 
-# browsers cut addresses at 2 MiB
+# browsers truncate addresses at 2 MiB
 _INSIDE = 1_500_000
 
 
 @dataclass(frozen=True)
 class Download:
-    """`address`: the whole table as a data URL, or the name of the file beside the page. `size`: bytes of the table."""
+    """`address`: the whole table as a data URL, or the name of the file beside the page. `size`: the table's size in bytes."""
 
     name: str
     description: str
@@ -29,9 +29,9 @@ class Download:
 
 
 def write_downloads(runs: Sequence[Run], folder: Path) -> list[Download]:
-    """Write `metrics.csv`, and `precision.csv` where figures of single layers were logged. One row a record, one column a key.
+    """Write `metrics.csv`, and `precision.csv` if figures of single layers were logged. One row per record, one column per key.
 
-    An empty cell was not measured; `nan` was not finite. Confidence bounds and figures that are not drawn stay in metrics.jsonl.
+    An empty cell means not measured, `nan` means not finite. Confidence bounds, and figures that are not drawn, are only in metrics.jsonl.
     """
     tables = {
         "metrics.csv": ("everything logged but figures of single layers", lambda key: not key.startswith("precision/")),
@@ -41,7 +41,7 @@ def write_downloads(runs: Sequence[Run], folder: Path) -> list[Download]:
     for name, (description, wanted) in tables.items():
         content = _table(runs, wanted)
         if content is None:
-            (folder / name).unlink(missing_ok=True)  # of an earlier report of this folder
+            (folder / name).unlink(missing_ok=True)  # left by an earlier report in this folder
             continue
         (folder / name).write_bytes(content)
         data = f"data:text/csv;base64,{base64.b64encode(content).decode()}"
@@ -50,7 +50,7 @@ def write_downloads(runs: Sequence[Run], folder: Path) -> list[Download]:
 
 
 def _table(runs: Sequence[Run], wanted: Callable[[str], bool]) -> bytes | None:
-    """None where no run has a wanted key."""
+    """The CSV; None if no run has a wanted key."""
     logged = dict.fromkeys(key for run in runs for record in run.metrics for key in record)
     keys = [key for key in logged if key not in ("step", "tokens", "nonfinite") and wanted(key)]
     if not keys:

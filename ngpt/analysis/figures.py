@@ -1,4 +1,4 @@
-"""A figure of one axes: curves of all groups that logged some key, over tokens or over time."""
+"""A figure with one axes: curves of all groups that logged a key, over tokens or time."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from ngpt.analysis.sheets import Name, Panel, Sheet
 
 @dataclass(frozen=True)
 class Lines:
-    """What is drawn, of the groups that logged one of `keys`.
+    """What is drawn for the groups that logged one of `keys`.
 
-    `draw` draws the curves and returns entries of the legend that stand behind the names of the groups.
+    `draw` draws the curves and returns the legend entries that follow the names of the groups.
     """
 
     file: str
@@ -32,7 +32,7 @@ class Lines:
 
 
 def sheet(lines: Lines, groups: Sequence[Group]) -> Sheet | None:
-    """The figure as a sheet; None where no group has data for it."""
+    """The figure as a sheet; None if no group has data for it."""
     if lines.over_time and not any(run.training_seconds[-1] for group in groups for run in group.runs):
         return None
     curves, unit = drawing.over_time(groups) if lines.over_time else (drawing.over_tokens(groups), None)
@@ -40,11 +40,11 @@ def sheet(lines: Lines, groups: Sequence[Group]) -> Sheet | None:
 
 
 def sheet_of_curves(lines: Lines, curves: Sequence[Curve], unit: str | None = None) -> Sheet | None:
-    """The same of chosen curves. `unit`: of time; None: they are over tokens."""
+    """The same for given curves. `unit`: of time; None: the curves are over tokens."""
     logged = [curve for curve in curves if any(len(curve.series(key)) for key in lines.keys)]
     if not logged:
         return None
-    height = 3.1 + 0.16 * ((len(logged) - 1) // 2)  # for the rows of the legend
+    height = 3.1 + 0.16 * ((len(logged) - 1) // 2)  # makes room for the rows of the legend
     only = panel(logged, lines.y_label, lines.draw, unit=unit, height=height)
     return Sheet(lines.file, lines.title, lines.caption, lines.section, (only,))
 
@@ -57,7 +57,7 @@ def panel(
     unit: str | None = None,
     **size: float,
 ) -> Panel:
-    """A panel of one axes. `unit`: of time; None: the curves are over tokens."""
+    """A panel with one axes. `unit`: of time; None: the curves are over tokens."""
     return Panel(name, partial(_fill, curves=curves, y_label=y_label, draw=draw, unit=unit), **size)
 
 

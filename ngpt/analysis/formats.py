@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Numbers formatted for people."""
 
 import json
 from typing import Any
@@ -26,6 +26,6 @@ def plain(value: Any) -> str:
 
 
 def short(name: str, length: int = 30) -> str:
-    """A long name with its middle cut out: names of runs differ at the ends."""
+    """A long name with its middle cut out, since names of runs differ at their ends."""
     half = (length - 1) // 2
     return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone, as one group: the mean of what they logged, in the band of its extremes."""
+"""Runs that differ only in their seed, as one group: the mean of what they logged, and its extremes."""
 
 import math
 import os
@@ -10,13 +10,13 @@ from statistics import fmean
 from ngpt.analysis.compare import Run, choices
 
 _SEED = "train.seed"
-# what is left of names that end in their seeds: "base_seed", "base-s", "base."
+# what remains of names that end in a seed: "base_seed", "base-s", "base."
 _SEED_WORD = re.compile(r"([-_. ](seed|s))?[-_. =]*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of a curve: x rising, and at each the mean over the runs of a group and its extremes. All lists have one length."""
+    """Points of a curve: increasing x, and at each the mean and the extremes over the runs of a group. All lists have the same length."""
 
     x: list[float]
     mean: list[float]
@@ -33,7 +33,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Group:
-    """One run, or several whose configs differ in `train.seed` alone. Every group of a report has another name."""
+    """One run, or several whose configs differ only in `train.seed`. The groups of a report have different names."""
 
     name: str
     runs: tuple[Run, ...]
@@ -45,14 +45,14 @@ class Group:
     def series(self, key: str, axis: str = "tokens") -> Series:
         """`key` of metrics.jsonl over tokens trained on, or over training time.
 
-        Of several runs it holds the token counts at which every one of them logged the key: nothing is interpolated.
+        For several runs, only token counts at which all of them logged the key are kept. Nothing is interpolated.
 
         Args:
             key: a key of metrics.jsonl.
-            axis: tokens | training_seconds; of several runs the seconds are the mean at these tokens.
+            axis: tokens | training_seconds; for several runs the seconds are the mean at those tokens.
 
         Returns:
-            NaN in mean, low and high where a run logged a value that was not finite.
+            The series, with NaN in mean, low and high where a run logged a non-finite value.
         """
         if len(self.runs) == 1:
             x, y = self.runs[0].series(key, getattr(self.runs[0], axis))
@@ -67,13 +67,13 @@ class Group:
         return spread(x, values)
 
     def agreed(self, key: str) -> object:
-        """The value of a config key in which all runs agree; None where they do not, or lack it."""
+        """The value of a config key if all runs agree on it; None if they do not, or lack it."""
         values = [run.flat_config.get(key) for run in self.runs]
         return values[0] if all(value == values[0] for value in values) else None
 
 
 def points(run: Run, key: str) -> dict[float, float]:
-    """What a run logged of `key`, by tokens."""
+    """The values of `key` that a run logged, by tokens."""
     return dict(zip(*run.series(key, run.tokens), strict=True))
 
 
@@ -86,14 +86,14 @@ def spread(x: list[float], values: Sequence[Sequence[float]]) -> Series:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """The runs as groups, in the order in which their first runs are given.
 
-    Runs are of one group where their configs agree in everything but the seed, their names, and paths inside their own folders.
+    Runs belong to one group if their configs differ only in the seed, their names, and paths inside their own folders.
     """
     found: list[tuple[dict[str, object], list[Run]]] = []
     for run in runs:
         config = {key: value for key, value in choices(run).items() if key != _SEED}
         seed = run.flat_config.get(_SEED)
         for other, members in found:
-            # the same seed twice is no sample of seeds: two runs that a reader wants to see apart
+            # two runs with the same seed are no sample of seeds: a reader wants to see them apart
             seeds = [member.flat_config.get(_SEED) for member in members]
             if other == config and None not in (seed, *seeds) and seed not in seeds:
                 members.append(run)
@@ -108,7 +108,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def _common_name(names: Sequence[str]) -> str:
-    """What the names of a group's runs begin with, without the word before the seed; the first name where that says nothing."""
+    """The common prefix of the names of a group's runs, without the word before the seed; the first name if nothing is left."""
     if len(names) == 1:
         return names[0]
     common = os.path.commonprefix(list(names)).rstrip("0123456789") if len(set(names)) > 1 else names[0]
@@ -116,13 +116,13 @@ def _common_name(names: Sequence[str]) -> str:
 
 
 def difference(group: Group, base: Group, key: str, relative: bool = False) -> Series:
-    """`key` of each run of a group less the mean of `base`, at the token counts where every run of both logged it.
+    """`key` of each run of a group minus the mean of `base`, at the token counts where every run of both logged it.
 
     Args:
-        relative: divided by the mean of `base`, in percent.
+        relative: divide by the mean of `base`, in percent.
 
     Returns:
-        Over tokens. Nothing is interpolated: two groups that share no token count have no difference.
+        The difference over tokens. Nothing is interpolated: groups that share no token count have no difference.
     """
     of_base, found = base.series(key), [points(run, key) for run in group.runs]
     at_base = dict(zip(of_base.x, of_base.mean, strict=True))

@@ -1,4 +1,4 @@
-"""The health panel: norms as deviations from one, learned scales; and the routers of a mixture of experts."""
+"""The health panel: norms as deviations from one, learned scales, and the routers of a mixture of experts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from ngpt.analysis.figures import Lines
 from ngpt.analysis.groups import Group, Series
 from ngpt.analysis.sheets import Name, Sheet
 
-# names of the scales in the metrics, in the order of the model
+# names of the scales in the metrics, in model order
 _SCALES = {
     "attn_alpha": Name("attention step", ("α", "A"), "attn_alpha"),
     "mlp_alpha": Name("MLP step", ("α", "M"), "mlp_alpha"),
@@ -30,8 +30,8 @@ _NO_SCALES = {"hidden_norm", "expert_load"}
 
 
 def sheets_of(groups: Sequence[Group], keys: Iterable[str]) -> list[Sheet]:
-    """The sheets for which there is data. `keys`: all that some run logged."""
-    # a control's hidden states have any norm: a deviation from one would say nothing
+    """The sheets for which there is data. `keys`: every key that any run logged."""
+    # a control's hidden states may have any norm, so a deviation from one would mean nothing
     spheres = [curve for curve in drawing.over_tokens(groups) if curve.group.agreed("model.architecture") != "gpt"]
     others = [curve for curve in drawing.over_tokens(groups) if curve not in spheres]
     found = [
@@ -65,7 +65,7 @@ def _hidden_deviation(axes: Axes, curves: list[Curve]) -> Iterable[Artist]:
 
 
 def _positive(found: Series) -> Series:
-    """With exact zeros where a logarithmic axis can show them."""
+    """The series with exact zeros raised to a value that a logarithmic axis can show."""
     parts = (found.mean, found.low, found.high)
     return Series(found.x, *([drawing.SMALLEST if value == 0 else value for value in values] for values in parts))
 

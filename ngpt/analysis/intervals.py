@@ -1,4 +1,4 @@
-"""A number with its confidence interval, which may have no end."""
+"""A number with its confidence interval, which may be unbounded."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -13,12 +13,12 @@ class Interval:
     """A confidence interval around an estimate.
 
     Attributes:
-        estimate: NaN where the data give none.
-        low, high: the ends. Of a set without an end -inf and inf.
-        units: independent units (seeds, sequences) that it rests on.
-        method: how it was made, in words.
+        estimate: the estimate; NaN if the data give none.
+        low, high: the ends; -inf and inf if unbounded.
+        units: number of independent units (seeds, sequences) behind it.
+        method: how it was computed, in words.
         shape: between (low to high), outside (up to low, and from high on), or all (the data exclude no value).
-        confidence: how often such a set holds the truth.
+        confidence: how often such a set contains the true value.
     """
 
     estimate: float
@@ -34,13 +34,13 @@ class Interval:
         return self.shape == BETWEEN and math.isfinite(self.low) and math.isfinite(self.high)
 
     def holds(self, value: float) -> bool:
-        """Whether the data leave this value possible."""
+        """Whether the data do not exclude this value."""
         if self.shape == OUTSIDE:
             return value <= self.low or value >= self.high
         return self.shape == ALL or self.low <= value <= self.high
 
     def lies_within(self, low: float, high: float) -> bool:
-        """Whether the data exclude every value outside of [low, high]."""
+        """Whether the data exclude every value outside [low, high]."""
         return self.shape == BETWEEN and low <= self.low and self.high <= high
 
     def avoids(self, low: float, high: float) -> bool:
@@ -50,7 +50,7 @@ class Interval:
         return self.shape == BETWEEN and (self.high < low or high < self.low)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; what is not finite is null, and `shape` says what is meant."""
+        """Plain values for JSON. Non-finite ones become null; `shape` says what they mean."""
         return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in asdict(self).items()}
 
     @classmethod
@@ -60,5 +60,5 @@ class Interval:
 
 
 def unknown(estimate: float, units: int, method: str) -> Interval:
-    """The interval of data that exclude nothing."""
+    """The interval for data that exclude nothing."""
     return Interval(estimate, -math.inf, math.inf, units, method, ALL)

@@ -1,6 +1,6 @@
 """Figures of single layers (`precision/<layer>/<part>/<figure>`): maps of layer by step, and lines on demand.
 
-A panel shows one part, a GEMM or an operand. In it the kinds of linears stand below each other, in the order of the model.
+A panel shows one part: a GEMM or an operand. In it, the kinds of linears are stacked in model order.
 """
 
 import math
@@ -26,20 +26,20 @@ _KEY = re.compile(r"(precision/layers\.(\d+)\.([^/]+)/([^/]+))/([^/]+)")
 _GEMMS = ("fprop", "dgrad", "wgrad")
 _OPERANDS = ("input", "weight", "grad_output")
 _WIDTH = 4.4
-# inches: beside the axes, below them, for a kind's title, for the colour bar, for a legend of three rows, of lines
+# inches: beside the axes, below them, a kind's title, the colour bar, a legend of three rows, the line plots
 _LEFT, _RIGHT, _BOTTOM, _TITLE, _BAR, _LEGEND, _LINES = 0.9, 0.12, 0.46, 0.24, 0.54, 0.6, 1.2
-_COLORMAP = "viridis"  # even in lightness, told apart with any colour blindness, seen on light and dark
+_COLORMAP = "viridis"  # even in lightness, safe for colour blindness, visible on light and dark
 
 _MAP = "A row a layer, a column a health step; an empty cell was not logged or not finite. Colours leave out the outer 1 % of all cells."
 
 # kind of linear -> part -> (depth, key without its figure) of each layer
 Grid = dict[str, dict[str, list[tuple[int, str]]]]
-Rows = dict[str, list[tuple[int, str]]]  # of one part
+Rows = dict[str, list[tuple[int, str]]]  # kind -> layers, for one part
 
 
 @dataclass(frozen=True)
 class _Figure:
-    """A figure of every low-precision layer; `parts`: the GEMMs or the operands it is logged for."""
+    """A figure that every low-precision layer logs. `parts`: the GEMMs or operands it is logged for."""
 
     figure: str
     title: str
@@ -49,7 +49,7 @@ class _Figure:
 
 
 def sheets_of(groups: Sequence[Group], keys: Iterable[str]) -> list[Sheet]:
-    """A sheet of maps and a folded one of lines for each figure that some run logged. `keys`: all that some run logged."""
+    """A sheet of maps and a folded one of lines for each figure that any run logged. `keys`: every key that any run logged."""
     found = []
     for spec in _FIGURES:
         layers = find_layers(keys, spec.figure, spec.parts)
@@ -59,9 +59,9 @@ def sheets_of(groups: Sequence[Group], keys: Iterable[str]) -> list[Sheet]:
 
 
 def find_layers(keys: Iterable[str], figure: str, parts: Sequence[str]) -> Grid:
-    """The layers for which `keys` hold `figure` of one of `parts`, by kind and part; kinds in the order of the model, depths rising.
+    """The layers whose `figure` of one of `parts` is in `keys`, by kind and part. Kinds are in model order, depths increase.
 
-    A kind is a layer's name without its numbers: `self_attention.linear_qkv`, `mlp.linear_fc1`.
+    A kind is a layer's name without numbers: `self_attention.linear_qkv`, `mlp.linear_fc1`.
     """
     found: Grid = {}
     for match in sorted(filter(None, map(_KEY.fullmatch, keys)), key=lambda match: int(match[2])):
@@ -73,7 +73,7 @@ def find_layers(keys: Iterable[str], figure: str, parts: Sequence[str]) -> Grid:
 
 
 def is_drawn(key: str) -> bool:
-    """Whether a key of the metrics is a figure of a layer that some sheet shows."""
+    """Whether a metrics key is a layer's figure that some sheet shows."""
     match = _KEY.fullmatch(key)
     return match is not None and any(match[5] == spec.figure and match[4] in spec.parts for spec in _FIGURES)
 
@@ -97,7 +97,7 @@ def _prefixes(layers: Grid) -> Iterable[str]:
 
 
 def _height(found: Sequence[object]) -> float:
-    """Inches of the rows of a kind."""
+    """Height in inches of the rows of a kind."""
     return max(0.3, min(0.15 * len(found), 0.9), 0.075 * len(found))
 
 
@@ -106,7 +106,7 @@ def _map_height(rows: Rows) -> float:
 
 
 def _limits(found: Iterable[Series]) -> tuple[float, float]:
-    """The range of colours: what lies between the lowest and the highest hundredth, so that one outlier does not take all of it."""
+    """The colour range, from the first to the 99th percentile, so that one outlier does not take all of it."""
     values = sorted(value for series in found for value in series.mean if math.isfinite(value))
     if not values:
         return 0.0, 1.0
@@ -146,19 +146,19 @@ def _steps(group: Group) -> dict[float, int]:
 
 
 def _top(figure: FigureBase, height: float) -> float:
-    """Inches above a panel of this height in the figure that it is drawn in."""
+    """Inches above a panel of this height in its figure."""
     return figure.bbox.height / figure.get_figure(root=True).dpi - height
 
 
 def _place(figure: FigureBase, top: float, height: float, **options: object) -> Axes:
-    """Axes `top` inches below the upper edge."""
+    """Axes that begin `top` inches below the figure's upper edge."""
     dpi = figure.get_figure(root=True).dpi
     width, whole = figure.bbox.width / dpi, figure.bbox.height / dpi
     return figure.add_axes((_LEFT / width, 1 - (top + height) / whole, 1 - (_LEFT + _RIGHT) / width, height / whole), **options)
 
 
 def _stack(figure: FigureBase, top: float, heights: Sequence[float], sharey: bool = False) -> list[Axes]:
-    """Axes below each other with a common x axis, each with room for its title. Laid out by hand: solving for it takes seconds."""
+    """Stacked axes with a common x axis, each with room for its title. Placed by hand: a layout solver takes seconds."""
     cells: list[Axes] = []
     for height in heights:
         shared = {"sharex": cells[0], **({"sharey": cells[0]} if sharey else {})} if cells else {}
@@ -170,7 +170,7 @@ def _stack(figure: FigureBase, top: float, heights: Sequence[float], sharey: boo
 
 
 def _layer_ticks(axes: Axes, depths: Sequence[int]) -> None:
-    """The depths of some rows: all of a few, else as many as there is room for."""
+    """Labels rows with their depths: all if they are few, else as many as fit."""
     stride = math.ceil(len(depths) * 0.15 / _height(depths))
     shown = range(0, len(depths), stride)
     axes.set_yticks(list(shown), [str(depths[row]) for row in shown])
@@ -200,10 +200,10 @@ def _is_single(curves: Sequence[Curve]) -> bool:
 
 
 def _depth_colors(depths: Sequence[int]) -> dict[int, tuple[str, str]]:
-    """(colour, its name in a legend) of each depth: neighbours share one where there are more depths than colours."""
+    """(colour, its name in a legend) of each depth. Neighbours share a colour if there are more depths than colours."""
     share = math.ceil(len(depths) / len(drawing.DEPTH_COLORS))
     bins = [depths[start : start + share] for start in range(0, len(depths), share)]
-    # few bins take colours that are far apart
+    # with few bins, use colours that are far apart
     spread = [round(index * (len(drawing.DEPTH_COLORS) - 1) / max(1, len(bins) - 1)) for index in range(len(bins))]
     names = [f"layer {found[0]}" if len(found) == 1 else f"layers {found[0]} to {found[-1]}" for found in bins]
     return {depth: (drawing.DEPTH_COLORS[at], name) for at, name, found in zip(spread, names, bins, strict=True) for depth in found}
@@ -237,7 +237,7 @@ def _draw_lines(
 
 
 def _draw_band(axes: Axes, curve: Curve, keys: Sequence[str]) -> None:
-    """Mean over the layers in the band of their extremes, at each record that holds the figure of any of them."""
+    """Mean over the layers, inside a band between their extremes, at each record with the figure of any of them."""
     at: dict[float, list[tuple[float, float, float]]] = {}
     for key in keys:
         found = curve.series(key)

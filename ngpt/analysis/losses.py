@@ -1,4 +1,4 @@
-"""The figures of the loss: whole, its end, over time, and several groups against the first."""
+"""The figures of the loss: in full, its end, over time, and other groups relative to the first."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,14 +16,14 @@ from ngpt.analysis.sheets import Sheet
 
 _KEYS = ("train_loss", "val_loss")
 _TRAINING = {"linewidth": 1.3}
-_BACKGROUND = {"linewidth": 0.9, "alpha": 0.45}  # single steps, where the loss was validated and the frame is narrow
+_BACKGROUND = {"linewidth": 0.9, "alpha": 0.45}  # training loss beside a validation loss, in a narrow frame
 _VALIDATION = {"linewidth": 1.8, "marker": "o", "markersize": 4, "markeredgecolor": drawing.PAPER, "markeredgewidth": 0.6, "zorder": 3}
 _RING = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgecolor": drawing.TEXT, "linestyle": "none", "zorder": 4}
-_FEWEST = 20  # records of which a second figure shows the later half
+_FEWEST = 20  # fewest records for a second figure of the later half
 
 
 def sheets_of(groups: Sequence[Group]) -> list[Sheet]:
-    """The sheets for which there is data, the differences where there is a second group that shares token counts with the first."""
+    """The sheets for which there is data. Differences need a second group that shares token counts with the first."""
     found = [figures.sheet(lines, groups) for lines in _FIGURES if lines.file != "loss_end" or _is_long(groups)]
     return [sheet for sheet in found if sheet] + [sheet for relative in (False, True) if (sheet := _difference_sheet(groups, relative))]
 
@@ -41,7 +41,7 @@ def _loss(axes: Axes, curves: list[Curve]) -> Iterable[Artist]:
 
 
 def _loss_end(axes: Axes, curves: list[Curve]) -> Iterable[Artist]:
-    """As `_loss` in the frame of its later half, on a linear axis."""
+    """As `_loss`, but framed on its later half, on a linear axis."""
     half = max(x for curve in curves for key in _KEYS for x in curve.series(key).x) / 2
     for curve in curves:
         for key, look in (("train_loss", _TRAINING), ("val_loss", _VALIDATION)):
@@ -63,7 +63,7 @@ def _styles(curves: list[Curve]) -> list[Line2D]:
 
 
 def _mark_broken(axes: Axes, curves: list[Curve], start: float = 0.0) -> list[Line2D]:
-    """A cross at the top of the frame where a group's training loss was first not finite, unless that was before `start`."""
+    """A cross at the top of the frame where a group's training loss first became non-finite, unless that was before `start`."""
     look = {"marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": "none"}
     marked = []
     for curve in curves:
@@ -76,7 +76,7 @@ def _mark_broken(axes: Axes, curves: list[Curve], start: float = 0.0) -> list[Li
 
 
 def _mark_lowest(axes: Axes, curves: list[Curve], start: float = 0.0) -> list[Line2D]:
-    """A ring around the lowest validation loss of all groups, its value in the legend; nothing where that was before `start`."""
+    """A ring around the lowest validation loss of all groups, with its value in the legend; nothing if it was before `start`."""
     points = [
         (mean, x)
         for curve in curves
@@ -118,7 +118,7 @@ def _difference_sheet(groups: Sequence[Group], relative: bool) -> Sheet | None:
 
 
 def _frame(axes: Axes, found: Sequence[Series]) -> None:
-    """The frame of what follows the first tenth of the tokens, in which losses fall apart for no lasting reason."""
+    """The frame for what follows the first tenth of the tokens, where losses differ for no lasting reason."""
     points = [(x, y) for series in found for x, *ys in zip(series.x, series.low, series.high, strict=True) for y in ys if math.isfinite(y)]
     end = max((x for x, _ in points), default=0.0)
     later = [y for x, y in points if x >= 0.1 * end] or [0.0]

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a logged step. Written here, cut back here on resume, read here; imports no torch."""
+"""`metrics.jsonl`: one JSON object per logged step. Written, truncated on resume, and read here; imports no torch."""
 
 import json
 import math
@@ -12,9 +12,9 @@ from ngpt.files import replacing
 
 
 class MetricsWriter:
-    """Appends records to a metrics file; each is on disk for a reader (flushed) when `write` returns.
+    """Appends records to a metrics file. When `write` returns, the record is flushed, and a reader can see it.
 
-    A line that a kill cut short is removed on opening, so that a new record never continues it. On resume call `truncate_after` first.
+    Opening removes a line that a kill cut short, so a new record never continues it. On resume, call `truncate_after` first.
 
     Args:
         path: The metrics file; its folder is made when missing.
@@ -30,8 +30,8 @@ class MetricsWriter:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record.
 
-        A NaN or infinity becomes null, because JSON has neither, and its key is listed under `nonfinite`: a null outside that list
-        means "not measured".
+        A NaN or infinity becomes null, because JSON has neither, and its key is listed under `nonfinite`. A null not listed there means
+        "not measured".
 
         Args:
             record: `step` (int) and any other figures: numbers, strings, None, or zero-dimensional tensors and arrays.
@@ -55,13 +55,13 @@ class MetricsWriter:
 
 
 def truncate_after(path: str | os.PathLike[str], step: int) -> None:
-    """Drop the records after `step`, and a last line that a kill cut short; a missing file is left missing.
+    """Drop the records after `step`, and a last line that a kill cut short. A missing file stays missing.
 
-    The file is replaced in one move: a kill during the call leaves the old file or the new one.
+    The file is replaced atomically: a kill during the call leaves the old file or the new one.
 
     Args:
         path: The metrics file.
-        step: The step of the checkpoint that the run resumes from; -1 when it starts again from nothing.
+        step: The step of the checkpoint that the run resumes from; -1 if it starts from scratch.
 
     Raises:
         ConfigError: A line in the middle of the file is damaged.
@@ -81,7 +81,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a metrics file in the order written. A last line still being written, or cut short by a kill, is left out.
 
     Raises:
-        ConfigError: The file is missing, or a complete line is no record.
+        ConfigError: The file is missing, or a complete line is not a record.
     """
     path = Path(path)
     try:
@@ -115,7 +115,7 @@ def _parse(path: Path, data: bytes) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 def _is_record(record: Any) -> bool:
-    """A whole number of a step, and a list of names under `nonfinite`."""
+    """Whether `step` is a whole number, and `nonfinite` a list of names."""
     if not isinstance(record, dict) or not isinstance(record.get("nonfinite", []), list):
         return False
     step = record.get("step")

@@ -1,4 +1,4 @@
-"""The figures of a report, in the order of its page. A figure exists where some run has logged what it shows."""
+"""The figures of a report, in the order of its page. A figure exists if any run has logged what it shows."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,21 +19,21 @@ SECTIONS = ("Loss", tasks.SECTION, "Training", "Health", "Experts", "Precision")
 
 
 def write_plots(groups: Sequence[Group], folder: Path) -> list[Plot]:
-    """Draw every figure for which some run has data.
+    """Draw every figure for which any run has data.
 
     Args:
-        groups: One or more, of one or more runs each; a group keeps its colour in all figures.
+        groups: One or more groups of one or more runs. A group has the same colour in all figures.
         folder: An existing folder for the PNGs.
 
     Returns:
-        What was written, in the order of a page.
+        The written figures, in page order.
     """
     with matplotlib.rc_context(drawing.STYLE):
         return [sheets.write(sheet, folder) for sheet in sheets_of(groups)]
 
 
 def sheets_of(groups: Sequence[Group]) -> list[Sheet]:
-    """What there is to draw."""
+    """The sheets that can be drawn."""
     records = (record for group in groups for run in group.runs for record in run.metrics)
     keys = list(dict.fromkeys(key for record in records for key in record if measured(record, key)))
     training = [sheet for lines in _TRAINING if (sheet := figures.sheet(lines, groups))]

@@ -18,18 +18,18 @@ from ngpt.sweeps import is_sweep
 
 
 def write_report(run_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the report of some runs, over an older one in the same place. Runs that differ in their seed alone are one group.
+    """Write a report of runs. Replaces an older one in the same place. Runs that differ only in their seed are one group.
 
     Args:
-        run_dirs: One or more run folders; unfinished runs are reported as far as they went. The folder of a sweep stands for its members;
-            alone, it gets a table of final losses by swept values.
+        run_dirs: One or more run folders. Unfinished runs are reported as far as they went. A sweep's folder stands for its members; given
+            alone, the report gets a table of final losses by swept values.
         out: Folder of the report. None: `report` in the run's folder; for several runs, `report_<names>` beside the first.
 
     Returns:
         The page's path.
 
     Raises:
-        ConfigError: A folder is no run or has no metrics, or `out` cannot be written.
+        ConfigError: A folder is not a run or has no metrics, or `out` cannot be written.
     """
     if len(run_dirs) == 1 and is_sweep(folder := Path(run_dirs[0])):
         title, groups, table = sweep_groups(folder)
@@ -39,11 +39,11 @@ def write_report(run_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathL
 
 
 def write_group_report(groups: Sequence[Group], folder: Path, title: str | None = None, settings: SettingTable | None = None) -> Path:
-    """Write the report of some groups of runs; the first is what the others are compared with.
+    """Write the report of groups of runs. The others are compared with the first.
 
     Args:
-        title: None: the groups' names.
-        settings: A table of final losses that comes first.
+        title: None: the names of the groups.
+        settings: A table of final losses, placed first.
 
     Returns:
         The page's path.
@@ -67,7 +67,7 @@ def _default_folder(runs: Sequence[Run]) -> Path:
     if len(runs) == 1:
         return first / "report"
     names = "_".join(run.directory.resolve().name for run in runs)
-    # file systems take names of at most 255 bytes
+    # file systems allow names of at most 255 bytes
     return first.parent / f"report_{names.encode()[:200].decode(errors='ignore')}"
 
 
@@ -106,7 +106,7 @@ def _title(groups: Sequence[Group]) -> str:
 
 
 def _config_diff(groups: Sequence[Group]) -> list[Row]:
-    """The keys in which groups differ, and the seeds of groups that have several."""
+    """The keys in which groups differ, and the seeds of groups with several runs."""
     rows = compare.config_diff([group.runs[0] for group in groups])
     if all(len(group.runs) == 1 for group in groups):
         return rows

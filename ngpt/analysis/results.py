@@ -1,4 +1,4 @@
-"""What a report says in figures: the four that lead, the table of results, and what was not measured."""
+"""A report's numbers: the four leading ones, the table of results, and what was not measured."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from ngpt.recipes import joined_names
 
 @dataclass(frozen=True)
 class Cell:
-    """`note`: a second, smaller line. `best`: no other cell of its row is better."""
+    """A cell of the table. `note`: a second, smaller line. `best`: no other cell of its row is better."""
 
     text: str
     note: str = ""
@@ -25,7 +25,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A line of the table of results: one cell a group."""
+    """A line of the table of results, with one cell per group."""
 
     label: str
     cells: list[Cell]
@@ -33,7 +33,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class Lead:
-    """A figure in large type. `note`: what it is seen against."""
+    """A number in large type. `note`: what to compare it with."""
 
     label: str
     text: str
@@ -42,7 +42,7 @@ class Lead:
 
 @dataclass(frozen=True)
 class _Quantity:
-    """`value` of a run is None where it is not known. `better`: min, max, or None where neither is."""
+    """A row's quantity. `value` of a run is None if unknown. `better`: min, max, or None if neither is better."""
 
     label: str
     value: Callable[[Run], Any]
@@ -63,7 +63,7 @@ def _parallel(run: Run) -> str | None:
 
 
 def _precision(run: Run) -> str | None:
-    """The run's recipe and those of some of its layers."""
+    """The run's recipe, and the recipes of layers that have their own."""
     named = [name for key, name in run.flat_config.items() if key.startswith("precision.layers.")]
     return joined_names(run.flat_config.get("precision.name"), named)
 
@@ -106,9 +106,9 @@ _QUANTITIES = (
 
 
 def final_rows(groups: Sequence[Group]) -> list[ResultRow]:
-    """The table of results: what was trained, at what cost, with what result. Rows that no run can fill are left out.
+    """The table of results: what was trained, at what cost, with what result. Rows without any value are left out.
 
-    A figure of several seeds is their mean, with the least and the largest as its note.
+    A number for several seeds is their mean, with the smallest and the largest as its note.
     """
     rows = [ResultRow(quantity.label, _cells(groups, quantity)) for quantity in _QUANTITIES]
     return [row for row in rows if any(cell.text != MISSING for cell in row.cells)]
@@ -128,14 +128,14 @@ def _cell(group: Group, quantity: _Quantity) -> Cell:
     texts = [_written(quantity, quantity.value(run)) for run in group.runs]
     if len(set(texts)) == 1:
         return Cell(texts[0])
-    if mean is None:  # words, or a figure that some run lacks
+    if mean is None:  # text, or a number that some run lacks
         return Cell("; ".join(texts))
     values = [quantity.value(run) for run in group.runs]
     return Cell(_written(quantity, mean), f"{_written(quantity, min(values))} to {_written(quantity, max(values))}")
 
 
 def _mean(group: Group, quantity: _Quantity) -> float | None:
-    """None where some run has no finite number."""
+    """The mean over a group's runs; None if a run has no finite number."""
     values = [quantity.value(run) for run in group.runs]
     return fmean(values) if all(map(_is_number, values)) else None
 
@@ -143,19 +143,19 @@ def _mean(group: Group, quantity: _Quantity) -> float | None:
 def _is_number(value: Any) -> bool:
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond any float: a summary changed by hand
+    except OverflowError:  # an integer too large for a float: a summary edited by hand
         return False
 
 
 def _written(quantity: _Quantity, value: Any) -> str:
     try:
         return MISSING if value is None else quantity.form(value)
-    except (TypeError, ValueError, OverflowError):  # a summary of another version, or changed by hand
+    except (TypeError, ValueError, OverflowError):  # a summary of another version, or edited by hand
         return formats.plain(value)
 
 
 def leads(groups: Sequence[Group]) -> list[Lead]:
-    """Four figures: the loss, the tokens, the rate and the time. Of several groups the best loss and rate, and whose they are."""
+    """Four numbers: loss, tokens, rate and time. For several groups, the best loss and rate, with the groups that have them."""
     return [_loss_lead(groups), _tokens_lead(groups), _rate_lead(groups), _time_lead(groups)]
 
 
@@ -225,7 +225,7 @@ def _range(low: float, high: float, form: Callable[[float], str]) -> str:
 
 
 def not_measured(groups: Sequence[Group]) -> list[str]:
-    """One sentence for each thing that a reader may look for and that some runs did not log, with the config key that asks for it."""
+    """One sentence for each quantity that a reader may miss because some runs did not log it, with the config key that enables it."""
     runs = [run for group in groups for run in group.runs]
     apart = [group for group in groups[1:] if not any(len(difference(group, groups[0], key)) for key in ("train_loss", "val_loss"))]
     return [f"No loss difference of {group.label}: it shares no logged token count with {groups[0].label}." for group in apart] + [
@@ -258,7 +258,7 @@ _ABSENCES: tuple[tuple[str, Callable[[Run], bool]], ...] = (
 
 
 def status_lines(groups: Sequence[Group]) -> Iterator[tuple[str, str, str]]:
-    """(kind, name, message) of every run that a reader must know about: the only one, and of several those that did not finish."""
+    """(kind, name, message) for the only run, or for those of several that did not finish."""
     runs = [run for group in groups for run in group.runs]
     for run in runs:
         if len(runs) == 1 or run.status.kind != "finished":

@@ -1,6 +1,6 @@
-"""A sheet is what a reader takes for one figure: one or several panels, written as one PNG and, for the page, as an SVG a panel.
+"""A sheet is what a reader sees as one figure: one or more panels, written as one PNG and, for the page, as one SVG per panel.
 
-The page sets the panels side by side where it is wide, and below each other on a phone; the PNG has them in a grid.
+A wide page shows the panels side by side, a phone shows them stacked. The PNG has them in a grid.
 """
 
 import math
@@ -18,23 +18,23 @@ _HEAD = 0.34  # inches for a title
 
 @dataclass(frozen=True)
 class Name:
-    """What a panel shows. `symbol`: letter and index, as in the equations of nGPT: ("α", "A"); `key`: its name in config and code."""
+    """The name of what a panel shows. `symbol`: letter and index, as in nGPT's equations: ("α", "A"); `key`: name in config and code."""
 
     text: str
     symbol: tuple[str, str] | None = None
     key: str = ""
 
     def __str__(self) -> str:
-        """For matplotlib, which reads the part between dollars as mathematics."""
+        """The name for matplotlib, which reads the part between dollar signs as mathematics."""
         letter = rf"${self.symbol[0]}_{{\mathrm{{{self.symbol[1]}}}}}$ " if self.symbol else ""
         return letter + self.text.replace("$", r"\$") + (f" ({self.key})" if self.key else "")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """`draw` fills an empty figure of this size, in inches, without a title: page and PNG give it one.
+    """One panel. `draw` fills an empty figure of this size, in inches, without a title: page and PNG add one.
 
-    `placed`: it places its axes itself, from the top down to `height`; there may be more room above, for the PNG's title.
+    `placed`: it places its axes itself, in the lowest `height` inches. There may be room above for the PNG's title.
     """
 
     name: Name | None
@@ -46,7 +46,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Sheet:
-    """`section`: of the page; `columns`: of the PNG; `folded`: the page shows it on demand, and there is no PNG."""
+    """One figure. `section`: of the page; `columns`: of the PNG; `folded`: the page shows it on demand, and there is no PNG."""
 
     file: str
     title: str
@@ -59,7 +59,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Plot:
-    """A written sheet: the PNG's path (None: of a folded one), and the name and the SVG of each panel."""
+    """A written sheet: the PNG's path (None if folded), and the name and SVG of each panel."""
 
     title: str
     path: Path | None
@@ -70,7 +70,7 @@ class Plot:
 
 
 def write(sheet: Sheet, folder: Path) -> Plot:
-    """Draw a sheet: `folder`/<file>.png unless it is folded, and its panels for a page."""
+    """Draw a sheet: `folder`/<file>.png unless it is folded, and its panels for the page."""
     path = None if sheet.folded else folder / f"{sheet.file}.png"
     if path:
         grid(sheet).savefig(path, dpi=_DPI)
@@ -79,14 +79,14 @@ def write(sheet: Sheet, folder: Path) -> Plot:
 
 
 def alone(panel: Panel) -> Figure:
-    """A panel as a figure of its own, as the page has it."""
+    """A panel as a figure of its own, as on the page."""
     figure = Figure(figsize=(panel.width, panel.height), layout=None if panel.placed else "constrained")
     panel.draw(figure)
     return figure
 
 
 def grid(sheet: Sheet) -> Figure:
-    """All panels under their titles, as the PNG has them."""
+    """All panels with their titles, as in the PNG."""
     columns = min(sheet.columns, len(sheet.panels))
     rows = math.ceil(len(sheet.panels) / columns)
     first = sheet.panels[0]
@@ -97,7 +97,7 @@ def grid(sheet: Sheet) -> Figure:
     parts = [part for cell in cells for part in cell.subfigures(1, columns, squeeze=False).flat]
     for panel, part in zip(sheet.panels, parts, strict=False):
         if panel.name:
-            # a place that is given is one that the layout makes no room for
+            # the layout makes no room for axes with a fixed position
             place = {"y": 1 - 0.1 / height, "va": "top"} if panel.placed else {}
             part.suptitle(str(panel.name), x=0.08 / panel.width, ha="left", fontsize=10, fontweight="normal", **place)
         panel.draw(part)

@@ -1,4 +1,4 @@
-"""The report of a sweep: members that differ in their seed alone are one group, and a table has the final loss of each setting."""
+"""The report of a sweep: members that differ only in their seed are one group, and a table shows the final loss of each setting."""
 
 import math
 import os
@@ -16,11 +16,11 @@ from ngpt.sweeps import SWEEP_FILE, Sweep, SweptRun, by_seed, read_sweep, withou
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of the table: values of the swept keys without the seed, and what its runs came to.
+    """A row of the table: values of the swept keys without the seed, and the result of its runs.
 
     Attributes:
-        loss: mean, and ± standard error of the mean where there are several seeds.
-        runs: how many count, of how many.
+        loss: mean, with ± standard error of the mean if there are several seeds.
+        runs: how many runs count, of how many.
         best: no other row has a lower mean.
     """
 
@@ -32,7 +32,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class SettingTable:
-    """Final losses by swept values. `keys`: heads of the columns of values. `loss`: what the losses are."""
+    """Final losses by swept values. `keys`: headings of the value columns. `loss`: which loss is shown."""
 
     keys: list[str]
     loss: str
@@ -40,7 +40,7 @@ class SettingTable:
 
 
 def sweep_groups(folder: Path) -> tuple[str, list[Group], SettingTable]:
-    """Title, groups and table of a sweep. Members without a logged step are counted in the table and in no group.
+    """Title, groups and table of a sweep. Members without a logged step count in the table but belong to no group.
 
     Raises:
         ConfigError: no member has logged a step, or one holds a damaged file.
@@ -59,7 +59,7 @@ def sweep_groups(folder: Path) -> tuple[str, list[Group], SettingTable]:
 
 
 def member_folders(folder: str | os.PathLike[str]) -> list[Path]:
-    """The members of a sweep that have logged a step; the folder itself where it is no sweep's."""
+    """The members of a sweep that have logged a step; the folder itself if it is not a sweep's."""
     sweep = read_sweep(Path(folder))
     if sweep is None:
         return [Path(folder)]
@@ -72,7 +72,7 @@ def _has_logged(folder: Path, member: SweptRun) -> bool:
 
 
 def _name(sweep: Sweep, members: Sequence[SweptRun]) -> str:
-    """Of a group: the member's name without the seed, or the sweep's where the seed is all that differs."""
+    """A group's name: the member's name without the seed, or the sweep's name if only the seed differs."""
     if len(sweep.members) == len(members):
         return sweep.name
     seed = f"seed={members[0].values.get('train.seed')}"
@@ -98,7 +98,7 @@ def _table(sweep: Sweep, settings: Sequence[Sequence[SweptRun]], runs: dict[str,
 
 
 def _final(run: Run | None, key: str) -> float | None:
-    """The loss of a run that has come to its end: one on its way says nothing about its setting yet."""
+    """The loss of a finished run; one still running says nothing about its setting yet."""
     if run is None or run.status.kind not in ("finished", "stopped"):
         return None
     value = run.total(key)

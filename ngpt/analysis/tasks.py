@@ -1,4 +1,4 @@
-"""What tasks of lm-eval gave while a run trained (`tasks/<task>/<metric>`): a panel a figure."""
+"""Results of lm-eval tasks during training (`tasks/<task>/<metric>`), one panel per metric."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -24,7 +24,7 @@ _UNITS = {
 
 
 def sheets_of(groups: Sequence[Group], keys: Iterable[str]) -> list[Sheet]:
-    """One sheet, or none. `keys`: all that some run logged."""
+    """One sheet, or none. `keys`: every key that any run logged."""
     panels = []
     for key in sorted(key for key in keys if key.startswith(_PREFIX)):
         task, metric = key.removeprefix(_PREFIX).split("/", 1)
@@ -38,6 +38,6 @@ def sheets_of(groups: Sequence[Group], keys: Iterable[str]) -> list[Sheet]:
 def _figure(axes: Axes, curves: list[Curve], key: str, is_wide: bool) -> Iterable[Artist]:
     for curve in curves:
         curve.line(axes, key, marker="o", markersize=4)
-    if is_wide:  # an untrained model's has a hundred digits
+    if is_wide:  # an untrained model's value can have a hundred digits
         drawing.log_axis(axes)
     return ()
