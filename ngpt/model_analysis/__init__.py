@@ -1,6 +1,6 @@
-"""What quantisation and small steps do to a trained model, measured on held-out text: `ngpt analyze`. Defined in README.md beside this.
+"""What quantisation and small steps do to a trained model, measured on held-out text: `ngpt analyze`. README.md has the definitions.
 
-This file imports no torch: `ngpt analyze RUN` lists what there is in less than a second.
+This file imports no torch, so that `ngpt analyze RUN` lists results in less than a second.
 """
 
 DEFAULT_RECIPE = "nvfp4_nvidia"

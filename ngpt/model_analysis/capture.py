@@ -1,9 +1,9 @@
-"""Inputs and gradients of block linears, a layer at a time.
+"""Inputs and output gradients of block linears, one layer at a time.
 
-One forward pass keeps the stream before each layer, and nothing else. Then each layer, the last one first, is run again with gradients and
-back, as activation recompute does: memory holds one layer's activations, and logits of a few tokens. Weights get no gradients.
+One forward pass keeps only the stream before each layer. Then each layer, the last one first, runs forward with gradients and backward, as
+in activation recomputation. So memory holds one layer's activations, and the logits of a few tokens. Weights get no gradients.
 
-Shapes: B batch, S tokens, D hidden, M = B * S tokens of a linear, or those that an expert gets; x_MK, dy_MN.
+Shapes: B batch, S tokens, D hidden, M = B * S tokens of a linear, or the tokens that an expert gets; x_MK, dy_MN.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,10 +24,10 @@ LOGITS_AT_ONCE = 1024  # tokens
 
 @dataclass
 class Call:
-    """What one linear, or one expert, multiplied in a pass.
+    """What one linear, or one expert, has multiplied in a pass.
 
     Attributes:
-        outputs: of the projections, by their place among them: the model may call them in another order.
+        outputs: the projections' outputs by index, since the model may call them in another order.
     """
 
     linear: Linear
@@ -36,7 +36,7 @@ class Call:
     outputs: dict[int, Tensor] = field(default_factory=dict)
 
     def grad_output(self) -> Tensor:
-        """dy [M, N]: the gradient of the sum of the tokens' losses, which training passes through its layers, too."""
+        """dy [M, N]: the gradient of the sum of the tokens' losses, as training also passes through its layers."""
         columns = [torch.zeros_like(output) if output.grad is None else output.grad for _, output in sorted(self.outputs.items())]
         return self.linear.join([grad.flatten(0, -2).t() for grad in columns]).t().contiguous()
 
@@ -46,10 +46,10 @@ class Call:
 
 
 def captured(model: NGPTForCausalLM, linears: Sequence[Linear], ids_BS: Tensor) -> Iterator[list[Call]]:
-    """The calls of each layer that has any of these linears, the last layer first. Those of a layer go when the next one is asked for.
+    """The calls of each layer with any of these linears, the last layer first. A layer's calls are cleared when the next is requested.
 
     Args:
-        ids_BS: [B, S + 1]: the last token is only predicted.
+        ids_BS: [B, S + 1]; the last token is only predicted.
     """
     of_layer = {layer: list(found) for layer, found in groupby(linears, key=lambda linear: linear.layer)}
     with _without_gradients(model):
@@ -69,7 +69,7 @@ def captured(model: NGPTForCausalLM, linears: Sequence[Linear], ids_BS: Tensor) 
 
 @contextmanager
 def _without_gradients(model: NGPTForCausalLM) -> Iterator[None]:
-    """Parameters keep no gradients, and what they had asked for is put back."""
+    """Turns off gradients of parameters inside the context, and restores each parameter's setting afterwards."""
     asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     try:
@@ -81,7 +81,7 @@ def _without_gradients(model: NGPTForCausalLM) -> Iterator[None]:
 
 @torch.no_grad()
 def _streams(model: NGPTForCausalLM, ids_BS: Tensor) -> tuple[list[tuple[Tensor, dict]], Tensor]:
-    """(h, further arguments) of each layer, and the stream behind the last one."""
+    """(h, further arguments) of each layer, and the stream after the last one."""
     inputs: list[tuple[Tensor, dict]] = []
     outputs: list[Tensor] = []
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def _streams(model: NGPTForCausalLM, ids_BS: Tensor) -> tuple[list[tuple[Tensor,
 
 
 def _loss_gradient(model: NGPTForCausalLM, h_BSD: Tensor, targets_BS: Tensor) -> Tensor:
-    """Gradient of the sum of the tokens' cross entropies with respect to the stream behind the last layer."""
+    """Gradient of the sum of the tokens' cross entropies with respect to the stream after the last layer."""
     h_TD, targets_T = h_BSD.flatten(0, 1), targets_BS.flatten()
     grad_TD = torch.empty_like(h_TD)
     for first in range(0, len(h_TD), LOGITS_AT_ONCE):
@@ -109,11 +109,11 @@ def _loss_gradient(model: NGPTForCausalLM, h_BSD: Tensor, targets_BS: Tensor) ->
 
 @contextmanager
 def _recorded(linears: Sequence[Linear]) -> Iterator[list[Call]]:
-    """The calls of these linears while it is open, in order; their outputs keep gradients."""
+    """Collects the calls of these linears inside the context, in order. Their outputs keep gradients."""
     calls: dict[tuple[str, int | None], Call] = {}
 
     def note(linear: Linear, expert: int | None, place: int, x: Tensor, output: Tensor) -> None:
-        if output.requires_grad:  # else nothing of the loss depends on it
+        if output.requires_grad:  # otherwise the loss does not depend on it
             output.retain_grad()
         calls.setdefault((linear.name, expert), Call(linear, expert, x.detach().flatten(0, -2))).outputs[place] = output
 

@@ -22,7 +22,7 @@ from ngpt.precision.rounding import stream_seed
 
 ITERATIONS = 30
 PROBES = 10
-LENGTH = 1024  # tokens of a sequence at most: written-out attention grows with its square
+LENGTH = 1024  # most tokens per sequence: memory of attention without fused kernels grows with the square
 TOLERANCE = 1e-3  # relative change of the eigenvalue
 
 _TINY = 1e-300
@@ -42,15 +42,15 @@ def curvature(
     """Largest eigenvalue and trace of the Hessian of the mean loss of some sequences.
 
     Args:
-        ids_NS: [N, S + 1], at least 2 sequences; of each the first LENGTH tokens are predicted at most.
-        method: of `ngpt.model_analysis.request.METHODS`.
-        iterations: of the power iteration at most. probes: of the trace, at least 2.
-        tick: is told scope, products done, of how many at most.
+        ids_NS: [N, S + 1], at least 2 sequences. At most the first LENGTH tokens of each are predicted.
+        method: one of `ngpt.model_analysis.request.METHODS`.
+        iterations: most steps of the power iteration. probes: number of probes for the trace, at least 2.
+        tick: called with the scope, the products done, and their largest possible number.
 
     Returns:
-        By scope ("blocks", "everything"): "top_eigenvalue", nats per token, its interval over sequences with the eigenvector held;
-        "iterations", and "residual" ||Hv - av|| / |a|, within which an eigenvalue lies for certain; "trace", its interval over probes and
-        sequences; "rows" and "parameters", by which traces of models of other sizes are compared.
+        By scope ("blocks", "everything"): "top_eigenvalue", nats per token, with an interval over sequences for a fixed eigenvector;
+        "iterations", and "residual" ||Hv - av|| / |a|, a relative distance within which an eigenvalue certainly lies; "trace", with an
+        interval over probes and sequences; "rows" and "parameters", to compare the traces of models of different sizes.
     """
     ids_NS, found = ids_NS[:, : LENGTH + 1], {}
     for scope in SCOPES:
@@ -87,7 +87,7 @@ def _of_scope(hessian: Hessian, seed: int, iterations: int, probes: int) -> dict
 
 
 class Eigenvalue(NamedTuple):
-    """Of a symmetric operator. residual: ||Hv - av|| / |a| of its vector, of norm 1."""
+    """An eigenvalue of a symmetric operator. residual: ||Hv - av|| / |a| for its vector v of norm 1."""
 
     value: float
     vector: Vector
@@ -96,12 +96,12 @@ class Eigenvalue(NamedTuple):
 
 
 def largest_eigenvalue(product: Product, start: Vector, iterations: int) -> Eigenvalue:
-    """The largest eigenvalue, not the one of largest magnitude: where that is negative, the operator is shifted by it.
+    """The largest eigenvalue, not the one of largest magnitude: if that one is negative, the operator is shifted by it.
 
     Args:
-        product: H v.
-        start: not zero.
-        iterations: products at most, those behind a shift included.
+        product: maps v to H v.
+        start: the first vector, not zero.
+        iterations: most products, including those after a shift.
     """
     found = _power_iteration(product, start, 0.0, iterations)
     if found.value < 0 and found.iterations < iterations:
@@ -111,7 +111,7 @@ def largest_eigenvalue(product: Product, start: Vector, iterations: int) -> Eige
 
 
 def _power_iteration(product: Product, start: Vector, shift: float, iterations: int) -> Eigenvalue:
-    """Of H - shift; the eigenvalue and the residual are those of H."""
+    """Iterates H - shift. The eigenvalue and the residual are those of H."""
     vector, value, residual = _scaled(start), math.inf, math.inf
     for number in range(1, iterations + 1):
         image = product(vector)
@@ -125,7 +125,7 @@ def _power_iteration(product: Product, start: Vector, shift: float, iterations: 
 
 
 def dot(a: Vector, b: Vector) -> Tensor:
-    """fp64, on the device."""
+    """Dot product in fp64, on the device."""
     return torch.stack([(x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)]).sum()
 
 

@@ -34,25 +34,25 @@ def flatness(
     radii: Sequence[float] = RADII,
     tick: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Loss around the weights.
+    """The loss in the neighbourhood of the weights.
 
     Args:
         ids_NS: [N, S + 1], at least 2 sequences.
-        recipe: whose weight quantiser has the noise's size.
-        directions: at least 2.
-        radii: one at least is not above FIT_RADIUS.
-        tick: is told how many points are done, of how many.
+        recipe: its weight quantiser sets the size of the noise.
+        directions: how many, at least 2.
+        radii: at least one must not exceed FIT_RADIUS.
+        tick: called with the number of points done, and the total.
 
     Returns:
-        "directions" by scope ("blocks", "everything") and way ("plain"; of nGPT also "retracted"): "points", a list of radius and
-        loss_change, and "curvature". "noise": relative_error and loss_change. "loss": at the weights. Losses are nats per token.
+        "directions" by scope ("blocks", "everything") and way ("plain"; for nGPT also "retracted"): "points", a list of radius and
+        loss_change, and "curvature". "noise": relative_error and loss_change. "loss": at the weights. Losses are in nats per token.
     """
     ways = ("plain", "retracted") if any(matrix.is_unit for matrix in matrices(model, SCOPES[0])) else ("plain",)
     total = directions * (len(SCOPES) * len(ways) * len(radii) + 1)
     start, done = sequence_losses(model, ids_NS), 0
 
     def change(both: Callable[[float], AbstractContextManager]) -> np.ndarray:
-        """y of each sequence, [S]."""
+        """y of every sequence, [S]."""
         nonlocal done
         sides = []
         for sign in (1.0, -1.0):
@@ -112,7 +112,7 @@ def _whole_error(linears: Sequence[Linear], errors: Sequence[Tensor]) -> float:
 
 @contextmanager
 def _noisy(linears: Sequence[Linear], errors: Sequence[Tensor], seed: int, number: int, sign: float) -> Iterator[None]:
-    """Weights with Gaussian noise: of each matrix, and of each expert's, with the relative error that quantisation has there."""
+    """Adds Gaussian noise to the weights. For each matrix, or each expert's, its relative size is that of the quantisation error there."""
     with restored(parameter for linear in linears for parameter in linear.parameters):
         for linear, error in zip(linears, errors, strict=True):
             weight = linear.weight()

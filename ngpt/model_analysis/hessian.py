@@ -25,17 +25,17 @@ from ngpt.model_analysis.directions import Matrix
 from ngpt.model_analysis.losses import token_losses
 from ngpt.model_analysis.quantise import restored
 
-STEP = 3e-3  # of the row that moves most, in its own length
+STEP = 3e-3  # step of the row that moves most, relative to its length
 
-type Vector = list[Tensor]  # one tensor a matrix
+type Vector = list[Tensor]  # one tensor per matrix
 
 
 class Hessian:
-    """Products with it, of the mean loss of each sequence by itself.
+    """Products with the Hessian of each sequence's mean loss.
 
     Args:
         ids_NS: [N, S + 1].
-        method: of `ngpt.model_analysis.request.METHODS`.
+        method: one of `ngpt.model_analysis.request.METHODS`.
         tick: called after each product.
     """
 
@@ -44,15 +44,15 @@ class Hessian:
     ):
         self.model, self.matrices, self.ids_NS, self.method, self.tick = model, chosen, ids_NS, method, tick
         self.norms = [matrix.norms() for matrix in chosen]
-        # of each sequence, for each matrix of unit rows <w, dL/dw> of its rows
+        # for each sequence and each matrix with unit rows: <w, dL/dw> of its rows
         self._pulls: dict[int, list[Tensor | None]] = {}
 
     def tangent(self, vector: Vector) -> Vector:
-        """Without the components that would change lengths of nGPT's rows."""
+        """The vector without components that would change the lengths of nGPT's rows."""
         return [self._projected(matrix, part) for matrix, part in zip(self.matrices, vector, strict=True)]
 
     def product(self, vector: Vector, sequence: int) -> Vector:
-        """Of one sequence's loss, in nats per token; `vector` is tangent."""
+        """H v for one sequence's loss, in nats per token; `vector` is tangent."""
         ids_1S = self.ids_NS[sequence : sequence + 1].to(self.model.device)
         steps = [part * norms for part, norms in zip(vector, self.norms, strict=True)]
         with _asking(self.model, self.matrices), _attending(self.model, self.method):
@@ -71,7 +71,7 @@ class Hessian:
         return self.tangent(found)
 
     def mean_product(self, vector: Vector) -> Vector:
-        """Of the mean loss of all sequences."""
+        """H v for the mean loss of all sequences."""
         total = [torch.zeros_like(part) for part in vector]
         for sequence in range(len(self.ids_NS)):
             for sum_, part in zip(total, self.product(vector, sequence), strict=True):
@@ -130,7 +130,7 @@ def _or_zeros(part: Tensor | None, like: Tensor) -> Tensor:
 
 @contextmanager
 def _asking(model: NGPTForCausalLM, chosen: Sequence[Matrix]) -> Iterator[None]:
-    """These parameters ask for gradients, and no others."""
+    """Inside the context, only these parameters require gradients."""
     asked = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(False)
     for matrix in chosen:

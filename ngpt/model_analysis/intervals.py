@@ -1,6 +1,6 @@
-"""95 % intervals of means: over independent batches, and over directions crossed with sequences.
+"""95 % confidence intervals of means: over independent batches, and over directions crossed with sequences.
 
-An interval is a dict: value, lower and upper. Bounds are None where one value leaves them open, all three where a value is not finite.
+An interval is a dict: value, lower and upper. The bounds are None for a single value. All three are None if a value is not finite.
 """
 
 import math
@@ -17,7 +17,7 @@ type Interval = dict[str, float | None]
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean of independent values, with Student's t interval."""
+    """The mean of independent values, with Student's t interval."""
     found = np.asarray(values, dtype=np.float64)
     if not found.size or not np.isfinite(found).all():
         return _interval(None, None)
@@ -28,15 +28,15 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def crossed_interval(values_KS: np.ndarray) -> Interval:
-    """Mean over K directions and S sequences, for others like these: both are drawn, and every direction meets every sequence.
+    """The mean over K directions and S sequences. Both are random effects, and every direction meets every sequence.
 
-    With the mean squares A of directions, B of sequences and E of what is left, the variance of the mean is (A + B - E) / KS, but not less
-    than the larger of A and B over KS. Degrees of freedom by Satterthwaite.
+    With the mean squares A of directions, B of sequences and E of the residual, the variance of the mean is (A + B - E) / KS, but at least
+    max(A, B) / KS. Degrees of freedom by Satterthwaite.
 
     Args:
         values_KS: at least 2 by 2.
 
-    Source: two-way random effects: Searle, Casella and McCulloch, "Variance Components" (1992), chapter 4; Satterthwaite, Biometrics
+    Source: Searle, Casella and McCulloch, "Variance Components" (1992), chapter 4 (two-way random effects); Satterthwaite, Biometrics
         Bulletin 2 (1946).
     """
     values = np.asarray(values_KS, dtype=np.float64)

@@ -1,9 +1,9 @@
-"""The block linears of a model as training quantises them: names of `ngpt.config.linears`, weights joined as one GEMM multiplies them.
+"""The block linears of a model as training quantises them: named as in `ngpt.config.linears`, weights joined as in one training GEMM.
 
-The transformers model has queries, keys and values apart, and a gate apart from its up projection; training multiplies each such set at
-once. The routed experts of a layer share a name and lie in one tensor.
+The transformers model keeps queries, keys and values separate, and the gate separate from the up projection. Training multiplies each set
+at once. The routed experts of a layer share a name and are stacked in one tensor.
 
-Shapes: w_NK of a linear, [E, N, K] of routed experts; x_MK tokens by input features.
+Shapes: w_NK for a linear, [E, N, K] for routed experts; x_MK tokens by input features.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +22,10 @@ class Linear:
     """A block linear.
 
     Attributes:
-        layer: number of its layer. path: its name within the layer, which all layers share.
-        module: that holds the parameters of routed experts; else the modules below are asked.
-        projections: the model's linear modules whose outputs, joined, are this one's; none of routed experts.
-        groups: of queries, keys and values; 0: outputs follow one another.
+        layer: number of its layer. path: its name within the layer, the same in all layers.
+        module: the module that holds the parameters of routed experts; for other linears the projections hold them.
+        projections: the model's linear modules whose outputs, joined, are this linear's; empty for routed experts.
+        groups: number of groups of queries, keys and values; 0: outputs are concatenated.
         stacked: name of the experts' parameter.
     """
 
@@ -45,18 +45,18 @@ class Linear:
         return tuple(projection.weight for projection in self.projections) or (self.module.get_parameter(self.stacked),)
 
     def weight(self) -> Tensor:
-        """[N, K], or [E, N, K] of routed experts; a view where nothing is joined."""
+        """[N, K], or [E, N, K] for routed experts; a view if nothing is joined."""
         return self.join([parameter.detach() for parameter in self.parameters])
 
     def join(self, rows: Sequence[Tensor]) -> Tensor:
-        """One tensor of those of the projections, whose first dimension is their outputs."""
+        """Joins one tensor per projection into one; their first dimension is the outputs."""
         if len(rows) == 1:
             return rows[0]
         return join_qkv(rows, self.groups) if self.groups else torch.cat(list(rows))
 
     @torch.no_grad()
     def write(self, weight: Tensor) -> None:
-        """Puts a tensor of `weight`'s shape in the place of the weights."""
+        """Overwrites the weights with a tensor of `weight`'s shape."""
         parts = [weight]
         if self.projections:
             rows = [len(projection.weight) for projection in self.projections]
@@ -66,7 +66,7 @@ class Linear:
 
 
 def block_linears(model: NGPTForCausalLM) -> list[Linear]:
-    """All of them, in order."""
+    """All block linears of a model, in order."""
     return [linear for number, layer in enumerate(model.model.layers) for linear in _of_layer(number, layer.mixer)]
 
 
@@ -97,7 +97,7 @@ def _of_mlp(layer: int, path: str, mlp: NGPTMLP) -> Iterator[Linear]:
 
 @contextmanager
 def changed_inputs(linears: Sequence[Linear], change: Callable[[Linear, Tensor], Tensor]) -> Iterator[None]:
-    """While it is open, every linear multiplies change(linear, x) where the model gives it x, [..., K]."""
+    """Inside the context, every linear that the model gives x, [..., K], multiplies change(linear, x) instead."""
     with ExitStack() as stack:
         for linear in linears:
             for projection in linear.projections:
@@ -112,12 +112,12 @@ type Project = Callable[[Tensor], Tensor]
 
 @contextmanager
 def projected_by(linears: Sequence[Linear], function: Callable[[Linear, int, Tensor, Project], Tensor]) -> Iterator[None]:
-    """While it is open, routed experts project by function(linear, expert, x, the model's own way)."""
+    """Inside the context, routed experts project with function(linear, expert, x, the model's own projection)."""
     of_module: dict[nn.Module, dict[str, Linear]] = {}
     for linear in linears:
         if linear.stacked:
             of_module.setdefault(linear.module, {})[linear.stacked] = linear
-    replaced = {module: vars(module).get("project") for module in of_module}  # None: the class's own
+    replaced = {module: vars(module).get("project") for module in of_module}  # None: the class's own method
     for module, by_name in of_module.items():
         own = module.project
 

@@ -1,4 +1,4 @@
-"""Losses of held-out sequences, each by itself, so that two states of a model are compared on the same text."""
+"""Losses of individual held-out sequences, so that two states of a model are compared on the same text."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ngpt.hf.modeling_ngpt import NGPTForCausalLM
 
-TOKENS_AT_ONCE = 8192  # through the layers
+TOKENS_AT_ONCE = 8192  # in a forward pass through the layers
 LOGITS_AT_ONCE = 1024  # tokens
 
 
@@ -16,12 +16,12 @@ LOGITS_AT_ONCE = 1024  # tokens
 def sequence_losses(
     model: NGPTForCausalLM, ids_NS: Tensor, at_once: int | None = None, tick: Callable[[int], None] | None = None
 ) -> Tensor:
-    """Mean loss of each sequence in nats per token, fp64 [N] on the CPU.
+    """The mean loss of each sequence in nats per token, fp64 [N] on the CPU.
 
     Args:
-        ids_NS: [N, S + 1], on any device: the last token is only predicted.
-        at_once: sequences in a forward pass; None: as many as `TOKENS_AT_ONCE` allows.
-        tick: is told how many sequences are done.
+        ids_NS: [N, S + 1], on any device; the last token is only predicted.
+        at_once: sequences per forward pass; None: as many as `TOKENS_AT_ONCE` allows.
+        tick: called with the number of sequences done.
     """
     at_once = at_once or max(1, TOKENS_AT_ONCE // (ids_NS.size(1) - 1))
     found: list[Tensor] = []
@@ -35,6 +35,6 @@ def sequence_losses(
 
 
 def token_losses(model: NGPTForCausalLM, h_BSD: Tensor, targets_BS: Tensor) -> Tensor:
-    """Cross entropy of each token, [B, S] in fp32 at least, from the stream behind the last norm."""
+    """Cross entropy of each token, [B, S] in fp32 or better, from the stream after the last norm."""
     parts = zip(h_BSD.flatten(0, 1).split(LOGITS_AT_ONCE), targets_BS.flatten().split(LOGITS_AT_ONCE), strict=True)
     return torch.cat([F.cross_entropy(model.logits(h_TD), target_T, reduction="none") for h_TD, target_T in parts]).view_as(targets_BS)

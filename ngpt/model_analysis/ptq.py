@@ -18,7 +18,7 @@ from ngpt.model_analysis.losses import sequence_losses
 from ngpt.model_analysis.quantise import quantised_inputs, quantised_weight, quantised_weights, weight_spec
 from ngpt.recipes import Recipe
 
-# (whether inputs are quantised, blocks of the weights or None: as they are)
+# (whether inputs are quantised, block shape of the weights or None: not quantised)
 ARMS: dict[str, tuple[bool, str | None]] = {
     "weights_1x16": (False, "1x16"),
     "weights_16x16": (False, "16x16"),
@@ -35,15 +35,15 @@ def ptq(
 
     Args:
         ids_NS: [N, S + 1], at least 2 sequences.
-        bits_per_nat: bits per byte of text that one nat per token is; None: unknown.
-        tick: is told the arm, how many of its sequences are done, of how many.
+        bits_per_nat: bits per byte of text that equal one nat per token; None: unknown.
+        tick: called with the arm, the number of its sequences done, and the total.
 
     Returns:
-        "unquantised" and "arms" by name: loss (nats per token) with a t interval over sequences, bits_per_byte; of arms also difference
-        and bits_per_byte_difference, paired by sequence, and relative_difference. "weight_error": relative error of the weights by blocks.
+        "unquantised" and "arms" by name: loss (nats per token) with a t interval over sequences, bits_per_byte; for arms also difference
+        and bits_per_byte_difference, paired by sequence, and relative_difference. "weight_error": relative weight error by block shape.
 
     Raises:
-        ConfigError: features that the recipe's blocks cannot tile.
+        ConfigError: the recipe's blocks cannot tile a layer's features.
     """
     linears = block_linears(model)
 

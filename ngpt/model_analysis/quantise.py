@@ -1,4 +1,4 @@
-"""Block linears of a model in a recipe's format, in place and for as long as a context is open."""
+"""Puts a model's block linears into a recipe's format, in place and only inside a context."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 @contextmanager
 def restored(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Parameters have their bits back when it closes, whatever was written into them. A copy is kept beside them."""
+    """Restores the parameters bit for bit on exit, from a copy, whatever was written into them."""
     kept = [(parameter, parameter.detach().clone()) for parameter in parameters]
     try:
         yield
@@ -29,7 +29,7 @@ def restored(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def quantised_weights(linears: Sequence[Linear], spec: QuantizerSpec) -> Iterator[None]:
-    """Weights are what fprop reads of them: rowwise, with an amax of each joined matrix, and of each expert's."""
+    """Inside the context, weights are as fprop reads them: quantised rowwise, with one amax per joined matrix or per expert."""
     with restored(parameter for linear in linears for parameter in linear.parameters):
         for linear in linears:
             linear.write(quantised_weight(linear, spec))
@@ -38,7 +38,7 @@ def quantised_weights(linears: Sequence[Linear], spec: QuantizerSpec) -> Iterato
 
 @contextmanager
 def quantised_inputs(linears: Sequence[Linear], spec: QuantizerSpec) -> Iterator[None]:
-    """Inputs are what fprop reads of them; an amax is over all tokens that meet in a call, of an expert over its own."""
+    """Inside the context, inputs are as fprop reads them. An amax is over all tokens of a call, for an expert over its own."""
     with changed_inputs(linears, lambda linear, x: dequantised(linear, x, spec)):
         yield
 
@@ -64,7 +64,7 @@ def dequantised(linear: Linear, x: Tensor, spec: QuantizerSpec) -> Tensor:
 
 
 def refused(linear: Linear, error: ValueError) -> ConfigError:
-    """What a user is told where a recipe cannot quantise a linear layer."""
+    """The error for a recipe that cannot quantise a linear layer."""
     return ConfigError("--recipe", linear.name, str(error), "Name a recipe that fits this model")
 
 
@@ -72,7 +72,7 @@ def weight_spec(recipe: Recipe, blocks: str | None = None) -> QuantizerSpec:
     """How a recipe quantises weights for fprop.
 
     Args:
-        blocks: "1x16" or "16x16" in place of the recipe's own.
+        blocks: "1x16" or "16x16" instead of the recipe's own.
     """
     assert recipe.weight is not None, f"{recipe.name} quantises no weights"
     spec = recipe.weight.rowwise

@@ -1,4 +1,4 @@
-"""A recipe by the name of its file in conf/precision or a folder of the user's. Imports no torch."""
+"""A recipe, by the name of its file in conf/precision or a user's folder. Imports no torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from ngpt.recipes import Recipe
 
 
 def recipe_named(name: str, config_dirs: Sequence[Path] = ()) -> Recipe:
-    """The recipe of precision=NAME. Which layers its file keeps in high precision is no part of it.
+    """The recipe of precision=NAME, without the file's choice of layers to keep in high precision.
 
     Raises:
-        ConfigError: there is none of that name, or it does not quantise to NVFP4.
+        ConfigError: there is no recipe of that name, or it does not quantise to NVFP4.
     """
     try:
         recipe = recipe_of(compose(["experiment=ngpt_tiny", f"precision={name}"], config_dirs).precision)

@@ -1,4 +1,4 @@
-"""What `ngpt analyze` is asked for. Imports no torch: a wrong request ends before that is waited for."""
+"""A request to `ngpt analyze`. Imports no torch, so that a wrong request fails before that slow import."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from ngpt.config.errors import ConfigError
 from ngpt.data.validation import sequences_of_split
 from ngpt.recipes import Recipe
 
-SEQUENCES = {"snr": 8, "ptq": 32, "flatness": 8, "curvature": 8}  # read by default; of snr batches
-HALVES = 2  # of snr's batches, each of which needs an interval
+SEQUENCES = {"snr": 8, "ptq": 32, "flatness": 8, "curvature": 8}  # read by default; for snr, batches
+HALVES = 2  # snr splits its batches in halves, each of which needs an interval
 DIRECTIONS = 6
 RADII = (0.02, 0.05, 0.1, 0.2, 0.4)
-FIT_RADIUS = 0.1  # radii up to it give the curvature
-METHODS = ("double_backward", "differences")  # of products with the Hessian
+FIT_RADIUS = 0.1  # the curvature is fitted to radii up to this one
+METHODS = ("double_backward", "differences")  # of computing products with the Hessian
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Request:
     """One analysis of one model.
 
     Attributes:
-        what: of `ngpt.model_analysis.ANALYSES`.
-        splits: prefixes of prepared data. length: tokens of a sequence. sequences: that are read.
-        batch_size: of snr: sequences that a GEMM has.
-        dtype: of the model.
-        recipe: whose quantisers are used.
-        seed: of the text and of all that is drawn.
-        directions, radii: of flatness. hvp: of curvature, one of METHODS.
+        what: one of `ngpt.model_analysis.ANALYSES`.
+        splits: prefixes of prepared data. length: tokens per sequence. sequences: how many to read.
+        batch_size: for snr, sequences per GEMM.
+        dtype: the model's dtype.
+        recipe: the recipe whose quantisers are used.
+        seed: for choosing the text and for all other random draws.
+        directions, radii: for flatness. hvp: for curvature, one of METHODS.
     """
 
     what: str
@@ -43,7 +43,7 @@ class Request:
     hvp: str = METHODS[0]
 
     def options(self) -> dict[str, Any]:
-        """What decides the result, of JSON's types."""
+        """The options that determine the result, in JSON types."""
         shared = {"splits": list(self.splits), "length": self.length, "tokens": self.sequences * self.length}
         shared |= {"dtype": self.dtype, "seed": self.seed}
         if self.what == "curvature":
@@ -55,10 +55,10 @@ class Request:
 
 
 def available(prefixes: Sequence[str], length: int) -> int:
-    """Sequences that there are when splits take turns.
+    """How many sequences are available when splits take turns.
 
     Raises:
-        ConfigError: a split is missing, or holds no sequence.
+        ConfigError: a split is missing, or holds no whole sequence.
     """
     return min(sequences_of_split(prefix, length) for prefix in prefixes) * len(prefixes)
 
@@ -67,15 +67,15 @@ def sequences_wanted(what: str, tokens: int | None, length: int, there: int, bat
     """How many sequences an analysis reads.
 
     Args:
-        tokens: that were asked for; None: SEQUENCES, or what there is.
-        length: of a sequence. there: sequences of the text.
-        batch_size: of snr, whose number of batches is even.
+        tokens: how many were asked for; None: SEQUENCES, or as many as there are.
+        length: tokens per sequence. there: sequences in the text.
+        batch_size: for snr, which reads an even number of batches.
 
     Raises:
-        ConfigError: there is less text than was asked for, or than the analysis needs.
+        ConfigError: there is less text than was asked for or than the analysis needs.
     """
     multiple = HALVES * batch_size if what == "snr" else 1
-    least = 2 * multiple  # for an interval
+    least = 2 * multiple  # an interval needs at least two
     if tokens is not None and tokens > there * length:
         rule = f"The text has {there:,} sequences of {length} tokens"
         raise ConfigError("--tokens", tokens, rule, "Ask for less, or name another --split")

@@ -1,4 +1,4 @@
-"""Where results of analyses are kept, and that none is lost. Imports no torch."""
+"""Where results of analyses are kept, and checks that none is overwritten. Imports no torch."""
 
 import json
 from collections.abc import Iterator
@@ -10,19 +10,19 @@ from ngpt.config.errors import ConfigError
 from ngpt.model_analysis import ANALYSES
 
 FOLDER = "analysis"
-MEASURED = "tokens"  # option that a later measurement may raise
+MEASURED = "tokens"  # an option that a later measurement may increase
 
 
 def path_of(run_dir: Path, what: str, name: str | None, step: int) -> Path:
-    """For instance RUN/analysis/snr_iter_0000250.json, with a name RUN/analysis/snr_NAME_iter_0000250.json."""
+    """For instance RUN/analysis/snr_iter_0000250.json, or with a name RUN/analysis/snr_NAME_iter_0000250.json."""
     return run_dir / FOLDER / f"{what}{f'_{name}' if name else ''}_iter_{step:07d}.json"
 
 
 def kept(path: Path, options: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier measurement with these very options left at a path; None: the path is free, or has the same on less text.
+    """The result of an earlier measurement with exactly these options. None: the path is free, or has the same result on less text.
 
     Raises:
-        ConfigError: it holds something else, which a new measurement would destroy.
+        ConfigError: the path holds something else, which a new measurement would overwrite.
     """
     if not path.exists():
         return None
@@ -47,7 +47,7 @@ def kept(path: Path, options: dict[str, Any]) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Kept:
-    """A kept result, for a list."""
+    """A kept result, as listed."""
 
     path: Path
     what: str
@@ -57,7 +57,7 @@ class Kept:
 
 
 def listed(run_dir: Path) -> Iterator[Kept]:
-    """Results in a run folder, by name; files that are none are left out."""
+    """The results in a run folder, by name. Other files are left out."""
     for path in sorted((run_dir / FOLDER).glob("*_iter_*.json")):
         try:
             found = json.loads(path.read_bytes())

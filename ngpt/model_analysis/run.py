@@ -1,4 +1,4 @@
-"""One analysis from a request to its result."""
+"""One analysis, from request to result."""
 
 import time
 from collections.abc import Callable
@@ -22,11 +22,11 @@ def measure(model: NGPTForCausalLM, request: Request, say: Say = lambda line: No
     """Reads the text and runs the analysis.
 
     Args:
-        model: in evaluation mode, of `request.dtype`.
-        say: takes lines on how far it is.
+        model: in evaluation mode, with dtype `request.dtype`.
+        say: called with lines on the progress.
 
     Returns:
-        what, options, tokens, seconds, definition (of the figures, in words), and results, of JSON's types.
+        what, options, tokens, seconds, definition (of the figures, in words), and results, in JSON types.
 
     Raises:
         ConfigError: the recipe cannot quantise a layer of this model.
@@ -60,7 +60,7 @@ def _results(model: NGPTForCausalLM, request: Request, text: Text, progress: "_P
 
 
 class _Progress:
-    """A line now and then, and the last one of each kind."""
+    """Prints a line now and then, and the last one of each kind."""
 
     def __init__(self, what: str, say: Say):
         self.what, self.say, self.last = what, say, time.monotonic()

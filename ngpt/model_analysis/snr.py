@@ -25,19 +25,19 @@ from ngpt.precision.rounding import operand_seed, stream_seed
 from ngpt.recipes import BLOCK, Recipe
 
 GEMMS = ("fprop", "dgrad", "wgrad")
-SAMPLES = 128  # rows drawn of each operand
-EXPERTS = 4  # drawn of a layer in each batch
+SAMPLES = 128  # rows drawn from each operand
+EXPERTS = 4  # drawn from each layer in each batch
 # Edges of the histogram of the rows' signal correlations.
 EDGES = (-1.0, -0.1, -0.03, -0.01, -0.003, -0.001, 0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-HALVES = ("even", "odd")  # batches
+HALVES = ("even", "odd")  # of the batches
 TICK = Callable[[int, int], None]
 
 type Figures = dict[str, float]
-type Counts = dict[str, list[int]]  # of a histogram, by GEMM
+type Counts = dict[str, list[int]]  # histogram counts by GEMM
 
 
 class BatchWatch(GemmWatch):
-    """Figures of one batch, with the gains that summation has and the rows' correlations, and without intervals."""
+    """Figures of one batch, with the gains from summation and the rows' correlations, but without intervals."""
 
     def gemm_figures(
         self, draws: tuple[Draw, Draw], exact: tuple[Tensor, Tensor], quantised: tuple[Tensor, Tensor]
@@ -46,11 +46,11 @@ class BatchWatch(GemmWatch):
 
 
 def figures_of_powers(powers: Tensor, reduction: int) -> dict[str, Tensor]:
-    """The figures of `ngpt.precision.diagnostics`, their gains, and a histogram, of [4, M, N] powers of output entries.
+    """The figures of `ngpt.precision.diagnostics`, their gains, and a histogram, from [4, M, N] powers of output entries.
 
-    signal_gain_db = 10 lg (1 + (K - 1) rho(z)) and noise_gain_db the same of e: what summation makes of either power. averaging_gain_db is
-    their difference, the dot products' SNR over that of the products. row_correlation_counts: of the first operand's rows, by their own
-    rho(z), between EDGES.
+    signal_gain_db = 10 lg (1 + (K - 1) rho(z)), and noise_gain_db is the same for e: how much summation raises either power.
+    averaging_gain_db is their difference: the SNR of the dot products over that of the products. row_correlation_counts: a histogram of the
+    first operand's rows by their own rho(z), with bins between EDGES.
     """
     signal, noise, signal_terms, noise_terms = powers.mean(dim=(1, 2))
     signal_gain, noise_gain = signal / signal_terms, noise / noise_terms
@@ -81,18 +81,18 @@ def snr(
     """Figures of every block linear under a recipe's quantisers, each with a 95 % interval over batches.
 
     Args:
-        ids_NS: [N, S + 1]; N is a multiple of batch_size, and there are 4 batches at least, for two in each half.
-        batch_size: sequences that a GEMM of training has.
-        seed: of drawn rows and experts and of stochastic rounding.
-        tick: is told how many batches are done, of how many.
+        ids_NS: [N, S + 1]; N is a multiple of batch_size. At least 4 batches, so that each half has two.
+        batch_size: sequences per GEMM in training.
+        seed: for drawing rows and experts, and for stochastic rounding.
+        tick: called with the number of batches done, and the total.
 
     Returns:
-        "linears" by name, "kinds" by path within a layer, "all": for input, weight, grad_output, fprop, dgrad and wgrad figures with value,
-        lower and upper; of GEMMs also "halves", the same of even and of odd batches alone, which share no token. Of linears further
-        "histogram": counts of rows. "edges": of the histograms.
+        "linears" by name, "kinds" by path within a layer, "all": figures of input, weight, grad_output, fprop, dgrad and wgrad with value,
+        lower and upper. GEMMs also have "halves": the same for the even and the odd batches alone, which share no token. Linears also have
+        "histogram": counts of rows. "edges": edges of the histograms.
 
     Raises:
-        ConfigError: features that the recipe's blocks cannot tile.
+        ConfigError: the recipe's blocks cannot tile a layer's features.
     """
     linears, batches = block_linears(model), ids_NS.split(batch_size)
     found: list[dict[str, Figures]] = []
@@ -110,7 +110,7 @@ def snr(
 
 
 def _watched(calls: Sequence[Call], seed: int, batch: int) -> Iterator[Call]:
-    """All calls but those of experts, of which some are drawn, with equal chances among those that have tokens."""
+    """All calls except experts', of which some are drawn, with equal probability among those that have tokens."""
     by_layer: dict[str, list[Call]] = defaultdict(list)
     for call in calls:
         if call.expert is None:
@@ -125,7 +125,7 @@ def _watched(calls: Sequence[Call], seed: int, batch: int) -> Iterator[Call]:
 
 @torch.no_grad()
 def _figures(call: Call, recipe: Recipe, samples: int, seed: int) -> dict[str, Tensor]:
-    """Figures of a linear's three GEMMs. Tokens are filled up with zeros to whole blocks, as training fills up those of experts."""
+    """Figures of a linear's three GEMMs. Tokens are padded with zeros to whole blocks, as training pads those of experts."""
     watch = BatchWatch(recipe, samples, seed=seed)
     x_MK, dy_MN, w_NK = _whole_blocks(call.x_MK), _whole_blocks(call.grad_output()), call.weight()
     assert recipe.input is not None and recipe.weight is not None and recipe.grad_output is not None
@@ -150,7 +150,7 @@ def _as_numbers(figures: dict[str, Tensor]) -> Figures:
 
 
 def _mean(parts: Iterable[Figures]) -> Figures:
-    """Of each figure; the parts have the same ones."""
+    """The mean of each figure. All parts have the same figures."""
     found = list(parts)
     return {name: statistics.fmean(part[name] for part in found) for name in found[0]}
 
@@ -187,7 +187,7 @@ def _summary(linears: Sequence[Linear], found: Sequence[dict[str, Figures]], cou
 
 
 def _intervals(batches: Sequence[Figures]) -> dict[str, Any]:
-    """Figures of a linear, or of an average, by operand or GEMM, from those of each batch; a batch without tokens of it has none."""
+    """Figures of a linear or an average, by operand or GEMM, from those of each batch. A batch without tokens for it has no figures."""
     out: dict[str, Any] = defaultdict(dict)
     for path in next(batch for batch in batches if batch):
         group, _, figure = path.partition("/")

@@ -1,4 +1,4 @@
-"""Results in words: a few lines for a person; the file has all. Imports no torch."""
+"""Results for a person, in a few lines; the file has everything. Imports no torch."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,7 +7,7 @@ type Rows = Iterator[tuple[str, ...]]
 
 
 def table(found: dict[str, Any]) -> str:
-    """What `ngpt.model_analysis.run.measure` returned, in aligned columns."""
+    """The result of `ngpt.model_analysis.run.measure`, in aligned columns."""
     rows = [*_TABLES[found["what"]](found["results"])]
     widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(max(map(len, rows)))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""The text that an analysis reads: whole sequences of prepared splits, the same for every model with their tokenizer and length."""
+"""The text that an analysis reads: whole sequences of prepared splits, the same for every model with that tokenizer and length."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ POOL = 64
 
 @dataclass(frozen=True)
 class Text:
-    """Sequences of splits.
+    """Sequences drawn from splits.
 
     Attributes:
-        ids_NS: int64 [N, S + 1], on the CPU: the last token is only predicted.
-        bits_per_nat: bits per byte of UTF-8 that one nat per token is.
+        ids_NS: int64 [N, S + 1], on the CPU; the last token is only predicted.
+        bits_per_nat: bits per byte of UTF-8 that equal one nat per token.
     """
 
     ids_NS: Tensor
@@ -29,19 +29,19 @@ class Text:
 
     @property
     def tokens(self) -> int:
-        """That are predicted."""
+        """Number of predicted tokens."""
         return self.ids_NS.size(0) * (self.ids_NS.size(1) - 1)
 
 
 def read_text(prefixes: Sequence[str], length: int, count: int, seed: int) -> Text:
-    """Sequences drawn without replacement; of several splits about equally many. Neighbours in a document would not be independent.
+    """Draws sequences without replacement, about equally many from each split. Neighbours in a document would not be independent.
 
-    They are drawn from the first POOL times as many, so that a large split is not read to its end.
+    They are drawn from the first POOL times as many, so that a large split need not be read to its end.
 
     Args:
-        length: S, tokens.
-        count: N; not more than there are.
-        seed: decides which documents meet in a sequence, and which sequences are taken.
+        length: S, in tokens.
+        count: N; at most as many as there are.
+        seed: decides which documents share a sequence, and which sequences are drawn.
     """
     pool = [sequence.astype(np.int64) for sequence in itertools.islice(_in_turn(prefixes, length, seed), POOL * count)]
     chosen = np.random.RandomState(seed).permutation(len(pool))[:count]
