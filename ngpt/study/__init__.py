@@ -1,1 +1,1 @@
-"""Studies: from a claim and its arms to runs, numbers with intervals, and a page."""
+"""Studies: from a claim and its arms to runs, numbers with confidence intervals, and a page."""

@@ -1,4 +1,4 @@
-"""The figures of a study over a scanned key, and over layers."""
+"""A study's figures over a scanned key, and over layers."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from ngpt.analysis.sheets import Panel
 from ngpt.study.drawing import Results, RowLike, color_of, legend, row_name, title_of, unit_of
 
 _STYLES = ("solid", "dashed", "dotted", "dashdot")
-_EXTRAPOLATED = 16_384  # width up to which the averaging model is drawn
+_EXTRAPOLATED = 16_384  # the averaging model is drawn up to this width
 type Model = tuple[str, list[float], list[float]]  # arm, widths, dB
 
 
@@ -33,7 +33,7 @@ def axis(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
 
 
 def _lines(rows: Sequence[RowLike], over: str) -> dict[tuple[Any, ...], list[RowLike]]:
-    """Rows that differ in the scanned key alone, in its order."""
+    """Rows grouped into lines: those of a line differ only in the scanned key, and are in its order."""
     lines: dict[tuple[Any, ...], list[RowLike]] = {}
     for row in sorted(rows, key=lambda row: float(row["point"][over])):
         rest = tuple((key, value) for key, value in row["point"].items() if key != over)
@@ -70,10 +70,10 @@ def _draw_axis(
 
 
 def averaging_model(results: Results, figure: Mapping[str, Any]) -> list[Model]:
-    """What correlation alone predicts of the averaging gain, for each arm of the rho's measures, in dB over the scanned width D.
+    """The averaging gain that correlation alone predicts, in dB over the scanned width D, for each arm that has both rhos.
 
-    10 lg (1 + (D - 1) rho of the signal) - 10 lg (1 + (D - 1) rho of the noise), the mean over layers and seeds at that width. Beyond the
-    widest model its rhos are kept, up to 16,384.
+    10 lg (1 + (D - 1) rho of the signal) - 10 lg (1 + (D - 1) rho of the noise), averaged over layers and seeds at that width. Beyond the
+    widest model, up to 16,384, its rhos are used.
     """
     by_arm: dict[str, dict[float, list[tuple[float, float]]]] = {}
     for run in results["runs"]:
@@ -90,7 +90,7 @@ def averaging_model(results: Results, figure: Mapping[str, Any]) -> list[Model]:
 
 
 def _pairs(run: Mapping[str, Any], signal: str, noise: str) -> list[tuple[float, float]]:
-    """Both correlations of each layer of a run; of the run where its measures are no layers'."""
+    """Both correlations of each layer of a run; of the run as a whole if its measures are not per layer."""
     signals, noises = (run["layers"].get(name, {"": run["measures"].get(name)}) for name in (signal, noise))
     return [(signals[layer], noises[layer]) for layer in signals if None not in (signals[layer], noises.get(layer))]
 
@@ -101,7 +101,7 @@ def _gain_db(width: float, signal: float, noise: float) -> float:
 
 
 def layers(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
-    """Of the arms of a comparison; of those that scan, at their last point."""
+    """Panels over layers for the arms of a comparison; an arm that scans is shown at its last point."""
     (name,) = figure["of"]
     measure = results["study"]["comparisons"][name]["measure"]
     last = {row["arm"]: row["point"] for row in results["comparisons"][name]["rows"]}
@@ -119,7 +119,7 @@ def layers(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Layer 10 behind layer 9."""
+    """Sort key that puts layer 10 after layer 9."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 

@@ -1,4 +1,4 @@
-"""Numbers of a study's results as the tables of its page show them."""
+"""Numbers of a study's results, as shown in the tables of its page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def number(value: float | None) -> str:
 
 
 def interval_text(values: Mapping[str, Any]) -> str:
-    """An interval in words, with what has no end told as such."""
+    """An interval in words, which say so if it is unbounded."""
     one = Interval.from_json(dict(values))
     if one.shape == ALL:
         return "excludes nothing"
@@ -28,7 +28,7 @@ def interval_text(values: Mapping[str, Any]) -> str:
 
 
 def design_rows(results: Results) -> list[tuple[str, str]]:
-    """What was run, in lines of a table."""
+    """What was run, as rows of a table."""
     study, runs = results["study"], results["runs"]
     seeds = list(dict.fromkeys(run["seed"] for run in runs))
     arms = list(dict.fromkeys(run["arm"] for run in runs))
@@ -50,7 +50,7 @@ def design_rows(results: Results) -> list[tuple[str, str]]:
 
 
 def comparison_tables(results: Results) -> list[dict[str, Any]]:
-    """The comparisons that have rows, each with its heads and cells."""
+    """The comparisons that have rows, each with its headings and cells."""
     found = []
     for name, comparison in results["study"]["comparisons"].items():
         rows = results["comparisons"][name]["rows"]
@@ -87,7 +87,7 @@ def _pairs(pairs: Mapping[str, Any] | None) -> str:
 
 
 def run_rows(results: Results) -> list[dict[str, Any]]:
-    """Every run with its command, and what it was measured as."""
+    """Every run with its command and its measured values."""
     return [
         {
             "name": run["name"],

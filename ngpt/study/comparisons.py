@@ -1,4 +1,4 @@
-"""What is estimated from the numbers of runs: each comparison of a study as rows with an interval over seeds."""
+"""Estimates from the numbers of runs: each comparison of a study as rows, with intervals over seeds."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from ngpt.config.study import Comparison, Study, partner
 from ngpt.study.numbers import Numbers
 from ngpt.study.plan import compared, label, reference
 
-AROUND_LOWEST = 5  # places that a parabola is put through: those around the lowest mean
+AROUND_LOWEST = 5  # a parabola is fitted to this many places around the lowest mean
 Point = tuple[tuple[str, Any], ...]
 Seeds = dict[int, float]
 
@@ -22,9 +22,9 @@ class Row:
     """An estimate of one arm at one point of its scan.
 
     Attributes:
-        by_seed: the units behind the interval; of a slope or an optimum its value of each seed.
-        less, divided_by: the arms that it was compared with.
-        pairs: seeds that would tell a difference of this size and scatter from zero; None where it is no difference.
+        by_seed: the units behind the interval; for a slope or an optimum, its value for each seed.
+        less, divided_by: the arms that this arm is compared with.
+        pairs: seeds needed to tell a difference of this size and scatter from zero; None if this is not a difference.
         note: what a reader must know.
     """
 
@@ -54,7 +54,7 @@ class Values:
         return list(dict.fromkeys(_point(found.run.point) for found in self.numbers if found.run.arm == arm))
 
     def of(self, measure: str, arm: str, point: Point) -> Seeds:
-        """A measure by seed; runs that have none are left out."""
+        """A measure by seed; runs without it are left out."""
         found = ((each.run.seed, each.values.get(measure)) for each in self._runs(arm, point))
         return {seed: value for seed, value in found if value is not None}
 
@@ -63,14 +63,14 @@ class Values:
         return {each.run.seed: dict(each.curves.get(key, [])) for each in self._runs(arm, point)}
 
     def _runs(self, arm: str, point: Point) -> Iterator[Numbers]:
-        # An arm without some of the scan's keys, a reference, is the same at all of their values.
+        # A reference arm that lacks some keys of the scan is the same at all of their values.
         for found in self.numbers:
             if found.run.arm == arm and set(_point(found.run.point)) <= set(point):
                 yield found
 
 
 def rows(comparison: Comparison, values: Values) -> list[Row]:
-    """The rows of a comparison: of every arm, itself as a reference left out, at every point of its scan."""
+    """The rows of a comparison: one for every arm at every point of its scan, but none for a reference itself."""
     study = values.study
     found = []
     for arm in compared(study, comparison.arms):
@@ -88,13 +88,13 @@ def rows(comparison: Comparison, values: Values) -> list[Row]:
 
 
 def _pairs(interval: Interval, by_seed: Seeds) -> Interval | None:
-    """Seeds that would tell a difference of this size and scatter from zero."""
+    """Seeds needed to tell a difference of this size and scatter from zero."""
     size = abs(interval.estimate)
     return statistics.pairs_needed(list(by_seed.values()), size) if interval.bounded and size > 0 else None
 
 
 def curve(comparison: Comparison, values: Values, key: str) -> list[dict[str, Any]]:
-    """A comparison of kind `mean` over the tokens trained on: for each arm and point where every seed has logged the key."""
+    """A comparison of kind `mean` over training tokens, for each arm and point, where every seed has logged the key."""
     found = []
     for arm in compared(values.study, comparison.arms):
         less = reference(comparison.less, arm)
@@ -197,7 +197,7 @@ _KINDS: Mapping[str, Callable[[Comparison, Values, str, Point], tuple[Interval, 
 
 
 def _units(comparison: Comparison, values: Values, arm: str, point: Point) -> Seeds:
-    """The measure of an arm by seed, less that of its reference."""
+    """The measure of an arm by seed, minus that of its reference."""
     less = reference(comparison.less, arm)
     own = values.of(comparison.measure, arm, point)
     return _taken_off(comparison, own, values.of(comparison.measure, less, point) if less else None)
@@ -226,7 +226,7 @@ def _scan(
 
 
 def _around_lowest(x: list[float], lines: dict[int, list[float]]) -> tuple[list[float], dict[int, list[float]]]:
-    """The places around the lowest mean: far from it a loss is no parabola."""
+    """The places around the lowest mean. Far from it, a loss is not a parabola."""
     if not x:
         return x, lines
     start = min(max(_lowest(x, lines) - AROUND_LOWEST // 2, 0), max(len(x) - AROUND_LOWEST, 0))
@@ -235,13 +235,13 @@ def _around_lowest(x: list[float], lines: dict[int, list[float]]) -> tuple[list[
 
 
 def _lowest(x: list[float], lines: dict[int, list[float]]) -> int:
-    """The place of the lowest mean over seeds."""
+    """The index of the lowest mean over seeds."""
     means = [fmean(line[index] for line in lines.values()) for index in range(len(x))]
     return means.index(min(means))
 
 
 def _first_below(curve: Mapping[float, float], bound: float) -> float | None:
-    """Tokens at which a curve first comes down to a bound, on the line between two records."""
+    """Tokens at which a curve first falls to a bound, interpolated linearly between two records."""
     before: tuple[float, float] | None = None
     for tokens, loss in curve.items():
         if loss <= bound:

@@ -1,4 +1,4 @@
-"""What the figures of a study share: colours, names, units, a legend."""
+"""What the figures of a study share: colours, names, units and a legend."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,12 +15,12 @@ RowLike = Mapping[str, Any]
 
 
 def color_of(arm: str) -> str:
-    """One colour an architecture."""
+    """An arm's colour: one per architecture."""
     return _GPT if arm.startswith("gpt") else _NGPT
 
 
 def unit_of(results: Results, comparison: str) -> str:
-    """Of the numbers of a comparison, in words."""
+    """The unit of a comparison's numbers, in words."""
     one = results["study"]["comparisons"][comparison]
     unit = results["study"]["measures"][one["measure"]]["unit"]
     return {
@@ -37,12 +37,12 @@ def row_name(row: Mapping[str, Any]) -> str:
 
 
 def title_of(results: Results, figure: Mapping[str, Any], comparison: str) -> Name | None:
-    """Of a panel; None where the figure's own title says it."""
+    """The title of a panel; None if the figure's own title says it."""
     return Name(results["study"]["comparisons"][comparison]["title"]) if len(figure["of"]) > 1 else None
 
 
 def legend(axes: Axes, names: Sequence[tuple[str, str, Any]]) -> None:
-    """Above the axes; (name, colour, line style) of each entry."""
+    """Draws a legend above the axes. `names`: (name, colour, line style) of each entry."""
     handles = [Line2D([], [], color=color, linestyle=style, linewidth=2, label=formats.short(name, 44)) for name, color, style in names]
     made = axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.3, fontsize=8.5, labelspacing=0.25)
     for text in made.get_texts():

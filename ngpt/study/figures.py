@@ -1,4 +1,4 @@
-"""The figures of a study's page, drawn from its results alone."""
+"""The figures of a study's page, drawn only from its results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,14 +17,14 @@ from ngpt.study.drawing import Results, RowLike, color_of, legend, row_name, tit
 
 
 def sheets_of(results: Results) -> list[Sheet]:
-    """The figures for which there are numbers, the main one first."""
+    """The figures that have numbers, the main one first."""
     made = enumerate(((_SHEETS[figure["kind"]](results, figure), figure) for figure in results["study"]["figures"]), start=1)
     return [_sheet(f"{number}_{figure['kind']}", figure, panels) for number, (panels, figure) in made if panels]
 
 
 def _sheet(file: str, figure: Mapping[str, Any], panels: Sequence[Panel]) -> Sheet:
     caption = figure["caption"]
-    if len(panels) == 1 and panels[0].name:  # the page gives a panel alone all of the width
+    if len(panels) == 1 and panels[0].name:  # the page gives a single panel its full width
         caption = " ".join(filter(None, [f"{panels[0].name.text}.", caption]))
         panels = [replace(panels[0], name=None)]
     return Sheet(file, figure["title"], caption, "Figures", tuple(panels), columns=2)
@@ -86,7 +86,7 @@ def _without_end(one: Interval) -> str:
 
 
 def _tokens(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
-    """A panel an architecture, all in one frame."""
+    """One panel per architecture, all with the same frame."""
     panels = []
     for name in figure["of"]:
         curves = [curve for curve in results["comparisons"][name].get("curves", []) if curve["places"]]
@@ -104,12 +104,12 @@ def _tokens(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
 
 
 def _kind(curve: RowLike) -> tuple[Any, ...]:
-    """What has one colour in the panels of both architectures."""
+    """The key by which curves share a colour in the panels of both architectures."""
     return (curve["arm"].partition("_")[2], *curve["point"].items())
 
 
 def _frame(places: Sequence[RowLike]) -> tuple[float, float]:
-    """Of the means, with room for a part of their intervals: those of three seeds are wide."""
+    """The y limits: the means, with room for part of their intervals, since intervals of three seeds are wide."""
     means = [place["estimate"] for place in places] + [0.0]
     room = 0.6 * (max(means) - min(means)) or 1e-3
     return min(means) - room, max(means) + room

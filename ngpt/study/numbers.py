@@ -1,4 +1,4 @@
-"""Numbers of finished runs: what a study's measures say of each, and its curves."""
+"""Numbers of finished runs: each run's values of the study's measures, and its curves."""
 
 import json
 import math
@@ -19,16 +19,16 @@ from ngpt.config.study import METRICS, Measure, Study
 from ngpt.study.plan import Plan, PlannedRun
 
 LOSSES = ("val_loss", "train_loss")
-FEWEST_RECORDS = 100  # of a loss, for a phase change
+FEWEST_RECORDS = 100  # fewest records of a loss in which to look for a phase change
 _SIDE, _NEIGHBOUR, _FASTER, _NOISES = 1.15, 1.5, 1.5, 4  # of `phase_change`
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What one run gave.
+    """The numbers of one run.
 
     Attributes:
-        values: measure -> its number; None where the run has none, or one that is not finite.
+        values: measure -> its number; None if the run has none, or it is not finite.
         layers: measure with a glob -> what the glob matched -> number.
         curves: key of metrics.jsonl -> (tokens, value) of each record.
     """
@@ -44,7 +44,7 @@ class Numbers:
 
 
 def read_numbers(plan: Plan, folder: Path) -> list[Numbers]:
-    """The numbers of every run of a plan that has logged some; those that have not are named with the status `missing`.
+    """The numbers of every run of a plan. Runs that have logged nothing are listed with the status `missing`.
 
     Raises:
         ConfigError: a file of a run is damaged.
@@ -83,7 +83,7 @@ def _of_run(study: Study, planned: PlannedRun, folder: Path, files: Mapping[tupl
 
 
 def measured(measure: Measure, source: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """What a measure takes of each key that it names; by the part of the key that its first * stands for."""
+    """The value that a measure takes from each key it names, by the part of the key that the first * matches."""
     pattern, found = _pattern(measure.key), {}
     for key, values in source.items():
         if (match := pattern.match(key)) and values:
@@ -96,7 +96,7 @@ def _pattern(key: str) -> re.Pattern[str]:
 
 
 def _mean_curve(series: Mapping[str, tuple[list[float], list[float]]], key: str) -> dict[float, float]:
-    """tokens -> the mean of all that a key names there."""
+    """tokens -> the mean over all series that a key matches there."""
     pattern = _pattern(key)
     found: dict[float, list[float]] = {}
     for name, (tokens, values) in series.items():
@@ -107,16 +107,16 @@ def _mean_curve(series: Mapping[str, tuple[list[float], list[float]]], key: str)
 
 
 def _taken(measure: Measure, values: Sequence[float]) -> float:
-    if measure.take == "count":  # what is not finite is above any bound
+    if measure.take == "count":  # a non-finite value is above any bound
         return float(sum(not value <= measure.above for value in values))
     take = {"last": lambda: values[-1], "first": lambda: values[0], "mean": lambda: fmean(values)}
     take |= {"least": lambda: min(values), "largest": lambda: max(values)}
-    # A minimum or maximum of numbers that hold a NaN depends on their order.
+    # A minimum or maximum of numbers with a NaN among them depends on their order.
     return math.nan if measure.take in ("least", "largest") and any(map(math.isnan, values)) else take[measure.take]()
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Sequence[float]]:
-    """Numbers of nested mappings by their paths, joined by /. A mapping with `value` is that number, and so are its bounds beside it."""
+    """The numbers in nested mappings, by path with / between the keys. A mapping with `value` counts as that number; so do its bounds."""
     if isinstance(tree, bool):
         return {}
     if isinstance(tree, int | float):
@@ -145,11 +145,11 @@ def _finite(value: float) -> float | None:
 
 
 def phase_change(curve: Sequence[tuple[float, float]]) -> float | None:
-    """Tokens at which a loss falls in a step of its own, such as that of in-context copying; None where it does not.
+    """Tokens at which a loss falls in a distinct step, such as that of in-context copying; None if there is no such step.
 
-    The fall of the loss between tokens / 1.15 and tokens * 1.15 is compared with the same at tokens / 1.5 and at tokens * 1.5. A change is
-    where it is largest among the places at which it is at least 1.5 times either of them, and more than that by four times the median
-    step between neighbouring records, which is noise. Of fewer than 100 records none is told.
+    The fall of the loss between tokens / 1.15 and tokens * 1.15 is compared with the falls around tokens / 1.5 and tokens * 1.5. It is a
+    step if it is at least 1.5 times the larger of them, plus four times the noise: the median change between neighbouring records. The
+    place of the largest such fall is returned. With fewer than 100 records the result is None.
     """
     points = [(math.log(tokens), loss) for tokens, loss in curve if tokens > 0 and math.isfinite(loss)]
     if len(points) < FEWEST_RECORDS:
@@ -170,6 +170,6 @@ def _fall(points: Sequence[tuple[float, float]], place: float, side: float) -> f
 
 
 def _mean_near(points: Sequence[tuple[float, float]], place: float, width: float) -> float:
-    """The mean loss around a place; of the nearest point where none is so near."""
+    """The mean loss around a place; if no point is near enough, the loss of the nearest point."""
     near = [loss for at, loss in points if abs(at - place) <= width]
     return fmean(near) if near else min(points, key=lambda point: abs(point[0] - place))[1]

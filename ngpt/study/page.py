@@ -1,4 +1,4 @@
-"""The page of a study, a function of its results alone, with its figures as PNG and SVG beside it."""
+"""The page of a study, made only from its results, with its figures as PNG and SVG beside it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ def write_page(results: Mapping[str, Any], folder: Path) -> Path:
     """Writes index.html and the figures into a folder.
 
     Args:
-        results: as `ngpt.study.results` makes or reads them.
+        results: as made or read by `ngpt.study.results`.
 
     Returns:
         The page's path.

@@ -1,4 +1,4 @@
-"""What a study trains and analyses at a size: every run with its words and what it waits for."""
+"""What a study trains and analyses at a size: every run, with its words and the run it waits for."""
 
 import dataclasses
 import functools
@@ -22,9 +22,9 @@ class PlannedRun:
     """One run.
 
     Attributes:
-        name: of its folder below the study's, `ARM/KEY=VALUE_seed=1`.
-        point: scanned key -> its value here.
-        words: of its config, all but those that name folders.
+        name: its folder's name below the study's, `ARM/KEY=VALUE_seed=1`.
+        point: scanned key -> its value in this run.
+        words: the words of its config, except those that name folders.
         after: name of the run whose checkpoint it continues.
     """
 
@@ -36,7 +36,7 @@ class PlannedRun:
     after: str | None = None
 
     def located(self, folder: Path, study: str) -> list[str]:
-        """Its words with folders: its own below `folder`, and that of the checkpoint it continues."""
+        """Its words plus those for folders: its own below `folder`, and that of the checkpoint it continues."""
         flat = re.sub(r"[^\w.+=,@-]", "_", self.name)
         words = [*self.words, f"run.name={study}_{flat}", f"run.dir={folder / self.name}"]
         if self.after is not None:
@@ -46,7 +46,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class PlannedAnalysis:
-    """A call of `ngpt analyze` on a run, which it waits for."""
+    """A call of `ngpt analyze` on a run; it waits for that run."""
 
     analysis: str
     run: str
@@ -54,7 +54,7 @@ class PlannedAnalysis:
 
     @property
     def file(self) -> str:
-        """Of its result, below the study's folder."""
+        """The file of its result, below the study's folder."""
         return f"{self.run}/analysis/study_{self.analysis}.json"
 
     def command(self, folder: Path) -> list[str]:
@@ -66,8 +66,8 @@ class Plan:
     """A study at a size.
 
     Attributes:
-        study: with its lists as they are used, and an arm for each value of the lists that its arms name.
-        words: of the command line.
+        study: the study with the lists in use, and one arm for each value of the lists that its arms name.
+        words: the words of the command line.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def points(self) -> list[PlannedRun]:
-        """One run of each arm and point: others differ in their seed alone."""
+        """One run of each arm and point; the others differ only in their seed."""
         return list({(run.arm, *run.point.items()): run for run in reversed(self.runs)}.values())[::-1]
 
 
@@ -87,8 +87,8 @@ def plan(name: str, study: Study, size: str | None, words: Sequence[str] = ()) -
     """The runs and analyses of a study.
 
     Args:
-        size: null: the first of its sizes.
-        words: of the command line: `LIST=[...]` or `LIST+=VALUE` for one of the study's lists, else words of the config of every run.
+        size: None: the first of its sizes.
+        words: from the command line: `LIST=[...]` or `LIST+=VALUE` for one of the study's lists; others go into every run's config.
 
     Raises:
         ConfigError: an unknown size, words that no run can have, or names that match no arm.
@@ -107,7 +107,7 @@ def plan(name: str, study: Study, size: str | None, words: Sequence[str] = ()) -
 
 
 def merged(words: Sequence[str]) -> list[str]:
-    """Words with each key once, where it is first named, as it is last given: Hydra refuses a key that is given twice."""
+    """Words with each key once, at its first position and with its last value, since Hydra refuses a key that is given twice."""
     last = {_key(word): word for word in words}
     return list(dict.fromkeys(last[_key(word)] for word in words))
 
@@ -117,7 +117,7 @@ def _key(word: str) -> str:
 
 
 def _lists(lists: dict[str, list[Any]], words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
-    """The lists as the words change them, and the words of the config."""
+    """The lists as changed by the words, and the remaining words, which belong to the config."""
     rest = []
     for word in words:
         key, _, text = word.partition("=")
@@ -141,7 +141,7 @@ def _lists(lists: dict[str, list[Any]], words: Sequence[str]) -> tuple[dict[str,
 
 
 def _arms(arms: Mapping[str, Arm], lists: Mapping[str, list[Any]]) -> dict[str, Arm]:
-    """Every arm, and of one with `{LIST}` in its name or words one for each value."""
+    """The arms; one with `{LIST}` in its name or words becomes one arm per value."""
     made: dict[str, Arm] = {}
     for name, arm in arms.items():
         texts = [name, *arm.words, arm.after or "", arm.label or ""]
@@ -162,7 +162,7 @@ def _filled(text: str, values: Mapping[str, Any]) -> str:
 
 
 def _check_names(study: Study) -> None:
-    """Globs that match no arm are mistakes: a comparison would be empty without a word."""
+    """Refuses globs that match no arm: a comparison would silently be empty."""
     names = list(study.arms)
     if misnamed := [name for name in names if re.fullmatch(r"[\w.+-]+", name) is None]:
         raise ConfigError("arms", misnamed[0], "Names a folder: letters, digits and _ . + -", "Rename it")
@@ -183,7 +183,7 @@ def _check_names(study: Study) -> None:
 
 
 def _kept(arms: Mapping[str, Arm], globs: Sequence[str]) -> dict[str, Arm]:
-    """The arms of a size, with the trunks that they need."""
+    """The arms of a size, including the trunks that they need."""
     chosen = set(matching(list(arms), globs or ["*"]))
     chosen |= {arms[name].after for name in chosen} - {None}
     return {name: arm for name, arm in arms.items() if name in chosen}
@@ -209,7 +209,7 @@ def _runs(study: Study, name: str, common: Sequence[str]) -> Iterator[PlannedRun
 
 
 def _by(name: str, tables: Mapping[str, Mapping[str, float]], values: Sequence[Any]) -> Iterator[str]:
-    """The words that go by the value of the scanned key."""
+    """The words that depend on the value of the scanned key."""
     for key, table in tables.items():
         if str(values[0]) not in table:
             raise ConfigError(f"arms.{name}.by.{key}", values[0], f"There is a value for {', '.join(table)}", "Add one for this")
@@ -228,16 +228,16 @@ def _analyses(study: Study, runs: Sequence[PlannedRun]) -> Iterator[PlannedAnaly
 
 
 def label(study: Study, arm: str) -> str:
-    """An arm on the page."""
+    """The name of an arm on the page."""
     return study.arms[arm].label or arm
 
 
 def reference(table: Mapping[str, str], arm: str) -> str | None:
-    """The arm that one is compared with; None for that one itself."""
+    """The arm that `arm` is compared with; None if that is `arm` itself."""
     found = partner(arm, table)
     return None if found == arm else found
 
 
 def compared(study: Study, globs: Sequence[str]) -> list[str]:
-    """The arms that a comparison's globs mean: no trunks, which end early, unless one is named whole."""
+    """The arms that a comparison's globs match. Trunks end early, so they are left out unless named in full."""
     return [name for name in matching(list(study.arms), globs or ["*"]) if study.arms[name].until is None or name in globs]

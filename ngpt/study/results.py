@@ -22,10 +22,10 @@ def gather(plan: Plan, folder: Path, description: str, command: str, provenance:
     """Computes the results from the runs on disk, however many there are.
 
     Args:
-        folder: of the study.
-        description: first comment of its file.
-        command: that makes it again.
-        provenance: commit and versions of the code that computes this.
+        folder: the study's folder.
+        description: the first comment of its file.
+        command: the command that makes it again.
+        provenance: commit and versions of the code that computes the results.
 
     Raises:
         ConfigError: a file of a run is damaged.
@@ -86,7 +86,7 @@ def _plain(value: float) -> float | None:
 
 
 def write(results: Mapping[str, Any], path: Path) -> None:
-    """Writes results whole or not at all."""
+    """Writes results atomically."""
     with replacing(path) as stream:
         stream.write((json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
 
@@ -95,7 +95,7 @@ def read(path: Path) -> dict[str, Any]:
     """Reads results back.
 
     Raises:
-        ConfigError: a file that is none, or of another format.
+        ConfigError: the file does not hold results, or has another format.
     """
     try:
         found = json.loads(path.read_bytes())

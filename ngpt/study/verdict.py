@@ -1,4 +1,4 @@
-"""Whether a claim was reproduced, by a rule on intervals: never by an estimate alone."""
+"""Whether a claim was reproduced, by a rule on intervals, never on an estimate alone."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ _IN_WORDS = {"be_above": "above {0:g}", "be_below": "below {0:g}", "stay_within"
 
 
 def judged(rule: Rule, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a rule says of the rows of its comparison (as they are in the results).
+    """Applies a rule to the rows of its comparison (as in the results).
 
-    A row holds where its whole interval keeps the rule, is contrary where its whole interval breaks it, and else leaves it open.
+    A row holds if its whole interval satisfies the rule, is contrary if its whole interval violates it, and otherwise is open.
 
     Returns:
-        result, the rule in words, and a line a row.
+        result, the rule in words, and one line per row.
     """
     wanted = set(matching([row["arm"] for row in rows], rule.arms))
     found = [(row, _of_interval(rule, Interval.from_json(row["interval"]))) for row in rows if row["arm"] in wanted]
@@ -43,7 +43,7 @@ def _of_interval(rule: Rule, interval: Interval) -> str:
 
 
 def together(results: Sequence[str]) -> str:
-    """One contrary result refutes the claim; all are needed to reproduce it."""
+    """One contrary result refutes the claim. All must hold to reproduce it."""
     if NOT_REPRODUCED in results:
         return NOT_REPRODUCED
     return REPRODUCED if results and all(result == REPRODUCED for result in results) else UNDECIDED
