@@ -124,7 +124,7 @@ _OPCODES = (
 
 
 class _Unpickler(pickle._Unpickler):
-    """The unpickler written in Python. Its opcodes can be chosen. Unlike the C one, it never allocates memory ahead by a number in a file."""
+    """The unpickler written in Python. Its opcodes can be chosen. Unlike in the C one, no number in a file allocates memory ahead."""
 
     stack: list[Any]  # the attributes exist, but typeshed does not list them
     append: Callable[[Any], None]
