@@ -45,7 +45,7 @@ class BlockLinear:
     Attributes:
         name: as in this module's docstring.
         symbol: of the layer pattern.
-        block_index: the block of the trunk that holds it, from 0 (`Pattern.blocks`); None in a prediction depth, which is no block.
+        block_index: the block of the trunk that holds it, from 0 (`Pattern.blocks`); None in a prediction depth, which is not a block.
         inputs: the rank's input features.
         outputs: the rank's output features.
         reads_stream: its input is the residual stream; otherwise it writes to it and its input is the product of the sub-block.

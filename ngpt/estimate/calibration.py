@@ -48,7 +48,7 @@ STAGE_HOST_S = 5e-3  # embedding, logits and loss of a micro-batch, both ways: g
 OPTIMIZER_TENSOR_S = 57e-6  # a parameter tensor and step (the same traces)
 
 # Measured over estimated time of a step: the lowest and the highest of eleven runs on H200s (the last column of the first table of
-# tests/bench/results/step_h200_2026-11-29.md). The models have 1.2B and 1.5B, nGPT and control, BF16 and emulated NVFP4.
+# tests/bench/results/step_h200_2026-11-29.md). The models have 1.2B and 1.5B parameters, nGPT and control, BF16 and emulated NVFP4.
 STEP_BAND = (0.89, 1.04)
 
 # Memory, in bytes.
