@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-# Installed, launch/ lies in this package; in a checkout it stands beside it. A job names its modules ngpt.launch.NAME, and finds them in
-# either: where a container has an installation of its own, none but the container knows which one it is.
+# An installation has launch/ inside this package, a checkout has it beside the package. A job names its modules ngpt.launch.NAME, which
+# works in both. A container may have its own installation, and only the container knows which of the two it is.
 if not Path(__file__).with_name("launch").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 

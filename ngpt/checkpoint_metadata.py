@@ -1,7 +1,7 @@
 """The index of a distributed checkpoint, `.metadata`, read without running anything that it holds.
 
-torch writes it with `pickle`, and `pickle.load` calls whatever a pickle names and sets attributes of it. Here a name that torch's writer
-uses becomes a record without behaviour, any other name is refused, and the real objects are built afterwards from checked values.
+torch writes it with `pickle`, and `pickle.load` calls whatever a pickle names and sets its attributes. Here a name that torch's writer
+uses becomes a record without behaviour. Any other name is refused. The real objects are built afterwards, from checked values.
 """
 
 import copy
@@ -33,7 +33,7 @@ WAY_OUT = "Restore the file from a copy, or take another checkpoint"
 
 _LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
 _DTYPES = {("torch", str(value).removeprefix("torch.")): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
-# What real checkpoints name, dense and hybrid, in every precision and layout.
+# The names in real checkpoints, dense and hybrid, in every precision and layout.
 _REAL: dict[tuple[str, str], Any] = {
     (metadata.__name__, name): getattr(metadata, name)
     for name in (
@@ -60,7 +60,7 @@ class ForbiddenClass(pickle.UnpicklingError):
 
 
 def refusal(file: Path | str, error: BaseException) -> ConfigError:
-    """The line for a file of a checkpoint that names what it must not name, or cannot be read."""
+    """The error for a checkpoint file that names a forbidden class or cannot be read."""
     if isinstance(error, ForbiddenClass):
         rule = "checkpoints hold numbers and settings; this name is on no list of theirs, and reading it could run code"
         return ConfigError(str(file), f"the file asks for {error}", rule, f"Do not trust it. {WAY_OUT}")
@@ -75,7 +75,7 @@ def read_metadata(path: Path | str) -> Metadata:
         path: The file, or the folder of the checkpoint.
 
     Returns:
-        torch's index: what the checkpoint holds, and in which bytes of which file of its folder.
+        torch's index: what the checkpoint holds, and in which file and bytes of its folder.
 
     Raises:
         ConfigError: the file names a class that is not on the list, or is damaged.
@@ -84,7 +84,7 @@ def read_metadata(path: Path | str) -> Metadata:
     path = Path(path) / METADATA_FILE if Path(path).is_dir() else Path(path)
     found = path.stat()
     read = _read(path.absolute(), found.st_ino, found.st_size, found.st_mtime_ns)
-    return dataclasses.replace(  # callers change what they are given
+    return dataclasses.replace(  # callers change the object they get
         read,
         state_dict_metadata=dict(read.state_dict_metadata),
         storage_data=dict(read.storage_data),
@@ -92,7 +92,7 @@ def read_metadata(path: Path | str) -> Metadata:
     )
 
 
-@functools.lru_cache(maxsize=1)  # of an index with 100,000 tensors, ten seconds
+@functools.lru_cache(maxsize=1)  # an index of 100,000 tensors takes ten seconds
 def _read(path: Path, *_version: int) -> Metadata:
     data = path.read_bytes()
     try:
@@ -102,7 +102,7 @@ def _read(path: Path, *_version: int) -> Metadata:
 
 
 class _Record:
-    """Stands for an object of the pickle: what it would be built from, and no behaviour."""
+    """Stands for an object of the pickle. Holds what it would be built from, and has no behaviour."""
 
     def __init__(self, kind: Any, arguments: tuple[Any, ...]) -> None:
         self.kind, self.arguments, self.state = kind, arguments, None
@@ -115,7 +115,7 @@ class _Name:
         self.kind = kind
 
 
-# Opcodes of the pickles that torch writes, and those that name something, so that the name can be told.
+# Opcodes of the pickles that torch writes, and those that name something, so that the error can give the name.
 _OPCODES = (
     "PROTO FRAME STOP MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 "
     "BINFLOAT BINUNICODE SHORT_BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS "
@@ -124,9 +124,9 @@ _OPCODES = (
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler: its opcodes can be chosen, and no number in a file makes it allocate memory ahead, as the one in C does."""
+    """The unpickler written in Python. Its opcodes can be chosen. Unlike in the C one, no number in a file allocates memory ahead."""
 
-    stack: list[Any]  # these it has, and typeshed does not name them
+    stack: list[Any]  # the attributes exist, but typeshed does not list them
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
 
@@ -180,7 +180,7 @@ def _real(value: Any, made: dict[int, Any]) -> Any:
     """Plain values as they are, records as the objects they stand for.
 
     Args:
-        made: What became of each value by its id: a pickle may hold one value in many places, and in them again.
+        made: The result for each value, by its id: a pickle may hold one value in many places, nested ones too.
     """
     if type(value) in _PLAIN:
         return value
@@ -208,7 +208,7 @@ def _built(kind: Callable[..., Any], arguments: tuple[Any, ...], state: Any) -> 
 
 
 def _checked(read: Any) -> Metadata:
-    """Raises ValueError where something is not what torch's readers take it for."""
+    """Raises ValueError where something is not what torch's readers expect."""
     _expect(isinstance(read, Metadata), "it is no Metadata")
     _expect(isinstance(read.state_dict_metadata, dict) and isinstance(read.storage_data, dict), "its tables are no dictionaries")
     for name, entry in read.state_dict_metadata.items():

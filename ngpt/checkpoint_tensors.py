@@ -9,7 +9,7 @@ from torch import Tensor
 from ngpt.checkpoint_metadata import METADATA_FILE, read_metadata, refusal
 from ngpt.config.errors import ConfigError
 
-MASTER_PREFIX = "optimizer.state.param."  # of the distributed optimizer; without it masters are the model's fp32 weights
+MASTER_PREFIX = "optimizer.state.param."  # the distributed optimizer's; without one, masters are the model's fp32 weights
 
 
 class CheckpointTensors:
@@ -22,7 +22,7 @@ class CheckpointTensors:
         sizes: name -> shape of the whole tensor, as all ranks together saved it.
 
     Raises:
-        ConfigError: its index is damaged, or names what it must not.
+        ConfigError: its index is damaged, or names a forbidden class.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +38,7 @@ class CheckpointTensors:
         return self._entries[name].properties.dtype
 
     def master(self, name: str) -> str:
-        """The name of the fp32 master of a weight, whole or in parts (`name.z`, ...): the weight's own where it has no other."""
+        """The name of a weight's fp32 master, whole or in parts (`name.z`, ...); the weight's own name if it has no other master."""
         master = MASTER_PREFIX + name
         return master if master in self.sizes or any(found.startswith(f"{master}.") for found in self.sizes) else name
 

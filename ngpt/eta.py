@@ -8,8 +8,8 @@ RECENT = 50  # logged intervals that count
 class Eta:
     """Seconds to the end of a run, from the steps that it logs.
 
-    The first logged interval is left out: kernels are compiled and caches filled in it. Of the others the median counts, so that a slow
-    step moves nothing. Evaluations and saves between steps are added as they have come so far.
+    The first logged interval is left out: kernels are compiled and caches filled in it. Of the others the median counts, so that one
+    slow step moves nothing. Evaluations and saves between steps are added at their mean cost so far.
 
     Args:
         steps: the last step of the run.
@@ -25,8 +25,8 @@ class Eta:
         """A step was logged.
 
         Args:
-            step_time_s: mean of the steps since the one logged before, evaluations and saves not counted.
-            now: seconds of a clock that never goes back, at the end of the step.
+            step_time_s: mean over the steps since the last logged one, without evaluations and saves.
+            now: seconds of a monotonic clock at the end of the step.
         """
         if self._first is None:
             self._first = (step, now)
@@ -36,7 +36,7 @@ class Eta:
         self._step, self._now = step, now
 
     def seconds_left(self) -> float | None:
-        """None before the second logged step, which is the first that tells anything."""
+        """None before the second logged step, the first that counts."""
         if self._first is None or not self._step_times:
             return None
         first_step, since = self._first

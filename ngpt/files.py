@@ -1,4 +1,4 @@
-"""Writes that an interruption leaves whole or undone: a file has its old content or the new one, also after a loss of power."""
+"""Atomic writes: after an interruption, even a loss of power, a file has its old content or the new one."""
 
 import ctypes
 import errno
@@ -14,20 +14,20 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux
 
 
 def sync(path: Path) -> None:
-    """Flushes a file, or a folder's list of names, to the disk."""
+    """Flushes a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
         if path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP):
-            return  # a file system that keeps its lists of names itself
-        raise OSError(error.errno, error.strerror, str(path)) from error  # fsync does not say of which file
+            return  # a file system that flushes its folders itself
+        raise OSError(error.errno, error.strerror, str(path)) from error  # fsync does not name the file
     finally:
         os.close(descriptor)
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Writes a file under its own name and flushes it. The folder's list of names is the caller's to flush."""
+    """Writes a file under its final name and flushes it. The caller flushes the folder."""
     with path.open("w", encoding="utf-8") as stream:
         stream.write(text)
     sync(path)
@@ -37,15 +37,15 @@ def write_synced(path: Path, text: str) -> None:
 def replacing(path: Path, synced: bool = True, alone: bool = False) -> Iterator[BinaryIO]:
     """Opens a file beside `path` for writing, and gives it that name in one step when the block ends without an error.
 
-    Readers see the old content or the whole new one, whoever else writes it. After an error the file beside it is removed: on a full
-    disk it is the room that the next try needs.
+    Readers see the old content or the whole new one, even with several writers. After an error the file beside it is removed: on a
+    full disk the next try needs its space.
 
     Args:
         synced: file and name are flushed to the disk.
-        alone: no other process writes it, so that the file beside it needs no name of its own.
+        alone: no other process writes it, so the file beside it needs no unique name.
 
     Raises:
-        OSError: it cannot be written; names `path`, which the system does not for a full disk.
+        OSError: it cannot be written. The error names `path`, which the system leaves out for a full disk.
     """
     writer = "" if alone else f".{socket.gethostname()}.{os.getpid()}"
     partial = path.with_name(f".{path.name}{writer}.partial")
@@ -72,7 +72,7 @@ def new_folder(path: Path, alone: bool = False) -> Iterator[Path]:
 
     Args:
         path: does not exist. Folders above it are made.
-        alone: no other process writes it, so that the folder beside it needs no name of its own (`partial_folder`).
+        alone: no other process writes it, so the folder beside it needs no unique name (`partial_folder`).
     """
     partial = partial_folder(path)
     if not alone:
@@ -95,16 +95,16 @@ def partial_folder(path: Path) -> Path:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Gives two paths each other's names in one step. False where the system or the file system cannot, and nothing has happened."""
+    """Swaps the names of two paths in one step. False, with nothing changed, where the system or the file system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     return rename is not None and rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
 
 
 def last_lines(path: Path, most: int = 1 << 16, start: int = 0) -> list[str]:
-    """The lines at the end of a text file, without reading all of it; [] where it cannot be read. The first may be cut.
+    """The last lines of a text file, without reading all of it; [] if it cannot be read. The first line may be cut.
 
     Args:
-        most: bytes that are read. start: byte in front of which nothing is read.
+        most: bytes to read at most. start: offset before which nothing is read.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What a check of the machine found out, one line each."""
+"""What a check of the machine found, one line each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Finding:
 
 
 def attempt(subject: str, what: str, check: Callable[..., tuple[bool, str]], *arguments: Any) -> Finding:
-    """The finding of `check(*arguments)`, which returns whether it passed, and its figure. An exception fails it."""
+    """The finding of `check(*arguments)`, which returns (passed, figure). An exception counts as a failure."""
     try:
         passed, figure = check(*arguments)
     except Exception as error:  # whatever a broken installation raises is the finding
@@ -34,5 +34,5 @@ def attempt(subject: str, what: str, check: Callable[..., tuple[bool, str]], *ar
 
 
 def first_line(text: str) -> str:
-    """The first line of a message that says something."""
+    """The first non-empty line of a message."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "no message")

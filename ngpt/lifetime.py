@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, whatever ends it. On Linux the kernel sends the signal, nothing has to run for it."""
+"""Processes that end with their parent, whatever ends it. On Linux the kernel sends the signal, so none of our code has to run."""
 
 import ctypes
 import os
@@ -12,13 +12,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent_pid: int | None = None) -> None:
-    """Has the kernel kill this process when its parent ends. On other systems than Linux processes of `multiprocessing` watch for it.
+    """Has the kernel kill this process when its parent ends. Outside Linux, processes of `multiprocessing` watch for it.
 
-    The parent is a thread: call it in a process that a thread started which lives as long as its process (the main thread). Children
-    do not inherit it; the setting survives `exec`.
+    The kernel takes the thread that started this process as its parent, so that thread must live as long as its own process: start
+    from the main thread. Children do not inherit the setting; it survives `exec`.
 
     Args:
-        parent_pid: The process that started this one. Where it has gone before this call, this process ends at once; None: not checked.
+        parent_pid: The process that started this one. If it is already gone, this process ends at once. None: not checked.
     """
     if not _set_parent_death_signal(signal.SIGKILL):
         if (parent := parent_process()) is not None:
@@ -29,7 +29,7 @@ def end_with_parent(parent_pid: int | None = None) -> None:
 
 
 def outlive_parent() -> None:
-    """Takes `end_with_parent` back."""
+    """Undoes `end_with_parent`."""
     _set_parent_death_signal(0)
 
 

@@ -1,4 +1,4 @@
-"""A folder that one command at a time may write."""
+"""Locks a folder that only one command at a time may write."""
 
 import fcntl
 import os
@@ -19,14 +19,14 @@ _held: list[IO[str]] = []  # locks that end with this process
 
 @contextmanager
 def locked(folder: Path, key: str, rule: str, way_out: str, named: bool = True) -> Iterator[None]:
-    """Holds a folder that exists. File systems without locks get none.
+    """Holds an existing folder. On file systems without locks it holds nothing.
 
-    The holder needs the lock for itself and then shares it with the processes that it starts (`join_lock`), so that it lives as long as
-    any of them, however the holder ends.
+    The holder takes the lock alone, then shares it with the processes that it starts (`join_lock`). So the lock lives as long as any of
+    them, however the holder ends.
 
     Args:
         key, rule, way_out: of the error; `{holder}` in the rule stands for who holds it.
-        named: leaves a file in the folder that names the holder; otherwise nothing shows in it.
+        named: leaves a file in the folder that names the holder; otherwise the folder shows no trace.
 
     Raises:
         ConfigError: another process holds it.
@@ -55,7 +55,7 @@ def join_lock(folder: Path) -> None:
     with suppress(OSError):  # no locks here, or a disk that this machine does not share with the holder
         file = (folder / LOCK_FILE).open("r", encoding="utf-8")
         _held.append(file)
-        fcntl.flock(file, fcntl.LOCK_SH)  # at once, but for the moment in which somebody looks
+        fcntl.flock(file, fcntl.LOCK_SH)  # immediate, except while `holder` takes a look
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
@@ -70,7 +70,7 @@ def holder(folder: Path) -> dict[str, Any] | None:
 
 
 def _lock_alone(file: int) -> None:
-    """Raises BlockingIOError where others hold it. Who looks (`holder`) has it for a moment: that is waited for."""
+    """Raises BlockingIOError where others hold it. `holder` takes it for a moment to look; that moment is waited for."""
     deadline = time.monotonic() + LOOK_SECONDS
     while True:
         try:

@@ -1,7 +1,7 @@
-"""Where a rank is: the operation, step and micro-batch it works on, the heartbeat file that says so, and words for it. Needs no torch.
+"""A rank's place: its operation, step and micro-batch, the heartbeat file that records them, and their wording. Needs no torch.
 
-A rank marks each operation as it begins one. Marks are a few assignments in memory; a thread (megatron_ext/training/watchdog.py) writes
-them to `<run.dir>/heartbeat/rank<N>.json` and ends a rank that makes none for too long.
+A rank marks each operation as it begins. A mark is a few assignments in memory. A thread (megatron_ext/training/watchdog.py) writes the
+marks to `<run.dir>/heartbeat/rank<N>.json`, and ends a rank that has made none for too long.
 """
 
 import json
@@ -14,9 +14,9 @@ from ngpt.files import replacing
 
 HEARTBEATS = "heartbeat"
 FAILURE_FILE = "failure_rank{rank}.json"
-HANG = "hang"  # the kind of such a failure
+HANG = "hang"  # the name of this kind of failure
 
-# In the order of a step. A rank that is alive but in an earlier one than the others is what they wait for.
+# In the order of a step. A rank that is alive but at an earlier one than the others is the one they wait for.
 STARTUP, LOAD, BEGIN, DATA, FORWARD, BACKWARD = "start-up", "load", "begin", "data", "forward", "backward"
 GRADIENTS, OPTIMIZER, LOGGING, EVALUATION, SAVE, END = "gradients", "optimizer", "logging", "evaluation", "save", "end"
 # Micro-batches repeat the three operations of a pass, so these share a place in the order.
@@ -45,7 +45,7 @@ class Place(NamedTuple):
     operation: str
     step: int  # 0 before the first
     microbatch: int  # from 1; 0 outside of passes. A stage of several model chunks counts each chunk's pass.
-    marks: int  # how many there have been: a rank whose number stands still makes no progress
+    marks: int  # marks so far: a rank whose count stands still makes no progress
     since: float  # time.monotonic() of the mark
 
     @property
@@ -93,7 +93,7 @@ class Progress:
         self.mark(operation, step, before.microbatch + 1 if follows else 1)
 
     def end_step(self) -> None:
-        """The weights of the step are updated, or the update was left out."""
+        """The step has updated the weights, or skipped the update."""
         self.mark(LOGGING)
         now = self.place.since
         if self._step_ended is not None:
@@ -103,7 +103,7 @@ class Progress:
 
 
 def write_json(path: Path, values: dict[str, Any], indent: int | None = None) -> None:
-    """Replaces a file in one move: a reader sees the old content or the new one, whoever else writes it."""
+    """Replaces a file atomically: a reader sees the old content or the new one, even with several writers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, synced=False) as stream:
         stream.write((json.dumps(values, indent=indent) + "\n").encode())
@@ -123,7 +123,7 @@ def read_records(folder: Path, pattern: str) -> list[dict[str, Any]]:
 
 
 def read_heartbeats(run_dir: Path) -> list[dict[str, Any]]:
-    """What the ranks of a run last said, see `Watchdog`."""
+    """The last heartbeats of a run's ranks, see `Watchdog`."""
     return read_records(run_dir / HEARTBEATS, "rank*.json")
 
 

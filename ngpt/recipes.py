@@ -1,8 +1,8 @@
-"""A recipe as one description, which the config's rules, the estimate, the emulation, Transformer Engine, doctor and report read.
+"""The one description of a recipe. The config's rules, the estimate, emulation, Transformer Engine, doctor and report all read it.
 
 A linear layer has three operands, and each is quantised in two directions: rowwise (blocks along its features) and columnwise (blocks
 along its rows). fprop multiplies input and weight rowwise, dgrad grad_output rowwise and weight columnwise, wgrad grad_output and input
-columnwise. Made of a config by `ngpt.config.recipes`. Imports no torch.
+columnwise. `ngpt.config.recipes` makes a recipe from a config. Imports no torch.
 """
 
 import math
@@ -94,7 +94,7 @@ class QuantizerSpec:
 
 @dataclass(frozen=True)
 class SpecByDirection:
-    """How a tensor is quantised where that differs between its directions by more than the transform."""
+    """How a tensor is quantised where its directions differ in more than the transform."""
 
     rowwise: QuantizerSpec
     columnwise: QuantizerSpec
@@ -156,13 +156,13 @@ class Recipe:
 
     @property
     def quantised_by_kernels(self) -> bool:
-        """Whether the Triton kernels know all of it; on a GPU the rest is quantised by the reference in torch, which is slow."""
+        """Whether the Triton kernels support all of it. On a GPU the torch reference quantises the rest, which is slow."""
         specs = [getattr(spec, direction) for spec in self.operands.values() for direction in DIRECTIONS]
         return not any(spec.four_over_six or spec.row_scaled for spec in specs)
 
     @property
     def weight_operands(self) -> int:
-        """Quantised matrices that fprop and dgrad read of one weight, the same in every pass: 2, or 1 where its directions are the same.
+        """Quantised matrices of one weight that fprop and dgrad read unchanged in every pass: 2, or 1 where both directions are the same.
 
         0 where it is rounded stochastically, differently in each backward pass.
         """

@@ -1,8 +1,8 @@
-"""Rollbacks: a run goes back to its newest checkpoint and goes on behind the batches that it left.
+"""Rollbacks: a run goes back to its newest checkpoint and skips the batches seen since.
 
-The ranks end with an error; who starts them again (the launcher, or a scheduler) finds in `<run.dir>/rollbacks.json` from which step the
-run went back. A launch that continues from a checkpoint before that step takes up the count of steps and the order of samples behind it:
-the batches between are never seen again.
+The ranks end with an error. `<run.dir>/rollbacks.json` tells whoever starts them again (the launcher, or a scheduler) from which step
+the run went back. A launch from a checkpoint before that step continues the step count and the sample order after it. The batches in
+between are never seen again.
 """
 
 import json
@@ -17,7 +17,7 @@ ROLLBACKS_FILE = "rollbacks.json"
 
 
 class RolledBack(RuntimeError):
-    """The run ends here and goes on from its newest checkpoint."""
+    """The run ends here and continues from its newest checkpoint."""
 
 
 class RefusedStep(RuntimeError):
@@ -25,7 +25,7 @@ class RefusedStep(RuntimeError):
 
 
 def read_rollbacks(run_dir: Path) -> list[dict[str, Any]]:
-    """Of the whole run, oldest first: from (step whose batch was refused), to (step of the checkpoint then), why, time.
+    """The whole run's, oldest first: from (step whose batch was refused), to (step of the checkpoint then), why, time.
 
     Raises:
         ConfigError: the file is damaged.
@@ -51,11 +51,11 @@ def record_rollback(run_dir: Path, left: int, checkpoint: int, why: str) -> None
 
 
 def refusal(rollbacks: list[dict[str, Any]], checkpoint: int | None, limit: int) -> str | None:
-    """Why the run must not go back to a checkpoint once more; None where it may.
+    """Why the run must not go back to a checkpoint again; None if it may.
 
     Args:
         checkpoint: The newest one's step; None where there is none.
-        limit: How often a run may go back to one and the same checkpoint.
+        limit: How often a run may go back to the same checkpoint.
     """
     if checkpoint is None:
         return "there is no checkpoint to go back to"
@@ -66,8 +66,8 @@ def refusal(rollbacks: list[dict[str, Any]], checkpoint: int | None, limit: int)
 
 
 def resume_step(rollbacks: list[dict[str, Any]], checkpoint: int) -> int:
-    """The step behind which a launch that loads the checkpoint of a step goes on: behind every batch that was refused after it.
+    """The step after which a launch that loads `checkpoint` continues: after every batch that was refused since that step.
 
-    A checkpoint from before the one that a rollback went to is followed as it is: its own future may be another.
+    A checkpoint older than the one that a rollback went to is continued as it is: its future may differ.
     """
     return max([rollback["from"] for rollback in rollbacks if rollback["to"] <= checkpoint < rollback["from"]], default=checkpoint)

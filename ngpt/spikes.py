@@ -5,8 +5,8 @@ import statistics
 from collections import deque
 from typing import NamedTuple
 
-WINDOW, LEAST = 100, 20  # steps that the mean is taken over, and without which nothing is judged
-_FLAT = 0.005  # a loss that hardly moves has a deviation near 0: below this part of its mean nothing stands out
+WINDOW, LEAST = 100, 20  # steps that the mean is taken over, and the fewest that allow a judgement
+_FLAT = 0.005  # floor of the deviation as a fraction of the mean: a loss that hardly moves has a deviation near 0
 
 
 class Spike(NamedTuple):
@@ -24,7 +24,7 @@ class SpikeDetector:
     """Compares each step's loss with the running mean and deviation of the steps before it, since the launch.
 
     Args:
-        threshold: Standard deviations above the mean from which on a loss is a spike; None: none is.
+        threshold: A loss more standard deviations above the mean than this is a spike; None: no loss is.
     """
 
     def __init__(self, threshold: float | None):
@@ -32,7 +32,7 @@ class SpikeDetector:
         self.losses: deque[float] = deque(maxlen=WINDOW)
 
     def judge(self, loss: float) -> Spike | None:
-        """Whether a loss stands out. It joins the others only by `keep`."""
+        """The spike if a loss stands out, else None. Only `keep` adds a loss to the window."""
         if self.threshold is None or len(self.losses) < LEAST or not math.isfinite(loss):
             return None
         mean = statistics.fmean(self.losses)

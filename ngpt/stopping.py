@@ -1,8 +1,8 @@
-"""Signals that ask a run to save and leave, taken by one thread so that they reach a process whatever it waits for.
+"""Signals that ask a run to save and leave. One thread waits for them, so that they arrive whatever the process is waiting for.
 
-The launcher starts every process of a run with these signals blocked, and blocked they stay: in every thread, and in every process that
-a rank forks or spawns (data loaders, checkpoint writers), so that a signal to all processes of a job ends none of them. One thread of each
-rank waits for them. Nothing is lost between the start of a process and the start of that thread: blocked signals wait.
+The launcher starts every process of a run with these signals blocked. They stay blocked in every thread, and in every process that a rank
+forks or spawns (data loaders, checkpoint writers), so that a signal to all processes of a job ends none of them. One thread of each rank
+waits for them. A signal that arrives before this thread starts is not lost: blocked signals stay pending.
 """
 
 import os
@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Under nohup the end of the terminal is no reason to leave: the processes of a run inherit that it is ignored.
+# Under nohup the end of the terminal is no reason to leave. The processes of a run inherit the ignored SIGHUP.
 _HANGUP = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
 STOP_SIGNALS = (signal.SIGTERM, *_HANGUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def block_stop_signals() -> set[int | signal.Signals]:
-    """Blocks them in this thread and what it starts from here on; the signals that were blocked before."""
+    """Blocks them in this thread and in what it starts from now on. Returns the signals that were blocked before."""
     return signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
@@ -36,8 +36,8 @@ class StopRequest:
     """Whether a signal has asked this rank to save and leave.
 
     Args:
-        leave: called from the waiting thread, with the signal, where it comes before training starts: there is nothing to save, and the
-            rank may be waiting for others that never come. It should end the process.
+        leave: called from the waiting thread with a signal that comes before training starts. It should end the process: there is
+            nothing to save, and the rank may be waiting for others that never come.
     """
 
     def __init__(self, leave: Callable[[signal.Signals], None]):
@@ -50,7 +50,7 @@ class StopRequest:
     def listen(self) -> None:
         """Starts the waiting thread. Call it from the main thread before any other thread starts."""
         block_stop_signals()
-        # multiprocessing unblocks two of them in the thread that first makes a queue (resource_tracker.ensure_running): these come here.
+        # multiprocessing unblocks two of them in the thread that first makes a queue (resource_tracker.ensure_running): they arrive here.
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
         threading.Thread(target=self._wait, name="stop signals", daemon=True).start()

@@ -1,22 +1,22 @@
-"""Which rank is slower than its peers, for long enough and by enough to be told. Pure: times in, lines out; needs no torch.
+"""Which rank is slower than its peers, for long enough and by enough to report. Pure: times in, lines out; needs no torch.
 
-Steps take every rank equally long, since the fast ones wait for the slow one. What differs is how long a rank works until it arrives at the
-step's first synchronisation with its data-parallel peers, which compute the same on other data.
+A step takes every rank equally long, since fast ranks wait for the slow one. What differs is how long a rank works before the step's first
+synchronisation with its data-parallel peers, which do the same work on other data.
 """
 
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-REPORTS = 5  # so many in a row make a straggler; a garbage collection or a page fault makes none
-_BACK = 0.5  # it has recovered once less than this part of the margin is left, so that it does not flicker
+REPORTS = 5  # slow reports in a row that make a straggler; a garbage collection or a page fault does not
+_BACK = 0.5  # a straggler has recovered once less than this part of the margin is left, so that its state does not flicker
 
 
 class StragglerWatch:
-    """Follows the ranks' busy times over reports, each over one logging interval.
+    """Follows the ranks' busy times over reports; each report covers one logging interval.
 
     Args:
-        ratio: Of a rank's busy time to its peers' median, from which on it is slow; None: nobody is.
+        ratio: Busy time over the peers' median from which a rank is slow; None: no rank is.
     """
 
     def __init__(self, ratio: float | None):
@@ -29,7 +29,7 @@ class StragglerWatch:
         """Lines for what has changed; none where there is nothing to say.
 
         Args:
-            busy: Seconds of each rank.
+            busy: Busy seconds of each rank.
             peers: Groups of ranks that are compared with each other.
         """
         ratios: dict[int, float] = {}
@@ -44,7 +44,7 @@ class StragglerWatch:
         return [line for rank in sorted(ratios) if (line := self._follow(rank, ratios[rank], self.ratio))]
 
     def figures(self) -> dict[str, float]:
-        """Of the newest report, for metrics.jsonl."""
+        """Figures of the newest report, for metrics.jsonl."""
         return dict(zip(("slowest_rank", "slowest_rank_ratio"), self.slowest, strict=True)) if self.slowest else {}
 
     def _follow(self, rank: int, ratio: float, limit: float) -> str | None:

@@ -1,4 +1,4 @@
-"""Text files that a run writes beside its result: where one takes no more, the run goes on without it."""
+"""Text files that a run writes beside its result. If one can no longer be written, the run goes on without it."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from typing import BinaryIO, TextIO
 
 
 class GivenUp(io.TextIOBase):
-    """A stream that is given up, with one note on stderr, when writing to it fails: the disk is full, its reader has gone.
+    """A stream that is given up, with one note on stderr, when a write fails: the disk is full, or its reader has gone.
 
     Args:
         stream: what is written to.
@@ -30,7 +30,7 @@ class GivenUp(io.TextIOBase):
         self._try(self.stream.flush)
 
     def _try(self, action: Callable[[], object]) -> None:
-        if self.failed or self.stream.closed:  # what libraries say at the exit of the process comes after the run's end
+        if self.failed or self.stream.closed:  # libraries may still write at process exit, after the run has ended
             return
         try:
             action()
@@ -41,7 +41,7 @@ class GivenUp(io.TextIOBase):
 
 
 def abandon(stream: TextIO | BinaryIO) -> None:
-    """Lets what a stream still holds, and all that follows, go nowhere: over a failure at exit Python ends with 120."""
+    """Discards what a stream still holds and all that follows: after a failed flush at exit, Python ends with status 120."""
     with suppress(OSError, ValueError):  # it has no descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

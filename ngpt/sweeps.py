@@ -1,4 +1,4 @@
-"""sweep.json: what a sweep's folder says of its members. Each member is a run in a folder of its own inside of it."""
+"""sweep.json: what a sweep's folder says of its members. Each member is a run in its own folder inside it."""
 
 import json
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ SWEEP_FILE = "sweep.json"
 
 @dataclass
 class SweptRun:
-    """A member.
+    """A member of a sweep.
 
     Attributes:
         name: of its folder.
-        values: of the keys that are swept, as they were typed.
+        values: of the swept keys, as typed.
         command: the words of `ngpt` that train it alone.
         status: waiting | running | done | failed | stopped, as the last launch of the sweep saw it.
         exit_code: of its last start; None where it has not ended.
-        why: it failed.
+        why: the reason that it failed.
         val_loss: the newest, in nats per token.
         changed: when its status last changed, in UTC.
     """
@@ -72,12 +72,12 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
 
 
 def without_seed(values: dict[str, str]) -> dict[str, str]:
-    """What a member has in common with those that differ from it in their seed alone."""
+    """A member's values without its seed: what it shares with members that differ from it in the seed alone."""
     return {key: value for key, value in values.items() if key != "train.seed"}
 
 
 def by_seed(members: Sequence[SweptRun]) -> list[list[SweptRun]]:
-    """The members as groups of which each holds those that differ in their seed alone, in the order of their first ones."""
+    """The members in groups that differ in the seed alone, ordered by the first member of each."""
     groups: dict[tuple, list[SweptRun]] = {}
     for member in members:
         groups.setdefault(tuple(without_seed(member.values).items()), []).append(member)

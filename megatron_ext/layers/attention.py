@@ -1,4 +1,4 @@
-"""Self-attention whose queries, keys and values come out of one pass, and the core attentions under it.
+"""Self-attention that makes queries, keys and values in one pass, and the core attentions under it.
 
 Shapes: q_SBNK queries, k_SBGK and v_SBGK keys and values [sequence, batch, heads of this rank, head dimension].
 """
@@ -47,8 +47,8 @@ class RotaryAttention(SelfAttention):
         if angles is not None and packed_seq_params is not None:
             tokens = hidden_states.size(0) * (self.world_size if self.config.sequence_parallel else 1)
             angles = _angles_in_documents(angles, packed_seq_params, tokens)
-        # Upstream hands `key_value_states` on and does not read it. An attribute would hold another micro-batch's angles when this one is
-        # computed again.
+        # Upstream passes `key_value_states` on without reading it. An attribute would hold another micro-batch's angles when this one is
+        # recomputed.
         return super().forward(hidden_states, attention_mask, key_value_states=angles, packed_seq_params=packed_seq_params, **kwargs)
 
     def get_query_key_value_tensors(
@@ -60,7 +60,7 @@ class RotaryAttention(SelfAttention):
         return split_heads(mixed_SBM, heads, groups, key_value_states, *self.query_scale())
 
     def query_scale(self) -> tuple[Tensor | None, float]:
-        """The stored scale of the queries, and the factor to its value; None: queries and keys are not normalised."""
+        """The stored scale of the queries, and the factor that gives its value; None: queries and keys are not normalised."""
         return None, 1.0
 
 
@@ -129,7 +129,7 @@ def zigzag_positions(tokens_per_rank: int, context_size: int, device: torch.devi
 
 
 def _angles_in_documents(angles: Tensor, packed: PackedSeqParams, tokens: int) -> Tensor:
-    """[tokens, 1, 1, R]: those of each token's position in its document; one tensor for all layers, kept with the micro-batch's packing."""
+    """[tokens, 1, 1, R]: angles of each token's position in its document; one tensor for all layers, kept in the micro-batch's packing."""
     known = getattr(packed, "angles_in_documents", None)
     if known is None or known[0] is not angles:
         known = angles, angles.index_select(0, positions_in_documents(packed.cu_seqlens_q, tokens))
@@ -138,6 +138,6 @@ def _angles_in_documents(angles: Tensor, packed: PackedSeqParams, tokens: int) -
 
 
 def positions_in_documents(boundaries: Tensor, tokens: int) -> Tensor:
-    """[tokens]: each token's position in its document, of those that begin at boundaries [documents + 1]; int32 as they are."""
+    """[tokens]: each token's position in its document. Documents begin at boundaries [documents + 1]; both are int32."""
     token = torch.arange(tokens, dtype=boundaries.dtype, device=boundaries.device)
     return token - boundaries[torch.searchsorted(boundaries, token, right=True) - 1]

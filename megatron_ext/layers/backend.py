@@ -18,7 +18,7 @@ from ngpt.config.megatron_keys import captures
 
 @dataclass(frozen=True)
 class Backend:
-    """Classes a layer is put together from.
+    """The classes that a layer is built from.
 
     Attributes:
         name: Megatron's `transformer_impl`.
@@ -35,8 +35,8 @@ class Backend:
 class AccumulatesInPlace:
     """Mixin over Transformer Engine's linears: weight gradients are added to Megatron's `main_grad` by the GEMM that makes them.
 
-    Megatron's one switch for it is off: it would ask it of linears whose weights have no such buffer. The output layer is told when the
-    model has been wrapped (`models/builder.py`).
+    Megatron's one switch for this is off: it would also reach linears whose weights have no such buffer. The output layer is switched
+    once the model has been wrapped (`models/builder.py`).
     """
 
     def __init__(self, *args, config: TransformerConfig, **kwargs):
@@ -68,7 +68,7 @@ def check_backend(cfg: Config, backend: str) -> None:
     """Refuse what this backend or this device cannot do.
 
     Raises:
-        ConfigError: what Transformer Engine's attention cannot do, or what it alone can; CUDA graphs without CUDA.
+        ConfigError: attention that this backend cannot run, what only Transformer Engine can run, or CUDA graphs without CUDA.
     """
     if backend == "transformer_engine":
         for error in transformer_engine_attention(cfg):

@@ -13,7 +13,7 @@ from ngpt.functional import scale_tokens
 
 
 class PadsTokens:
-    """Mixin over an expert's `Quantizable` linear: fills its tokens up with zeros where it runs in low precision.
+    """Mixin over an expert's `Quantizable` linear: pads its tokens with zeros where it runs in low precision.
 
     Zeros change nothing: they raise no block's amax, and add nothing to a weight gradient. Without tokens there is nothing to quantise.
     """
@@ -32,8 +32,8 @@ class PadsTokens:
 def separate_experts(experts: type) -> type:
     """Megatron's class of experts whose parameters belong to the expert-parallel optimizer, however many ranks share the experts.
 
-    Megatron gives them to the optimizer of all others where a single rank holds them, and an optimizer state cannot be loaded by two
-    optimizers what was saved by one. Their data-parallel groups are the same then, so nothing else changes.
+    Where a single rank holds all experts, Megatron gives them to the optimizer of all other parameters. What one optimizer saved, two
+    cannot load. The data-parallel groups are the same in that case, so nothing else changes.
     """
 
     class Experts(experts):
@@ -88,7 +88,7 @@ def normalized_experts(experts: type, shared_suv: bool) -> type:
 
 
 def _shared_suv(config: TransformerConfig, pg_collection) -> ParallelScale:
-    """Every rank holds it whole, or its part of the features where expert and dense tensor parallelism are one.
+    """Every rank holds it whole, or only its part of the features where expert and dense tensor parallelism are the same.
 
     Parallelism: unlike an expert's own scales it is a dense parameter: all data-parallel ranks have experts that it belongs to.
     """

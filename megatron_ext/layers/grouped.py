@@ -1,7 +1,7 @@
-"""The linears of all experts of a rank, whose matrices are stacked in one parameter, and the experts' scales, likewise.
+"""The linears of all experts of a rank, with their matrices stacked in one parameter. The experts' scales are stacked likewise.
 
-One parameter, since each one costs host time in every backward pass, in the optimizer and in the communication of gradients, and a layer
-has up to hundreds of experts. Checkpoints hold the same entries as `SequentialMLP`'s: a tensor with a slice for each expert.
+Each parameter costs host time in every backward pass, in the optimizer and in the communication of gradients, and a layer has up to
+hundreds of experts. Checkpoints hold the same entries as `SequentialMLP`'s: a tensor with a slice for each expert.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class _StackedLinear(nn.Module):
 
     Args:
         num_gemms: experts of this rank.
-        input_size, output_size: of an expert before its features are cut over the ranks of its tensor-parallel group.
+        input_size, output_size: of a whole expert, before the tensor-parallel group cuts its features.
         pg_collection: its groups of expert and expert tensor parallelism, and of the ranks that hold the same experts.
 
     Attributes:
@@ -101,7 +101,7 @@ class ExpertScales(ParallelScale):
 
     Args:
         experts: of this rank.
-        like: the first linear's weight, of all of them.
+        like: the first linear's weight, which holds all of them.
         pg_collection: its groups of expert and expert tensor parallelism, and of the ranks that hold the same experts.
         split_halves: see `ParallelScale`.
     """
@@ -123,7 +123,7 @@ class ExpertScales(ParallelScale):
 
 
 class GroupedScaledReadsStream(ReadsStream):
-    """The first linear of experts: u, raw. It owns a suv for each expert; `Activates` multiplies with them."""
+    """The first linear of experts: u, raw. It owns a suv for each expert; `Activates` multiplies by them."""
 
     def __init__(self, num_gemms: int, *args, config: TransformerConfig, pg_collection, **kwargs):
         super().__init__(num_gemms, *args, config=config, pg_collection=pg_collection, **kwargs)
@@ -137,11 +137,11 @@ class GroupedScaledReadsStream(ReadsStream):
 def slice_by_expert(
     key: str, param: nn.Parameter, experts: int, groups, sharded_offsets: tuple, cut_dim: int, halves: int
 ) -> ShardedTensorFactory:
-    """What a checkpoint holds of the stacked tensors of this rank's experts: slices of one tensor, along an axis in front of their own.
+    """What a checkpoint holds of this rank's stacked expert tensors: slices of one tensor, along an extra leading axis.
 
     Args:
         cut_dim: the dimension of an expert's tensor that is cut over the tensor-parallel group.
-        halves: parts of dimension 0 that are cut each on its own: 2 for the gate and the up projection of a gated MLP.
+        halves: parts of dimension 0, each cut separately: 2 for the gate and the up projection of a gated MLP.
     """
     axes = len(sharded_offsets)
     all_experts, first = groups.ep.size() * experts, groups.ep.rank() * experts

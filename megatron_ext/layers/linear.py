@@ -17,22 +17,22 @@ from ngpt.optim.retraction import mark
 
 
 class LocalColumnLinear(ColumnParallelLinear):
-    """Megatron's column-parallel linear, without the `name` that its callers pass and it does not know."""
+    """Megatron's column-parallel linear. Drops the `name` that callers pass and upstream does not accept."""
 
     def __init__(self, *args, name: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
 
 
 class LocalRowLinear(RowParallelLinear):
-    """Megatron's row-parallel linear, without the `name` that its callers pass and it does not know."""
+    """Megatron's row-parallel linear. Drops the `name` that callers pass and upstream does not accept."""
 
     def __init__(self, *args, name: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
 
 
 class ReadsStream:
-    """Mixin over a `Quantizable` linear, of one matrix or of all experts of a rank: their rows live in the residual stream and have unit
-    norm, like the tokens it reads.
+    """Mixin over a `Quantizable` linear, of one matrix or of all experts of a rank. Its rows live in the residual stream and have unit
+    norm, like the tokens that it reads.
     """
 
     unit_norm_input = True
@@ -65,7 +65,7 @@ class _OwnsScale(ReadsStream):
 
     @staticmethod
     def splits_halves(config: TransformerConfig) -> bool:
-        """Whether the output has two halves that checkpoints shard each on its own."""
+        """Whether the output has two halves that checkpoints shard separately."""
         return False
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
@@ -75,7 +75,7 @@ class _OwnsScale(ReadsStream):
 
 
 class ScaledReadsStream(_OwnsScale):
-    """The first linear of an MLP: u, raw. It owns suv; `Activates` multiplies with it.
+    """The first linear of an MLP: u, raw. It owns suv; `Activates` multiplies by it.
 
     Source: MODEL.md "MLP".
     """
@@ -100,17 +100,17 @@ class MixerReadsStream(_OwnsScale):
         return scale_features(u_SBF, *self.mixer_in_scale(times=math.sqrt(self.config.hidden_size))), bias
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
-        """The scale is cut like the mixer cuts the weight: each of the five parts is sharded over the ranks on its own."""
+        """The scale is cut as the mixer cuts the weight: each of the five parts is sharded over the ranks separately."""
         state, key = super().sharded_state_dict(prefix, sharded_offsets, metadata), f"{prefix}{self.scale_name}.stored"
         state[key] = _split_tensor_factory(state[key], self.weight.partition_sizes, ["z", "x", "B", "C", "dt"], 0)
         return state
 
 
 class WritesStream:
-    """Mixin over a `Quantizable` linear, of one matrix or of all experts of a rank: their columns live in the residual stream and have
+    """Mixin over a `Quantizable` linear, of one matrix or of all experts of a rank. Its columns live in the residual stream and have
     unit norm.
 
-    `operand` makes the input of the product from what the sub-block hands over.
+    `operand` makes the input of the product from what the sub-block passes in.
 
     Attributes:
         computes_norm: whether that input gets unit norm.
@@ -126,7 +126,7 @@ class WritesStream:
         return super().forward(self.operand(x_SBF, *sizes), *sizes)
 
     def operand(self, x_SBF: Tensor, *sizes: list[int]) -> Tensor:
-        """The input of the product; `sizes` of all experts' tokens, which lie one after the other."""
+        """The input of the product. `sizes`: tokens of each expert, which lie one after the other."""
         return l2_normalize(x_SBF, group=self.feature_group) if self.computes_norm else x_SBF
 
 
@@ -144,9 +144,9 @@ class NormalizedWritesStream(WritesStream):
 class SoleWritesStream(NormalizedWritesStream):
     """The output projection of a sub-block that writes to the stream alone: attention, a dense MLP, a Mamba mixer.
 
-    The residual step takes the length off what the sub-block writes, so that its norm in front of a product in high precision would
-    change nothing but rounding. It is computed where the operand matters: where an executor runs the product, in low precision or to look
-    at it. Experts' outputs are summed before the step, so theirs is always computed.
+    The residual step removes the length of what the sub-block writes. In front of a high-precision product this norm would change nothing
+    but rounding. It is computed where the operand matters: where an executor runs the product, in low precision or to look at it.
+    Experts' outputs are summed before the step, so their norm is always computed.
     """
 
     @property
@@ -157,8 +157,8 @@ class SoleWritesStream(NormalizedWritesStream):
 class Activates:
     """Mixin over the output projection of an MLP or of experts, which reads the raw u of the first linear.
 
-    Its operand is activation(suv * u * sqrt(D)), normalised where that is computed: one kernel, which keeps u alone. What Megatron calls
-    the activation, between the two linears, is the identity.
+    Its operand is activation(suv * u * sqrt(D)), normalised where that is computed. One kernel makes it and keeps only u. What
+    Megatron calls the activation, between the two linears, is the identity.
 
     Args:
         activation: what is computed.
@@ -170,7 +170,7 @@ class Activates:
 
     def borrow(self, suv: ParallelScale) -> None:
         """Take the scale, which belongs to the first linear or to all experts of a layer."""
-        self.borrowed = (suv,)  # in a tuple: it is no submodule of this linear
+        self.borrowed = (suv,)  # in a tuple, so that it does not become a submodule of this linear
 
     def operand(self, u_SBF: Tensor, *sizes: list[int]) -> Tensor:
         stored, factor = self.borrowed[0](times=self.width_factor)
@@ -187,7 +187,7 @@ class Activates:
 
 
 class LendsScale:
-    """Mixin over Megatron's MLP: suv, which its first linear owns, is multiplied with in front of the second."""
+    """Mixin over Megatron's MLP: lends suv, which the first linear owns, to the second, which multiplies its input by it."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from megatron_ext.layers.scale import ParallelScale
 from ngpt.functional import scale_features, scaled_cross_entropy
 
-_LABELS = 4  # place of the labels among the arguments of Megatron's models
+_LABELS = 4  # position of the labels among the arguments of Megatron's models
 
 
 def logit_scale(hidden_size: int, output_layer: nn.Module) -> ParallelScale:
@@ -23,13 +23,13 @@ def logit_scale(hidden_size: int, output_layer: nn.Module) -> ParallelScale:
 
 
 class LogitHead:
-    """Takes the logits of a model over: where a loss follows, one function makes it of what the output layer returns; otherwise the
-    output layer returns scaled logits with padding rows at the lowest finite value.
+    """Takes over the logits of a model. If a loss follows, one function makes it from what the output layer returns. Otherwise the output
+    layer returns scaled logits with padding rows at the lowest finite value.
 
     Hooks on the output layer, rather than on the model, also reach multi-token prediction heads, which call the same layer.
 
     Args:
-        model: a Megatron language model with an output layer; `forward` says by its labels whether a loss follows.
+        model: a Megatron language model with an output layer; a loss follows if its `forward` gets labels.
         sz: nGPT's logit scale; None for the GPT control.
         vocab_size: real entries; the layer's rows from there on are padding.
     """
@@ -48,7 +48,7 @@ class LogitHead:
         """Cross entropies [B, S] fp32 of the output layer's own logits, in nats.
 
         Args:
-            labels_BS: int64 entries of the vocabulary. The loss of any other label is the logits' logsumexp: for masked tokens alone.
+            labels_BS: int64 entries of the vocabulary. The loss of any other label is the logits' logsumexp, for masked tokens only.
             logits_SBV: this rank's part of the vocabulary; overwritten in the backward pass.
         """
         assert self._loss_follows, "the logits are scaled: the model was called without labels"

@@ -1,4 +1,4 @@
-"""Multi-token prediction: how a depth joins the next token's embedding with the hidden state of the depth before.
+"""Multi-token prediction: how a depth joins the next token's embedding with the hidden state of the previous depth.
 
 Shapes: x_SBD hidden states [sequence, batch, features]; with sequence parallelism the sequence is this rank's part of it.
 """
@@ -24,8 +24,8 @@ from ngpt.optim.retraction import mark
 class JoinLinear(MegatronModule):
     """eh_proj, [embedding; hidden state] to D features. Every tensor-parallel rank holds the whole [D, 2 * D] weight.
 
-    Megatron's column-parallel layer would cut D, the dimension that nGPT retracts along, and each of its tokens' outputs, which nGPT
-    normalises. Whole, it needs no communication but the sum of its gradient, and under sequence parallelism no more products.
+    Megatron's column-parallel layer would cut D. nGPT retracts the weight along D, and normalises each token's output over it. A whole
+    weight communicates only to sum its gradient, and needs no more products under sequence parallelism.
 
     Parallelism: Megatron sums the gradient over the tensor-parallel group where each rank sees part of the tokens, like a router's.
     """
@@ -58,7 +58,7 @@ class NormalizedJoinLinear(JoinLinear):
 
 
 class PredictionDepth(MultiTokenPredictionLayer):
-    """Megatron's layer around a projection that is whole on every rank: nothing to gather over the tensor-parallel group or to cut."""
+    """Megatron's layer with a projection that is whole on every rank, so that tensor parallelism gathers and cuts nothing."""
 
     def _concat_embeddings(self, hidden_states: Tensor, decoder_input: Tensor) -> Tensor:
         return self.eh_proj(torch.cat([self.enorm(decoder_input), self.hnorm(hidden_states)], dim=-1))[0]

@@ -40,10 +40,10 @@ class NormalizedResidual(MegatronModule):
 
 
 class SharedInput(IdentityOp):
-    """In place of the norm in front of experts: the stream, as a tensor of its own in autograd's graph.
+    """Replaces the norm in front of experts: passes on the stream as a separate tensor of autograd's graph.
 
-    Router, routed and shared experts all read it. Their gradients are added up here before that of the residual step joins them, which is
-    the order that recomputation has: without it, recomputing the experts would change the last bits of a gradient.
+    Router, routed and shared experts all read it. Their gradients are summed here before the residual step's is added, in the order that
+    recomputation has. Otherwise recomputing the experts would change the last bits of a gradient.
     """
 
     def forward(self, x_SBD: Tensor) -> Tensor:

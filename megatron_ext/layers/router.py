@@ -15,15 +15,15 @@ class _SortedSelection:
     """Takes the place of Megatron's replay of recorded selections, the one hook around its top-k."""
 
     def get_replay_topk(self, scores: Tensor, topk: int, num_groups: int | None, group_topk: int | None, select: Callable) -> tuple:
-        with torch.enable_grad():  # under which upstream sorts; scores computed without gradients still have none
+        with torch.enable_grad():  # upstream sorts only then; scores computed without gradients still have none
             return select(scores, topk, num_groups, group_topk)
 
 
 class SortedRouter(TopKRouter):
     """Megatron's top-k router, with a token's experts sorted by score whether gradients are taken or not.
 
-    Megatron sorts them only where they are. A recomputed layer runs without gradients first: the probabilities of a token, divided by a
-    sum over its experts, would differ in their last bit from those of a layer that is not recomputed.
+    Megatron sorts them only with gradients, and a recomputed layer first runs without. The probabilities of a token are divided by a sum
+    over its experts. Unsorted, they would differ in the last bit from those of a layer that is not recomputed.
     """
 
     def __init__(self, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""`ScaledParameter` as a Megatron module: parallel attributes and distributed checkpoints taken over from the weight it belongs to."""
+"""`ScaledParameter` as a Megatron module, with parallel attributes and checkpoint layout taken from the weight it belongs to."""
 
 import torch
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
@@ -24,7 +24,7 @@ class ParallelScale(ScaledParameter):
         allow_shape_mismatch: the vocabulary may be padded differently where the checkpoint is loaded.
 
     Parallelism: Megatron's `sequence_parallel`, `tensor_model_parallel` and `allreduce` attributes make the gradient reductions and
-        the gradient norm right; nothing is communicated here.
+        the gradient norm correct; nothing is communicated here.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ class PluginModelConfig(HybridModelConfig):
 
     Attributes:
         options: the model of our config; `vocab_size` is the vocabulary before padding.
-        grouped_experts: all experts of a rank together.
+        grouped_experts: all experts of a rank run together.
         on_built: called with the wrapped model chunks of this rank once they exist.
     """
 
@@ -48,9 +48,9 @@ class PluginModelBuilder(HybridModelBuilder):
         model = super().build_model(pg_collection, pre_process, post_process, vp_stage)
         if model.mtp_process and model.share_embeddings_and_output_weights:
             if not model.pre_process:
-                model.output_layer.weight = None  # upstream makes one that it neither uses nor lets a checkpoint hold
-            # The depths look this weight up, too: what they add to its gradient is kept beside what the product adds in place. Upstream
-            # says so where the pipeline has one stage.
+                model.output_layer.weight = None  # upstream makes one, but neither uses nor saves it
+            # The depths look tokens up in this weight, too: what they add to its gradient is kept, as is what the product adds in place.
+            # Upstream only sets this where the pipeline has one stage.
             model.shared_embedding_or_output_weight().zero_out_wgrad = True
         if model.post_process:
             model.sz = logit_scale(config.transformer.hidden_size, model.output_layer) if options.architecture == "ngpt" else None
@@ -81,8 +81,8 @@ class PluginModelBuilder(HybridModelBuilder):
 def _start_layer_metrics(num_layers: int, depths: tuple[str, ...]) -> None:
     """Give Megatron's process-wide trackers of the balancing losses and of the prediction losses one entry a layer, new for each model.
 
-    Routers index theirs by layer, counting those of a prediction depth from 1 again, while Megatron makes what it has not seen yet as
-    long as there are expert layers. Only the sum over the entries is reported.
+    Routers index their tracker by layer, and those of a prediction depth count from 1 again. By itself Megatron would make a tracker
+    with one entry for each expert layer. Only the sum over the entries is reported.
     """
     MTPLossLoggingHelper.tracker.clear()
     destroy_moe_metrics_tracker()

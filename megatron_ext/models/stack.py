@@ -43,7 +43,7 @@ from ngpt.config.schema import ModelConfig
 
 
 class BackendNormStack(HybridStack):
-    """HybridStack whose final norm is the backend's; upstream's is Transformer Engine's wherever it runs."""
+    """HybridStack whose final norm is the backend's; upstream always takes Transformer Engine's."""
 
     def __init__(self, config: TransformerConfig, *args, final_norm: type, **kwargs):
         super().__init__(config, *args, post_layer_norm=False, **kwargs)
@@ -54,7 +54,7 @@ class BackendNormStack(HybridStack):
 
 @dataclass(frozen=True)
 class Parts:
-    """What the layers of an architecture are put together from; each is a class or a builder of one.
+    """The parts that an architecture's layers are built from; each is a class or a builder of one.
 
     Attributes:
         norm: in front of every sub-block but experts, which have expert_norm. residual: the step after it.
@@ -122,11 +122,11 @@ def ngpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend
 
     Args:
         options: the model; `fine_grained` False is the model of arXiv 2410.01131, which does not normalise those inputs.
-        grouped_experts: all experts of a rank together.
+        grouped_experts: all experts of a rank run together.
     """
     writes, shared = (SoleWritesStream, NormalizedWritesStream) if options.fine_grained else (WritesStream, WritesStream)
     activating = partial(_activating, ACTIVATIONS[options.activation])
-    config.use_te_activation_func = True  # Megatron's MLPs call the activation of their submodules: none, since fc2 activates
+    config.use_te_activation_func = True  # Megatron's MLPs call their submodules' activation: none, since fc2 activates
     parts = Parts(
         norm=IdentityOp,
         expert_norm=SharedInput,
@@ -177,7 +177,7 @@ def gpt_stack(config: TransformerConfig, options: ModelConfig, backend: Backend,
 
 
 def _activating(activation: Activation, writes: type, row: type) -> Callable:
-    """A builder of output projections that activate what they read."""
+    """A builder of output projections that apply the activation to their input."""
     return partial(with_mixin(Activates, with_mixin(writes, row)), activation=activation)
 
 
@@ -195,7 +195,7 @@ def _gpt_experts(backend: Backend, grouped: bool) -> Callable:
 
 
 def _expert_parts(backend: Backend, grouped: bool) -> tuple[type, type, type]:
-    """Megatron's class of experts and the two linears for it: the backend's, or those of all experts, which need no backend."""
+    """Megatron's class of experts and the two linears for it: the backend's, or the grouped ones, which need no backend."""
     if grouped:
         return separate_experts(TEGroupedMLP), GroupedColumn, GroupedRow
     return separate_experts(SequentialMLP), with_mixin(PadsTokens, backend.column), with_mixin(PadsTokens, backend.row)

@@ -1,4 +1,4 @@
-"""An independent look at the norms of the master weights: other arithmetic, other shard bounds than the retraction's."""
+"""An independent check of the norms of the master weights, with other arithmetic and other shard bounds than the retraction's."""
 
 import math
 
@@ -43,7 +43,7 @@ def worst_norm_deviation(parameters: list[tuple[str, nn.Parameter, object]]) -> 
         norms = torch.linalg.vector_norm(whole.view(-1, rows, cols), dim=1 + param.unit_dim, dtype=torch.float64)
         deviation = (norms - 1).abs().max().item()
         if math.isnan(deviation):
-            deviation = math.inf  # compares, also in an all-reduce over ranks
+            deviation = math.inf  # unlike NaN it compares, also in an all-reduce over ranks
         if deviation > worst:
             worst, where = deviation, name
     return worst, where

@@ -1,6 +1,6 @@
 """Retraction of the fp32 master weights inside Megatron's optimizer step.
 
-The hook runs right after the inner torch optimizer moved the masters: before Megatron copies them to the model weights and before any
+The hook runs right after the inner torch optimizer has moved the masters: before Megatron copies them to the model weights and before any
 parameter gather, overlapped or not. It is torch's public, process-wide optimizer hook, so nothing of Megatron is patched.
 """
 
@@ -58,7 +58,7 @@ def trained_parameters(chunks: list) -> list[tuple[str, nn.Parameter, object]]:
 
 
 class RetractionHook:
-    """Retracts after every inner optimizer's step and says when a whole step is done.
+    """Retracts after every inner optimizer's step, and reports when a whole step is done.
 
     Args:
         chunks: this rank's model chunks, wrapped by Megatron's DistributedDataParallel.
@@ -92,8 +92,8 @@ class RetractionHook:
     def retract_start(self, loaded: bool) -> None:
         """Retract the masters at step 0.
 
-        Masters that were copied from BF16 weights have unit norm only up to their rounding. FP32 weights are their own masters: built
-        with unit norms, but where they were loaded they may come from a BF16 run. Those are retracted whole, the same on every rank.
+        Masters that were copied from BF16 weights have unit norm only up to their rounding. FP32 weights are their own masters. They are
+        built with unit norms, but loaded ones may come from a BF16 run. Those are retracted whole, the same on every rank.
         """
         if loaded:
             retract_weights_(param for _, param, _ in self.parameters if param.dtype == torch.float32)
@@ -111,7 +111,7 @@ class RetractionHook:
         return bool(marks.pop()) if len(marks) == 1 and None not in marks else None
 
     def _retraction(self, expert: bool, only_copies: bool = False) -> Retraction:
-        """Of what one inner optimizer moves: its pieces of the marked matrices, and who else holds pieces of them."""
+        """The retraction of what one inner optimizer moves: its pieces of the marked matrices, and the ranks that hold the others."""
         marked = [
             (param, buffer)
             for _, param, buffer in self.parameters
@@ -131,9 +131,9 @@ def _sum_over(group: dist.ProcessGroup) -> Callable[[Tensor], object]:
 
 
 def addresses_of(params: list[nn.Parameter]) -> Callable[[], list[int]]:
-    """Gives the masters' addresses. Asked before every step, of a thousand matrices, so no line of Python runs for each of them.
+    """A function that returns the masters' addresses. It is called before every step, so no line of Python runs for each matrix.
 
-    Both ways of moving a master show: another tensor as `main_param`, and other memory under the same tensor (`.data = ...`).
+    It shows both ways of moving a master: another tensor as `main_param`, and other memory under the same tensor (`.data = ...`).
     """
     own = [param for param in params if getattr(param, "main_param", None) is None]
     attributes = [vars(param) for param in params if getattr(param, "main_param", None) is not None]

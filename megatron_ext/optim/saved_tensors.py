@@ -1,4 +1,4 @@
-"""What the tensors handed to a checkpoint's writer must obey: unit norms of the masters that have them, finite numbers everywhere."""
+"""The rules for tensors that go to a checkpoint's writer: unit norms of the masters that have them, finite numbers everywhere."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ def unit_dims_of(state: dict[str, Any], masters_are_weights: bool) -> dict[str, 
 
 @torch.no_grad()
 def first_fault(tensors: Iterable[tuple[WriteItem, Tensor]], rules: TensorRules) -> str | None:
-    """What is wrong with the first faulty tensor; None where all are right. Tensors on the CPU."""
+    """What is wrong with the first faulty tensor; None if all are right. The tensors are on the CPU."""
     for item, tensor in tensors:
         if not tensor.is_floating_point() or not tensor.numel() or tensor.element_size() == 1:  # torch has no arithmetic of float8
             continue
@@ -59,8 +59,8 @@ def _norm_fault(item: WriteItem, tensor: Tensor, rules: TensorRules) -> str | No
     if dim is None or tensor.dim() < 2:
         return None
     chunk, whole = item.tensor_data.chunk.sizes, item.tensor_data.size
-    dim -= 2  # of the last two; experts and layers stand before them
-    if chunk[dim] != whole[dim]:  # a part of each vector
+    dim -= 2  # counted among the last two; experts and layers come before them
+    if chunk[dim] != whole[dim]:  # the chunk holds a part of each vector
         return None
     norms = torch.linalg.vector_norm(tensor, dim=dim, dtype=torch.promote_types(tensor.dtype, torch.float32))
     deviation = (norms - 1).abs().max().item()
@@ -78,6 +78,6 @@ def unit_dim_of(name: str, rules: TensorRules) -> int | None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """One pass without a copy; the sum of squares may overflow where all numbers are finite, so a doubt is looked into."""
+    """One pass without a copy; the sum of squares may overflow though all numbers are finite, so a doubt is checked."""
     wide = torch.promote_types(tensor.dtype, torch.float32)
     return bool(torch.isfinite(torch.linalg.vector_norm(tensor, dtype=wide))) or bool(torch.isfinite(tensor).all())

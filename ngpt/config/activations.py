@@ -1,4 +1,4 @@
-"""The activations that an MLP or expert may have. The one table of them: everything that depends on which one it is reads it here."""
+"""The activations that an MLP or expert may have. This is the one table of them: all code that depends on the activation reads it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Activation:
 
     @property
     def gate_and_up(self) -> int:
-        """How many numbers of fc1's output make one of fc2's input."""
+        """How many numbers of fc1's output make one number of fc2's input."""
         return 2 if self.gated else 1
 
 

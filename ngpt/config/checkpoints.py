@@ -54,16 +54,16 @@ def newest_step(config: Config) -> int | None:
 
 
 def newest_verified_step(config: Config) -> int | None:
-    """`newest_step` by a look at every byte, which for a large checkpoint takes minutes."""
+    """`newest_step` after reading every byte, which takes minutes for a large checkpoint."""
     checkpoint = config.checkpoint
     choice = choose(listing(checkpoint.dir), checkpoint.fallback, functools.partial(manifest.verify, threads=READING_THREADS))
     return None if choice is None else choice.step
 
 
 def check_same_model(config: Config, choice: Choice) -> None:
-    """Refuses a checkpoint of another model by the config that it carries, wherever its folder is now.
+    """Refuses a checkpoint of another model, judged by the config that it carries, wherever its folder is now.
 
-    One from before checkpoints carried a config is judged by the run folder that it lies in, where it does.
+    A checkpoint from before they carried a config is judged by the run folder that it lies in, if any.
 
     Raises:
         ConfigError: with every model-defining key that differs, old and new.
@@ -89,7 +89,7 @@ def check_same_model(config: Config, choice: Choice) -> None:
 
 
 def check_has_optimizer(choice: Choice) -> None:
-    """Raises ConfigError where a checkpoint holds weights alone, and a run was to go on with its optimizer's state."""
+    """Raises ConfigError if a checkpoint holds weights alone, but the run needs its optimizer state."""
     if manifest.holds_weights_alone(choice.folder):
         rule = "A run that resumes, or loads with checkpoint.load_optimizer=true, goes on with its optimizer's state"
         way_out = f"Start a new run.name from it: checkpoint.load={choice.folder.parent} checkpoint.load_optimizer=false"
@@ -97,8 +97,8 @@ def check_has_optimizer(choice: Choice) -> None:
 
 
 def config_of(choice: Choice) -> Config | None:
-    """The config that a checkpoint was saved with; None for one from before checkpoints carried it, or whose own is damaged: whoever
-    loads it finds that."""
+    """The config that a checkpoint was saved with; None if it is from before checkpoints carried one, or if its config is
+    damaged, which loading it reports."""
     source = choice.folder / CONFIG_FILE
     try:
         return load(source) if source.exists() else None

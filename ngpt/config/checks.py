@@ -28,7 +28,7 @@ _SYMBOLS = f"Use {_LAYERS}, | for a pipeline cut and / before a prediction depth
 
 def validate(cfg: Config) -> None:
     """Raises a `ConfigError` with every rule that a resolved config breaks."""
-    # The rules between keys divide by values, and those of a precision read the layers and shards that these have checked.
+    # Rules between keys divide by values, so values come first. Those of a precision read checked layers and shards, so they come last.
     for group in (values.CHECKS, (*CHECKS, *hybrid.CHECKS, *cluster.CHECKS), *precision.CHECKS):
         errors = [error for check in group for error in check(cfg)]
         if errors:
@@ -127,7 +127,7 @@ def check_tensor(cfg: Config) -> Iterator[ConfigError]:
 def check_sequence(cfg: Config) -> Iterator[ConfigError]:
     """The sequence divides over context and sequence parallel ranks."""
     seq_length, context, tensor = cfg.train.seq_length, cfg.parallel.context, cfg.parallel.tensor
-    unit = 2 * context if context > 1 else 1  # each context rank takes one slice from either end: causal work is equal
+    unit = 2 * context if context > 1 else 1  # each context rank takes one slice from each end, so that causal work is equal
     rule = f"Must be a multiple of 2 * parallel.context {context}" if context > 1 else ""
     if cfg.parallel.sequence_parallel:
         unit *= tensor
@@ -207,7 +207,7 @@ def check_schedule(cfg: Config) -> Iterator[ConfigError]:
 
 
 def check_refused_steps(cfg: Config) -> Iterator[ConfigError]:
-    """Megatron's own check of gradients raises on one rank, before all of them decide what becomes of the step."""
+    """Megatron's own check of gradients raises on one rank, before all ranks decide what to do with the step."""
     name, policy = "check_for_nan_in_loss_and_grad", cfg.train.on_nonfinite
     if cfg.megatron.get(name) and policy != "stop":
         rule = f"Ends the run on the rank that sees NaN or Inf, and train.on_nonfinite={policy} would go on"
@@ -295,7 +295,7 @@ def transformer_engine_attention(cfg: Config) -> Iterator[ConfigError]:
 
 
 def check_backend_attention(cfg: Config) -> Iterator[ConfigError]:
-    """Where the config names the backend; otherwise it is known when the workers start."""
+    """Checks attention if the config names the backend. Otherwise the backend is known only when the workers start."""
     if cfg.model.transformer_impl == "transformer_engine":
         yield from transformer_engine_attention(cfg)
 
@@ -306,7 +306,7 @@ def low_precision_formats(cfg: Config) -> set[str]:
 
 
 def check_graphs(cfg: Config) -> Iterator[ConfigError]:
-    """What the host decides at each step is not in a CUDA graph: rounding seeds, the BF16 tail, tokens of experts, documents."""
+    """A CUDA graph does not hold what the host decides at each step: rounding seeds, the BF16 tail, tokens of experts, documents."""
     for name, value in captures(cfg.megatron).items():
         path = f"megatron.{name}"
         if formats := low_precision_formats(cfg):
@@ -330,7 +330,7 @@ def check_graphs(cfg: Config) -> Iterator[ConfigError]:
 
 
 def check_userbuffers(cfg: Config) -> Iterator[ConfigError]:
-    """What Transformer Engine's buffers for collectives inside of products are made for."""
+    """What Transformer Engine's buffers need to overlap collectives with products."""
     if not cfg.megatron.get("tp_comm_overlap"):
         return
     needs = {

@@ -20,7 +20,7 @@ def as_text(cfg: Config) -> str:
 
 
 def as_json(cfg: Config) -> str:
-    """The same as one JSON object: config, notes and counts. What YAML calls .inf and .nan, JSON has no number for: they are texts."""
+    """The same as one JSON object: config, notes and counts. JSON has no numbers for YAML's .inf and .nan: they are strings."""
     counts = count_parameters(cfg.model)
     values = {
         "config": _finite(dataclasses.asdict(cfg)),

@@ -1,4 +1,4 @@
-"""The rules of `cluster.*` for jobs: what reaches a scheduler's command line or script is of a known form."""
+"""The rules of `cluster.*` for jobs: what reaches a scheduler's command line or script has a known form."""
 
 import re
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import ClusterConfig, Config
 
-KILL_MARGIN_S = 30  # SLURM looks at the time twice a minute: its warning comes up to this much late
+KILL_MARGIN_S = 30  # SLURM checks the time twice a minute: its warning may be this late
 _LONGEST_WARNING_S = 65535  # SLURM's
 _NAMES = {"account": r"[\w.@+-]+", "partition": r"[\w.@+-]+(,[\w.@+-]+)*", "qos": r"[\w.@+-]+"}
 _TIME = r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?"
@@ -31,9 +31,9 @@ def warning_seconds(cluster: ClusterConfig) -> int:
 
 
 def time_limit_seconds(text: str) -> int | None:
-    """What sbatch takes `text` for: minutes, minutes:seconds, hours:minutes:seconds, or days-hours[:minutes[:seconds]]. None: no time.
+    """How sbatch reads `text`: minutes, minutes:seconds, hours:minutes:seconds, or days-hours[:minutes[:seconds]]. None: not a time.
 
-    A plain number that is more than YAML makes of an unquoted 01:00:00, seconds, is no time either: sbatch would take it for minutes.
+    A large plain number is not a time either. YAML turns an unquoted 01:00:00 into seconds, which sbatch would read as minutes.
     """
     match = re.fullmatch(_TIME, text, re.ASCII)
     if match is None:

@@ -32,7 +32,7 @@ from ngpt.config.yaml_lines import Lines, unreadable
 
 _PLAIN = (ValueError, TypeError, AssertionError, RecursionError, OSError)
 
-_SCHEMA = pickle.dumps(OmegaConf.structured(Config))  # made anew from this in a tenth of the time
+_SCHEMA = pickle.dumps(OmegaConf.structured(Config))  # unpickling this takes a tenth of the time of making it
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("largest_divisor", lambda number, limit: largest_divisor(number, limit), replace=True)
 OmegaConf.register_new_resolver("not", lambda value: not value, replace=True)
@@ -74,8 +74,8 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
     except ConfigError:
         raise
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, *_PLAIN) as error:
-        # OmegaConf answers some malformed keys with plain exceptions, a value that names itself with a RecursionError, and a group's
-        # option is a file's name, which the system may refuse.
+        # OmegaConf raises plain exceptions for some malformed keys, and a RecursionError for a value that refers to itself. A group's
+        # option is a file name, which the system may refuse.
         raise translate(error, config_dirs) from error
     if experiment and isinstance(sections["run"], dict) and sections["run"].get("name") == MISSING:
         sections["run"]["name"] = PurePath(experiment).name
@@ -157,7 +157,7 @@ def _finish(sections: Mapping[str, Any], shipped: Path) -> Config:
 
 
 def _untyped_containers(section: Any, prefix: str = "") -> Iterator[ConfigError]:
-    """Lists and mappings that are none, or hold values of another type: OmegaConf takes over what an interpolation names as it is."""
+    """Errors for lists and mappings of a wrong type, or with wrong entries: OmegaConf does not check what an interpolation names."""
     for name, kind in typing.get_type_hints(type(section)).items():
         value, key, container, of = getattr(section, name), prefix + name, typing.get_origin(kind), typing.get_args(kind)
         if dataclasses.is_dataclass(kind):
@@ -183,7 +183,7 @@ def _missing(key: str, shipped: Path) -> ConfigError:
 
 
 def _check_file(path: Path) -> None:
-    """Any file of a --config-dir may be read by Hydra."""
+    """Checks one file of a --config-dir: Hydra may read any of them."""
     try:
         check_yaml(path)
         text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What OmegaConf makes of its containers, with types: its own functions return what any config may be."""
+"""OmegaConf's conversions of its containers, with precise types: its own functions return a union of all that a config may be."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """What a config is made of, each part with one line: the source of `ngpt list`, `--help`, completion and conf/README.md.
 
-A key's line is the comment at its field, in front of it or behind it, of its values those in `choice`; a section's is the first sentence
-of its dataclass; a file's its first comment (ngpt/config/folders.py). `python -m ngpt.config.describe > conf/README.md` writes them down.
+A key's line is the comment before or behind its field; the lines of its values are in `choice`. A section's line is the first sentence
+of its dataclass, a file's its first comment (ngpt/config/folders.py). `python -m ngpt.config.describe > conf/README.md` writes them down.
 """
 
 import ast
@@ -31,10 +31,10 @@ class Key:
 
     Attributes:
         name: its dotted name; entries of mappings and lists have `NAME` and `[]` in it.
-        kind: what it takes, in words; of a choice its values.
+        kind: what it takes, in words; for a choice, its values.
         default: as YAML; None: a file of its group sets it, or the user.
         description: one line.
-        choices: the values that it takes, or may have in its list, each with one line; empty: others, too.
+        choices: the values that it takes, or may have in its list, each with one line; empty: not limited to a choice.
     """
 
     name: str
@@ -101,7 +101,7 @@ def _row(key: Key) -> tuple[str, str, str, str]:
 
 
 def _escaped(text: str) -> str:
-    """What Markdown would take for its own."""
+    """Escapes what Markdown would interpret."""
     return re.sub(r"([<*|])", r"\\\1", text)
 
 
@@ -154,7 +154,7 @@ def _first_sentence(section: type) -> str:
 
 
 def _comments(section: type) -> dict[str, str]:
-    """Field -> the comments in front of it and behind it, of its base classes, too."""
+    """Field -> the comments before and behind it, those of base classes included."""
     found: dict[str, str] = {}
     for base in reversed(section.__mro__):
         if dataclasses.is_dataclass(base):
@@ -178,7 +178,7 @@ def _source(module: str) -> tuple[list[str], dict[str, ast.ClassDef]]:
 
 
 def _comment_before(lines: list[str], number: int) -> str:
-    """Of the lines in front of line `number`, counted from 1."""
+    """The comment in the lines before line `number`, counted from 1."""
     first = number - 1
     while first > 0 and lines[first - 1].strip().startswith("#"):
         first -= 1
@@ -186,7 +186,7 @@ def _comment_before(lines: list[str], number: int) -> str:
 
 
 def _comment_behind(lines: list[str], field: ast.AnnAssign) -> str:
-    """`ast` counts columns in bytes."""
+    """The comment behind a field, on its last line. `ast` counts columns in bytes."""
     assert field.end_lineno is not None and field.end_col_offset is not None
     behind = lines[field.end_lineno - 1].encode()[field.end_col_offset :].decode().strip()
     return behind.removeprefix("#").strip()

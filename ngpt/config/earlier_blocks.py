@@ -1,4 +1,4 @@
-"""Blocks kept in bf16 by runs from before an attention with the MLP behind it was one block in every layer pattern."""
+"""Blocks kept in bf16 by runs from before attention and the MLP behind it counted as one block in every layer pattern."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What multiplies the quantised linears. The one decision of it: for a run, for the rules of its config and for its estimate."""
+"""What multiplies the quantised linears, decided in this one place: for a run, for the rules of its config and for its estimate."""
 
 from ngpt.config.schema import Config
 from ngpt.config.sizes import micro_batches_per_step
@@ -32,13 +32,13 @@ def expected_executor(cfg: Config, recipe: Recipe) -> str:
 def keeps_quantized_weights(cfg: Config) -> bool:
     """Whether emulated linears keep their quantised weights from the first micro-batch of a step to the last: where there are several.
 
-    With one, keeping them would cost the same memory and save no more than the second quantisation, that of the backward pass.
+    With a single one, keeping them would cost the same memory and only save the quantisation in the backward pass.
     """
     return micro_batches_per_step(cfg) > 1
 
 
 def beyond_kernels(recipe: Recipe) -> str | None:
-    """What of an NVFP4 recipe Transformer Engine 2.20.2 has no kernels for, on any GPU; None: nothing."""
+    """The part of an NVFP4 recipe that Transformer Engine 2.20.2 has no kernels for on any GPU; None: it has all."""
     for name, spec in recipe.operands.items():
         if combination := _beyond_kernels(spec):
             return f"{combination} of {name}: not what Transformer Engine's NVFP4 kernels compute"

@@ -1,4 +1,4 @@
-"""Whether the routed experts of a rank run together or one by one. The one decision of it: for a run, for its config and its estimate."""
+"""Whether a rank's routed experts run together or one by one, decided in this one place: for a run, its config and its estimate."""
 
 from collections.abc import Callable, Iterator
 
@@ -18,10 +18,10 @@ def groups_experts(cfg: Config, executor_of: ExecutorOf) -> bool:
     """Whether all experts of a rank are quantised and multiplied together.
 
     Args:
-        executor_of: what runs a recipe: where a run is, or where an estimate is for.
+        executor_of: what runs a recipe, on the run's machine or on the one that an estimate is for.
 
     Raises:
-        ConfigError: that was asked for by name and cannot be.
+        ConfigError: this was asked for by name and is impossible.
     """
     impl, obstacle = cfg.model.expert_impl, next(obstacles(cfg, executor_of), None)
     if impl == "grouped" and obstacle:
@@ -30,7 +30,7 @@ def groups_experts(cfg: Config, executor_of: ExecutorOf) -> bool:
 
 
 def obstacles(cfg: Config, executor_of: ExecutorOf) -> Iterator[str]:
-    """Why experts cannot run together: nothing where they can."""
+    """Why experts cannot run together; empty if they can."""
     for key, width in _odd_widths(cfg).items():
         yield f"A grouped product takes rows of multiples of {_GROUPED_MULTIPLE} features, and those of {key} are {width} on a rank"
     for recipe in recipes_of_experts(cfg):
@@ -44,9 +44,9 @@ def obstacles(cfg: Config, executor_of: ExecutorOf) -> Iterator[str]:
 def takes_grouped_experts(recipe: Recipe, executor: str) -> bool:
     """Whether all experts of a rank can be quantised together by this executor.
 
-    Without a format nothing is quantised. Transformer Engine's kernels are given each expert's operands on their own. Emulated, there is
-    one call for all of them, whose constant scales must be those of each alone; an amax of grad_output may be each expert's own where it is
-    rounded to a power of two.
+    Without a format nothing is quantised. Transformer Engine's kernels get each expert's operands separately. Emulation makes one
+    call for all experts, so its constant scales must be those of each expert alone. The amax of grad_output may be each expert's own if it
+    is rounded to a power of two.
     """
     if executor != "emulated":
         return True
@@ -61,7 +61,7 @@ def takes_grouped_experts(recipe: Recipe, executor: str) -> bool:
 
 
 def recipes_of_experts(cfg: Config) -> list[Recipe]:
-    """Of the routed experts, by name alone: whether they are grouped does not depend on which blocks are kept in bf16."""
+    """The recipes of the routed experts, by name alone: whether they are grouped does not depend on which blocks are kept in bf16."""
     if not cfg.precision.layers:
         return [recipe_of(cfg.precision)] if "E" in cfg.model.layer_pattern else []
     names = {named_recipe(cfg, linear) for linear in block_linears(cfg) if linear.is_routed}

@@ -7,7 +7,7 @@ from pathlib import Path
 import ngpt
 
 EXPERIMENT = "experiment"
-STUDY = "study"  # its files are no parts of a config (ngpt/config/study.py)
+STUDY = "study"  # its files are not parts of a config (ngpt/config/study.py)
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def options(config_dirs: Sequence[Path] = ()) -> list[Option]:
 
 
 def description_of(path: Path) -> str:
-    """The first comment of a config file, behind what Hydra reads in one."""
+    """The first comment of a config file, after those that Hydra reads."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):  # whoever composes with it is told
+    except (OSError, UnicodeDecodeError):  # composing with it reports the error
         return ""
     for line in lines:
         if not line.startswith("#"):

@@ -72,7 +72,7 @@ def check_expert_parallel(cfg: Config) -> Iterator[ConfigError]:
             yield ConfigError("model.layer_pattern", repr(model.layer_pattern), rule, way_out)
     tensor = expert_tensor_size(cfg)
     parts = parallel.expert * tensor * parallel.pipeline
-    if world_size(cfg) % parts and model_parallel_size(cfg) % parts:  # otherwise the rule of all models says it
+    if world_size(cfg) % parts and model_parallel_size(cfg) % parts:  # otherwise the rule for all models reports it
         words = f"expert {parallel.expert} * expert_tensor {tensor} * pipeline {parallel.pipeline} = {parts}"
         got = f"{cfg.cluster.nodes} nodes * {cfg.cluster.gpus_per_node} = {world_size(cfg)} processes"
         lower = " or ".join(f"parallel.{name}" for name, size in (("expert", parallel.expert), ("expert_tensor", tensor)) if size > 1)

@@ -11,7 +11,7 @@ from ngpt.config.schema import EXECUTION_FIELDS, LEARNING_FIELDS, NGPT_FIELDS, C
 
 # Beyond `model.*`: the lengths and the tokens that the weights have learnt. Precision is left out: a model can be continued in another.
 DEFINING_KEYS = ("train.seq_length", "tokenizer.kind", "tokenizer.vocab_size")
-# Symbol of the layer pattern: how the keys begin that mean nothing without it.
+# Symbol of the layer pattern: prefixes of the keys that mean nothing without it.
 _KEYS_OF = {symbol: kind.keys for symbol, kind in LAYERS.items() if kind.keys} | {"/": "model.mtp_"}
 NOT_SET = "(not set)"
 
@@ -41,7 +41,7 @@ def model_defining(cfg: Config) -> dict[str, Any]:
 
 
 def function_defining(cfg: Config) -> dict[str, Any]:
-    """The values of `model` in a resolved config that weights cannot do without: with others they compute another function."""
+    """The values of `model` in a resolved config that the weights depend on: with others they compute another function."""
     unread = LEARNING_FIELDS | (NGPT_FIELDS if cfg.model.architecture == "gpt" else frozenset())
     if cfg.model.position_embedding == "none":
         unread |= {"rope_base"}

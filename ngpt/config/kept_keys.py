@@ -17,11 +17,11 @@ _OF_SCHEDULE = frozenset(
 
 
 def check_kept_keys(old: Config, new: Config, checkpoint: Path) -> None:
-    """Refuses other values of what comes back with a checkpoint.
+    """Refuses to change values that come back with a checkpoint.
 
     Args:
         old: The config that the checkpoint was saved with.
-        new: That of this launch.
+        new: The config of this launch.
         checkpoint: Its iteration folder, for the message.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The kinds of layers that `model.layer_pattern` may hold. The one table of what is said of them by symbol, in config, estimates and cards.
+"""The kinds of layers that `model.layer_pattern` may hold. The one table of their properties, for config, estimates and cards.
 
 Their linears are in `ngpt.config.linears`, what they cost in `ngpt.estimate.kinds`.
 """
@@ -15,7 +15,7 @@ class LayerKind:
     Attributes:
         name: in counts and JSON.
         title: in tables. long_title: in model cards.
-        keys: how the config keys begin that mean nothing without such a layer; None: there are none.
+        keys: prefixes of the config keys that mean nothing without such a layer; None: there are none.
         whole: the module of `parallel.recompute_modules` that runs all of the layer again; None: there is none.
         parts: its modules that run parts of the layer again.
     """

@@ -34,7 +34,7 @@ class Dimension:
         return (self.value * self.count + self.others) // self.shards
 
     def value_step(self, multiple: int) -> int:
-        """What `value` must be a multiple of, so that `features` is one of `multiple` (where `others` are, too)."""
+        """What `value` must be a multiple of, so that `features` is a multiple of `multiple` (if `others` are, too)."""
         return self.shards * multiple // math.gcd(self.shards * multiple, self.count)
 
 
@@ -45,7 +45,7 @@ class BlockLinear:
     Attributes:
         name: as in this module's docstring.
         symbol: of the layer pattern.
-        block_index: the block of the trunk that holds it, from 0 (`Pattern.blocks`); None in a prediction depth, which is none.
+        block_index: the block of the trunk that holds it, from 0 (`Pattern.blocks`); None in a prediction depth, which is not a block.
         inputs: the rank's input features.
         outputs: the rank's output features.
         reads_stream: its input is the residual stream; otherwise it writes to it and its input is the product of the sub-block.
@@ -68,7 +68,7 @@ class BlockLinear:
 
     @property
     def is_routed(self) -> bool:
-        """Whether it stands for those of a layer's routed experts, which see the tokens that they are sent."""
+        """Whether it stands for the linears of a layer's routed experts, which see only the tokens sent to them."""
         return ".experts." in self.name
 
     @property
@@ -95,7 +95,7 @@ def block_linears(cfg: Config) -> list[BlockLinear]:
 
 
 def deciding_glob(cfg: Config, linear: str) -> str | None:
-    """Of the globs of `precision.layers` the last that matches the name of a linear layer."""
+    """The last glob of `precision.layers` that matches the name of a linear layer."""
     return next((glob for glob in reversed(cfg.precision.layers) if fnmatchcase(linear, glob)), None)
 
 
@@ -108,8 +108,8 @@ def named_recipe(cfg: Config, linear: BlockLinear) -> str | None:
 def recipe_by_linear(cfg: Config) -> dict[str, Recipe]:
     """The recipe of each linear layer of the blocks that is quantised, by its name, in order.
 
-    The first and last blocks and `bf16_modules` are left out, whatever recipe they have. Prediction depths come after the blocks and are
-    none of them: `bf16_modules=["mtp.*"]` keeps them high.
+    The first and last blocks and `bf16_modules` are left out, whatever recipe they have. Prediction depths come after the blocks and do
+    not count as blocks: `bf16_modules=["mtp.*"]` keeps them in high precision.
 
     Raises:
         ValueError: as `recipe_of`, of a config that is not checked.

@@ -1,6 +1,6 @@
 """The pass-through group `megatron`: which of Megatron's own arguments a config may set, and what values they take.
 
-Allowed are those that are known not to change the function that is trained (tests/distributed trains with those that a CPU has).
+Allowed are those known not to change the function that is trained (tests/distributed trains with those that work on a CPU).
 `megatron.unchecked=true` lets any other through that is neither owned nor refused (ngpt/config/megatron_keys.py); the run's header and
 summary then say so.
 """
@@ -98,7 +98,7 @@ ALLOWED = {
     EVENLY: _FLAG,
 }
 _NOT_ALLOWED = "Is not among the arguments that are known not to change the function that is trained"
-# What is known of some that are not allowed.
+# Known reasons why some are not allowed.
 _OTHERWISE = {
     "window_size": "Replaces the mask that keeps documents apart and split sequences in order, and estimate and FLOPs know no window",
     "window_attn_skip_freq": "Says which layers have a window, and none has",
@@ -106,20 +106,20 @@ _OTHERWISE = {
 
 
 def passed_on(megatron: Mapping[str, Any]) -> dict[str, Any]:
-    """What goes to Megatron of the group."""
+    """The part of the group that goes to Megatron."""
     return {name: value for name, value in megatron.items() if name != UNCHECKED}
 
 
 def unchecked_names(megatron: Mapping[str, Any]) -> list[str]:
-    """Arguments of which nobody knows whether they change the function that is trained."""
+    """Arguments that nobody has checked: they may change the function that is trained."""
     return sorted(str(name) for name in passed_on(megatron) if name not in ALLOWED)
 
 
 def of_earlier_run(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's config says of the group, as this version reads it.
+    """What a run's config says about the group, as this version reads it.
 
-    A run from before arguments were checked had those that are not allowed now, and values that Megatron reads and the list does not,
-    unchecked. What is refused since, and chose only how something is computed, is left out.
+    A run from before arguments were checked may have some that are not allowed now, or values that Megatron reads and the list does not.
+    They count as unchecked. Arguments refused since then that only chose how something is computed are left out.
     """
     kept = {name: value for name, value in recorded.items() if name not in REFUSED_LATER}
     for name, kind in ALLOWED.items():

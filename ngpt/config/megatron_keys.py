@@ -197,7 +197,7 @@ REFUSED = {
         _SET_HERE,
     ),
 }
-# Refused since configs of runs were first written: what such a config says of them is left out when it is read back.
+# Refused only after the first run configs were written: they are left out when such a config is read back.
 REFUSED_LATER = frozenset(
     """exit_signal exit_signal_handler ckpt_step save_retain_interval verify_integrity ckpt_fully_parallel_load log_straggler
     bias_swiglu_fusion cross_entropy_loss_fusion gradient_accumulation_fusion apply_rope_fusion recompute_activations checkpoint_activations
@@ -207,5 +207,5 @@ _CAPTURES = frozenset({"cuda_graph_impl", "enable_cuda_graph", "external_cuda_gr
 
 
 def captures(megatron: Mapping[str, object]) -> dict[str, object]:
-    """Those of the pass-through arguments that have layers captured into CUDA graphs."""
+    """The pass-through arguments that capture layers into CUDA graphs."""
     return {name: value for name, value in megatron.items() if name in _CAPTURES and value not in (False, None, "none")}

@@ -1,7 +1,7 @@
 """The mappings of `precision` on a command line, and the recipes that `precision.layers` names.
 
-Hydra adds no entry of a type of its own to a mapping, and merges where a user means to replace. So what a command line says of `operands`
-and `layers` is set here, after Hydra: a whole mapping replaces the one before.
+Hydra cannot add an entry of a dataclass type to a mapping, and merges where a user means to replace. So the command line's `operands` and
+`layers` are set here, after Hydra: a whole mapping replaces the one before.
 """
 
 import re
@@ -29,7 +29,7 @@ def set_mappings(precision: Any, overrides: Sequence[str]) -> None:
 
     Args:
         precision: the section, of plain containers; left alone where it is none.
-        overrides: of the command line; all others are left out.
+        overrides: of the command line; those of other keys are ignored.
 
     Raises:
         HydraException: a value that cannot be read.
@@ -43,7 +43,7 @@ def set_mappings(precision: Any, overrides: Sequence[str]) -> None:
 def add_named_recipes(precision: Any, overrides: Sequence[str], composed: Callable[[Sequence[str]], Any]) -> None:
     """Puts the recipes that `layers` names into `recipes`, so that a resolved config holds all that it trains with.
 
-    What their files say beyond a recipe (the executor, blocks kept in bf16) is of a run that has one as its own.
+    What their files say beyond a recipe (the executor, blocks kept in bf16) only holds for a run whose own recipe it is.
 
     Args:
         precision: the section, of plain containers.
@@ -51,11 +51,11 @@ def add_named_recipes(precision: Any, overrides: Sequence[str], composed: Callab
         composed: from overrides to the section of a config with them.
 
     Raises:
-        ConfigError: a name that is no recipe's, one that cannot be one of some layers, or an option that is not read there.
+        ConfigError: an unknown recipe, one that cannot be given to single layers, or an option that is not read there.
     """
     layers = precision.get("layers") if isinstance(precision, dict) else None
     names = [name for name in layers.values() if isinstance(name, str)] if isinstance(layers, dict) else []
-    changes: dict[str, list[tuple[str, str]]] = {}  # name: what is said of it, each with its whole override
+    changes: dict[str, list[tuple[str, str]]] = {}  # name: its changes, each with the whole override
     for override in overrides:
         if (found := _OF_MAPPING.match(override)) and found["path"].startswith("recipes."):
             name, _, option = found["path"].removeprefix("recipes.").partition(".")
@@ -90,7 +90,7 @@ def _named(name: str, changes: Sequence[str], composed: Callable[[Sequence[str]]
 
 
 def _in_place(value: Any, name: str) -> Any:
-    """A value whose interpolations of `precision` are those of the named recipe."""
+    """A value whose interpolations of `precision` point into the named recipe."""
     if isinstance(value, dict):
         return {key: _in_place(item, name) for key, item in value.items()}
     return value.replace("${precision.", f"${{precision.recipes.{name}.") if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""A run's config for one process that looks at what the run has learned."""
+"""A run's config for one process that examines what the run has learned."""
 
 import copy
 import os

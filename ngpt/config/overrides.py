@@ -20,13 +20,13 @@ _LISTS = {key for key, kind in leaf_types() if kind in (list[str], list[DataSour
 
 
 def check_words(overrides: Sequence[str], config_dirs: Sequence[Path]) -> None:
-    """Refuses words without a value, with what they may have been meant for: `ngpt_tiny` for `experiment=ngpt_tiny`.
+    """Refuses words without a value, and suggests what was meant: `experiment=ngpt_tiny` for `ngpt_tiny`.
 
     Raises:
-        ConfigError: of the first such word.
+        ConfigError: for the first such word.
     """
     for word in overrides:
-        if "=" in word or word.startswith("~"):  # which takes a key away
+        if "=" in word or word.startswith("~"):  # ~ removes a key
             continue
         known = _words_of_names(config_dirs)
         names = [word] if word in known else difflib.get_close_matches(word, known, n=2, cutoff=0.7)
@@ -81,7 +81,7 @@ def is_text(key: str) -> bool:
 
 
 def _parsed(override: str) -> Any:
-    """The value of an override, None where Hydra cannot read it: that is told later."""
+    """The value of an override, None if Hydra cannot read it, which is reported later."""
     try:
         return OverridesParser.create().parse_override(override).value()
     except (HydraException, RecursionError):
@@ -95,7 +95,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def quoted(text: str) -> str:
-    """Text as a value of an override: Hydra's grammar neither reads nor refuses anything in it. What is quoted already stays as it is."""
+    """Text as a value of an override, quoted so that Hydra's grammar neither interprets nor refuses it. Quoted text stays as it is."""
     if re.fullmatch(r"'([^'\\]|\\.)*'|\"([^\"\\]|\\.)*\"", text, re.DOTALL):
         return text
     # Backslashes stand for themselves, except before a quote.
@@ -109,7 +109,7 @@ def text_keys() -> dict[str, bool]:
 
 
 def numbers_for_text(sections: dict[str, Any]) -> list[ConfigError]:
-    """What a file, or a list on the command line, gave as a number where the config wants text: which text it was is lost."""
+    """Errors for numbers in a file, or in a list on the command line, where the config wants text: the original text is lost."""
     errors = []
     for key, kind in leaf_types():
         value: Any = sections

@@ -42,9 +42,9 @@ def parse(pattern: str) -> Pattern:
 
 
 def cut_pattern(pattern: str, stages: int) -> str:
-    """Insert the pipeline cuts `|` into a dense layer pattern that has none: equal numbers of attention + MLP pairs a stage.
+    """Insert the pipeline cuts `|` into a dense layer pattern that has none: equal numbers of attention + MLP pairs per stage.
 
-    Where they do not divide, the number of parts is another: the checks refuse it.
+    If they do not divide evenly, the number of parts is not `stages`, which the checks refuse.
     """
     trunk, *depths = pattern.split("/")
     if stages > 1 and "|" not in trunk:

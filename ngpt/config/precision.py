@@ -1,4 +1,4 @@
-"""The rules of a run's recipes: which layers they may quantise, by what, and shapes. What one recipe says: `ngpt.config.recipe_rules`."""
+"""Rules for a run's recipes: which layers they may quantise, what computes them, and shapes. Within one: `ngpt.config.recipe_rules`."""
 
 import difflib
 import math

@@ -1,4 +1,4 @@
-"""The rules within a recipe: which of its options say something, and which can be combined.
+"""The rules within a recipe: which of its options have an effect, and which can be combined.
 
 A section is `precision` itself or one of the recipes that `precision.layers` names, `precision.recipes.NAME`.
 """
@@ -53,7 +53,7 @@ def check_unread_options(cfg: Config) -> Iterator[ConfigError]:
 
 
 def check_table(cfg: Config) -> Iterator[ConfigError]:
-    """The keys of `operands` exist, each option of theirs is read, and those of an operand can be combined."""
+    """The keys of `operands` exist, each of their options is read, and those of an operand can be combined."""
     for path, section in sections(cfg):
         if section.format != "nvfp4":
             continue
@@ -115,7 +115,7 @@ def _check_static_amax(key: str, amax: float) -> Iterator[ConfigError]:
 
 
 def _unread(path: str, section: RecipeConfig, unread: dict[str, str]) -> Iterator[ConfigError]:
-    """`unread`: option -> the formats that read it."""
+    """Errors for options that are set but not read. `unread`: option -> the formats that read it."""
     for name, formats in unread.items():
         value, default = getattr(section, name), _DEFAULTS[name]
         if value != default:

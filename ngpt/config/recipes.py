@@ -69,7 +69,7 @@ def options_of(section: RecipeConfig, operand: str, direction: Direction) -> Opt
 
 
 def key_of(section: RecipeConfig, operand: str, direction: Direction, option: str) -> str:
-    """The key within a section that an option of one operand in one direction has its value from."""
+    """The key within a section that gives an option of one operand in one direction its value."""
     for key in (f"{operand}_{direction}", operand):
         if getattr(section.operands.get(key, OperandConfig()), option) is not None:
             return f"operands.{key}.{option}"

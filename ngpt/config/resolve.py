@@ -39,7 +39,7 @@ def _resolve_model(model: ModelConfig) -> None:
 
 
 def _count_blocks(model: ModelConfig) -> None:
-    """`num_layers` may also be the number of symbols, as Megatron counts those of a hybrid, where nothing else counts blocks."""
+    """`num_layers` may also be the number of symbols, as Megatron counts a hybrid's layers, if nothing else counts blocks."""
     pattern = parse(model.layer_pattern)
     if model.num_layers == len(pattern.trunk):
         model.num_layers = len(pattern.blocks)

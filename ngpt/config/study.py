@@ -172,7 +172,7 @@ class Study:
 
 
 def studies(config_dirs: Sequence[Path] = ()) -> dict[str, Path]:
-    """The files of all studies by name, the user's behind the shipped ones."""
+    """The files of all studies by name, the user's after the shipped ones."""
     return {path.stem: path for folder in (config_dir(), *config_dirs) for path in sorted(Path(folder).glob(f"{STUDY}/*.yaml"))}
 
 
@@ -212,7 +212,7 @@ def load_study(name: str, config_dirs: Sequence[Path] = ()) -> Study:
 
 
 class _EachKeyOnce(yaml.SafeLoader):
-    """YAML takes a key that is given twice, and keeps the last."""
+    """Refuses a key that is given twice; plain YAML keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set[Any]()
@@ -241,7 +241,7 @@ def _at(path: Path, errors: Sequence[ConfigError]) -> ConfigError:
 
 
 def _errors(study: Study) -> Iterator[ConfigError]:
-    """Names that are not there: whatever names an arm, a list, a measure or a comparison."""
+    """Errors for unknown names, wherever an arm, a list, a measure or a comparison is named."""
     if not study.arms or not study.sizes:
         yield ConfigError("arms" if not study.arms else "sizes", "None", "A study has arms, and sizes to run them at", "Add one")
     if SEED not in study.lists:
@@ -288,7 +288,7 @@ def matching(names: Sequence[str], globs: Sequence[str]) -> list[str]:
 
 
 def partner(name: str, table: Mapping[str, str]) -> str | None:
-    """What a table of globs says of a name: the last entry that matches it."""
+    """What a table of globs gives for a name: the last entry that matches it."""
     found = [value for glob, value in table.items() if fnmatchcase(name, glob)]
     return found[-1] if found else None
 

@@ -18,7 +18,7 @@ from ngpt.config.overrides import check_words, is_text, refuse_hydra
 
 MAX_MEMBERS = 1000
 MAX_VALUE, MAX_NAME = 40, 160  # characters in the name of a folder
-OWN_KEYS = ("run.name", "run.dir", "run.root")  # which a sweep sets for its members
+OWN_KEYS = ("run.name", "run.dir", "run.root")  # a sweep sets them for its members
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def points(axes: Sequence[Axis]) -> list[Point]:
 
 
 def _values(word: str, config_dirs: Sequence[Path]) -> list[str] | None:
-    """The values that a word stands for, None where it is one."""
+    """The values that a word stands for; None if it is a single one."""
     typed, equals, text = word.partition("=")
     key = typed.lstrip("+~")
     refuse_hydra(key, word)
@@ -105,7 +105,7 @@ def _values(word: str, config_dirs: Sequence[Path]) -> list[str] | None:
 
 
 def _as_typed(text: str, parsed: Override) -> list[str]:
-    """The text of each value where that stands there: 1e-3 is named so, and not 0.001."""
+    """The text of each value as typed, if it can be found: 1e-3 stays 1e-3 and does not become 0.001."""
     read = list(parsed.sweep_string_iterator())
     if parsed.value_type == ValueType.CHOICE_SWEEP and (inner := re.fullmatch(r"\s*choice\((.*)\)\s*", text, re.DOTALL)):
         text = inner[1]
@@ -156,13 +156,13 @@ def _split(text: str) -> Iterator[str]:
 
 
 def _labels(keys: Sequence[str]) -> list[str]:
-    """The last part of each key, or all of it where another key ends alike."""
+    """The last part of each key, or all of it if another key ends the same."""
     last = [key.rpartition(".")[2] for key in keys]
     return [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
 
 
 def _readable(value: str) -> str:
-    """A value as part of a folder's name. One that cannot stand there whole ends in a hash of what it is."""
+    """A value as part of a folder's name. One that cannot be kept whole ends in a hash of it."""
     text = value[1:-1] if re.fullmatch(r"'[^'\\]*'|\"[^\"\\]*\"", value) else value
     if len(text) <= MAX_VALUE and re.fullmatch(r"[\w.+@-]+", text, re.ASCII):
         return text

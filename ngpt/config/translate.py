@@ -26,7 +26,7 @@ def translate(error: Exception, config_dirs: Sequence[Path] = ()) -> ConfigError
     """Turns an exception of the config libraries into the error that the user sees.
 
     Args:
-        config_dirs: Folders of the user: an error in a file of theirs names its line.
+        config_dirs: Folders of the user: an error in one of their files names the line.
     """
     if isinstance(error, MissingConfigException):
         return _unknown_option(error, config_dirs)
@@ -64,7 +64,7 @@ def leaf_types(section: type = Config, prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _several_values(word: str) -> ConfigError:
-    """`train.seed=1,2` or `train.seed=range(1,4)`, of which Hydra would make a run each."""
+    """`train.seed=1,2` or `train.seed=range(1,4)`, for which Hydra would start a run per value."""
     key, _, values = word.partition("=")
     if typing.get_origin(dict(leaf_types()).get(key.lstrip("+"))) is list:
         return ConfigError(key, values, "A list stands in brackets", f"Set {key}=[{values}]")
@@ -78,7 +78,7 @@ def _unknown_key(cause: OmegaConfBaseException, override: str | None, source: Ca
     siblings = [entry.name for entry in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
     parent, _, name = key.rpartition(".")
     if override and not f"{override}.".startswith(f"{key}.") and not key.startswith(f"{override}."):
-        # In an entry of a list OmegaConf does not know the path to it.
+        # Inside an entry of a list, OmegaConf does not know the path to the entry.
         parent = override
     leaves = [leaf for leaf, _ in leaf_types()]
     near = [f"{parent}.{sibling}" if parent else sibling for sibling in difflib.get_close_matches(name, siblings, n=3, cutoff=0.6)]
@@ -91,7 +91,7 @@ def _unknown_key(cause: OmegaConfBaseException, override: str | None, source: Ca
 
 
 def section_error(key: str, value: Any, source: str = "") -> ConfigError:
-    """The line for a value where the config has a section."""
+    """The error for a value where the config has a section."""
     return ConfigError(key, f"{value!r}{source}", f"{key} is a section of the config", f"Set {key}.KEY=VALUE")
 
 
@@ -121,7 +121,7 @@ def _unknown_option(error: MissingConfigException, config_dirs: Sequence[Path]) 
 
 
 def _naming(name: str, config_dirs: Sequence[Path]) -> str | None:
-    """FILE:LINE of the user that names an option which does not exist; Hydra does not say whose defaults it has followed."""
+    """FILE:LINE in a user's file that names an option which does not exist. Hydra does not say whose defaults it has followed."""
     for path in (path for folder in config_dirs for path in sorted(Path(folder).rglob("*.yaml"))):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", line.partition("#")[0]):
@@ -164,7 +164,7 @@ def _describe(kind: Any) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    """The first words that the error, or what led to it, has to say; its type where none has any."""
+    """The first line of the message of the error or of what led to it; the error's type if all are empty."""
     current: BaseException | None = error
     while current is not None:
         if lines := str(current).strip().splitlines():

@@ -119,7 +119,7 @@ def check_choices(cfg: Config) -> Iterator[ConfigError]:
 
 
 def choice_errors(section: Any) -> Iterator[ConfigError]:
-    """The same of any tree of dataclasses."""
+    """The same for any tree of dataclasses."""
     for key, choices, value in _chosen(section):
         if isinstance(value, list) or value in choices:
             continue
@@ -130,7 +130,7 @@ def choice_errors(section: Any) -> Iterator[ConfigError]:
 
 
 def _check_wandb(options: WandbConfig) -> Iterator[ConfigError]:
-    """What its client would refuse once the run has started."""
+    """What the client would refuse only once the run has started."""
     if not re.fullmatch(r"[^/\\#?%:]{1,128}", options.project):
         rule = "Names a project of W&B: 1 to 128 characters, none of / \\ # ? % :"
         yield ConfigError("logging.wandb.project", repr(options.project), rule, "Set logging.wandb.project=NAME")

@@ -1,7 +1,7 @@
-"""Limits of YAML files, checked before a library builds what they describe: some lines can describe more than a machine holds.
+"""Limits of YAML files, checked before a library builds what they describe: a few lines can describe more than a machine holds.
 
-A config is small. Nested lists and aliases of aliases are what a damaged or hostile file is made of, and they end in a RecursionError of
-the libraries, or in hours of work.
+A config is small. A damaged or hostile file may hold deeply nested lists, or aliases of aliases. They end in a RecursionError of the
+libraries, or in hours of work.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ _WAY_OUT = "Correct or remove the file"
 
 
 def check_yaml(path: Path) -> None:
-    """Refuses a file that is no reasonable config; its syntax is left to whoever reads it.
+    """Refuses a file beyond the size of any reasonable config. Whoever reads it checks its syntax.
 
     Raises:
         ConfigError: It is too large, too deeply nested, or its aliases stand for too much.

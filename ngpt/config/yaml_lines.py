@@ -1,4 +1,4 @@
-"""Where in a YAML file something stands: errors in a user's file name its line."""
+"""Where a key stands in a YAML file, so that errors in a user's file name the line."""
 
 import re
 from pathlib import Path
@@ -43,7 +43,7 @@ class Lines:
         self._root = yaml.compose(self._text, Loader=yaml.SafeLoader)
 
     def place(self, key: str) -> str:
-        """FILE:LINE of a dotted key of the whole config, which the file of a group has without its first part; FILE where it is not there.
+        """FILE:LINE of a dotted key of the whole config; FILE if it is not there. A group's file has the key without its first part.
 
         Entries of lists may be numbered: `data.train[0].path`.
         """
@@ -54,13 +54,13 @@ class Lines:
         return at(self._path, line)
 
     def _anywhere(self, key: str) -> int | None:
-        """The first line with a key of this name: of what lies inside of a list OmegaConf does not say where."""
+        """The first line with a key of this name: OmegaConf does not say where in a list an entry lies."""
         found = re.search(rf"^[^#\n]*\b{re.escape(key)}\s*:", self._text, re.MULTILINE)
         return found and self._text.count("\n", 0, found.start()) + 1
 
 
 def _line_of(node: yaml.Node | None, parts: list[str]) -> int | None:
-    """Of what `parts` lead to from a node."""
+    """The line of what `parts` lead to from a node."""
     first, *rest = parts
     if isinstance(node, yaml.SequenceNode) and first.isdigit() and int(first) < len(node.value):
         entry = node.value[int(first)]

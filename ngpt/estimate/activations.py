@@ -1,6 +1,6 @@
-"""What a layer keeps of a micro-batch for its backward pass, by the part of it that selective recomputation may drop.
+"""What a layer keeps of a micro-batch for its backward pass, split into the parts that selective recomputation may drop.
 
-The figures follow the autograd functions of `ngpt.functional` and of Megatron's and Transformer Engine's modules; a number is of the
+The figures follow the autograd functions of `ngpt.functional` and of Megatron's and Transformer Engine's modules; a number has the
 model's dtype unless its factor says otherwise. "x" is what enters a layer, D the hidden size.
 """
 
@@ -22,7 +22,7 @@ def saved_bytes(cfg: Config, layer: Layer, tokens: Tokens) -> Saved:
 
 
 def kept_bytes(cfg: Config, layer: Layer, tokens: Tokens) -> float:
-    """Bytes of a layer that lives through `parallel.recompute` none or selective."""
+    """Bytes that a layer keeps under `parallel.recompute` none or selective."""
     return sum(size for part, size in saved_bytes(cfg, layer, tokens).items() if part not in dropped_parts(cfg))
 
 
@@ -35,7 +35,7 @@ def dropped_parts(cfg: Config) -> set[str]:
 
 
 def _input_of_readers(cfg: Config, layer: Layer, tokens: Tokens) -> float:
-    """What the linears that read the stream keep: the control's normalised x; nGPT's is the stream itself; quantised: their own copy."""
+    """What linears that read the stream keep: the control's normalised x; for nGPT the stream itself; if quantised, their own copy."""
     readers = [linear for linear in layer.linears if linear.reads_stream and not linear.is_routed]
     hidden, size = cfg.model.hidden_size, activation_bytes(cfg)
     quantized = [layer.recipes[linear.name] for linear in readers if linear.name in layer.recipes]

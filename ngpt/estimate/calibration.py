@@ -2,7 +2,7 @@
 
 They come from H100 80GB HBM3 cards where nothing else is said (torch 2.11, Transformer Engine 2.20.2, megatron-core 0.19.2, BF16, sequence
 8192, vocabulary 131,072); other GPUs are assumed to reach the same fractions of their peaks. `tests/bench/estimate_vs_measured.py` compares
-runs: `tests/bench/results/step_h200_2026-11-29.md` has the newest, which the tests of the estimate hold it to.
+estimates with runs. `tests/bench/results/step_h200_2026-11-29.md` has the newest runs, which the tests hold the estimate to.
 """
 
 # Rates, as fractions of the peaks in `hardware.GPUS`.
@@ -28,27 +28,27 @@ DISPATCH_BACKWARD_PASSES = 18.0
 OPTIMIZER_BYTES = 50  # a parameter and step: Adam 28, bf16 copy 6, clipping 8, norm 4, zeroing 4; 28 ms for 1.45e9 (same profile: 33)
 RETRACTION_BYTES = 8  # a parameter and step of nGPT: masters read and written (2.7 ms for 1.25e9 on an H200)
 
-# Seconds of the host to run a layer of one micro-batch (forward, backward), whatever its sizes: Python, autograd, launches. Medians of the
-# layers in torch.profiler traces (`tests/bench/profile_table.py`; 1.2B dense for * and -, 1.5B hybrids for E and M), times 0.7: with it
-# steps of the hybrids, which wait for the host, come out as measured without the profiler; the control's E is fitted to 160 ms of a
+# Host seconds to run a layer of one micro-batch (forward, backward), whatever its sizes: Python, autograd, launches. They are medians of
+# layers in torch.profiler traces (`tests/bench/profile_table.py`; 1.2B dense for * and -, 1.5B hybrids for E and M), times 0.7. With this
+# factor, steps of the hybrids, which wait for the host, come out as measured without the profiler. The control's E is fitted to 160 ms of a
 # micro-batch of gpt_hybrid_1p5b_bf16, nGPT's * and - to 148 ms of ngpt_1p2b_dense_bf16, on H200s. Hosts with the same GPU differ by 30 %.
 HOST_S = {
     "gpt": {"*": (2.5e-3, 1.0e-3), "-": (1.6e-3, 1.2e-3), "E": (5.3e-3, 5.2e-3), "M": (3.1e-3, 4.9e-3)},
     "ngpt": {"*": (2.0e-3, 1.85e-3), "-": (1.5e-3, 1.75e-3), "E": (4.6e-3, 6.0e-3), "M": (2.5e-3, 5.7e-3)},
 }
 EMULATED_LINEAR_S = 0.07e-3  # emulated NVFP4, both ways: ngpt_1p2b_dense_nvfp4 and in BF16 on an H200, 139 and 133 ms, 80 linears
-# An expert that runs by itself, both ways: linears, activation, suv, norm. What emulation leaves of 6 ms: ngpt_hybrid_1p5b_nvfp4, 12.4 s a
-# step of 4 times 512 experts, before row kernels were launched cheaply. Without emulation it was not measured.
+# An expert that runs by itself, both ways: linears, activation, suv, norm. It is 6 ms less what emulation takes: ngpt_hybrid_1p5b_nvfp4,
+# 12.4 s a step of 4 times 512 experts, before row kernels were launched cheaply. It was not measured without emulation.
 SEQUENTIAL_EXPERT_S = 4e-3
-# A linear of one of the experts that run together natively, both ways: 3.11 and 6.48 ms for 64 experts in FP8 on an H200, weights kept
-# (tests/bench/results/native_experts_h200_2026-11-29.json); elapsed, call behind call, 126 us. The weights' quantisation is not in it: it
-# happens once a step. MXFP8 and NVFP4 were not measured.
+# One expert's linear, where experts run together natively, both ways: 3.11 and 6.48 ms for 64 experts in FP8 on an H200, weights kept
+# (tests/bench/results/native_experts_h200_2026-11-29.json). Elapsed time of back-to-back calls: 126 us. Quantising the weights is not
+# included: it happens once a step. MXFP8 and NVFP4 were not measured.
 NATIVE_EXPERT_LINEAR_S = 150e-6
 STAGE_HOST_S = 5e-3  # embedding, logits and loss of a micro-batch, both ways: gpt_1p2b_dense_bf16 on an H200, 131 ms a micro-batch, a fit
 OPTIMIZER_TENSOR_S = 57e-6  # a parameter tensor and step (the same traces)
 
 # Measured over estimated time of a step: the lowest and the highest of eleven runs on H200s (the last column of the first table of
-# tests/bench/results/step_h200_2026-11-29.md). They are of 1.2B and 1.5B, nGPT and control, BF16 and emulated NVFP4.
+# tests/bench/results/step_h200_2026-11-29.md). The models have 1.2B and 1.5B parameters, nGPT and control, BF16 and emulated NVFP4.
 STEP_BAND = (0.89, 1.04)
 
 # Memory, in bytes.

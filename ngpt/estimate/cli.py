@@ -13,7 +13,7 @@ from ngpt.estimate.layouts import check_for_gpus, propose_layouts
 from ngpt.estimate.report import as_table, describe_proposals, estimate, proposals_table
 
 _SEQUENCE_PARALLEL = "parallel.sequence_parallel"
-# A layout that almost every config can have: whether the rest of a config is in order shows without its own.
+# A layout that almost every config can have. It shows whether the rest of a config is valid without its own layout.
 _NEUTRAL = (
     "parallel.tensor=1",
     "parallel.context=1",
@@ -64,7 +64,7 @@ def _propose(arguments: argparse.Namespace) -> int:
     """Prints the layouts that fit. The configured one need not be possible."""
     gpus = _number_of_gpus(arguments.fit)
     refused: ConfigError | None = None
-    # Every proposal lets it follow parallel.tensor (null), and a resolved config no longer says whether it does.
+    # Every proposal lets sequence_parallel follow parallel.tensor (null), and a resolved config no longer says whether it does.
     replaced = [_SEQUENCE_PARALLEL for word in arguments.overrides if word.startswith(f"{_SEQUENCE_PARALLEL}=")]
     try:
         cfg = _compose(arguments.overrides, arguments.config_dir)
@@ -81,10 +81,10 @@ def _propose(arguments: argparse.Namespace) -> int:
 
 
 def _without_its_layout(arguments: argparse.Namespace, gpus: int | None, error: ConfigError) -> tuple[Config, list[str]]:
-    """A config whose own layout is refused, in a neutral one, and the keys that this replaces.
+    """A config whose own layout is refused, put into a neutral one, and the keys that this replaces.
 
     Raises:
-        ConfigError: the config's own error: it is not the layout's alone.
+        ConfigError: the config's own error, if more than the layout is at fault.
     """
     for words in _neutral_layouts(keep_cluster=gpus is None):
         try:
@@ -95,7 +95,7 @@ def _without_its_layout(arguments: argparse.Namespace, gpus: int | None, error: 
 
 
 def _neutral_layouts(keep_cluster: bool) -> Iterator[tuple[str, ...]]:
-    """Layouts to try: of one stage or, for a pattern that is cut, of its own; with fewer processes where the batch is small."""
+    """Layouts to try: one stage or, for a pattern that is cut, its own stages; with fewer processes where the batch is small."""
     clusters = [(), _FEWEST_NODES, (*_FEWEST_NODES, "cluster.gpus_per_node=1")]
     for cluster in clusters[:1] if keep_cluster else clusters:
         for pipeline in (_ONE_STAGE, ()):
@@ -111,7 +111,7 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 
 
 def _number_of_gpus(word: str | bool) -> int | None:
-    """What follows `--fit`; None: the GPUs of the cluster, where nothing does (True)."""
+    """The number after `--fit`. None if there is none (True): the GPUs of the cluster."""
     if word is True:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Seconds of one collective: bytes over the slowest link of its group, after Megatron's order of ranks.
+"""Seconds of one collective: bytes over the slowest link of its group, in Megatron's order of ranks.
 
 Ranks are numbered tensor first, then context, data and pipeline (experts: expert tensor, expert, data, pipeline), so that a group of
 `size` ranks with stride `stride` lies in one NVLink domain where size * stride does not exceed it.
@@ -20,7 +20,7 @@ def gather_seconds(cfg: Config, whole: float, size: int, stride: int = 1) -> flo
     if size == 1:
         return 0.0
     gpu, inside = gpu_of(cfg), max(nvlink_domain(cfg) // stride, 1)
-    rate = gpu.nvlink if size <= inside else min(gpu.nvlink, gpu.network * inside)  # a ring leaves a host by all its adapters
+    rate = gpu.nvlink if size <= inside else min(gpu.nvlink, gpu.network * inside)  # a ring leaves a host through all its adapters
     return whole * (size - 1) / size / (rate * LINK_FRACTION) + COLLECTIVE_LATENCY_S
 
 

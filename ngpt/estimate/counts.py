@@ -20,7 +20,7 @@ class ParameterCounts:
     logit_scale: int  # nGPT's sz
     final_norm: int  # the control's
     layers: Mapping[str, int]  # all of the model's own layers of each kind, by its symbol; 0 where there are none
-    prediction: int  # all of the multi-token prediction depths: projections, norms and layers, which are in none of the others
+    prediction: int  # all of the multi-token prediction depths: projections, norms and layers, counted in no other field
     matmul: int  # weights that multiply each token: every matrix but the embedding's look-up; the head once for each prediction
     idle: int  # parameters of the routed experts that a token does not see
     padding: int  # part of the embedding, head and logit scale that only pads the vocabulary
@@ -36,7 +36,7 @@ class ParameterCounts:
 
     @property
     def active(self) -> int:
-        """What one token makes use of: `total` without the experts that it is not sent to."""
+        """What one token uses: `total` without the experts that it is not sent to."""
         return self.total - self.idle
 
     @property
@@ -83,13 +83,13 @@ def count_join(model: ModelConfig) -> LayerCount:
 def training_flops_per_token(model: ModelConfig, seq_length: int) -> int:
     """FLOPs of forward and backward for one token, the numerator of MFU.
 
-    6 for each weight that multiplies the token, and what attention and Mamba's scans compute beside weights (`layer_flops`).
+    6 for each weight that multiplies the token, plus what attention and Mamba's scans compute without weights (`layer_flops`).
     A multi-token prediction depth adds its layers, its projection and one more product with the head. Recomputed work does not count.
     """
     return 6 * count_parameters(model).matmul + sum(layer_flops(model, symbol, seq_length) for symbol in LAYERS)
 
 
 def layer_flops(model: ModelConfig, symbol: str, seq_length: int) -> int:
-    """FLOPs of forward and backward for one token, beside those of weights, in all layers of a kind, prediction depths included."""
+    """FLOPs of forward and backward for one token, without those of weights, in all layers of a kind, prediction depths included."""
     number = parse(model.layer_pattern).layers.count(symbol)
     return number * KINDS[symbol].flops(model, seq_length) if number else 0

@@ -8,7 +8,7 @@ class Gpu:
     """One GPU in the module its name stands for (SXM, HGX or NVL72).
 
     Attributes:
-        rates: dense FLOP/s (no structured sparsity) by the dtype of the operands; a missing one has no tensor cores for it. fp32 is
+        rates: dense FLOP/s (no structured sparsity) by the dtype of the operands; the GPU has no tensor cores for a missing one. fp32 is
             without TF32, as the local backend multiplies; Transformer Engine multiplies fp32 matrices in TF32.
         memory: bytes that a process can allocate, before what CUDA itself takes.
         hbm: bytes/s of its memory.
@@ -45,7 +45,7 @@ GPUS: dict[str, Gpu] = {
 
 
 def gpu_of_device(device_name: str) -> str | None:
-    """The table's name of a device as CUDA names it ("NVIDIA H100 80GB HBM3" is h100), or None where it is not in the table.
+    """The table's name of a device as CUDA names it ("NVIDIA H100 80GB HBM3" is h100), or None if it is not in the table.
 
     The PCIe and NVL boards run slower than the SXM modules of the table and are left unknown.
     """

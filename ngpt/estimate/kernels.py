@@ -1,4 +1,4 @@
-"""The kernels of layers and of what stands around them on one rank, and the seconds they take."""
+"""The kernels of layers and of what surrounds them on one rank, and the seconds they take."""
 
 from ngpt.config.executor import expected_executor
 from ngpt.config.linears import BlockLinear
@@ -28,7 +28,7 @@ def layer_work(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
 
 
 def embedding_work(cfg: Config, tokens: Tokens) -> tuple[Work, Work]:
-    """Look-up, and the gradient of the table: summed up in bf16, added to the fp32 buffer."""
+    """Look-up, and the gradient of the table: summed in bf16, added to the fp32 buffer."""
     rows, hidden, size = padded_vocab_size(cfg.model) // cfg.parallel.tensor, cfg.model.hidden_size, activation_bytes(cfg)
     copied = 3 * tokens.inner * hidden * size
     table = rows * hidden * (2 * size + 8)
@@ -36,7 +36,7 @@ def embedding_work(cfg: Config, tokens: Tokens) -> tuple[Work, Work]:
 
 
 def output_work(cfg: Config, tokens: Tokens) -> tuple[Work, Work]:
-    """Output layer and cross entropy (no final norm), which reads the logits, and writes their gradient in their place."""
+    """Output layer and cross entropy (no final norm). Cross entropy reads the logits and overwrites them with their gradient."""
     rows, hidden, size = padded_vocab_size(cfg.model) // cfg.parallel.tensor, cfg.model.hidden_size, activation_bytes(cfg)
     logits = tokens.inner * rows
     products = [product(cfg, tokens.inner, hidden, rows, gradient) for gradient in (False, False, True)]
@@ -48,7 +48,7 @@ def output_work(cfg: Config, tokens: Tokens) -> tuple[Work, Work]:
 
 
 def join_work(cfg: Config, tokens: Tokens) -> tuple[Work, Work]:
-    """The projection [D, 2 * D] of a prediction depth, whole on every tensor-parallel rank, and the joining in front of it."""
+    """The projection [D, 2 * D] of a prediction depth, whole on every tensor-parallel rank, and the join in front of it."""
     hidden = cfg.model.hidden_size
     forward, data, weight = (product(cfg, tokens.stream, 2 * hidden, hidden, gradient) for gradient in (False, False, True))
     moved = move(cfg, 8 * tokens.stream * hidden * activation_bytes(cfg))
@@ -77,7 +77,7 @@ def _linears(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
 def _quantisation_bytes(cfg: Config, layer: Layer, linear: BlockLinear, rows: float) -> tuple[float, float]:
     """Each operand is read once in the model's dtype and written twice, along both dimensions.
 
-    A weight is read and written once in each pass, or where its operands are kept once a step: a part of that in each forward pass.
+    A weight is read and written once in each pass. Where its operands are kept, that is once a step, spread over the forward passes.
     """
     read, written = activation_bytes(cfg), operand_bytes(cfg, layer.recipes[linear.name])
     features = linear.in_features * linear.out_features
@@ -97,7 +97,7 @@ def _stream(cfg: Config, tokens: Tokens) -> tuple[Work, Work]:
 
 
 def _host(cfg: Config, layer: Layer) -> tuple[Work, Work]:
-    """Host time of a layer. Of an expert's three products, and of the work of quantising for them, a third is forward."""
+    """Host time of a layer. A third of an expert's three products, and of the quantising for them, is forward."""
     forward, backward = measured.HOST_S[cfg.model.architecture][layer.symbol]
     experts, one_by_one = local_experts(cfg), layer.has_experts and not has_grouped_experts(cfg)
     both = experts * measured.SEQUENTIAL_EXPERT_S if one_by_one else 0.0
@@ -119,7 +119,7 @@ def optimizer_work(cfg: Config, updated: float, held: float, tensors: int) -> Wo
         tensors: parameter tensors of the rank.
     """
     own = measured.OPTIMIZER_BYTES + (measured.RETRACTION_BYTES if cfg.model.architecture == "ngpt" else 0)
-    # Zeroing, its norm and clipping read or write the whole gradient buffer; the rest is the rank's share.
+    # Zeroing, the norm and clipping read or write the whole gradient buffer; the rest is the rank's share.
     return Work(
         elementwise=move(cfg, own * updated + 4 * (held - updated)),
         host=measured.OPTIMIZER_TENSOR_S * tensors,

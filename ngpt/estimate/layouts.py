@@ -21,9 +21,9 @@ from ngpt.estimate.step_time import StepTime, estimate_step
 
 _POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
 _MICRO_BATCHES = (1, 2, 3, 4, 8)
-_LARGEST_TENSOR = 8  # beyond it a layer's products are slivers
+_LARGEST_TENSOR = 8  # beyond it a layer's products are too narrow
 _LARGEST_PIPELINE = 16
-_CONTEXT_TOKENS = 8192  # of a sequence on a rank: more than one way to cut a sequence only helps where one of them runs out
+_CONTEXT_TOKENS = 8192  # fewest tokens of a sequence on a rank: a second way to cut a sequence only helps where the first runs out
 _USUAL_HOST = 8  # GPUs, where cluster.gpus_per_node says nothing (1)
 
 LIMITS = (
@@ -39,7 +39,7 @@ class Layout:
     """A config that passes all checks, with its estimates.
 
     Attributes:
-        overrides: words to add to the command line to get it, not quoted for a shell.
+        overrides: command-line words that lead to it, not quoted for a shell.
     """
 
     cfg: Config
@@ -54,7 +54,7 @@ class Proposals:
 
     Attributes:
         base: the config on the GPUs that were searched for.
-        layouts: that fit, the fastest first.
+        layouts: those that fit, the fastest first.
         rejected: ways to cut the model that were dropped, by reason: layers, batch, checks, memory.
         refusals: what the checks said about them.
         nearest: where none fits, the one with the smallest peak of those that pass the checks.
@@ -97,10 +97,10 @@ def propose_layouts(cfg: Config, gpus: int | None = None, replaced: Collection[s
     Args:
         cfg: a checked config; its global batch, sequence length, precision and overlaps stay.
         gpus: processes to lay out; None: those of the config's cluster.
-        replaced: keys that are not as configured: every proposal states them.
+        replaced: keys that no longer have their configured value: every proposal states them.
 
     Raises:
-        ConfigError: the GPUs do not make whole hosts.
+        ConfigError: the GPUs do not fill whole hosts.
     """
     found = Proposals(_on_cluster(cfg, world_size(cfg) if gpus is None else gpus))
     nearest: _Sized | None = None
@@ -124,7 +124,7 @@ def propose_layouts(cfg: Config, gpus: int | None = None, replaced: Collection[s
 
 
 def _on_cluster(cfg: Config, gpus: int) -> Config:
-    """The config on so many GPUs, in hosts of `cluster.gpus_per_node`."""
+    """The config on this many GPUs, in hosts of `cluster.gpus_per_node`."""
     if gpus < 1:
         raise ConfigError("--fit", gpus, "Must be a number of GPUs", "Give 1 or more")
     host = cfg.cluster.gpus_per_node if cfg.cluster.gpus_per_node > 1 else _USUAL_HOST
@@ -166,7 +166,7 @@ def _stages(parallel: ParallelConfig) -> int:
 
 
 def _candidates(found: Proposals, parallel: ParallelConfig, pattern: str) -> list[Config]:
-    """The micro-batches of a cut, smallest first, if the checks accept any; else the reason is counted."""
+    """A cut with each micro-batch that the checks accept, smallest first. If they accept none, the reason is counted."""
     base = found.base
     if _stages(parallel) > len(parse(base.model.layer_pattern).trunk):
         found.rejected["layers"] += 1
@@ -187,7 +187,7 @@ def _candidates(found: Proposals, parallel: ParallelConfig, pattern: str) -> lis
 
 
 def _fastest(candidates: list[Config]) -> tuple[_Sized, StepTime | None]:
-    """The fastest of several micro-batches with its time, or where none fits the one with the smallest peak, without."""
+    """The fastest of several micro-batches, with its time. If none fits, the one with the smallest peak, without a time."""
     best: tuple[_Sized, StepTime] | None = None
     too_large: list[_Sized] = []
     for sized in map(_least_recomputed, candidates):
@@ -202,9 +202,9 @@ def _fastest(candidates: list[Config]) -> tuple[_Sized, StepTime | None]:
 
 
 def balanced_cut(cfg: Config, stages: int) -> str:
-    """The layer pattern cut into so many parts that the slowest is as fast as can be, the embedding and the output layer counted.
+    """The layer pattern cut into `stages` parts so that the slowest is as fast as possible, embedding and output layer included.
 
-    A dense pattern stays without cuts: it is divided evenly by itself.
+    A dense pattern gets no cuts: it is divided evenly anyway.
     """
     pattern = without_cuts(cfg.model.layer_pattern)
     trunk, depths = parse(pattern).trunk, parse(pattern).depths
@@ -243,7 +243,7 @@ def _smallest_maximum(seconds: list[float], parts: int) -> list[int]:
 
 
 def _refusal(cfg: Config) -> str:
-    """What the checks say against a config: the first rule it breaks, or nothing."""
+    """The first rule that a config breaks, by its checks; empty if there is none."""
     try:
         validate(cfg)
         check_for_gpus(cfg)
@@ -253,7 +253,9 @@ def _refusal(cfg: Config) -> str:
 
 
 def check_for_gpus(cfg: Config) -> None:
-    """An estimate is for Transformer Engine unless the config says otherwise; training would find this out on the GPU.
+    """Refuses attention that Transformer Engine cannot run, which an estimate assumes unless the config says otherwise.
+
+    Training would only find this out on the GPU.
 
     Raises:
         ConfigError: its attention cannot do what the config says.
@@ -264,7 +266,7 @@ def check_for_gpus(cfg: Config) -> None:
 
 
 def _least_recomputed(candidate: Config) -> _Sized:
-    """The config with as little recomputation as makes it fit; where nothing does, with the smallest peak."""
+    """The config with the least recomputation that makes it fit; if nothing does, with the smallest peak."""
     pattern = candidate.model.layer_pattern
     selective = [kind.whole for symbol, kind in LAYERS.items() if kind.whole and symbol in pattern]
     ways: list[dict[str, Any]] = [{"recompute": "selective", "recompute_modules": selective}] if selective else []
@@ -290,7 +292,7 @@ def _overrides(original: Config, cfg: Config, replaced: Collection[str]) -> tupl
         before, after = getattr(getattr(original, section), name), getattr(getattr(cfg, section), name)
         if before != after or key in replaced:
             words.append(f"{key}={_word(after)}" if key != "model.layer_pattern" else f'{key}="{after}"')
-    # Null follows parallel.tensor. It is stated unless it may be what the config says.
+    # Null follows parallel.tensor. It is stated unless the config may already say it.
     split, cut = original.parallel.sequence_parallel, original.parallel.tensor > 1
     if "parallel.sequence_parallel" in replaced or (split != cfg.parallel.sequence_parallel and cut):
         words.append("parallel.sequence_parallel=null")

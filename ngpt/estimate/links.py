@@ -1,4 +1,4 @@
-"""Seconds of what ranks send each other: around and in a layer, between pipeline stages, and of gradients and weights."""
+"""Seconds of communication between ranks: around and in a layer, between pipeline stages, and of gradients and weights."""
 
 from ngpt.config.schema import Config
 from ngpt.config.sizes import data_parallel_size, expert_tensor_size
@@ -20,10 +20,10 @@ from ngpt.estimate.rank import (
 def layer_links(cfg: Config, layer: Layer, tokens: Tokens) -> tuple[float, float]:
     """Exposed seconds of one layer's tensor, context and expert parallel collectives, forward and backward."""
     parallel, size, hidden = cfg.parallel, activation_bytes(cfg), cfg.model.hidden_size
-    # Gather in front and reduce-scatter behind the sub-block, or one all-reduce. Backward the gather of the output's gradient alone is
+    # A gather before and a reduce-scatter after the sub-block, or one all-reduce. Backward, only the gather of the output's gradient is
     # exposed: dgrad hides the second gather of the input, wgrad the scatter of its gradient (traced: overlap_h200x2_2026-11-29). Without
     # sequence parallelism, which was not traced, the all-reduce counts whole.
-    # Of an expert layer the shared expert alone is split so: routed tokens go through the dispatcher below.
+    # In an expert layer only the shared expert is split this way. Routed tokens go through the dispatcher below.
     split = any(not linear.is_routed for linear in layer.linears)
     forward = 2 * gather_seconds(cfg, tokens.inner * hidden * size, parallel.tensor) * split
     backward = forward / 2 if parallel.sequence_parallel else forward

@@ -55,7 +55,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(cfg: Config) -> MemoryEstimate:
-    """The memory of the pipeline rank that needs most."""
+    """The memory of the pipeline rank that needs the most."""
     return max((rank_memory(cfg, rank, held) for rank, held in enumerate(chunks_by_rank(cfg))), key=lambda memory: memory.peak)
 
 
@@ -73,7 +73,7 @@ def rank_memory(cfg: Config, pipeline_rank: int, held: list[Chunk]) -> MemoryEst
 
 
 def quantized_weight_bytes(cfg: Config, chunk: Chunk) -> float:
-    """Of a chunk's linears, as `kept_weight_operands` says."""
+    """Bytes of the quantised weights of a chunk's linears, see `kept_weight_operands`."""
     return sum(
         kept_weight_operands(cfg, layer, linear)
         * _bytes_of_kept(cfg, layer, linear)
@@ -92,7 +92,7 @@ def _bytes_of_kept(cfg: Config, layer: Layer, linear: BlockLinear) -> float:
 
 
 def chunks_in_flight(cfg: Config, pipeline_rank: int) -> int:
-    """Chunks whose activations a rank holds at once: one forward, one backward schedule, interleaved with virtual pipelining."""
+    """Chunks whose activations a rank holds at once under the 1F1B schedule, which virtual pipelining interleaves."""
     ranks, virtual = cfg.parallel.pipeline, cfg.parallel.virtual_pipeline or 1
     behind = ranks - pipeline_rank - 1
     warm_up = behind if virtual == 1 else 2 * behind + (virtual - 1) * ranks
@@ -114,8 +114,8 @@ def chunk_bytes(cfg: Config, chunk: Chunk, sizes: Tokens) -> float:
 
 
 def output_layer_bytes(cfg: Config, sizes: Tokens, depths: int) -> float:
-    """Bytes at the start of the backward pass: logits, whose gradient takes their place, and a gradient of the layer's weight that autograd
-    wants to see: the real one is added to the sum by the product.
+    """Bytes at the start of the backward pass: logits, which their gradient overwrites, and a gradient of the layer's weight that only
+    autograd needs. The product itself adds the real one to the sum.
 
     Each prediction depth keeps logits of its own.
     """
@@ -151,7 +151,7 @@ def _gradient_bytes(cfg: Config, layer: Layer, sizes: Tokens) -> float:
 
 
 def _recomputed_groups(cfg: Config, chunk: Chunk) -> list[tuple[Layer, ...]]:
-    """The leading layers of a chunk that full recomputation runs again, in groups of which only the first one's input is kept."""
+    """The leading layers of a chunk that full recomputation runs again, in groups. Of a group only the first layer's input is kept."""
     parallel, layers = cfg.parallel, chunk.layers
     if parallel.recompute != "full":
         return []

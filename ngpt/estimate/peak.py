@@ -1,4 +1,4 @@
-"""The rate a model could reach at most on a GPU, by the formats its products execute in: the denominator of MFU. Needs no torch."""
+"""The highest rate that a model could reach on a GPU, given the formats of its products: the denominator of MFU. Needs no torch."""
 
 from collections.abc import Mapping
 
@@ -14,8 +14,8 @@ def product_peaks(cfg: Config, gpu: str | None, dtype: str, executors: Mapping[R
 
     Args:
         gpu: Name in the table of hardware; None: unknown.
-        dtype: In which the products of high precision multiply: bf16, tf32 or fp32.
-        executors: Of each recipe: whether its linears multiply in its format. Emulation multiplies what it has quantised in BF16.
+        dtype: Of the products in high precision: bf16, tf32 or fp32.
+        executors: What runs each recipe, and so whether it multiplies in its format. Emulation multiplies quantised operands in BF16.
 
     Returns:
         (while low precision is on, in the tail of the run without it): the harmonic mean of the peaks over the FLOPs of a token. None
@@ -35,6 +35,6 @@ def product_peaks(cfg: Config, gpu: str | None, dtype: str, executors: Mapping[R
 
 
 def _flops_per_token(linear: BlockLinear, cfg: Config) -> int:
-    """Of one linear's three products, over all tensor-parallel ranks; routed experts run as often as a token has experts."""
+    """FLOPs of one linear's three products over all tensor-parallel ranks. Routed experts count once for each expert of a token."""
     weights = linear.in_features * linear.inputs.shards * linear.out_features * linear.outputs.shards
     return 6 * weights * (cfg.model.moe_top_k if linear.is_routed else 1)

@@ -30,8 +30,8 @@ class Layer:
     Attributes:
         symbol: as in `model.layer_pattern`.
         linears: its linear layers with this rank's sizes; the routed experts' count as one, as in `ngpt.config.linears`. Equal layers
-            are one object, with those of the first of them: what is computed for it holds for all.
-        recipes: of those that are quantised, by name.
+            are one object, with the linears of the first: what is computed for it holds for all.
+        recipes: of the quantised linears, by name.
     """
 
     symbol: str
@@ -39,7 +39,7 @@ class Layer:
     recipes: Mapping[str, Recipe]
 
     def linear(self, ending: str) -> BlockLinear:
-        """The linear layer whose name ends so: "linear_qkv", ".experts.linear_fc1"."""
+        """The linear layer whose name ends in `ending`: "linear_qkv", ".experts.linear_fc1"."""
         return next(linear for linear in self.linears if linear.name.endswith(ending))
 
     @property
@@ -52,7 +52,7 @@ class Layer:
 
 
 def computes_norm(cfg: Config, layer: Layer, writer: BlockLinear) -> bool:
-    """Whether the fine-grained norm in front of an output projection is computed: what experts add up, and what is quantised."""
+    """Whether the fine-grained norm in front of an output projection is computed: for experts, which are summed, and quantised linears."""
     is_normalized = cfg.model.architecture == "ngpt" and cfg.model.fine_grained
     return is_normalized and (layer.has_experts or writer.name in layer.recipes)
 
@@ -181,7 +181,7 @@ def activation_bytes(cfg: Config) -> int:
 
 
 def gates_in_steps(cfg: Config) -> bool:
-    """Whether a gate, its function and its product with up are kernels of their own: Megatron's, for the control, may be fused."""
+    """Whether a gate's function and its product with up are separate kernels. Megatron's, for the control, may be fused."""
     activation = ACTIVATIONS[cfg.model.activation]
     return cfg.model.architecture == "gpt" and activation.gated and not activation.fusion
 
@@ -192,17 +192,17 @@ def has_grouped_experts(cfg: Config) -> bool:
 
 
 def has_own_products(cfg: Config, layer: Layer, linear: BlockLinear) -> bool:
-    """Whether a linear is multiplied for each of its layer's experts in a product of its own: natively even where they run together."""
+    """Whether each of the layer's experts has its own product of a linear. Natively it has one even where experts run together."""
     if not linear.is_routed:
         return False
     return not has_grouped_experts(cfg) or _is_native(cfg, layer, linear)
 
 
 def kept_weight_operands(cfg: Config, layer: Layer, linear: BlockLinear) -> int:
-    """Quantised matrices of each weight of a linear that live through a step; 0 where every pass quantises it.
+    """Quantised matrices of each weight of a linear that are kept through a step; 0 where every pass quantises the weight.
 
-    Native experts that run together keep both for the backward pass at least, in fp8 on Blackwell, whose products read rows or columns,
-    one; Transformer Engine's own modules are not counted.
+    Native experts that run together keep both, at least for the backward pass. In fp8 on Blackwell, whose products read rows or columns,
+    they keep one. Transformer Engine's own modules are not counted.
     """
     recipe = layer.recipes.get(linear.name)
     if recipe is None:

@@ -46,7 +46,7 @@ def estimate(cfg: Config, price: float | None = None) -> dict[str, Any]:
 
 
 def describe_proposals(found: Proposals, shown: int) -> dict[str, Any]:
-    """What `--fit --json` adds: proposals, and where there are none why."""
+    """What `--fit --json` adds: proposals, or the reasons why there are none."""
     return {
         "fit_gpus": found.gpus,
         "layouts": [_layout(layout) for layout in found.layouts[:shown]],
@@ -78,7 +78,7 @@ def _parameters(cfg: Config) -> dict[str, Any]:
 
 
 def _flops(cfg: Config) -> dict[str, int]:
-    """Forward and backward of one token; recomputed work is not among them."""
+    """Forward and backward of one token, without recomputed work."""
     total = training_flops_per_token(cfg.model, cfg.train.seq_length)
     scan = layer_flops(cfg.model, "M", cfg.train.seq_length)
     matrices = 6 * count_parameters(cfg.model).matmul
@@ -228,7 +228,7 @@ def _memory_rows(cfg: Config, memory: dict[str, Any]) -> dict[str, str]:
 
 
 def proposals_table(found: Proposals, shown: int, refused: ConfigError | None = None) -> str:
-    """Proposals as lines: tokens per second, peak, what to type; without any the reasons.
+    """Proposals as lines: tokens per second, peak, what to type. If there are none, the reasons.
 
     Args:
         refused: what the checks say against the configured layout.
@@ -255,7 +255,7 @@ _REASONS = {
 
 
 def _why_none(found: Proposals) -> list[str]:
-    """How many layouts were dropped for what, how near the smallest one came, and what to change."""
+    """How many layouts were dropped for each reason, how close the smallest one came, and what to change."""
     counts = ", ".join(f"{found.rejected[reason]} {words}" for reason, words in _REASONS.items() if found.rejected[reason])
     lines = [f"  {found.rejected.total()} tried: {counts}"]
     if found.refusals:
@@ -288,7 +288,7 @@ def _time(seconds: float) -> str:
 
 
 def _scaled(size: float, units: dict[str, float], digits: int) -> str:
-    """In the largest unit that leaves a tenth or more, else in the smallest; nothing is 0 of the largest."""
+    """A size in the largest unit in which it is at least a tenth, else in the smallest. Zero is in the largest."""
     unit = next((unit for unit, one in units.items() if size >= 0.1 * one or size == 0), list(units)[-1])
     return f"{size / units[unit]:.{digits}f} {unit}" if size else f"0 {unit}"
 

@@ -50,7 +50,7 @@ def product(cfg: Config, rows: float, inputs: int, outputs: int, weight_gradient
 
 
 def move(cfg: Config, moved: float) -> float:
-    """Seconds of kernels that read and write so many bytes."""
+    """Seconds of kernels that read and write this many bytes."""
     return moved / (copy_rate(cfg) * measured.KERNEL_FRACTION)
 
 

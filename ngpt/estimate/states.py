@@ -18,14 +18,14 @@ from ngpt.estimate.rank import (
 
 
 def rank_parameters(cfg: Config, held: list[Chunk]) -> RankParameters:
-    """Counts what a rank with these chunks holds; all ranks of a pipeline stage hold equally much."""
+    """Counts what a rank with these chunks holds; all ranks of a pipeline stage hold the same number."""
     return sum((chunk_parameters(cfg, chunk) for chunk in held), RankParameters())
 
 
 def chunk_parameters(cfg: Config, chunk: Chunk) -> RankParameters:
     """Counts a rank's part of a chunk, embedding and output layer included where the chunk has them.
 
-    A tied output layer on another rank than the embedding is a copy of its own; prediction depths there share one copy with it.
+    A tied output layer on another rank than the embedding is a separate copy, which prediction depths there share.
     """
     total = sum((layer_parameters(cfg, layer) * number for layer, number in Counter(chunk.layers).items()), RankParameters())
     model, ngpt = cfg.model, cfg.model.architecture == "ngpt"
@@ -82,7 +82,7 @@ class StateBytes:
 def state_bytes(cfg: Config, parameters: RankParameters) -> StateBytes:
     """Weights in the model's dtype, the gradient buffer, and Adam's state with the fp32 masters of bf16 weights.
 
-    The distributed optimizer splits the last over the data-parallel ranks (experts': over those with the same experts).
+    The distributed optimizer shards Adam's state and masters over the data-parallel ranks (for experts: over those with the same experts).
     """
     bf16, sharded = cfg.precision.dtype == "bf16", cfg.parallel.distributed_optimizer
     weight = 2 if bf16 else 4

@@ -20,8 +20,8 @@ class StageTime:
     Attributes:
         work: GPU seconds by kind and host seconds, both ways.
         links: exposed communication.
-        waiting: of the GPU for the host's launches.
-        forward, backward: all of it, one way and the other.
+        waiting: time that the GPU waits for the host's launches.
+        forward, backward: the whole time of each pass.
     """
 
     work: Work
@@ -41,11 +41,11 @@ class StepTime:
 
     Attributes:
         stage: the slowest stage.
-        micro_batches: of the step.
+        micro_batches: number in the step.
         bubble: pipeline ranks waiting for the first and last micro-batches.
-        data_parallel: gradients and weights on the way where computing does not hide them.
+        data_parallel: exposed communication of gradients and weights.
         optimizer: the optimizer step.
-        tokens: of the step. processes: GPUs.
+        tokens: number in the step. processes: GPUs.
     """
 
     stage: StageTime
@@ -65,7 +65,7 @@ class StepTime:
         return self.tokens / self.total
 
     def gpu_hours(self, steps: int) -> float:
-        """GPU hours of so many steps."""
+        """GPU hours of this many steps."""
         return steps * self.total * self.processes / _SECONDS_AN_HOUR
 
 
@@ -135,7 +135,7 @@ def _wait(work: Work) -> float:
 
 
 def recomputed_layers(cfg: Config, chunk: Chunk) -> list[Layer]:
-    """The layers that run forward once more in the backward pass, with all they send; attention alone is `recomputed_attention`."""
+    """The layers that run forward again in the backward pass, with all they send. For attention alone see `recomputed_attention`."""
     parallel = cfg.parallel
     if parallel.recompute == "full":
         number = parallel.recompute_num_layers if parallel.recompute_method == "block" else len(chunk.layers)
@@ -144,7 +144,7 @@ def recomputed_layers(cfg: Config, chunk: Chunk) -> list[Layer]:
 
 
 def recomputed_attention(cfg: Config, chunk: Chunk) -> list[Layer]:
-    """The layers whose attention products run once more."""
+    """The layers whose attention products run again in the backward pass."""
     modules = cfg.parallel.recompute_modules or ["core_attn"]
     if cfg.parallel.recompute != "selective" or "core_attn" not in modules:
         return []

@@ -1,9 +1,9 @@
-"""Retraction: it divides every row or column of a marked matrix by its norm, so that the vectors along the residual stream have unit norm.
+"""Retraction divides every row or column of a marked matrix by its norm, so that the vectors along the residual stream have unit norm.
 
 The parameter's attribute `unit_dim` is the dimension that belongs to the residual stream. It is 1 for a matrix that reads the stream, whose
 rows get unit norm, and 0 for one that writes to it, whose columns do. Tensor parallelism never cuts this dimension. A distributed optimizer
-cuts the flat weight anywhere, so shards of it are retracted together. One parameter may hold the matrices of several experts, one above
-the other; `num_matrices` says how many.
+cuts the flat weight anywhere, so shards of it are retracted together. One parameter may hold the matrices of several experts, stacked by
+rows; `num_matrices` says how many.
 """
 
 from collections.abc import Callable, Iterable
@@ -36,7 +36,7 @@ def mark(weight: Tensor, unit_dim: int, num_matrices: int = 1) -> None:
 
 
 def shards_of(weight: Tensor, values: Tensor, start: int) -> list[MatrixShard]:
-    """Splits a piece of a marked weight into one piece for each of its matrices; a piece is empty where it holds nothing of the matrix.
+    """Splits a shard of a marked weight into one piece per matrix. A piece is empty where the shard holds nothing of its matrix.
 
     Args:
         values: flat fp32, elements start .. start + values.numel() of the flat weight.
@@ -82,7 +82,7 @@ class Retraction:
 
     Args:
         find_shards: returns the shards. Called before the first retraction, and again whenever they have moved.
-        find_addresses: returns the address of every shard's values. Called each time, to see whether one has moved.
+        find_addresses: returns the address of every shard's values. Called each time, to see whether any has moved.
         all_reduce: as for `retract_shards_`.
     """
 

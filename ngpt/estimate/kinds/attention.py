@@ -26,7 +26,7 @@ class Attention(LayerEstimate):
         return RankParameters(dense_scales=sqk, tensors=1) if is_ngpt(cfg.model) else RankParameters()
 
     def saved(self, cfg: Config, layer: Layer, tokens: Tokens) -> Saved:
-        """Queries, keys, values and output with a number a head; nGPT keeps the three once more, as the projection gave them."""
+        """Queries, keys, values, and output with one number a head. nGPT also keeps the first three as the projection gave them."""
         model, size = cfg.model, activation_bytes(cfg)
         qkv, proj = layer.linear("linear_qkv"), layer.linear("linear_proj")
         queries, heads = proj.in_features, model.num_attention_heads // cfg.parallel.tensor
@@ -57,7 +57,7 @@ class Attention(LayerEstimate):
         )
 
     def links(self, cfg: Config, layer: Layer, tokens: Tokens) -> tuple[float, float]:
-        """Keys and values in a ring of the context-parallel ranks."""
+        """Keys and values travel around a ring of the context-parallel ranks."""
         context = cfg.parallel.context
         if context == 1:
             return 0.0, 0.0

@@ -1,6 +1,6 @@
-"""What an estimate wants to know of one kind of layer, beyond what all have: their linears, the residual step, the gather around them.
+"""What an estimate needs to know about one kind of layer, beyond what all have: linears, the residual step, the gather around them.
 
-A number is of the model's dtype unless its factor says otherwise. "x" is what enters a layer, D the hidden size.
+A number has the model's dtype unless its factor says otherwise. "x" is what enters a layer, D the hidden size.
 """
 
 from abc import ABC, abstractmethod
@@ -44,12 +44,12 @@ class LayerEstimate(ABC):
         """The trained numbers of the whole layer, without nGPT's alpha [D] or the control's norm [D] in front of it."""
 
     def flops(self, model: ModelConfig, seq_length: int) -> int:
-        """Training FLOPs of one token, forward and backward, beside those of weights."""
+        """Training FLOPs of one token, forward and backward, without those of weights."""
         return 0
 
     @abstractmethod
     def parameters(self, cfg: Config, layer: Layer) -> RankParameters:
-        """A rank's part of what the layer has beside its linears, and alpha or the norm in front."""
+        """A rank's part of what the layer has besides its linears and the alpha or norm in front."""
 
     @abstractmethod
     def saved(self, cfg: Config, layer: Layer, tokens: Tokens) -> Saved:
@@ -57,7 +57,7 @@ class LayerEstimate(ABC):
 
     @abstractmethod
     def work(self, cfg: Config, layer: Layer, tokens: Tokens) -> tuple[Work, Work]:
-        """What its kernels do beside the products of its linears, forward and backward."""
+        """What its kernels do besides the products of its linears, forward and backward."""
 
     def links(self, cfg: Config, layer: Layer, tokens: Tokens) -> tuple[float, float]:
         """Exposed seconds of what it sends within the sub-block, forward and backward."""
@@ -70,7 +70,7 @@ def is_ngpt(model: ModelConfig) -> bool:
 
 
 def written_bytes(cfg: Config, layer: Layer, linear: BlockLinear) -> float:
-    """Bytes a token that an output projection keeps of its input, with the fine-grained norm in front of it where that is computed."""
+    """Bytes a token that an output projection keeps of its input, including the fine-grained norm where that is computed."""
     size, features = activation_bytes(cfg), linear.in_features
     operand = operand_bytes(cfg, layer.recipes.get(linear.name))
     return features * (size + operand) + FP32 if computes_norm(cfg, layer, linear) else features * operand

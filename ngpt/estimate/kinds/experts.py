@@ -12,7 +12,7 @@ from ngpt.estimate.roofline import Work, move, product
 
 
 class Experts(LayerEstimate):
-    """Router, routed experts, and a shared one where there is any; each is an MLP with a suv of its own, or the routed share one."""
+    """Router, routed experts, and a shared expert if there is one. Each is an MLP with its own suv, or the routed ones share one."""
 
     def count(self, model: ModelConfig) -> LayerCount:
         expert, suv = mlp_matrices(model, model.moe_ffn_hidden_size), suv_size(model, model.moe_ffn_hidden_size)
@@ -63,7 +63,7 @@ class Experts(LayerEstimate):
         size, hidden = activation_bytes(cfg), cfg.model.hidden_size
         fc1, fc2 = layer.linear(".experts.linear_fc1"), layer.linear(".experts.linear_fc2")
         forward, backward = mlp_passes(cfg, fc1, fc2)
-        if cfg.model.architecture == "ngpt":  # the probabilities on the outputs
+        if cfg.model.architecture == "ngpt":  # the probabilities multiply the outputs
             forward, backward = forward + 2 * hidden, backward + 3 * hidden
         elif not ACTIVATIONS[cfg.model.activation].fusion:  # times fp32 probabilities, through fp32 copies
             forward, backward = forward + 6 * fc2.in_features, backward + 13 * fc2.in_features

@@ -9,7 +9,7 @@ from ngpt.estimate.roofline import Work, move
 
 
 class Mamba(LayerEstimate):
-    """A Mamba-2 mixer; nGPT scales what in_proj gives by mixer_in_scale."""
+    """A Mamba-2 mixer; nGPT scales in_proj's output by mixer_in_scale."""
 
     def count(self, model: ModelConfig) -> LayerCount:
         heads, inner = model.mamba_num_heads, model.mamba_num_heads * model.mamba_head_dim
@@ -43,7 +43,7 @@ class Mamba(LayerEstimate):
         states = out_proj * model.mamba_state_dim / model.mamba_chunk_size
         scanned = tokens.inner * (in_proj * size + states * 4)
         forward = backward = 0.0
-        if cfg.train.micro_batch_size > 1:  # batch and sequence change places
+        if cfg.train.micro_batch_size > 1:  # batch and sequence are transposed
             forward = backward = 2 * (in_proj + out_proj)
         if model.architecture == "ngpt":
             forward, backward = forward + 2 * in_proj, backward + 3 * in_proj

@@ -42,7 +42,7 @@ def suv_size(model: ModelConfig, ffn: int) -> int:
 def mlp_passes(cfg: Config, fc1: BlockLinear, fc2: BlockLinear) -> tuple[float, float]:
     """Numbers moved a token between the linears: the activation, with nGPT's suv and fine-grained norm in it.
 
-    A gate without a kernel of its own: f, the product with up, and backward the halves put together again.
+    A gate without its own kernel adds f, the product with up and, backward, joining the halves.
     """
     forward, backward = fc1.out_features + fc2.in_features, 2 * fc1.out_features + fc2.in_features
     if gates_in_steps(cfg):
@@ -51,9 +51,9 @@ def mlp_passes(cfg: Config, fc1: BlockLinear, fc2: BlockLinear) -> tuple[float, 
 
 
 def mlp_bytes(cfg: Config, layer: Layer, fc1: BlockLinear, fc2: BlockLinear) -> float:
-    """Bytes a token of an MLP: fc1's output, and what fc2 keeps of the activation; nGPT's activation makes its norm, too, from fc1's.
+    """Bytes a token of an MLP: fc1's output, and what fc2 keeps of the activation. nGPT's activation also makes its norm from fc1's output.
 
-    A gate without a kernel of its own keeps f of it, too.
+    A gate without its own kernel also keeps the result of f.
     """
     kept = fc2.in_features * operand_bytes(cfg, layer.recipes.get(fc2.name)) + FP32 * computes_norm(cfg, layer, fc2)
     between = fc1.out_features + fc2.in_features * gates_in_steps(cfg)
