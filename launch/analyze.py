@@ -24,7 +24,7 @@ from ngpt.progress import write_json
 
 from .arguments import DTYPES, config_dirs, recorded_command
 from .devices import gpu_names
-from .models import device_of, is_run, quiet_transformers
+from .models import check_place, device_of, is_run, quiet_transformers
 from .provenance import SOURCE, git_state, versions
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError("--seed", options.seed, "It is below 2^32", "Give a smaller number")
     if options.name is not None and not re.fullmatch(r"[\w.-]+", options.name):
         raise ConfigError("--name", options.name, "It is part of a file's name: letters, digits and . _ -", "Choose another one")
+    if options.out is not None:
+        check_place("--out", options.out)
     _radii(options)
 
 

@@ -10,6 +10,7 @@ from ngpt.data.tokenizers import run_tokenizer
 from ngpt.files import new_folder
 
 from .cpu_worker import run_task
+from .models import check_place
 
 _HANDED_ON = ("dtype", "fold_logit_scale", "remote_code", "tokenizer", "parity")
 
@@ -28,6 +29,7 @@ def export(options: argparse.Namespace) -> int:
     cfg = run_config(options.run)
     if options.out.exists():
         raise ConfigError("--out", options.out, "It exists, and an export writes a new folder", "Name another one, or remove it")
+    check_place("--out", options.out)
     if options.fold_logit_scale and cfg.model.architecture != "ngpt":
         raise ConfigError("--fold-logit-scale", "a GPT control", "its logits have no scale", "Leave the option out")
     choice = run_checkpoint(cfg, options.step)

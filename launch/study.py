@@ -52,7 +52,7 @@ def run_study(options: argparse.Namespace) -> int:
     folder = options.out or ROOT / f"{planned.name}_{planned.size}"
     code = 0
     if options.report is None:
-        configs = checked(planned, folder, options.config_dir)
+        configs = checked(planned, folder, options.config_dir, with_data=not options.plan)
         print(table(planned, configs), flush=True)
         if options.plan:
             return 0

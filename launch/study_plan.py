@@ -36,7 +36,7 @@ class PlannedConfig:
         return (self.last - self.first) * tokens_per_step(self.config)
 
 
-def checked(planned: Plan, folder: Path, config_dirs: Sequence[Path]) -> dict[str, PlannedConfig]:
+def checked(planned: Plan, folder: Path, config_dirs: Sequence[Path], with_data: bool = True) -> dict[str, PlannedConfig]:
     """The config of every run, by name. Runs that differ only in their seed or a scanned key of `optim` share one, composed once.
 
     Raises:
@@ -50,7 +50,8 @@ def checked(planned: Plan, folder: Path, config_dirs: Sequence[Path]) -> dict[st
             continue
         try:
             config = compose(run.located(folder, planned.name), config_dirs)
-            check_prepared(config)
+            if with_data:
+                check_prepared(config)
         except ConfigError as error:
             raise ConfigError(f"{run.name}: {error.path}", error.got, error.rule, error.way_out) from error
         if config.cluster.nodes > 1:

@@ -45,9 +45,10 @@ def probe_emulated(device: torch.device) -> Iterator[Finding]:
     yield attempt(BF16, "product", bf16_product, device)
     yield attempt(EMULATED, "reference, known answer", known_answer)
     for name, recipe in shipped_recipes("nvfp4").items():
+        rounding = "stochastic rounding" if recipe.grad_output.rounding == "sr" else "gradient rounding"
         forward = {"input": recipe.input, "weight": recipe.weight}
         yield attempt(EMULATED, f"quantise, {name}", same_bits, forward, device)
-        yield attempt(EMULATED, f"stochastic rounding, {name}", same_bits, {"grad_output": recipe.grad_output}, device)
+        yield attempt(EMULATED, f"{rounding}, {name}", same_bits, {"grad_output": recipe.grad_output}, device)
         yield attempt(EMULATED, f"three products, {name}", three_products, recipe, device)
     paper = shipped_recipe("nvfp4_paper")
     yield attempt(EMULATED, "stochastic rounding, mean", rounding_mean, paper.grad_output, device)

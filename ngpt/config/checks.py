@@ -241,10 +241,10 @@ def check_data(cfg: Config) -> Iterator[ConfigError]:
         way_out = "Choose data=NAME, or set 'data.train=[{path: data/x/train, weight: 1}]' to what `ngpt data prepare` wrote"
         yield ConfigError("data.train", "Empty", "A run needs text", way_out)
     asks = {"eval_whole_split": "false", "eval_sequences": "null", "eval_steps": "0"}
-    asking = next((key for key in asks if getattr(cfg.train, key)), None)
+    asking = [key for key in asks if getattr(cfg.train, key)]
     if not data.mock and not data.valid and asking:
-        rule = f"train.{asking} {getattr(cfg.train, asking)} needs validation data"
-        yield ConfigError("data.valid", "Empty", rule, f"Set data.valid, or train.{asking}={asks[asking]}")
+        rule = f"train.{asking[0]} {getattr(cfg.train, asking[0])} needs validation data"
+        yield ConfigError("data.valid", "Empty", rule, f"Set data.valid, or {' '.join(f'train.{key}={asks[key]}' for key in asking)}")
     if data.mock and cfg.train.eval_whole_split:
         yield ConfigError("train.eval_whole_split", True, "Mock tokens have no end", "Set train.eval_sequences")
     if cfg.train.eval_whole_split and cfg.train.eval_sequences is not None:

@@ -26,7 +26,7 @@ def main(out: str) -> None:
     from megatron_ext.training.bridge import setup_megatron
     from ngpt.config import compose, config_dir
     from ngpt.estimate.counts import count_parameters
-    from ngpt.estimate.layout import chunks_by_rank
+    from ngpt.estimate.rank import chunks_by_rank
     from ngpt.estimate.states import rank_parameters
 
     keep_what_repeats()
