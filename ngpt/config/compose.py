@@ -145,7 +145,7 @@ def _finish(sections: Mapping[str, Any], shipped: Path) -> Config:
         typed = OmegaConf.unsafe_merge(pickle.loads(_SCHEMA), sections)  # unsafe for its first argument, which nothing else uses
         missing = sorted(OmegaConf.missing_keys(typed))
         if missing:
-            raise ConfigErrors([_missing(key, shipped) for key in missing])
+            raise ConfigErrors([_missing(key) for key in missing])
         cfg = instance_of(Config, typed)
     except (OmegaConfBaseException, RecursionError) as error:
         raise translate(error) from error
@@ -175,10 +175,10 @@ def _untyped_containers(section: Any, prefix: str = "") -> Iterator[ConfigError]
                 yield from _untyped_containers(item, f"{key}.{entry}.")
 
 
-def _missing(key: str, shipped: Path) -> ConfigError:
+def _missing(key: str) -> ConfigError:
     way_out = f"Set {key}=VALUE, or choose an experiment"
-    if key == "run.name":  # missing whenever no experiment was chosen: list them once
-        way_out += f": {', '.join(sorted(path.stem for path in (shipped / 'experiment').glob('*.yaml')))}"
+    if key == "run.name":  # missing whenever no experiment was chosen: said once
+        way_out += ", experiment=NAME: `ngpt list experiments` shows them"
     return ConfigError(key, "Not set", "Has no default", way_out)
 
 

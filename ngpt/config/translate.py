@@ -15,10 +15,12 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
 from ngpt.config.errors import ConfigError
+from ngpt.config.folders import EXPERIMENT
 from ngpt.config.schema import Config
 from ngpt.config.yaml_lines import Lines, at, unreadable
 
 _SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n1\. | requires --multirun)", re.DOTALL)
+_FEW_OPTIONS = 12  # are named in an error, of more the command that lists them
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -114,7 +116,10 @@ def _unknown_option(error: MissingConfigException, config_dirs: Sequence[Path]) 
     options: Sequence[str] = error.options or []
     near = difflib.get_close_matches(name, options, n=2, cutoff=0.5)
     way_out = f"Did you mean {' or '.join(near)}? " if near else ""
-    way_out += f"Choose one of {', '.join(options)}" if options else "Choose one existing file"
+    if len(options) > _FEW_OPTIONS:
+        way_out += f"`ngpt list {group}s` shows them" if group == EXPERIMENT else f"`ngpt list {group}` shows them"
+    else:
+        way_out += f"Choose one of {', '.join(options)}" if options else "Choose one existing file"
     if found := _naming(name, config_dirs):
         name = f"{name} in {found}"
     return ConfigError(group or "config", name, f"No file {error.missing_cfg_file}.yaml in conf/ or a --config-dir", way_out)

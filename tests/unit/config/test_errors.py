@@ -209,12 +209,12 @@ def test_all_broken_rules_are_reported_at_once():
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_without_an_experiment_the_missing_keys_and_the_experiments_are_named():
+def test_without_an_experiment_the_missing_keys_are_named_and_what_lists_experiments():
     with pytest.raises(ConfigError) as caught:
         compose([])
     paths = [error.path for error in caught.value.errors]
     assert {"run.name", "train.steps", "train.global_batch_size"} <= set(paths)
-    assert "quickstart" in str(caught.value)
+    assert "`ngpt list experiments` shows them" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ WHOLE_AND_CUT = [(name, cut) for name in EXPERIMENTS for cut in ([], CUT) if not
 MODELS = {path.stem for path in config_dir().glob("model/*.yaml")}
 # Of every group but these two: experiments compose each model.
 OPTIONS = sorted(
-    (path.parent.name, path.stem) for path in config_dir().glob("*/*.yaml") if path.parent.name not in ("experiment", "model")
+    (path.parent.name, path.stem) for path in config_dir().glob("*/*.yaml") if path.parent.name not in ("experiment", "model", "study")
 )
 # What an option needs besides itself to make sense on the tiny model.
 EIGHT_EXPERTS = ["cluster.gpus_per_node=8", "model=ngpt_hybrid_tiny", "model.num_experts=8", "train.global_batch_size=16"]
