@@ -24,7 +24,8 @@ from ngpt.progress import write_json
 
 from .arguments import DTYPES, config_dirs, recorded_command
 from .devices import gpu_names
-from .models import check_place, device_of, is_run, quiet_transformers
+from .models import device_of, is_run, quiet_transformers
+from .places import check_place
 from .provenance import SOURCE, git_state, versions
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from ngpt.data.tokenizers import run_tokenizer
 from ngpt.files import new_folder
 
 from .cpu_worker import run_task
-from .models import check_place
+from .places import check_place
 
 _HANDED_ON = ("dtype", "fold_logit_scale", "remote_code", "tokenizer", "parity")
 

@@ -159,6 +159,6 @@ def table(rows: Sequence[tuple[str, Glance]]) -> list[str]:
     shown = [("member", "status", "step", "val loss", "")]
     for name, now in rows:
         loss = "" if now.val_loss is None else f"{now.val_loss:.4f}"
-        shown.append((name, now.status, "" if now.step is None else str(now.step), loss, now.why[:100]))
+        shown.append((name, now.status, "" if now.step is None else str(now.step), loss, now.why))
     widths = [max(len(row[column]) for row in shown) for column in range(4)]
     return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip() for row in shown]

@@ -34,6 +34,7 @@ from .failures import cause
 from .hf_exports import check_exportable, hf_exports
 from .leaving import signals_leave
 from .outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
+from .places import check_place
 from .processes import INTERRUPTED, prints_into, run_and_tee, worker_command
 from .run_folder import (
     CONFIG_FILE,
@@ -119,6 +120,7 @@ def check_start(config: Config, world: World | None, verified: set[str] | None =
         ConfigError: the run cannot start like this.
     """
     _check_world(config, world)
+    check_place("run.dir", Path(config.run.dir))
     check_extras(config)
     check_resumable(config)
     _check_data(config, world, set() if verified is None else verified)

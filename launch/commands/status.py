@@ -6,7 +6,7 @@ from ..arguments import add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_path(parser, "run", help="folder of a run, or of a sweep")
+    add_path(parser, "run", metavar="RUN", help="folder of a run, or of a sweep")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

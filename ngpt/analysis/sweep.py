@@ -32,11 +32,18 @@ class Setting:
 
 @dataclass(frozen=True)
 class SettingTable:
-    """Final losses by swept values. `keys`: headings of the value columns. `loss`: which loss is shown."""
+    """Final losses by swept values.
+
+    Attributes:
+        keys: headings of the value columns.
+        loss: which loss is shown.
+        failed: members that failed, each with the reason.
+    """
 
     keys: list[str]
     loss: str
     rows: list[Setting]
+    failed: list[tuple[str, str]]
 
 
 def sweep_groups(folder: Path) -> tuple[str, list[Group], SettingTable]:
@@ -94,7 +101,8 @@ def _table(sweep: Sweep, settings: Sequence[Sequence[SweptRun]], runs: dict[str,
         for members, found, mean in zip(settings, losses, means, strict=True)
     ]
     what = "Validation loss" if validated else "Training loss, last"
-    return SettingTable([key for key in sweep.swept if key != "train.seed"], f"{what} (nats per token)", rows)
+    failed = [(member.name, member.why) for member in sweep.members if member.status == "failed"]
+    return SettingTable([key for key in sweep.swept if key != "train.seed"], f"{what} (nats per token)", rows, failed)
 
 
 def _final(run: Run | None, key: str) -> float | None:

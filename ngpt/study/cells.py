@@ -64,7 +64,7 @@ def comparison_tables(results: Results) -> list[dict[str, Any]]:
                 "says": " ".join(part for part in (comparison["says"], measure["says"]) if part),
                 "method": rows[0]["interval"]["method"],
                 "heads": [unit_of(results, name) or "value", "95 % interval", *(f"seed {seed}" for seed in seeds), "seeds to tell from 0"],
-                "rows": [_cells(row, seeds) for row in rows],
+                "rows": [_cells(row, seeds, results["study"]["arms"]) for row in rows],
             }
         )
         if not any(row["pairs"] for row in rows):
@@ -74,9 +74,10 @@ def comparison_tables(results: Results) -> list[dict[str, Any]]:
     return found
 
 
-def _cells(row: Mapping[str, Any], seeds: list[str]) -> dict[str, Any]:
+def _cells(row: Mapping[str, Any], seeds: list[str], arms: Mapping[str, Any]) -> dict[str, Any]:
     cells = [number(row["interval"]["estimate"]), interval_text(row["interval"]), *(number(row["by_seed"].get(seed)) for seed in seeds)]
-    against = [part for part in (row["less"] and f"less {row['less']}", row["divided_by"] and f"over {row['divided_by']}") if part]
+    others = {"less": row["less"], "over": row["divided_by"]}
+    against = [f"{word} {arms[arm]['label'] or arm}" for word, arm in others.items() if arm]
     return {"name": row_name(row), "against": ", ".join(against), "note": row["note"], "cells": [*cells, _pairs(row["pairs"])]}
 
 

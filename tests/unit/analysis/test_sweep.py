@@ -18,7 +18,8 @@ def sweep(tmp_path):
     for rate, losses in LOSSES.items():
         for seed, loss in enumerate(losses, 1):
             name = f"lr={rate}_seed={seed}"
-            members.append(SweptRun(name, {"optim.lr": rate, "train.seed": str(seed)}, []))
+            failed = {"status": "failed", "why": "the disk is full"} if (rate, seed) == ("0.1", 3) else {}
+            members.append(SweptRun(name, {"optim.lr": rate, "train.seed": str(seed)}, [], **failed))
             config = {"optim": {"lr": float(rate)}, "train": {"seed": seed}}
             if (rate, seed) != ("0.1", 3):
                 found = None if loss is None else summary(val_loss=loss)
@@ -36,6 +37,7 @@ def test_seeds_are_groups_and_the_lowest_mean_is_marked(sweep):
     # the squared deviations sum to 0.26 and to 0.26 / 3; the error is the root of that / 2 / 3
     assert [(row.loss, row.runs) for row in table.rows[:2]] == [("2.4000 ± 0.2082", "3"), ("2.1333 ± 0.1202", "3")]
     assert (table.rows[2].loss, table.rows[2].runs) == ("5.0000", "1 of 3")  # of those that have come to their end
+    assert table.failed == [("lr=0.1_seed=3", "the disk is full")]
 
 
 def test_beside_other_runs_a_sweep_stands_for_its_members(sweep, tmp_path):

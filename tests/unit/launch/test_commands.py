@@ -59,7 +59,7 @@ def test_help_of_train_explains_words_groups_and_experiments(capsys, monkeypatch
         (["data", "prepair"], "ngpt data: unknown command 'prepair'. Did you mean prepare? "),
         (["train", "--confg-dir", "x"], "ngpt train: unrecognized arguments: --confg-dir. Did you mean --config-dir?"),
         (["--verison"], "ngpt: "),
-        (["status"], "ngpt status: the following arguments are required: run. ngpt status --help explains"),
+        (["status"], "ngpt status: the following arguments are required: RUN. ngpt status --help explains"),
         (["train", "-m", "experiment=ngpt_tiny"], "-m: experiment=ngpt_tiny. A sweep needs a word with several values. "),
         (["launch", "--multirun", "experiment=ngpt_tiny", "optim.lr=interval(0,1)"], "optim.lr: interval(0,1). "),
         (["train", "experiment=ngpt_tiny", "--parallel", "2"], "--parallel: 2. Says how many members of a sweep "),

@@ -1,6 +1,6 @@
 import pytest
 
-from launch.models import check_place
+from launch.places import check_place
 from ngpt.config.errors import ConfigError
 
 
