@@ -127,6 +127,7 @@ class _Runner:
         self.reported = -REPORT_SECONDS
 
     def run(self) -> list[State]:
+        """As `run_members`."""
         with signals_noted(self.asked):
             try:
                 while True:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError, ConfigErrors
+from ngpt.config.overrides import key_of
 from ngpt.config.schema import Config
 from ngpt.config.sweep import Axis, Point, points, sweep_words
 from ngpt.sweeps import SWEEP_FILE, Sweep, SweptRun, read_sweep
@@ -52,7 +53,7 @@ def plan_sweep(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Plan:
     found = points(axes)
     first = _composed(found[0].name, [*fixed, *found[0].words], config_dirs)
     name, folder = _place(fixed, axes, first)
-    shared = [word for word in fixed if _key(word) not in NAMES]
+    shared = [word for word in fixed if key_of(word) not in NAMES]
     if first.logging.wandb.group is None and first.logging.wandb.mode != "disabled":
         shared.append(f"logging.wandb.group={name}")
     members = []
@@ -83,7 +84,7 @@ def record(plan: Plan, command: Sequence[str]) -> Sweep:
     """The sweep's updated record. Members of earlier launches stay in it."""
     earlier = read_sweep(plan.folder)
     known = {member.name: member for member in earlier.members} if earlier else {}
-    fixed = [word for word in plan.fixed if _key(word).partition(".")[0] not in FREE_GROUPS]
+    fixed = [word for word in plan.fixed if key_of(word).partition(".")[0] not in FREE_GROUPS]
     for member in plan.members:
         swept = known.setdefault(member.point.name, SweptRun(member.point.name, member.point.values, []))
         swept.command = ["ngpt", *member.command]
@@ -94,7 +95,7 @@ def record(plan: Plan, command: Sequence[str]) -> Sweep:
 
 def _place(fixed: Sequence[str], axes: Sequence[Axis], first: Config) -> tuple[str, Path]:
     """Name and folder of the sweep."""
-    given = {_key(word) for word in fixed}
+    given = {key_of(word) for word in fixed}
     if "run.name" not in given and any(axis.key == "experiment" for axis in axes):
         rule = "A sweep of one experiment is named after it, and this has several"
         raise ConfigError("run.name", "Not set", rule, "Set run.name=NAME, of the whole sweep")
@@ -103,10 +104,6 @@ def _place(fixed: Sequence[str], axes: Sequence[Axis], first: Config) -> tuple[s
     if (folder / CONFIG_FILE).exists():
         raise ConfigError("run.name", f"{folder} holds a run", "A sweep has a folder of its own", "Give the sweep another run.name")
     return name, folder
-
-
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
 
 
 def _composed(member: str, words: Sequence[str], config_dirs: Sequence[Path]) -> Config:
@@ -141,7 +138,7 @@ def _check_same_sweep(plan: Plan) -> None:
             rule = "It says what the sweep is"
             raise ConfigError(str(plan.folder / SWEEP_FILE), "Cannot be read", rule, "Restore it, or give another run.name")
         return
-    fixed = [word for word in plan.fixed if _key(word).partition(".")[0] not in FREE_GROUPS]
+    fixed = [word for word in plan.fixed if key_of(word).partition(".")[0] not in FREE_GROUPS]
     differences = [f"{word} is new" for word in fixed if word not in earlier.fixed]
     differences += [f"{word} is missing" for word in earlier.fixed if word not in fixed]
     keys = [axis.key for axis in plan.axes]

@@ -35,6 +35,11 @@ def check_words(overrides: Sequence[str], config_dirs: Sequence[Path]) -> None:
         raise ConfigError(word, "Cannot be read", "Each word is key=value, group=name or experiment=name", way_out)
 
 
+def key_of(word: str) -> str:
+    """The key that a word sets, without Hydra's marks in front of it."""
+    return word.partition("=")[0].lstrip("+~")
+
+
 def _words_of_names(config_dirs: Sequence[Path]) -> dict[str, list[str]]:
     """What can be named without a value -> the words that it may stand for. An experiment comes before files of the same name."""
     known: dict[str, list[str]] = {}
@@ -58,7 +63,7 @@ def accepted(override: str) -> str:
         ConfigError: it sets something of Hydra itself, which has no effect here, or gives numbers for a list of texts.
     """
     key, equals, value = override.partition("=")
-    name = key.lstrip("+~")
+    name = key_of(override)
     refuse_hydra(key, override)
     if equals and is_text(name) and not (value == "null" and text_keys().get(name)):
         value = quoted(value)

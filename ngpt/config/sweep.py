@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.folders import options
-from ngpt.config.overrides import check_words, is_text, refuse_hydra
+from ngpt.config.overrides import check_words, is_text, key_of, refuse_hydra
 
 MAX_MEMBERS = 1000
 MAX_VALUE, MAX_NAME = 40, 160  # characters in the name of a folder
@@ -85,7 +85,7 @@ def points(axes: Sequence[Axis]) -> list[Point]:
 def _values(word: str, config_dirs: Sequence[Path]) -> list[str] | None:
     """The values that a word stands for; None if it is a single one."""
     typed, equals, text = word.partition("=")
-    key = typed.lstrip("+~")
+    key = key_of(word)
     refuse_hydra(key, word)
     if not equals or typed.startswith("~"):
         return None

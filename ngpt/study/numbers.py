@@ -76,7 +76,7 @@ def _of_run(study: Study, planned: PlannedRun, folder: Path, files: Mapping[tupl
     )
     for name, measure in study.measures.items():
         found = measured(measure, sources[measure.source])
-        numbers.values[name] = _finite(fmean(found.values())) if found else None
+        numbers.values[name] = finite(fmean(found.values())) if found else None
         if "*" in measure.key:
             numbers.layers[name] = {key: value for key, value in found.items() if math.isfinite(value)}
     return numbers
@@ -140,7 +140,8 @@ def _thinned(tokens: list[float], values: list[float]) -> list[tuple[float, floa
     return list(zip(kept.x, kept.mean, strict=True))
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """The value, or None where JSON has no number for it."""
     return value if math.isfinite(value) else None
 
 

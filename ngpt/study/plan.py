@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ngpt.config.errors import ConfigError
+from ngpt.config.overrides import key_of
 from ngpt.config.study import SEED, Arm, Study, matching, partner
 
 _UNTIL = "train.stop_after"
@@ -108,12 +109,8 @@ def plan(name: str, study: Study, size: str | None, words: Sequence[str] = ()) -
 
 def merged(words: Sequence[str]) -> list[str]:
     """Words with each key once, at its first position and with its last value, since Hydra refuses a key that is given twice."""
-    last = {_key(word): word for word in words}
-    return list(dict.fromkeys(last[_key(word)] for word in words))
-
-
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
+    last = {key_of(word): word for word in words}
+    return list(dict.fromkeys(last[key_of(word)] for word in words))
 
 
 def _lists(lists: dict[str, list[Any]], words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:

@@ -10,7 +10,7 @@ from ngpt.config.study import METRICS, Study, as_plain
 from ngpt.files import replacing
 from ngpt.study import comparisons
 from ngpt.study.comparisons import Values
-from ngpt.study.numbers import LOSSES, Numbers, phase_change, read_numbers
+from ngpt.study.numbers import LOSSES, Numbers, finite, phase_change, read_numbers
 from ngpt.study.plan import Plan
 from ngpt.study.verdict import NOT_JUDGED, judged, together
 
@@ -71,18 +71,14 @@ def _run(numbers: Numbers) -> dict[str, Any]:
         "after": run.after,
         "words": list(run.words),
         "status": numbers.status,
-        "tokens": _plain(numbers.tokens),
+        "tokens": finite(numbers.tokens),
         "phase_change": phase_change(losses),
         "measures": numbers.values,
         "layers": numbers.layers,
-        "curves": {key: [[tokens, _plain(value)] for tokens, value in points] for key, points in numbers.curves.items()},
+        "curves": {key: [[tokens, finite(value)] for tokens, value in points] for key, points in numbers.curves.items()},
         "command": numbers.command,
         "provenance": dict(numbers.provenance),
     }
-
-
-def _plain(value: float) -> float | None:
-    return value if value == value and abs(value) != float("inf") else None
 
 
 def write(results: Mapping[str, Any], path: Path) -> None:
