@@ -5,6 +5,7 @@ from typing import Any
 
 from ngpt.analysis import formats
 from ngpt.analysis.intervals import ALL, OUTSIDE, Interval
+from ngpt.config.study import BRANCH, SEED
 from ngpt.study.drawing import row_name, unit_of
 
 _DIGITS = 4
@@ -30,7 +31,7 @@ def interval_text(values: Mapping[str, Any]) -> str:
 def design_rows(results: Results) -> list[tuple[str, str]]:
     """What was run, as rows of a table."""
     study, runs = results["study"], results["runs"]
-    seeds = list(dict.fromkeys(run["seed"] for run in runs))
+    seeds, branches = study["lists"][SEED], study["lists"].get(BRANCH, [])
     arms = list(dict.fromkeys(run["arm"] for run in runs))
     scans = {key: list(dict.fromkeys(run["point"][key] for run in runs if key in run["point"])) for run in runs for key in run["point"]}
     tokens = [run["tokens"] for run in runs if run["tokens"] and study["arms"][run["arm"]]["until"] is None]
@@ -45,7 +46,8 @@ def design_rows(results: Results) -> list[tuple[str, str]]:
     ]
     if trunks:
         parts = ", ".join(f"{name} at {study['arms'][name]['until']:.0%} of the steps" for name in trunks)
-        rows.append(("Branches", f"Arms continue the checkpoint of {parts}, with its optimizer state"))
+        each = f"{len(branches)} of each trunk, which differ in their data order. " if branches else ""
+        rows.append(("Branches", f"{each}Arms continue the checkpoint of {parts}, with its optimizer state"))
     return [*rows, ("Tuning effort", study["tuning"]), *([("Left out", study["left_out"])] if study["left_out"] else [])]
 
 
