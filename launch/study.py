@@ -16,7 +16,7 @@ from ngpt.study.plan import Plan, plan
 
 from .devices import gpu_names
 from .environment import unseen_gpus
-from .many import BLOCKED, DONE, FAILED, STOPPED, WAITING, Member, State, run_members
+from .many import BLOCKED, DONE, FAILED, STOPPED, WAITING, Member, State, check_per_gpu, run_members
 from .outcome import SIGNALLED_CODE
 from .provenance import SOURCE, git_state, versions
 from .run_folder import SUMMARY_FILE
@@ -56,6 +56,7 @@ def run_study(options: argparse.Namespace) -> int:
         print(table(planned, configs), flush=True)
         if options.plan:
             return 0
+        check_per_gpu(options.per_gpu, options.parallel, max(one.gpus for one in configs.values()))
         for note in unseen_gpus(next(iter(configs.values())).config):
             print(note, file=sys.stderr)
         code = _run(planned, configs, folder, options)
@@ -75,7 +76,7 @@ def _run(planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, opti
     """Runs what is missing, and prints what failed and how to repeat it."""
     _check_words(planned, folder)
     members = list(_members(planned, configs, folder, options.config_dir))
-    states = run_members(members, options.parallel, _Progress(len(members)))
+    states = run_members(members, options.parallel, _Progress(len(members)), per_gpu=options.per_gpu)
     failed = [state for state in states if state.status in (FAILED, BLOCKED)]
     for state in failed:
         print(f"{state.member.name} {state.status}: {state.why}\n  {state.member.folder / 'console.log'}", file=sys.stderr)
