@@ -109,6 +109,7 @@ def add_overrides(parser: argparse.ArgumentParser, sweeps: bool = False) -> None
         parser.add_argument("-m", "--multirun", action="store_true", help=what.replace("%", "%%"))
         what = "with -m: members that run at a time, each on GPUs of its own (default: 1; of a cluster: as many as it starts)"
         parser.add_argument("--parallel", type=int, metavar="N", help=what)
+        add_per_gpu(parser, "with -m: members")
     else:
         rule = (_ONE_RUN, "Leave it out; ngpt train -m and ngpt launch -m sweep")
         parser.add_argument("-m", "--multirun", nargs=0, action=_Refused, const=rule, help=argparse.SUPPRESS)
@@ -117,14 +118,22 @@ def add_overrides(parser: argparse.ArgumentParser, sweeps: bool = False) -> None
         parser.add_argument(*free, nargs="?", action=_Refused, const=reason, help=argparse.SUPPRESS)
 
 
+def add_per_gpu(parser: argparse.ArgumentParser, who: str) -> None:
+    """Adds `--per-gpu`; `who` begins its help."""
+    what = f"{who} of one GPU that may share it, for models that leave it half idle; their speeds say little (default: %(default)s)"
+    parser.add_argument("--per-gpu", type=int, default=1, metavar="K", help=what)
+
+
 def check_parallel(options: argparse.Namespace) -> int | None:
     """The value of --parallel, None if it is not given.
 
     Raises:
-        ConfigError: it is given without -m, or is not a valid number of members.
+        ConfigError: it or --per-gpu is given without -m, or it is not a valid number of members.
     """
     from ngpt.config.errors import ConfigError
 
+    if options.per_gpu != 1 and not options.multirun:
+        raise ConfigError("--per-gpu", options.per_gpu, "Says how many members of a sweep share a GPU", "Add -m, or leave it out")
     if options.parallel is not None and not options.multirun:
         raise ConfigError("--parallel", options.parallel, "Says how many members of a sweep run at a time", "Add -m, or leave it out")
     if options.parallel is not None and options.parallel < 1:

@@ -21,12 +21,13 @@ from .world import Job, World
 # Removed, because Transformer Engine would then use approximate reciprocals and not round its Hadamard transform.
 REMOVED = ("NVTE_USE_FAST_MATH",)
 CONFIG_DIRS = "NGPT_CONFIG_DIR"
-SIDE_BY_SIDE = "NGPT_SIDE_BY_SIDE"  # members of a sweep that share this machine's cores: set by launch/many.py
+SIDE_BY_SIDE = "NGPT_SIDE_BY_SIDE"  # members of a sweep or study that share this machine's cores: set by launch/many.py
+PER_GPU = "NGPT_PER_GPU"  # how many of them may share a GPU: set there, too
 GPUS = "CUDA_VISIBLE_DEVICES"
 # Two names of one setting: if the user has set the second, the first is left unset.
 OTHER_NAMES = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF", "TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE"}
 # Prefixes recorded with a run: they change speed or numerics, and name neither a host nor a user.
-RECORDED_PREFIXES = ("CUDA_", "CUBLAS_", "GLOO_", "NCCL_", "NVTE_", "OMP_", "PYTORCH_", "TORCH", "TRITON_", "UB_")
+RECORDED_PREFIXES = ("CUDA_", "CUBLAS_", "GLOO_", "NCCL_", "NVTE_", "OMP_", "PYTORCH_", "TORCH", "TRITON_", "UB_", SIDE_BY_SIDE, PER_GPU)
 
 
 def current_world(environ: Mapping[str, str] = os.environ, default_port: int | None = None) -> World | None:
@@ -114,10 +115,10 @@ def visible_gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     return tuple(entry.strip() for entry in named.split(","))[:count] if named else tuple(map(str, range(count)))
 
 
-def member_environment(gpus: Sequence[str], side_by_side: int) -> dict[str, str]:
+def member_environment(gpus: Sequence[str], side_by_side: int, per_gpu: int = 1) -> dict[str, str]:
     """The environment of one of several commands that run at once: it sees only its own GPUs, and shares the cores."""
     hidden = {GPUS: ",".join(gpus)} if gpus or gpu_names() else {}
-    return {**os.environ, SIDE_BY_SIDE: str(side_by_side), **hidden}
+    return {**os.environ, SIDE_BY_SIDE: str(side_by_side), PER_GPU: str(per_gpu), **hidden}
 
 
 def forbid_forks() -> None:

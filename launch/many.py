@@ -1,4 +1,4 @@
-"""Runs many `ngpt` commands, each in its own process: one after another or side by side, each with its own GPUs and share of cores.
+"""Runs many `ngpt` commands, each in its own process: one after another or side by side, with a share of the cores, and of the GPUs.
 
 A member's output goes only to console.log in its folder, not to the terminal.
 """
@@ -17,6 +17,7 @@ from typing import IO
 from ngpt.config.errors import ConfigError
 from ngpt.files import last_lines
 
+from .devices import gpu_names
 from .environment import member_environment, visible_gpus
 from .leaving import signals_noted
 from .outcome import SIGNALLED_CODE
@@ -70,8 +71,37 @@ class State:
     gpus: tuple[str, ...] = ()
 
 
+def check_per_gpu(per_gpu: int, parallel: int, most: int) -> None:
+    """Checks how many members may share a GPU.
+
+    Args:
+        per_gpu: value of --per-gpu.
+        parallel: value of --parallel.
+        most: GPUs that the largest member needs.
+
+    Raises:
+        ConfigError: members cannot share GPUs like this.
+    """
+    if per_gpu < 1:
+        raise ConfigError("--per-gpu", per_gpu, "Members that share a GPU are 1 or more", "Set --per-gpu 1, or leave it out")
+    if per_gpu == 1:
+        return
+    if not gpu_names():
+        raise ConfigError("--per-gpu", per_gpu, "No GPU is visible here", "Leave it out: on a CPU, members of --parallel N share the cores")
+    if most > 1:
+        rule = f"Members of one GPU can share it, and one needs {most} (cluster.gpus_per_node)"
+        raise ConfigError("--per-gpu", per_gpu, rule, "Leave it out, or set cluster.gpus_per_node=1")
+    if parallel < per_gpu:
+        rule = f"No more than {parallel} run at a time (--parallel)"
+        raise ConfigError("--per-gpu", per_gpu, rule, f"Set --parallel {per_gpu * len(gpu_names())}")
+
+
 def run_members(
-    members: Sequence[Member], parallel: int, report: Callable[[list[State]], None], program: Sequence[str] = PROGRAM
+    members: Sequence[Member],
+    parallel: int,
+    report: Callable[[list[State]], None],
+    program: Sequence[str] = PROGRAM,
+    per_gpu: int = 1,
 ) -> list[State]:
     """Runs members until each is done, has failed or cannot start. One that fails does not stop the others.
 
@@ -83,6 +113,7 @@ def run_members(
         parallel: how many members run at a time.
         report: called after every change and every few seconds. It must not wait.
         program: starts a member's process; this process's id and the member's command follow it.
+        per_gpu: how many members may share a GPU (see `check_per_gpu`). A member gets the GPUs that the fewest others use.
 
     Returns:
         The members' states, in the same order. Those that a signal kept from starting are `waiting`.
@@ -98,7 +129,7 @@ def run_members(
         if member.gpus > len(gpus):
             rule = f"It needs {member.gpus} GPUs, and {len(gpus)} are visible here"
             raise ConfigError("CUDA_VISIBLE_DEVICES", member.name, rule, "Show more GPUs, or run it where they are")
-    return _Runner(members, parallel, report, tuple(program), list(gpus)).run()
+    return _Runner(members, parallel, report, tuple(program), gpus, per_gpu).run()
 
 
 @dataclass
@@ -116,10 +147,12 @@ class _Runner:
         parallel: int,
         report: Callable[[list[State]], None],
         program: tuple[str, ...],
-        free_gpus: list[str],
+        gpus: Sequence[str],
+        per_gpu: int,
     ):
         self.states = {member.name: State(member) for member in members}
-        self.parallel, self.report, self.program, self.free_gpus = parallel, report, program, free_gpus
+        self.parallel, self.report, self.program, self.per_gpu = parallel, report, program, per_gpu
+        self.users = dict.fromkeys(gpus, 0)  # of each GPU
         self.processes: dict[str, _Process] = {}
         self.asked: list[signal.Signals] = []
         self.passed_on, self.interrupts = 0, 0
@@ -158,7 +191,7 @@ class _Runner:
             if state.status != WAITING or not self._is_due(state):
                 changed |= state.status == BLOCKED
                 continue
-            if len(self.processes) >= self.parallel or state.member.gpus > len(self.free_gpus):
+            if len(self.processes) >= self.parallel or state.member.gpus > len(self._free_gpus()):
                 break
             changed = True
             try:
@@ -178,20 +211,25 @@ class _Runner:
             state.status, state.why = BLOCKED, f"{lost[0].member.name} is {lost[0].status}"
         return all(other.status == DONE for other in before)
 
+    def _free_gpus(self) -> list[str]:
+        """The GPUs that take another member; those with the fewest first."""
+        return sorted((gpu for gpu, users in self.users.items() if users < self.per_gpu), key=lambda gpu: self.users[gpu])
+
     def _start(self, state: State) -> None:
         member = state.member
         member.folder.mkdir(parents=True, exist_ok=True)
-        gpus = self.free_gpus[: member.gpus]
+        gpus = self._free_gpus()[: member.gpus]
         log = (member.folder / CONSOLE_FILE).open("ab")
         popen = subprocess.Popen(
             [*self.program, str(os.getpid()), *member.command],
-            env=member_environment(gpus, min(self.parallel, len(self.states))),
+            env=member_environment(gpus, min(self.parallel, len(self.states)), self.per_gpu),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that a terminal's Ctrl-C arrives once, passed on by this process
         )
-        self.free_gpus = self.free_gpus[member.gpus :]
+        for gpu in gpus:
+            self.users[gpu] += 1
         self.processes[member.name] = _Process(popen, log, log.tell(), time.monotonic())
         state.status, state.gpus = RUNNING, tuple(gpus)
 
@@ -201,7 +239,8 @@ class _Runner:
         for name in ended:
             process, state = self.processes.pop(name), self.states[name]
             process.log.close()
-            self.free_gpus += state.gpus
+            for gpu in state.gpus:
+                self.users[gpu] -= 1
             code = process.popen.returncode
             state.seconds, state.exit_code = time.monotonic() - process.started, 128 - code if code < 0 else code
             by_signal = code < 0 or state.exit_code in (SIGNALLED_CODE, 128 + signal.SIGINT)

@@ -67,6 +67,19 @@ def check_content(config: Config) -> Iterator[str]:
             yield f"note: {source.path} (data.{split}) was prepared again: {what}"
 
 
+def has_data_of(config: Config, folder: Path) -> bool:
+    """Whether a run's last launch read the very tokens that now lie under the paths of `config`."""
+    before = _recorded(folder)
+    try:
+        return all(
+            before.get(split, {}).get(source.path, {}).get("content") == content_of(source.path)
+            for split, sources in _sources(config)
+            for source in sources
+        )
+    except ConfigError:  # the data is not here
+        return False
+
+
 def reordered_samples(old: Config, new: Config) -> str | None:
     """A note for a run whose changed length changes the order of its samples; None if the order stays.
 

@@ -16,15 +16,15 @@ from ngpt.study.plan import Plan, plan
 
 from .devices import gpu_names
 from .environment import unseen_gpus
-from .many import BLOCKED, DONE, FAILED, STOPPED, WAITING, Member, State, run_members
+from .many import BLOCKED, DONE, FAILED, STOPPED, WAITING, Member, State, check_per_gpu, run_members
 from .outcome import SIGNALLED_CODE
 from .provenance import SOURCE, git_state, versions
-from .run_folder import SUMMARY_FILE
-from .study_plan import PlannedConfig, checked, table
+from .study_plan import PlannedConfig, checked, composed, table, there
+from .study_shared import WORDS_FILE, Shared
 
 FAILURE = 1
 ROOT = Path("runs/studies")
-RESULTS_FILE, WORDS_FILE = "results.json", "words.json"
+RESULTS_FILE = "results.json"
 # Keys that may change between two calls for one folder: they say where a run executes. Layout and micro-batch may not: NVFP4 blocks along
 # tokens depend on them, and arms must differ in one thing only.
 _OF_EXECUTION = ("cluster", "logging", "run.", "data.num_workers")
@@ -53,12 +53,17 @@ def run_study(options: argparse.Namespace) -> int:
     code = 0
     if options.report is None:
         configs = checked(planned, folder, options.config_dir, with_data=not options.plan)
-        print(table(planned, configs), flush=True)
+        points = {name: one.config for name, one in configs.items()}
+        shared = Shared(planned, folder, points, lambda run: composed(run, planned, folder, options.config_dir))
+        places = {run.name: shared.place(run.name) for run in planned.runs}
+        known = there(planned, configs, folder, places)
+        print("\n".join([table(planned, configs), *(known if options.plan else known[-1:])]), flush=True)
         if options.plan:
             return 0
+        check_per_gpu(options.per_gpu, options.parallel, max(one.gpus for one in configs.values()))
         for note in unseen_gpus(next(iter(configs.values())).config):
             print(note, file=sys.stderr)
-        code = _run(planned, configs, folder, options)
+        code = _run(planned, configs, shared, options)
     print(f"Page: {_write(planned, folder, options)}")
     return code
 
@@ -71,11 +76,11 @@ def _report_of_file(path: Path, out: Path | None) -> int:
     return 0
 
 
-def _run(planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, options: argparse.Namespace) -> int:
+def _run(planned: Plan, configs: Mapping[str, PlannedConfig], shared: Shared, options: argparse.Namespace) -> int:
     """Runs what is missing, and prints what failed and how to repeat it."""
-    _check_words(planned, folder)
-    members = list(_members(planned, configs, folder, options.config_dir))
-    states = run_members(members, options.parallel, _Progress(len(members)))
+    _check_words(planned, shared.folder)
+    members = _members(planned, configs, shared, options.config_dir)
+    states = run_members(members, options.parallel, _Progress(len(members)), per_gpu=options.per_gpu)
     failed = [state for state in states if state.status in (FAILED, BLOCKED)]
     for state in failed:
         print(f"{state.member.name} {state.status}: {state.why}\n  {state.member.folder / 'console.log'}", file=sys.stderr)
@@ -87,28 +92,20 @@ def _run(planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, opti
     return FAILURE if failed else 0
 
 
-def _members(planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, config_dirs: Sequence[Path]) -> list[Member]:
+def _members(planned: Plan, configs: Mapping[str, PlannedConfig], shared: Shared, config_dirs: Sequence[Path]) -> list[Member]:
     """Runs and analyses as members, each analysis directly after its run."""
     more = [f"--config-dir={path}" for path in config_dirs]
-    gpus, members = bool(gpu_names()), []
+    gpus, members, folder = bool(gpu_names()), [], shared.folder
     for run in planned.runs:
-        own, trunk = folder / run.name, planned.study.arms[run.arm].until is not None
+        own = folder / run.name
         command = ("train", *run.located(folder, planned.name), *more)
         needed = configs[run.name].gpus if gpus else 0
-        members.append(Member(run.name, own, command, needed, partial(_is_done, own, trunk), (run.after,) if run.after else ()))
+        members.append(Member(run.name, own, command, needed, partial(shared.take, run.name), (run.after,) if run.after else ()))
         for one in planned.analyses:
             if one.run == run.name:
                 done = (folder / one.file).exists
                 members.append(Member(one.file, own / "analysis", tuple(one.command(folder)), int(gpus), done, (run.name,)))
     return members
-
-
-def _is_done(folder: Path, trunk: bool) -> bool:
-    try:
-        status = json.loads((folder / SUMMARY_FILE).read_bytes())["status"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return status == "finished" or (trunk and status == "stopped")
 
 
 def _check_words(planned: Plan, folder: Path) -> None:

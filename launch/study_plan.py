@@ -49,7 +49,7 @@ def checked(planned: Plan, folder: Path, config_dirs: Sequence[Path], with_data:
         if _key(run) in of_points:
             continue
         try:
-            config = compose(run.located(folder, planned.name), config_dirs)
+            config = composed(run, planned, folder, config_dirs)
             if with_data:
                 check_prepared(config)
         except ConfigError as error:
@@ -61,6 +61,15 @@ def checked(planned: Plan, folder: Path, config_dirs: Sequence[Path], with_data:
         first, last = trunk.last if trunk else 0, config.train.stop_after or config.train.steps
         of_points[_key(run)] = PlannedConfig(config, first, last, _seconds(config, last - first))
     return {run.name: of_points[_key(run)] for run in planned.runs}
+
+
+def composed(run: PlannedRun, planned: Plan, folder: Path, config_dirs: Sequence[Path]) -> Config:
+    """The config of one run.
+
+    Raises:
+        ConfigError: its words do not make a valid config.
+    """
+    return compose(run.located(folder, planned.name), config_dirs)
 
 
 def _key(run: PlannedRun) -> tuple[object, ...]:
@@ -90,8 +99,29 @@ def table(planned: Plan, configs: Mapping[str, PlannedConfig]) -> str:
         lines.append((where, f"{len(seeds)} x {steps}", tokens, time, f"{analyses} analyses" if analyses else ""))
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
     shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    total_tokens = sum(configs[run.name].tokens for run in planned.runs)
-    known = [configs[run.name].seconds for run in planned.runs]
-    time = "" if None in known else f", {duration(sum(filter(None, known)))} of steps by estimate"
-    total = f"{len(planned.runs)} runs, {len(planned.analyses)} analyses, {formats.count(total_tokens)} tokens{time}"
+    everything = [configs[run.name] for run in planned.runs]
+    tokens = formats.count(sum(one.tokens for one in everything))
+    total = f"{len(planned.runs)} runs, {len(planned.analyses)} analyses, {tokens} tokens{_total(everything)}"
     return "\n".join([f"{planned.name}, size {planned.size}: {planned.study.sizes[planned.size].says}", *shown, total])
+
+
+def there(planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, places: Mapping[str, Path | None]) -> list[str]:
+    """A line for each run that is finished, and what is left; none if everything is left.
+
+    Args:
+        places: the folder in which each run is finished; None for those that are not.
+    """
+    known = {name: place for name, place in places.items() if place is not None}
+    if not known:
+        return []
+    width = max(map(len, known))
+    lines = [f"{name:<{width}}  {'is finished' if place == folder / name else f'is taken from {place}'}" for name, place in known.items()]
+    left = [configs[run.name] for run in planned.runs if run.name not in known]
+    analyses = sum(not (known.get(one.run, folder / one.run) / one.path).exists() for one in planned.analyses)
+    return [*lines, f"left: {len(left)} runs, {analyses} analyses, {formats.count(sum(one.tokens for one in left))} tokens{_total(left)}"]
+
+
+def _total(runs: Sequence[PlannedConfig]) -> str:
+    """The estimated time of these runs, in words; empty if it is unknown."""
+    known = [run.seconds for run in runs]
+    return "" if None in known else f", {duration(sum(filter(None, known)))} of steps by estimate"

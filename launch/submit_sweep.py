@@ -20,12 +20,15 @@ from .sweep_plan import Plan, Planned, check_members, is_done, plan_sweep, recor
 from .sweep_status import queued
 
 
-def launch_sweep(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequence[str], parallel: int | None, dry_run: bool) -> int:
+def launch_sweep(
+    overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequence[str], parallel: int | None, per_gpu: int, dry_run: bool
+) -> int:
     """Submits the members that are not done and are neither waiting nor running.
 
     Args:
         command: The command line, recorded with the sweep.
         parallel: How many members run at a time; None: as many as the scheduler starts, or one without a scheduler.
+        per_gpu: How many members may share a GPU, without a scheduler.
         dry_run: Only print what would be done.
 
     Returns:
@@ -41,7 +44,10 @@ def launch_sweep(overrides: Sequence[str], config_dirs: Sequence[Path], command:
         if dry_run:
             print(f"# no scheduler; the same on this machine:\n{shlex.join(['ngpt', 'train', *words])}")
             return 0
-        return train_sweep(overrides, config_dirs, command, parallel or 1)
+        return train_sweep(overrides, config_dirs, command, parallel or 1, per_gpu)
+    if per_gpu != 1:
+        rule = "Each member is a job with GPUs of its own"
+        raise ConfigError("--per-gpu", per_gpu, rule, "Leave it out, or use ngpt train -m inside of one job")
     _check_alike(plan)
     scripts: dict[str, str] = {}
 

@@ -21,7 +21,8 @@ def run(options: argparse.Namespace) -> int:
     if options.multirun:
         from ..submit_sweep import launch_sweep
 
-        return launch_sweep(options.overrides, config_dirs(options), recorded_command(options), parallel, options.dry_run)
+        command = recorded_command(options)
+        return launch_sweep(options.overrides, config_dirs(options), command, parallel, options.per_gpu, options.dry_run)
     from ..submit import launch
 
     return launch(options.overrides, config_dirs(options), recorded_command(options), options.dry_run)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..arguments import WORDS, Parser, add_config_dir, add_path, completed, config_dirs
+from ..arguments import WORDS, Parser, add_config_dir, add_path, add_per_gpu, completed, config_dirs
 
 
 def add_arguments(parser: Parser) -> None:
@@ -18,6 +18,7 @@ def add_arguments(parser: Parser) -> None:
     add_config_dir(parser)
     parser.add_argument("--size", metavar="SIZE", help="how large it is run (default: the first of the study's sizes)")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
+    add_per_gpu(parser, "runs")
     parser.add_argument("--plan", action="store_true", help="print the runs with tokens and time, and stop")
     what = "write the page of a results.json alone; without one, of what has run so far. Nothing is trained"
     add_path(parser, "--report", kind="file", nargs="?", const=Path(), metavar="JSON", help=what)

@@ -30,7 +30,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.multirun and options.config is None:
         from ..sweep import train_sweep
 
-        return train_sweep(options.overrides, config_dirs(options), recorded_command(options), parallel or 1)
+        return train_sweep(options.overrides, config_dirs(options), recorded_command(options), parallel or 1, options.per_gpu)
     if options.config is None:
         return train(options.overrides, config_dirs(options), recorded_command(options))
     if options.overrides or options.config_dir or options.multirun:

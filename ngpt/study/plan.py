@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,9 +56,15 @@ class PlannedAnalysis:
     options: tuple[str, ...]
 
     @property
+    def path(self) -> str:
+        """The file of its result, below the run's folder. Studies that share a run share it, if they ask for the same."""
+        asked = hashlib.sha256("\0".join(self.options).encode()).hexdigest()[:8]
+        return f"analysis/study_{self.analysis}_{asked}.json"
+
+    @property
     def file(self) -> str:
-        """The file of its result, below the study's folder."""
-        return f"{self.run}/analysis/study_{self.analysis}.json"
+        """The same below the study's folder."""
+        return f"{self.run}/{self.path}"
 
     def command(self, folder: Path) -> list[str]:
         return ["analyze", str(folder / self.run), *self.options, "--out", str(folder / self.file)]

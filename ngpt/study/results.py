@@ -1,6 +1,7 @@
 """The results of a study as one JSON: every number behind its page, with definitions, commands, commit and versions."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,18 @@ def gather(plan: Plan, folder: Path, description: str, command: str, provenance:
         "command": command,
         "provenance": dict(provenance),
         "study": as_plain(plan.study),
-        "runs": [_run(each) for each in numbers],
+        "runs": [_run(each) | {"origin": _origin(folder, each.run.name)} for each in numbers],
         "comparisons": of_comparisons,
         "verdict": {"result": together([rule["result"] for rule in rules]) if judges else NOT_JUDGED, "rules": rules},
         "missing": [f"{each.run.name}: {each.status}" for each in numbers if each.status not in ("finished", "stopped")]
         + [f"{one.file}: not there" for one in plan.analyses if not (folder / one.file).exists()],
     }
+
+
+def _origin(folder: Path, run: str) -> str | None:
+    """The run of another study that this one was taken from, `STUDY_SIZE/RUN`; None if it is the study's own."""
+    place = folder / run
+    return os.path.relpath(place.resolve(), folder.parent.resolve()) if place.is_symlink() else None
 
 
 def _comparison(study: Study, name: str, values: Values) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A whole study of four runs: a branch goes on as if it had never been cut off, and a second call has nothing to do."""
+"""A whole study of four runs: a branch goes on as if never cut off, and neither a second call nor the same study by another name trains."""
 
 import json
 
@@ -65,3 +65,9 @@ def test_a_study_branches_measures_and_goes_on(tmp_path):
     second = ngpt(*study, cwd=tmp_path)
     assert second.returncode == 0 and " running" not in second.stdout
     assert json.loads((folder / "results.json").read_bytes())["comparisons"] == found["comparisons"]
+    (tmp_path / "conf/study/other.yaml").write_text(STUDY)
+    shared = ngpt("study", "other", "--config-dir", "conf", cwd=tmp_path)
+    assert shared.returncode == 0 and " running" not in shared.stdout, shared.stdout + shared.stderr
+    other = json.loads((tmp_path / "runs/studies/other_only/results.json").read_bytes())
+    assert other["comparisons"] == found["comparisons"]
+    assert [run["origin"] for run in other["runs"]] == [f"mine_only/{run['name']}" for run in found["runs"]]

@@ -13,7 +13,7 @@ import pytest
 
 from launch import environment, many
 from launch.environment import member_environment, visible_gpus
-from launch.many import Member, run_members
+from launch.many import Member, check_per_gpu, run_members
 from ngpt.config.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,8 +32,8 @@ def member(name: str, code: str, after: tuple[str, ...] = (), gpus: int = 0, is_
     return Member(name, Path(name), (code,), gpus, is_done, after)
 
 
-def run(*members: Member, parallel: int = 1, report=lambda states: None) -> dict[str, tuple]:
-    states = run_members(members, parallel, report, PROGRAM)
+def run(*members: Member, parallel: int = 1, report=lambda states: None, per_gpu: int = 1) -> dict[str, tuple]:
+    states = run_members(members, parallel, report, PROGRAM, per_gpu)
     assert [state.member for state in states] == list(members)
     return {state.member.name: (state.status, state.exit_code) for state in states}
 
@@ -106,6 +106,47 @@ def test_members_that_run_at_a_time_have_gpus_of_their_own(four_gpus):
     done = run(*(member(name, code, gpus=2) for name in "abc"), parallel=9)
     assert set(done.values()) == {("done", 0)}
     assert {path.name for path in Path(".").glob("*[0-9]")} == {"4,5", "GPU-6,7"}
+
+
+def test_several_members_share_a_gpu_and_each_gets_the_one_with_the_fewest(four_gpus, monkeypatch):
+    """All stay until six are there: the last two wait for room, on which GPU cannot be known."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    monkeypatch.setattr(environment, "gpu_names", lambda: ("a GPU",) * 3)
+    code = (
+        "Path(os.environ['CUDA_VISIBLE_DEVICES'] + '_' + os.environ['NGPT_PER_GPU'] + '_' + sys.argv[2][-1]).touch()\n"
+        "while sum(1 for _ in Path('.').glob('[456]_*')) < 6: time.sleep(0.01)\n#{}"
+    )
+    most: dict[str, int] = {}
+
+    def report(states):
+        for gpu in "456":
+            most[gpu] = max(most.get(gpu, 0), sum(state.gpus == (gpu,) for state in states if state.status == "running"))
+
+    members = [member(name, code.format(name), gpus=1) for name in "abcdefgh"]
+    assert set(run(*members, parallel=9, report=report, per_gpu=2).values()) == {("done", 0)}
+    first_six = {path.name for name in "abcdef" for path in Path(".").glob(f"?_2_{name}")}
+    assert first_six == {"4_2_a", "5_2_b", "6_2_c", "4_2_d", "5_2_e", "6_2_f"}
+    assert most == {"4": 2, "5": 2, "6": 2} and len(list(Path(".").glob("[456]_*"))) == 8
+
+
+@pytest.mark.parametrize(
+    ("per_gpu", "parallel", "most", "told"),
+    [
+        (0, 2, 1, "--per-gpu: 0. Members that share a GPU are 1 or more"),
+        (2, 2, 2, "one needs 2 .cluster.gpus_per_node."),
+        (2, 1, 1, "No more than 1 run at a time .--parallel.. Set --parallel 8"),
+    ],
+)
+def test_members_that_cannot_share_a_gpu_end_in_one_line(monkeypatch, per_gpu, parallel, most, told):
+    monkeypatch.setattr(many, "gpu_names", lambda: ("a GPU",) * 4)
+    with pytest.raises(ConfigError, match=told):
+        check_per_gpu(per_gpu, parallel, most)
+    check_per_gpu(2, 2, 1)
+    check_per_gpu(1, 1, 2)
+    monkeypatch.setattr(many, "gpu_names", lambda: ())
+    check_per_gpu(1, 4, 8)
+    with pytest.raises(ConfigError, match="--per-gpu: 2. No GPU is visible here"):
+        check_per_gpu(2, 2, 1)
 
 
 def test_gpus_are_named_as_the_user_names_them_and_hidden_from_who_needs_none(four_gpus, monkeypatch):

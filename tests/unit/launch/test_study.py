@@ -7,8 +7,9 @@ import re
 import pytest
 
 from launch import cli
-from launch.study import WORDS_FILE, _check_words, _is_done, _members
+from launch.study import _check_words, _members
 from launch.study_plan import checked, table
+from launch.study_shared import WORDS_FILE, Shared, is_done
 from ngpt.config.errors import ConfigError
 from ngpt.config.folders import config_dir
 from ngpt.config.kept_keys import check_kept_keys
@@ -53,11 +54,12 @@ def test_every_study_has_a_smoke_size_first_that_judges_nothing_and_a_full_one_l
 def test_members_wait_for_trunks_and_analyses_for_their_runs(tmp_path):
     whole = planned(tmp_path)
     configs = checked(whole, tmp_path, [write_study(tmp_path)])
-    members = {member.name: member for member in _members(whole, configs, tmp_path, [tmp_path])}
+    shared = Shared(whole, tmp_path, {name: one.config for name, one in configs.items()}, lambda run: configs[run.name].config)
+    members = {member.name: member for member in _members(whole, configs, shared, [tmp_path])}
     assert members["gpt_bf16/seed=2"].after == ("gpt_trunk/seed=2",) and members["gpt_trunk/seed=1"].after == ()
     command = members["gpt_bf16/seed=2"].command
     assert command[0] == "train" and command[-1] == f"--config-dir={tmp_path}" and "train.seed=2" in command
-    analysis = members["wide/hidden_size=64_seed=1/analysis/study_snr.json"]
+    analysis = members[whole.analyses[0].file]
     assert analysis.after == ("wide/hidden_size=64_seed=1",) and analysis.command[0] == "analyze"
     assert len(members) == len(whole.runs) + len(whole.analyses)
     for run in whole.runs:
@@ -65,10 +67,10 @@ def test_members_wait_for_trunks_and_analyses_for_their_runs(tmp_path):
 
 
 def test_a_run_is_done_where_its_summary_says_so(tmp_path):
-    assert not _is_done(tmp_path, trunk=True)
+    assert not is_done(tmp_path, trunk=True)
     for status, done in (("finished", (True, True)), ("stopped", (False, True)), ("signalled", (False, False))):
         (tmp_path / "summary.json").write_text(json.dumps({"status": status}))
-        assert (_is_done(tmp_path, trunk=False), _is_done(tmp_path, trunk=True)) == done
+        assert (is_done(tmp_path, trunk=False), is_done(tmp_path, trunk=True)) == done
 
 
 def test_a_folder_keeps_to_the_words_that_its_runs_were_started_with(tmp_path):

@@ -104,6 +104,16 @@ def test_side_by_side_they_need_enough_gpus(capsys, monkeypatch):
     )
 
 
+def test_members_that_share_gpus_need_room_on_them_and_runs_alone_share_none(capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "gpu_names", lambda: ("a GPU",) * 2)
+    monkeypatch.setattr(many, "gpu_names", lambda: ("a GPU",) * 2)
+    told = "5 members of 1 GPUs (cluster.gpus_per_node) need 5, and 2 are visible, for 2 members each (--per-gpu). Set --parallel 4"
+    assert told in train(capsys, "--parallel", "5", "--per-gpu", "2")[2]
+    assert "needs 2 (cluster.gpus_per_node)" in train(capsys, "cluster.gpus_per_node=2", "--parallel", "2", "--per-gpu", "2")[2]
+    assert cli.main(["train", TINY[0], "--per-gpu", "2"]) == 2
+    assert "Add -m, or leave it out" in capsys.readouterr().err
+
+
 def test_the_same_command_skips_what_is_done_and_repeats_what_has_failed(capsys):
     Path("runs/ngpt_tiny-sweep/seed=2").mkdir(parents=True)
     Path("runs/ngpt_tiny-sweep/seed=2/fail").touch()

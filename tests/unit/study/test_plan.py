@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from ngpt.config.errors import ConfigError
@@ -42,8 +44,15 @@ def test_each_analysis_belongs_to_a_run_and_says_its_file(tmp_path):
     one, *others = planned(tmp_path).analyses
     assert (one.run, len(others)) == ("wide/hidden_size=64_seed=1", 3)
     folder = tmp_path / "wide/hidden_size=64_seed=1"
-    words = ["--what", "snr", "--step", "4", "--tokens", "64", "--out", f"{folder}/analysis/study_snr.json"]
+    words = ["--what", "snr", "--step", "4", "--tokens", "64", "--out", str(tmp_path / one.file)]
     assert one.command(tmp_path) == ["analyze", str(folder), *words]
+
+
+def test_a_result_with_other_options_has_another_file(tmp_path):
+    """Runs are shared between studies: a study must not take the result of another one's question for its own."""
+    files = [planned(tmp_path, text=TEXT.replace('"64"', tokens)).analyses[0].file for tokens in ('"64"', '"128"', '"64"')]
+    assert files[0] == files[2] != files[1]
+    assert all(re.fullmatch(r"wide/hidden_size=64_seed=1/analysis/study_snr_[0-9a-f]{8}\.json", file) for file in files)
 
 
 def test_a_size_replaces_lists_and_keeps_the_trunks_of_its_arms(tmp_path):

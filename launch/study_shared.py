@@ -1,0 +1,156 @@
+"""Runs that other studies have finished: found by their config and their data, and linked into a study instead of trained again."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ngpt.checkpoints import tracker
+from ngpt.config.compose import load
+from ngpt.config.errors import ConfigError
+from ngpt.config.identity import flatten
+from ngpt.config.schema import Config
+from ngpt.study.plan import Plan, PlannedRun
+
+from .resume_checks import has_data_of
+from .run_folder import CONFIG_FILE, SUMMARY_FILE
+
+WORDS_FILE = "words.json"  # in the folder of each study: its runs with their words
+CHECKPOINTS = "checkpoints"
+# Two runs whose configs differ in these keys alone are the same run. They name places, the file that values came from, who is shown the
+# figures, and how a job is asked for. `checkpoint.load` is compared as the folder that it leads to.
+_FILES = ("model", "precision", "optim", "schedule", "data", "tokenizer", "parallel", "cluster", "logging", "checkpoint", "debug")
+_PLACES = ("run.name", "run.root", "run.dir", "checkpoint.dir", "checkpoint.load", "data.cache_dir")
+_SHOWN = ("logging.tensorboard", "logging.wandb.mode", "logging.wandb.project", "logging.wandb.entity", "logging.wandb.group")
+_ASKED = ("scheduler", "account", "partition", "qos", "time_limit", "cpus_per_task", "sbatch", "rendezvous_port", "hang_timeout_s")
+_JOB = ("container_image", "container_mounts", "save_time_s", "save_margin_s", "max_restarts")
+IGNORED = frozenset(
+    [*_PLACES, *_SHOWN, "logging.wandb.tags", "data.num_workers"]
+    + [f"{group}.name" for group in _FILES]
+    + [f"cluster.{name}" for name in (*_ASKED, *_JOB)]
+)
+
+
+def is_done(folder: Path, trunk: bool) -> bool:
+    """Whether a run has trained all its steps; a trunk stops before the end of its schedule."""
+    try:
+        status = json.loads((folder / SUMMARY_FILE).read_bytes())["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return status == "finished" or (trunk and status == "stopped")
+
+
+def compared(config: Config) -> dict[str, Any]:
+    """What must be equal in the configs of two runs for one to take the place of the other."""
+    return {key: value for key, value in flatten(config).items() if key not in IGNORED}
+
+
+class Shared:
+    """Finds a study's runs, in its own folder and in those of the studies beside it.
+
+    Only runs that the folder does not hold yet are taken from another study. A branch is taken only if it continues the checkpoint
+    that this study's other branches continue: pairs of branches have a common start.
+
+    Args:
+        plan: the study.
+        folder: its folder. Those beside it that hold a `words.json` are searched.
+        points: the config of one run of each point, by the name of every run; it may have another seed, or other values of `optim`.
+        composed: the config of a run.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, points: Mapping[str, Config], composed: Callable[[PlannedRun], Config]):
+        self.plan, self.folder, self.points = plan, folder, points
+        self.runs = {run.name: run for run in plan.runs}
+        self.composed = cache(lambda name: composed(self.runs[name]))
+
+    def place(self, name: str) -> Path | None:
+        """Where a run of the plan is finished: its own folder, or one of another study. None: it is still to be trained."""
+        run, own = self.runs[name], self.folder / name
+        if own.is_symlink():
+            return self._linked(run) or self._found(run)
+        if own.exists():
+            return own if is_done(own, self._is_trunk(run)) else None
+        return self._found(run)
+
+    def take(self, name: str) -> bool:
+        """Whether a run is finished. If another study has it, the study's folder links to it from now on.
+
+        A link that leads to no finished run any more is removed. Call it once the trunk of a branch is finished.
+        """
+        own = self.folder / name
+        if own.is_symlink() and self._linked(self.runs[name]) is None:
+            print(f"{name}: the run that it was taken from, {own.readlink()}, is gone or has another trunk", flush=True)
+            own.unlink()
+        place = self.place(name)
+        if place is None or place == own or own.is_symlink():
+            return place is not None
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.symlink_to(os.path.relpath(place.resolve(), own.parent.resolve()))
+        print(f"{name} is taken from {place}", flush=True)
+        return True
+
+    def _is_trunk(self, run: PlannedRun) -> bool:
+        return self.plan.study.arms[run.arm].until is not None
+
+    def _linked(self, run: PlannedRun) -> Path | None:
+        """The run that the study's folder links to, if it is still what it was taken for."""
+        target = (self.folder / run.name).resolve()
+        known = is_done(target, self._is_trunk(run)) and _config(target)
+        return target if known and _start(known) == self._start(run) else None
+
+    def _start(self, run: PlannedRun) -> Path | None:
+        """The folder of the checkpoint that a branch continues."""
+        if run.after is None:
+            return None
+        return ((self.place(run.after) or self.folder / run.after) / CHECKPOINTS).resolve()
+
+    def _found(self, run: PlannedRun) -> Path | None:
+        """The same run in a study beside this one."""
+        start, point = self._start(run), _but_seed_and_rates(self.points[run.name])
+        for folder in self._others():
+            if not is_done(folder, self._is_trunk(run)) or (known := _config(folder)) is None or _start(known) != start:
+                continue
+            if _but_seed_and_rates(known) != point:  # composing takes half a second, and only a run that may fit is worth it
+                continue
+            saves = known.checkpoint.save_at_end or known.checkpoint.interval is not None
+            if saves and tracker.read(folder / CHECKPOINTS).step is None:  # branches and analyses need it
+                continue
+            config = self.composed(run.name)
+            if compared(known) == compared(config) and has_data_of(config, folder):
+                return folder
+        return None
+
+    def _others(self) -> Iterator[Path]:
+        """The runs of the studies beside this one. Links are left out: they lead to other runs of this list."""
+        for words in sorted(self.folder.parent.glob(f"*/{WORDS_FILE}")):
+            if words.parent.resolve() == self.folder.resolve():
+                continue
+            try:
+                names = list(json.loads(words.read_bytes()))
+            except (OSError, ValueError, TypeError):
+                continue
+            yield from (place for name in names if not (place := words.parent / str(name)).is_symlink())
+
+
+def _config(folder: Path) -> Config | None:
+    """The config of a run; None if it cannot be read."""
+    path = folder / CONFIG_FILE
+    try:
+        return _loaded(path, path.stat().st_mtime_ns)
+    except (OSError, ConfigError):
+        return None
+
+
+@cache
+def _loaded(path: Path, _changed: int) -> Config:
+    return load(path)
+
+
+def _start(config: Config) -> Path | None:
+    return None if config.checkpoint.load is None else Path(config.checkpoint.load).resolve()
+
+
+def _but_seed_and_rates(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in compared(config).items() if key != "train.seed" and not key.startswith("optim.")}

@@ -1,0 +1,207 @@
+"""A run that another study has finished is linked, not trained again; what it is compared by; what happens once it is gone."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from launch import cli, study
+from launch.many import DONE, State
+from launch.resume_checks import SOURCES_FILE, has_data_of
+from launch.run_folder import record_launch
+from launch.study_shared import IGNORED, Shared, compared
+from ngpt.config.compose import compose, dump
+from ngpt.config.schema import TokenizerConfig
+from ngpt.config.translate import leaf_types
+from ngpt.data.plan import Options
+from ngpt.data.prepare import prepare
+from ngpt.study.plan import Plan, PlannedRun
+from tests.unit.study.studies import planned, write_study
+
+TEXT = """\
+# A study of tests.
+claim: It works.
+paper: None.
+tuning: None.
+words: [experiment=ngpt_tiny, train.steps=8]
+lists: {seed: [1], decay: [0.1], tokens: [64]}
+arms:
+  trunk: {until: 0.5}
+  "decay{decay}": {after: trunk, words: ["optim.weight_decay={decay}"]}
+analyses:
+  ptq: {what: ptq, arms: ["decay*"], options: [--tokens, "{tokens}"]}
+measures:
+  loss: {key: val_loss}
+comparisons:
+  loss: {measure: loss}
+figures:
+  - {title: Loss, kind: intervals, of: [loss]}
+verdict:
+  - {comparison: loss, must: be_above, value: 0}
+sizes:
+  small: {}
+"""
+
+
+def run_members(members, parallel, report, per_gpu):
+    """In place of that of launch/many.py: members in order, which note what they were called for and leave what one leaves."""
+    for member in members:
+        if member.is_done():
+            continue
+        kind, *words = member.command
+        if kind == "analyze":
+            place = Path(words[words.index("--out") + 1])
+            place.parent.mkdir(exist_ok=True)
+            place.write_text("{}")
+        else:
+            config = compose([word for word in words if not word.startswith("--")])
+            place = member.folder
+            place.mkdir(parents=True)
+            dump(config, place / "config.yaml")
+            (place / "summary.json").write_text(json.dumps({"status": "stopped" if config.train.stop_after else "finished"}))
+            (place / "checkpoints").mkdir()
+            (place / "checkpoints/latest_checkpointed_iteration.txt").write_text("8")
+        with Path("calls").open("a") as calls:
+            calls.write(f"{place.relative_to('runs/studies')}\n")
+    return [State(member, DONE) for member in members]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """Two studies of the same text, whose members train nothing and whose pages are not written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "run_members", run_members)
+    monkeypatch.setattr("ngpt.study.page.write_page", lambda results, folder: folder / "index.html")
+    for name in ("first", "second"):
+        write_study(tmp_path / "conf", TEXT, name)
+    return tmp_path
+
+
+@pytest.fixture
+def call(workplace, capsys):
+    def called(*words: str) -> tuple[list[str], str]:
+        """What an `ngpt study` trained and analysed, as `STUDY: RUN`, and what it printed."""
+        calls = workplace / "calls"
+        calls.write_text("")
+        code = cli.main(["study", *words, "--config-dir", "conf"])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return calls.read_text().replace("_small/", ": ").splitlines(), out
+
+    return called
+
+
+def test_a_study_takes_what_another_has_finished_and_trains_the_rest(call, workplace):
+    made, out = call("first")
+    (analysis,) = [line.removeprefix("first: ") for line in made if "/analysis/" in line]
+    assert made == ["first: trunk/seed=1", "first: decay0.1/seed=1", f"first: {analysis}"] and "taken" not in out
+
+    made, out = call("second", "--plan", "decay+=0.2")
+    assert made == [] and not (workplace / "runs/studies/second_small").exists()
+    assert "trunk/seed=1     is taken from runs/studies/first_small/trunk/seed=1\n" in out
+    assert "decay0.1/seed=1  is taken from runs/studies/first_small/decay0.1/seed=1\nleft: 1 runs, 1 analyses, " in out
+
+    made, out = call("second", "decay+=0.2")
+    other = analysis.replace("decay0.1", "decay0.2")
+    assert made == ["second: decay0.2/seed=1", f"second: {other}"]  # the analysis of what was taken is there, too
+    assert "decay0.1/seed=1 is taken from runs/studies/first_small/decay0.1/seed=1\n" in out
+    folder = workplace / "runs/studies/second_small"
+    assert os.readlink(folder / "trunk/seed=1") == "../../first_small/trunk/seed=1"
+    origins = {run["name"]: run["origin"] for run in json.loads((folder / "results.json").read_bytes())["runs"]}
+    taken = {name: f"first_small/{name}" for name in ("trunk/seed=1", "decay0.1/seed=1")}
+    assert origins == {**taken, "decay0.2/seed=1": None}
+    assert call("second", "decay+=0.2")[0] == call("first")[0] == []
+
+    made, out = call("second", "decay+=0.2", "tokens=[128]")
+    assert [line for line in made if "/analysis/" not in line] == [] and len(made) == 2  # the same question of more text
+
+    shutil.rmtree(workplace / "runs/studies/first_small/decay0.1")
+    assert "decay0.1/seed=1 " not in call("second", "--plan", "decay+=0.2")[1]
+    made, out = call("second", "decay+=0.2")
+    assert made == ["second: decay0.1/seed=1", f"second: {analysis}"]
+    gone = "the run that it was taken from, ../../first_small/decay0.1/seed=1, is gone or has another trunk"
+    assert out.count(f"decay0.1/seed=1: {gone}\n") == 1 and not (folder / "decay0.1/seed=1").is_symlink()
+
+
+def test_a_branch_of_another_trunk_is_not_taken(call, workplace):
+    """Pairs of branches have a common start: with a trunk of its own a study has branches of its own."""
+    call("first")
+    shutil.move(workplace / "runs/studies/first_small", workplace / "kept")
+    (workplace / "conf/study/second.yaml").write_text(TEXT.replace('  "decay{decay}"', "  alone: {after: trunk}\n" + '  "decay{decay}"'))
+    call("second", "decay=[0.2]")
+    shutil.move(workplace / "kept", workplace / "runs/studies/first_small")
+    made, _ = call("second")
+    assert made[0] == "second: decay0.1/seed=1"
+
+    shutil.rmtree(workplace / "runs/studies/second_small")
+    assert [line for line in call("second")[0] if "/analysis/" not in line] == ["second: alone/seed=1"]
+    shutil.rmtree(workplace / "runs/studies/first_small/trunk")  # then the trunk is trained again, and so is what is to be compared
+    made, out = call("second")
+    assert [line for line in made if "/analysis/" not in line] == ["second: trunk/seed=1", "second: decay0.1/seed=1"]
+
+
+def shared(plan: Plan, folder: Path, *words: str) -> Shared:
+    def config(run: PlannedRun):
+        return compose([*run.located(folder, plan.name), *words])
+
+    return Shared(plan, folder, {run.name: config(run) for run in plan.runs}, config)
+
+
+def test_only_a_whole_run_of_the_same_config_is_taken(workplace, call):
+    call("first")
+    plan = planned(workplace / "conf", text=TEXT)
+    plan = dataclasses.replace(plan, runs=plan.runs[:1])
+    run, place = plan.runs[0].name, Path("runs/studies/first_small/trunk/seed=1")
+    other = Path("runs/studies/mine_small")
+    assert shared(plan, other).place(run) == place
+    free = ["cluster.save_time_s=7", "logging.wandb.tags=[x]", "data.num_workers=0"]
+    assert shared(plan, other, *free).place(run) == place
+    for word in ("optim.lr=9e-3", "logging.interval=5", "cluster.environment.A=b"):
+        assert shared(plan, other, word).place(run) is None, word
+    assert shared(plan, Path("elsewhere/mine_small")).place(run) is None
+    tracker = place / "checkpoints/latest_checkpointed_iteration.txt"
+    tracker.rename("tracker")
+    assert shared(plan, other).place(run) is None
+    Path("tracker").rename(tracker)
+    (other / run).mkdir(parents=True)  # begun here: it goes on here
+    assert shared(plan, other).place(run) is None and not shared(plan, other).take(run)
+    (place / "summary.json").unlink()
+    assert shared(plan, Path("runs/studies/third_small")).place(run) is None
+
+
+def test_keys_that_do_not_count_are_keys_and_say_nothing_of_what_is_trained():
+    known = {key for key, _ in leaf_types()}
+    assert known >= IGNORED
+    counts = known - IGNORED
+    sections = {key.partition(".")[0] for key in counts}
+    assert {key for key in IGNORED if key.startswith(("train.", "debug.p", "optim.l", "megatron", "parallel.t"))} == set()
+    assert {"model.hidden_size", "precision.rht", "optim.lr", "train.seed", "train.stop_after", "train.micro_batch_size"} <= counts
+    assert {"cluster.nodes", "cluster.gpus_per_node", "cluster.gpu", "cluster.environment"} <= counts
+    assert {"logging.interval", "logging.health_interval", "checkpoint.load_optimizer", "tokenizer.path"} <= counts
+    assert sections >= {"model", "precision", "optim", "schedule", "data", "parallel", "train", "debug", "megatron"}
+    assert set(compared(compose(["experiment=ngpt_tiny"]))).isdisjoint(IGNORED)
+
+
+def test_a_run_counts_only_with_the_very_tokens_that_it_was_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def prepared(text: str) -> None:
+        Path("raw.txt").write_text(text * 50)
+        options = Options(split="50,25,25", documents="blank-line")
+        prepare([Path("raw.txt")], Path("text"), TokenizerConfig(name="bytes", kind="bytes"), options, workers=1, overwrite=True)
+
+    prepared("Some text.\n\n")
+    words = ["experiment=ngpt_tiny", "data.mock=false", "data.train=[{path: text/train}]", "data.valid=[{path: text/valid}]"]
+    config = compose([*words, "run.dir=run"])
+    record_launch(config, ["ngpt"], {})
+    assert has_data_of(config, Path("run"))
+    assert not has_data_of(compose([*words, "run.dir=run", "data.valid=[{path: text/test}]"]), Path("run"))
+    prepared("Another text.\n\n")
+    assert not has_data_of(config, Path("run"))
+    shutil.rmtree("text")
+    assert not has_data_of(config, Path("run"))
+    Path("run", SOURCES_FILE).unlink()
+    assert not has_data_of(config, Path("run")) and has_data_of(compose(["experiment=ngpt_tiny"]), Path("run"))
