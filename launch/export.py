@@ -8,11 +8,12 @@ from ngpt.config.one_process import run_checkpoint, run_config
 from ngpt.config.schema import Config
 from ngpt.data.tokenizers import run_tokenizer
 from ngpt.files import new_folder
+from ngpt.places import check_place
 
 from .cpu_worker import run_task
-from .places import check_place
 
 _HANDED_ON = ("dtype", "fold_logit_scale", "remote_code", "tokenizer", "parity")
+
 
 def export(options: argparse.Namespace) -> int:
     """Writes a run's checkpoint as a folder that transformers can open.

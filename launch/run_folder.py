@@ -28,6 +28,7 @@ from ngpt.config.identity import diff, listed, model_defining
 from ngpt.config.kept_keys import check_kept_keys
 from ngpt.config.schema import Config
 from ngpt.files import replacing
+from ngpt.places import check_place
 from ngpt.progress import FAILURE_FILE, HEARTBEATS, read_records, write_json
 
 from .outcome import OUTCOME_FILE, SIGNALLED_CODE, Outcome, read_outcome
@@ -127,8 +128,9 @@ def locked(folder: Path, key: str = "run.dir") -> Iterator[None]:
     """Locks a folder of a run for this launch: two launches in one folder would overwrite each other's checkpoints and metrics.
 
     Raises:
-        ConfigError: another launch, or one of its ranks, holds the lock.
+        ConfigError: another launch, or one of its ranks, holds the lock; the folder cannot be made.
     """
+    check_place(key, folder)
     folder.mkdir(parents=True, exist_ok=True)
     rule = "Is being trained by {holder}, or its ranks are still leaving"
     with locks.locked(folder, key, rule, "Wait for it, stop it, or choose another run.name"):

@@ -16,6 +16,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.data.manifest import check_against_model
 from ngpt.data.verify import verify
+from ngpt.places import check_place
 from ngpt.rollbacks import read_rollbacks
 
 from .devices import gpu_names
@@ -34,7 +35,6 @@ from .failures import cause
 from .hf_exports import check_exportable, hf_exports
 from .leaving import signals_leave
 from .outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
-from .places import check_place
 from .processes import INTERRUPTED, prints_into, run_and_tee, worker_command
 from .run_folder import (
     CONFIG_FILE,
@@ -42,6 +42,7 @@ from .run_folder import (
     check_resumable,
     describe_death,
     first_failure,
+    lock_folders,
     locked_run,
     lost_a_peer,
     nothing_left,
@@ -120,7 +121,8 @@ def check_start(config: Config, world: World | None, verified: set[str] | None =
         ConfigError: the run cannot start like this.
     """
     _check_world(config, world)
-    check_place("run.dir", Path(config.run.dir))
+    for key, folder in lock_folders(config).items():
+        check_place(key, folder)
     check_extras(config)
     check_resumable(config)
     _check_data(config, world, set() if verified is None else verified)

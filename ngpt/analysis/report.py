@@ -58,7 +58,7 @@ def write_group_report(groups: Sequence[Group], folder: Path, title: str | None 
         downloads = write_downloads([run for group in groups for run in group.runs], folder)
         page.write_text(_render(groups, figures, downloads, title or _title(groups), settings), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(str(folder), error.strerror, "the report needs a folder it can write", "Give another with --out DIR") from None
+        raise ConfigError(str(folder), error.strerror, "The report needs a folder it can write", "Give another with --out DIR") from None
     return page
 
 

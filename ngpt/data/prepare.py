@@ -25,12 +25,13 @@ from ngpt.config.vocabularies import FILES
 from ngpt.data import encode
 from ngpt.data.assemble import assemble
 from ngpt.data.files import atomic_write, progress, sha256_of_stream
-from ngpt.data.manifest import Manifest, SourceInfo
+from ngpt.data.manifest import NAME, Manifest, SourceInfo
 from ngpt.data.plan import PLAN, TOKENIZER, WORK, Options, clear, find_finished, is_trained, locked, make_plan, open_shards
 from ngpt.data.readers import Record, read_records
 from ngpt.data.sources import AT_A_URL, Source, find_sources, shortened
 from ngpt.data.tokenizers import train_bpe
 from ngpt.data.vocabulary import located
+from ngpt.places import check_place
 
 CHUNK_BYTES = 4 << 20  # of text, in a chunk
 
@@ -59,10 +60,12 @@ def prepare(
         chunk_bytes: Granularity of parallel work and of resumption.
 
     Raises:
-        ConfigError: An unusable input, tokenizer or option; no documents, or none for a split; something else in `out`.
+        ConfigError: An unusable input, tokenizer or option; no documents, or none for a split; `out` holds something else or is no place.
     """
     out, options = Path(out), options or Options()
     options.check()
+    if overwrite or not (out / NAME).is_file():  # what is prepared already may be on a disk that takes no files
+        check_place("--out", out)
     origin = None
     if tokenizer.path is not None and tokenizer.kind in FILES:
         path, origin = located(tokenizer)  # once: the workers read the file
