@@ -87,8 +87,8 @@ def fetch(name: str, root: Path | str = Path("data/raw")) -> Path:
     if _is_fetched(dataset, target):
         return target
     check_place("--root", Path(root))
-    target.parent.mkdir(parents=True, exist_ok=True)
     dump = _dump(dataset.source, Path(root) / "downloads")
+    target.parent.mkdir(parents=True, exist_ok=True)
     documents = size = 0
     with progress(None, f"cleaning {name}", "article") as bar, atomic_write(target) as stream:
         for line in _documents(dataset, dump):

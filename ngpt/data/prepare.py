@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -64,7 +64,7 @@ def prepare(
     """
     out, options = Path(out), options or Options()
     options.check()
-    if overwrite or not (out / NAME).is_file():  # what is prepared already may be on a disk that takes no files
+    if overwrite or not os.path.isfile(out / NAME):  # what is prepared already may be on a disk that takes no files
         check_place("--out", out)
     origin = None
     if tokenizer.path is not None and tokenizer.kind in FILES:
@@ -73,8 +73,7 @@ def prepare(
     sources, left_out = find_sources(inputs)
     infos = _hash_sources(sources)
     plan = make_plan(infos, tokenizer, options, chunk_bytes)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
+    with _made(out), locked(out):
         if overwrite:
             clear(out, Path(tokenizer.path) if tokenizer.path is not None and tokenizer.kind in FILES else None)
         manifest = find_finished(out, plan)
@@ -94,9 +93,27 @@ def prepare(
                     shutil.rmtree(folder)
                 raise
             notes = [f"{len(left_out):,} left out of the sources: {shortened(left_out)}"] if left_out else []
-            manifest = assemble(out, job, infos, plan["result"]["options"], count, notes, origin)
+            try:
+                manifest = assemble(out, job, infos, plan["result"]["options"], count, notes, origin)
+            except ConfigError:  # too few documents: what makes more of them makes other shards
+                shutil.rmtree(folder)
+                raise
         shutil.rmtree(out / WORK, ignore_errors=True)
     return manifest
+
+
+@contextmanager
+def _made(out: Path) -> Iterator[None]:
+    """Makes a folder and those above it. A mistake leaves none of them empty."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except ConfigError:
+        with suppress(OSError):  # one that holds something stays
+            for folder in missing:
+                folder.rmdir()
+        raise
 
 
 def _hash_sources(sources: Sequence[Source]) -> list[SourceInfo]:
