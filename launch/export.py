@@ -32,7 +32,7 @@ def export(options: argparse.Namespace) -> int:
         raise ConfigError("--out", options.out, "It exists, and an export writes a new folder", "Name another one, or remove it")
     check_place("--out", options.out)
     if options.fold_logit_scale and cfg.model.architecture != "ngpt":
-        raise ConfigError("--fold-logit-scale", "a GPT control", "its logits have no scale", "Leave the option out")
+        raise ConfigError("--fold-logit-scale", "a GPT control", "Its logits have no scale", "Leave the option out")
     choice = run_checkpoint(cfg, options.step)
     if options.tokenizer:
         run_tokenizer(cfg)

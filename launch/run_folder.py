@@ -56,8 +56,8 @@ def check_resumable(config: Config) -> None:
         raise ConfigError(
             "run.dir",
             f"{config.run.dir} holds a run of another model ({listed(changes)})",
-            "a run keeps its model when it resumes",
-            "Give the new run a name of its own, run.name=..., or remove the folder",
+            "A run keeps its model when it resumes",
+            "Give the new run a name of its own, run.name=NAME, or remove the folder",
         )
     check_unmixed(config)
     start = start_checkpoint(config)

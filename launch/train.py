@@ -142,7 +142,7 @@ def _check_world(config: Config, world: World | None) -> None:
         available = len(gpu_names())
         if 0 < available < per_node:
             way_out = f"Set cluster.gpus_per_node={available}, or hide the GPUs to run on the CPU: CUDA_VISIBLE_DEVICES="
-            raise ConfigError("cluster.gpus_per_node", per_node, f"this machine has {available} visible GPUs", way_out)
+            raise ConfigError("cluster.gpus_per_node", per_node, f"This machine has {available} visible GPUs", way_out)
     elif world.size != nodes * per_node:
         rule = f"{world.started_by} has started {world.size} processes"
         way_out = "Set cluster.nodes and cluster.gpus_per_node to what was started"
