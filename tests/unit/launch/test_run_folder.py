@@ -200,9 +200,7 @@ def test_the_schedule_that_binds_is_the_checkpoints_and_not_the_last_launchs(mak
     saved_with(make_config(), 2)
     record_launch(make_config("optim.lr=0.5", "megatron.override_opt_param_scheduler=true"), COMMAND, {})  # ended before its first save
     check_resumable(make_config())
-    with pytest.raises(
-        ConfigError, match=r"iter_0000002 is a checkpoint of another schedule .optim.lr.*\. With the optimizer's"
-    ):
+    with pytest.raises(ConfigError, match=r"iter_0000002 is a checkpoint of another schedule .optim.lr.*\. With the optimizer's"):
         check_resumable(make_config("optim.lr=0.5"))
 
 
