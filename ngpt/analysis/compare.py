@@ -20,6 +20,7 @@ from ngpt.analysis import formats, metrics
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import flatten
 from ngpt.config.yaml_limits import check_yaml
+from ngpt.sweeps import SWEEP_FILE
 
 # Keys that name the run itself: they differ between any two runs and carry no information.
 _IDENTITY_KEYS = frozenset({"run.name", "run.dir"})
@@ -140,7 +141,7 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     if not directory.is_dir():
         raise ConfigError(str(directory), "no such folder", "A report is made of run folders", "Give a folder written by `ngpt train`")
     if not (directory / "config.yaml").is_file():
-        runs = sorted(str(path.parent) for path in directory.glob("*/config.yaml"))
+        runs = sorted(str(path.parent) for file in ("config.yaml", SWEEP_FILE) for path in directory.glob(f"*/{file}"))
         way_out = f"Give one or more of: {', '.join(runs)}" if runs else "Give a folder written by `ngpt train`"
         raise ConfigError(str(directory), "a folder without config.yaml", "A run folder holds config.yaml and metrics.jsonl", way_out)
     records = metrics.read(directory / "metrics.jsonl")

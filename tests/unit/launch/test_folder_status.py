@@ -47,6 +47,15 @@ def test_each_is_a_line(tmp_path, capsys):
     assert done.endswith("finished")
 
 
+def test_commands_that_take_one_run_name_one_of_a_sweep(tmp_path, capsys):
+    make(tmp_path)
+    for words in (["export", "--out", str(tmp_path / "out")], ["analyze", "--what", "snr"]):
+        assert cli.main([words[0], str(tmp_path / "swept"), *words[1:]]) == 2
+        assert f"It holds a sweep: name a run of it, for instance {tmp_path / 'swept/lr=1'}" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert f"{tmp_path / 'going'}, {tmp_path / 'swept'}" in capsys.readouterr().err
+
+
 def test_damaged_records_are_told_and_hide_nothing_else(tmp_path, capsys):
     record_outcome(write_run(tmp_path / "a"), Outcome("finished", 100))
     for name, file in (("b", "sweep.json"), ("c", "words.json"), ("d", "config.yaml")):
