@@ -67,7 +67,9 @@ def current_job(environ: Mapping[str, str] = os.environ) -> Job | None:
 def submission_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment that a job is submitted with and its ranks inherit: this process's own, without its place in other worlds."""
     place = set(PLACE_VARIABLES)
-    return {name: value for name, value in environ.items() if name not in place and (name == "SLURM_CONF" or not name.startswith("SLURM_"))}
+    return {
+        name: value for name, value in environ.items() if name not in place and (name == "SLURM_CONF" or not name.startswith("SLURM_"))
+    }
 
 
 def worker_variables(config: Config, local_processes: int, cuda: bool) -> dict[str, str]:

@@ -210,7 +210,9 @@ def _taken_off(comparison: Comparison, own: Seeds, others: Seeds | None) -> Seed
     return {seed: (value - others[seed]) / unit[seed] for seed, value in own.items() if seed in others and unit[seed]}
 
 
-def _scan(comparison: Comparison, values: Values, arm: str, rest: Point, paired: bool = True) -> tuple[list[float], dict[int, list[float]]]:
+def _scan(
+    comparison: Comparison, values: Values, arm: str, rest: Point, paired: bool = True
+) -> tuple[list[float], dict[int, list[float]]]:
     """log2 of the scanned values at which every seed has a number, and each seed's numbers there."""
     found = []
     for point in values.points(arm):

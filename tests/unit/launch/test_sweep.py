@@ -99,7 +99,9 @@ def test_everything_is_checked_before_the_first_member_starts(words, told, workp
 def test_side_by_side_they_need_enough_gpus(capsys, monkeypatch):
     monkeypatch.setattr(sweep, "gpu_names", lambda: ("a GPU",) * 4)
     code, _, err = train(capsys, "cluster.gpus_per_node=2", "--parallel", "3")
-    assert code == 2 and err == ("--parallel: 3. 3 members of 2 GPUs (cluster.gpus_per_node) need 6, and 4 are visible. Set --parallel 2\n")
+    assert code == 2 and err == (
+        "--parallel: 3. 3 members of 2 GPUs (cluster.gpus_per_node) need 6, and 4 are visible. Set --parallel 2\n"
+    )
 
 
 def test_the_same_command_skips_what_is_done_and_repeats_what_has_failed(capsys):
