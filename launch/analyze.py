@@ -20,12 +20,12 @@ from ngpt.model_analysis import ANALYSES, DEFAULT_RECIPE, results
 from ngpt.model_analysis.recipes import recipe_named
 from ngpt.model_analysis.request import DIRECTIONS, FIT_RADIUS, RADII, Request, available, sequences_wanted
 from ngpt.model_analysis.tables import table
+from ngpt.places import check_place
 from ngpt.progress import write_json
 
 from .arguments import DTYPES, config_dirs, recorded_command
 from .devices import gpu_names
 from .models import device_of, is_run, quiet_transformers
-from .places import check_place
 from .provenance import SOURCE, git_state, versions
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.name is not None and not re.fullmatch(r"[\w.-]+", options.name):
         raise ConfigError("--name", options.name, "It is part of a file's name: letters, digits and . _ -", "Choose another one")
     if options.out is not None:
-        check_place("--out", options.out)
+        check_place("--out", options.out, is_file=True)
     _radii(options)
 
 
@@ -224,4 +224,3 @@ def _measured(
 
 def _tell(options: argparse.Namespace, found: dict[str, Any]) -> None:
     print(json.dumps(found) if options.json else table(found), flush=True)
-

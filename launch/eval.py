@@ -16,6 +16,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.data.manifest import split_of
 from ngpt.evaluation import OWN_SPLIT
 from ngpt.evaluation.names import OPTIONS, check_folders, check_names
+from ngpt.places import check_place
 
 from .devices import gpu_names
 from .environment import current_world, forbid_forks, sharing_variables, worker_environment
@@ -115,6 +116,8 @@ def _check(options: argparse.Namespace, tasks: Sequence[str]) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')}", value, f"It is at least {least}", "Give such a number, or leave it out")
+    if options.out is not None:
+        check_place("--out", options.out, is_file=True)
     check_folders(options.include, OPTIONS[1])
     for prefix in options.split:
         if prefix != OWN_SPLIT:

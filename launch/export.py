@@ -8,11 +8,12 @@ from ngpt.config.one_process import run_checkpoint, run_config
 from ngpt.config.schema import Config
 from ngpt.data.tokenizers import run_tokenizer
 from ngpt.files import new_folder
+from ngpt.places import check_place
 
 from .cpu_worker import run_task
-from .places import check_place
 
 _HANDED_ON = ("dtype", "fold_logit_scale", "remote_code", "tokenizer", "parity")
+
 
 def export(options: argparse.Namespace) -> int:
     """Writes a run's checkpoint as a folder that transformers can open.
@@ -31,7 +32,7 @@ def export(options: argparse.Namespace) -> int:
         raise ConfigError("--out", options.out, "It exists, and an export writes a new folder", "Name another one, or remove it")
     check_place("--out", options.out)
     if options.fold_logit_scale and cfg.model.architecture != "ngpt":
-        raise ConfigError("--fold-logit-scale", "a GPT control", "its logits have no scale", "Leave the option out")
+        raise ConfigError("--fold-logit-scale", "a GPT control", "Its logits have no scale", "Leave the option out")
     choice = run_checkpoint(cfg, options.step)
     if options.tokenizer:
         run_tokenizer(cfg)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.one_process import CONFIG_FILE
+from ngpt.sweeps import way_to_a_run
 
 
 def is_run(path: Path, step: int | None) -> bool:
@@ -16,7 +17,7 @@ def is_run(path: Path, step: int | None) -> bool:
         return True
     if not (path / "config.json").exists():
         rule = "A run folder, or one that transformers opens, is needed"
-        raise ConfigError(str(path), f"no {CONFIG_FILE} and no config.json there", rule, "Name one, for instance runs/quickstart")
+        raise ConfigError(str(path), f"no {CONFIG_FILE} and no config.json there", rule, way_to_a_run(path))
     if step is not None:
         raise ConfigError("--step", step, f"{path} is no run and has one set of weights", "Leave it out")
     return False

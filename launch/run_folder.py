@@ -28,6 +28,7 @@ from ngpt.config.identity import diff, listed, model_defining
 from ngpt.config.kept_keys import check_kept_keys
 from ngpt.config.schema import Config
 from ngpt.files import replacing
+from ngpt.places import check_place
 from ngpt.progress import FAILURE_FILE, HEARTBEATS, read_records, write_json
 
 from .outcome import OUTCOME_FILE, SIGNALLED_CODE, Outcome, read_outcome
@@ -55,8 +56,8 @@ def check_resumable(config: Config) -> None:
         raise ConfigError(
             "run.dir",
             f"{config.run.dir} holds a run of another model ({listed(changes)})",
-            "a run keeps its model when it resumes",
-            "Give the new run a name of its own, run.name=..., or remove the folder",
+            "A run keeps its model when it resumes",
+            "Give the new run a name of its own, run.name=NAME, or remove the folder",
         )
     check_unmixed(config)
     start = start_checkpoint(config)
@@ -127,8 +128,9 @@ def locked(folder: Path, key: str = "run.dir") -> Iterator[None]:
     """Locks a folder of a run for this launch: two launches in one folder would overwrite each other's checkpoints and metrics.
 
     Raises:
-        ConfigError: another launch, or one of its ranks, holds the lock.
+        ConfigError: another launch, or one of its ranks, holds the lock; the folder cannot be made.
     """
+    check_place(key, folder)
     folder.mkdir(parents=True, exist_ok=True)
     rule = "Is being trained by {holder}, or its ranks are still leaving"
     with locks.locked(folder, key, rule, "Wait for it, stop it, or choose another run.name"):

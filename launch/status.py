@@ -4,7 +4,7 @@ import json
 import shlex
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,9 @@ def status(run_dir: Path) -> dict[str, Any]:
     steps = [step for step in (_last_metric(run_dir), *(beat.get("step") for beat in heartbeats)) if isinstance(step, int)]
     saved = checkpoint["step"]
     outcome, failure = outcome_of(run_dir), first_failure(run_dir)
-    state = _state(run_dir, job, outcome, failure, saved, config)
+    state = state_of(run_dir, scheduler.standing(job["tasks"]) if job else None, outcome, failure)
+    if state == "not running" and config and saved is not None and saved >= config.train.steps:
+        state = "finished"
     if state == "not running" and heartbeats:
         failure = {"rank": 0, "error": "ended without a word", "message": "its launcher was killed, or the machine went down"}
     return {
@@ -73,6 +75,11 @@ def status(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run was started there."""
+    return (folder / CONFIG_FILE).exists() or (folder / LOCK_FILE).exists()
+
+
 def config_of_run(run_dir: Path) -> tuple[Config | None, str | None]:
     """The config of a run, or what is wrong with it: a running run can be watched and stopped without a valid config.
 
@@ -83,25 +90,26 @@ def config_of_run(run_dir: Path) -> tuple[Config | None, str | None]:
         return load(run_dir / CONFIG_FILE), None
     except ConfigError as error:
         if not (run_dir / LOCK_FILE).exists():
-            rule = f"A run folder holds {CONFIG_FILE}"
-            raise ConfigError(str(run_dir), "Not a run", rule, "Give the folder of a run, for instance runs/NAME") from error
+            got = "Not a run" if run_dir.is_dir() else "No such folder"
+            way_out = "Give the folder of a run, for instance runs/NAME; ngpt status runs lists them"
+            raise ConfigError(str(run_dir), got, f"A run folder holds {CONFIG_FILE}", way_out) from error
         return None, str(error).splitlines()[0]
 
 
-def _state(
-    run_dir: Path, job: dict | None, outcome: Outcome | None, failure: dict | None, saved: int | None, config: Config | None
-) -> str:
-    """running | pending | finished | stopped | signalled | failed | not running."""
-    tasks = job["tasks"] if job else []
-    if holder(run_dir) is not None or any(task["state"] in ("RUNNING", "COMPLETING") for task in tasks):
+def state_of(run_dir: Path, job: str | None, outcome: Outcome | None, failure: Mapping[str, Any] | None) -> str:
+    """running | pending | finished | stopped | signalled | failed | not running.
+
+    Args:
+        job: running | pending; None if it has no job.
+        outcome, failure: as its last launch recorded them.
+    """
+    if holder(run_dir) is not None:
         return "running"
-    if tasks:
-        return "pending"
+    if job is not None:
+        return job
     if outcome is not None:
         return outcome.status
-    if failure is not None:
-        return "failed"
-    return "finished" if config and saved is not None and saved >= config.train.steps else "not running"
+    return "failed" if failure is not None else "not running"
 
 
 def _beside(run_dir: Path, config: Config | None) -> Path:

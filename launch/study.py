@@ -12,6 +12,7 @@ from typing import Any
 from ngpt.config.errors import ConfigError
 from ngpt.config.study import descriptions, load_study
 from ngpt.files import replacing
+from ngpt.places import check_place
 from ngpt.study.plan import Plan, plan
 
 from .devices import gpu_names
@@ -51,6 +52,8 @@ def run_study(options: argparse.Namespace) -> int:
     planned = plan(options.name, load_study(options.name, options.config_dir), options.size, options.overrides)
     folder = options.out or ROOT / f"{planned.name}_{planned.size}"
     code = 0
+    if not options.plan:
+        check_place("--out", folder)
     if options.report is None:
         configs = checked(planned, folder, options.config_dir, with_data=not options.plan)
         points = {name: one.config for name, one in configs.items()}

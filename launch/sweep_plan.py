@@ -147,4 +147,4 @@ def _check_same_sweep(plan: Plan) -> None:
     if differences:
         rule = "Members of a sweep differ in the swept keys alone, whose values may be more"
         got = f"{plan.folder} holds another sweep ({'; '.join(differences)})"
-        raise ConfigError("run.name", got, rule, "Give the new sweep a name of its own, run.name=...")
+        raise ConfigError("run.name", got, rule, "Give the new sweep a name of its own, run.name=NAME")

@@ -63,7 +63,7 @@ def glance(folder: Path, known: SweptRun, launcher: bool) -> Glance:
 
 def figures(folder: Path) -> tuple[int | None, float | None]:
     """The newest step and validation loss of a run."""
-    records = list(_tail(folder / METRICS_FILE))
+    records = list(newest_records(folder / METRICS_FILE))
     summary = summary_of(folder) or {}
     step = next((record["step"] for record in records if isinstance(record.get("step"), int)), None)
     losses = [record["val_loss"] for record in records if isinstance(record.get("val_loss"), float)]
@@ -71,7 +71,7 @@ def figures(folder: Path) -> tuple[int | None, float | None]:
     return step, known if isinstance(known, float) else None
 
 
-def _tail(path: Path) -> Iterable[dict[str, Any]]:
+def newest_records(path: Path) -> Iterable[dict[str, Any]]:
     """The last records of a file of JSON lines, the newest first."""
     for line in reversed(last_lines(path)):
         with suppress(ValueError):
@@ -86,11 +86,10 @@ def queued(folders: Sequence[Path]) -> dict[Path, str]:
         ConfigError: SLURM does not answer.
     """
     jobs = {folder: job for folder in folders if (job := last_job(folder)) is not None}
-    tasks: dict[str, str] = {}
+    states: dict[str, str | None] = {}
     for array in sorted({job.partition("_")[0] for job in jobs.values()}):
-        tasks |= {task["job"]: task["state"] for task in scheduler.queue(array, each_task=True)}
-    active = ("RUNNING", "COMPLETING")
-    return {folder: RUNNING if tasks[job] in active else PENDING for folder, job in jobs.items() if job in tasks}
+        states |= {task["job"]: scheduler.standing([task]) for task in scheduler.queue(array, each_task=True)}
+    return {folder: state for folder, job in jobs.items() if (state := states.get(job)) is not None}
 
 
 def sweep_of(folder: Path) -> Sweep:
@@ -160,5 +159,10 @@ def table(rows: Sequence[tuple[str, Glance]]) -> list[str]:
     for name, now in rows:
         loss = "" if now.val_loss is None else f"{now.val_loss:.4f}"
         shown.append((name, now.status, "" if now.step is None else str(now.step), loss, now.why))
-    widths = [max(len(row[column]) for row in shown) for column in range(4)]
-    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip() for row in shown]
+    return in_columns(shown)
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of as many cells each, as lines; the last column may be ragged."""
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows]

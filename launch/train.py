@@ -16,6 +16,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.data.manifest import check_against_model
 from ngpt.data.verify import verify
+from ngpt.places import check_place
 from ngpt.rollbacks import read_rollbacks
 
 from .devices import gpu_names
@@ -34,7 +35,6 @@ from .failures import cause
 from .hf_exports import check_exportable, hf_exports
 from .leaving import signals_leave
 from .outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
-from .places import check_place
 from .processes import INTERRUPTED, prints_into, run_and_tee, worker_command
 from .run_folder import (
     CONFIG_FILE,
@@ -42,6 +42,7 @@ from .run_folder import (
     check_resumable,
     describe_death,
     first_failure,
+    lock_folders,
     locked_run,
     lost_a_peer,
     nothing_left,
@@ -120,7 +121,8 @@ def check_start(config: Config, world: World | None, verified: set[str] | None =
         ConfigError: the run cannot start like this.
     """
     _check_world(config, world)
-    check_place("run.dir", Path(config.run.dir))
+    for key, folder in lock_folders(config).items():
+        check_place(key, folder)
     check_extras(config)
     check_resumable(config)
     _check_data(config, world, set() if verified is None else verified)
@@ -140,7 +142,7 @@ def _check_world(config: Config, world: World | None) -> None:
         available = len(gpu_names())
         if 0 < available < per_node:
             way_out = f"Set cluster.gpus_per_node={available}, or hide the GPUs to run on the CPU: CUDA_VISIBLE_DEVICES="
-            raise ConfigError("cluster.gpus_per_node", per_node, f"this machine has {available} visible GPUs", way_out)
+            raise ConfigError("cluster.gpus_per_node", per_node, f"This machine has {available} visible GPUs", way_out)
     elif world.size != nodes * per_node:
         rule = f"{world.started_by} has started {world.size} processes"
         way_out = "Set cluster.nodes and cluster.gpus_per_node to what was started"

@@ -109,7 +109,7 @@ def _srun_world(environ: Mapping[str, str], default_port: int | None) -> World:
     size = _number(environ, "SLURM_STEP_NUM_TASKS", _number(environ, "SLURM_NTASKS", 1))
     nodes = _number(environ, "SLURM_STEP_NUM_NODES", _number(environ, "SLURM_NNODES", 1))
     if nodes == 0 or size % nodes != 0:
-        raise ConfigError("srun", f"{size} tasks on {nodes} nodes", "every node must run as many ranks", "Use --ntasks-per-node")
+        raise ConfigError("srun", f"{size} tasks on {nodes} nodes", "Every node must run as many ranks", "Use --ntasks-per-node")
     return _consistent(
         World(
             rank=_number(environ, "SLURM_PROCID"),

@@ -62,10 +62,10 @@ class ForbiddenClass(pickle.UnpicklingError):
 def refusal(file: Path | str, error: BaseException) -> ConfigError:
     """The error for a checkpoint file that names a forbidden class or cannot be read."""
     if isinstance(error, ForbiddenClass):
-        rule = "checkpoints hold numbers and settings; this name is on no list of theirs, and reading it could run code"
+        rule = "Checkpoints hold numbers and settings; this name is on no list of theirs, and reading it could run code"
         return ConfigError(str(file), f"the file asks for {error}", rule, f"Do not trust it. {WAY_OUT}")
     cause = f"{type(error).__name__}: {error}".removesuffix(": ")[:300]
-    return ConfigError(str(file), f"unreadable ({cause})", "the file is damaged, or no save of this project wrote it", WAY_OUT)
+    return ConfigError(str(file), f"unreadable ({cause})", "The file is damaged, or no save of this project wrote it", WAY_OUT)
 
 
 def read_metadata(path: Path | str) -> Metadata:

@@ -49,7 +49,7 @@ class CheckpointTensors:
             ConfigError: it is not there, a part is missing, or a shard cannot be read.
         """
         if name not in self._entries:
-            rule = "the model of the checkpoint's config has this tensor"
+            rule = "The model of the checkpoint's config has this tensor"
             raise ConfigError(str(self.folder), f"no {name}", rule, "Restore the folder from a copy, or take another checkpoint")
         entry = self._entries[name]
         if len(entry.chunks) == 1:
@@ -63,7 +63,7 @@ class CheckpointTensors:
             covered += part.numel()
         if covered != whole.numel():
             got = f"its parts of {name} have {covered:,} of {whole.numel():,} entries"
-            raise ConfigError(str(self.folder / METADATA_FILE), got, "every entry was saved once", "Take another checkpoint")
+            raise ConfigError(str(self.folder / METADATA_FILE), got, "Every entry was saved once", "Take another checkpoint")
         return whole
 
     def _load(self, name: str, stored, size: torch.Size) -> Tensor:

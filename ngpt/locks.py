@@ -51,11 +51,20 @@ def locked(folder: Path, key: str, rule: str, way_out: str, named: bool = True) 
 
 
 def join_lock(folder: Path) -> None:
-    """Holds a folder together with the process that has locked it, to the end of this process."""
+    """Holds a folder together with the process that has locked it, to the end of this process. Processes that it forks do not hold it."""
     with suppress(OSError):  # no locks here, or a disk that this machine does not share with the holder
         file = (folder / LOCK_FILE).open("r", encoding="utf-8")
         _held.append(file)
         fcntl.flock(file, fcntl.LOCK_SH)  # immediate, except while `holder` takes a look
+
+
+def _leave_to_parent() -> None:
+    """A forked process lets go: a loader of data only reads, and outlives a killed rank by seconds."""
+    while _held:
+        _held.pop().close()  # the parent's lock stays: both share one open file
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def holder(folder: Path) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ def read_rollbacks(run_dir: Path) -> list[dict[str, Any]]:
         rollbacks = json.loads(path.read_text(encoding="utf-8"))["rollbacks"]
         return [rollback | {"from": int(rollback["from"]), "to": int(rollback["to"])} for rollback in rollbacks]
     except (ValueError, KeyError, TypeError) as error:
-        rule = "it says behind which batches the run goes on"
+        rule = "It says behind which batches the run goes on"
         way_out = "Restore it; or remove it, and the refused batches are seen again"
         raise ConfigError(str(path), f"unreadable: {error!r}", rule, way_out) from None
 

@@ -66,6 +66,15 @@ def read_sweep(folder: Path) -> Sweep | None:
         return None
 
 
+def way_to_a_run(folder: Path) -> str:
+    """What to name in place of a folder that holds no run: if it is a sweep's, one of its members."""
+    sweep = read_sweep(folder)
+    members = [folder / member.name for member in sweep.members] if sweep else []
+    if made := [member for member in members if member.is_dir()]:
+        return f"It holds a sweep: name a run of it, for instance {made[0]}"
+    return "Name one, for instance runs/quickstart"
+
+
 def write_sweep(folder: Path, sweep: Sweep) -> None:
     """Replaces the file in one move."""
     write_json(Path(folder) / SWEEP_FILE, asdict(sweep), indent=1)

@@ -11,7 +11,7 @@ PARITY = {"full": "both models whole", "layers": "a layer of both at a time", "n
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Writes a checkpoint as a folder that transformers opens, and proves that it computes what was trained."
     parser.epilog = "The comparison runs on the CPU in fp32: the same text through the trainer's modules and through the written folder."
-    add_path(parser, "run", help="run folder")
+    add_path(parser, "run", metavar="RUN", help="run folder")
     add_path(parser, "--out", required=True, metavar="DIR", help="folder to write; it must not exist")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help=_listed(DTYPES) + " (default: %(default)s)")

@@ -7,7 +7,7 @@ from ..arguments import Parser, add_path
 EPILOG = """\
 A new run goes on from the imported weights, with a fresh optimizer:
 
-  ngpt train --config-dir ROOT/NAME/conf model=imported tokenizer=imported checkpoint.load=ROOT/NAME/checkpoints run.name=... \\
+  ngpt train --config-dir ROOT/NAME/conf model=imported tokenizer=imported checkpoint.load=ROOT/NAME/checkpoints run.name=NAME \\
     data.mock=false data.train=... data.valid=... train.seq_length=... train.micro_batch_size=... train.global_batch_size=... \\
     train.steps=...
 

@@ -11,7 +11,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Runs that differ in their seed alone are one group. The folder of a sweep stands for its members."
     )
     add_path(parser, "runs", nargs="+", metavar="RUN", help="run folder, such as runs/quickstart; several are compared with the first")
-    add_path(parser, "--out", metavar="DIR", help="default: RUN/report; for several runs report_<names> beside the first")
+    add_path(
+        parser,
+        "--out",
+        metavar="DIR",
+        help="default: RUN/report; for several runs report_<names>, if need be shortened, beside the first",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from ..arguments import add_path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Continues a text with the newest checkpoint of a run."
-    add_path(parser, "run", help="run folder")
+    add_path(parser, "run", metavar="RUN", help="run folder")
     parser.add_argument("--prompt", default="", help="text to continue; empty: from the start of a document")
     parser.add_argument("--tokens", type=int, default=200, help="tokens to generate (default: %(default)s)")
 

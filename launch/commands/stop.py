@@ -7,7 +7,7 @@ from ..arguments import add_path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Have a run, or all runs of a sweep, save and leave. The same command continues them."
-    add_path(parser, "run", help="folder of a run, or of a sweep")
+    add_path(parser, "run", metavar="RUN", help="folder of a run, or of a sweep")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,13 @@ def job_state(job: str) -> JobState | None:
         restarts=int(restarts) if restarts.isdigit() else 0,
         preempted=fields.get("PreemptTime", "None") not in ("None", "N/A", "Unknown"),
     )
+
+
+def standing(tasks: Sequence[Mapping[str, str]]) -> str | None:
+    """running | pending, for the tasks of a job as `queue` lists them; None if there are none."""
+    if any(task["state"] in ("RUNNING", "COMPLETING") for task in tasks):
+        return "running"
+    return "pending" if tasks else None
 
 
 def queue(job: str, each_task: bool = False) -> list[dict[str, str]]:

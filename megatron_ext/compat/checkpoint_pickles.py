@@ -195,7 +195,7 @@ def _only_our_format(upstream: Callable[..., str]) -> Callable[..., str]:
     @functools.wraps(upstream)
     def get_checkpoint_format(checkpoint_name: str, args: Any) -> str:
         if not (Path(checkpoint_name) / "metadata.json").is_file():
-            rule = f"a checkpoint of this project holds metadata.json and {METADATA_FILE}; other formats are not read"
+            rule = f"A checkpoint of this project holds metadata.json and {METADATA_FILE}; other formats are not read"
             raise ConfigError(checkpoint_name, "metadata.json is missing", rule, "Restore the file, or take another checkpoint")
         return upstream(checkpoint_name, args)
 

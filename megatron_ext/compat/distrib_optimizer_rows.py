@@ -216,7 +216,7 @@ def _refuse_strangers(strangers: list[str], group: dist.ProcessGroup) -> None:
         return
     folder = getattr(get_args(), "load", None)
     rule = (
-        f"the fp32 masters of {len(names)} weights ({names[0]} is one) are not the weights of the model beside them: it was written by a "
+        f"The fp32 masters of {len(names)} weights ({names[0]} is one) are not the weights of the model beside them: it was written by a "
         "version that saved the optimizer state behind a padded gradient bucket from the wrong place"
     )
     way_out = f"Its weights are intact: start a new optimizer from them with run.name=NEW checkpoint.load={folder}"

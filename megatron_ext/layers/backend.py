@@ -58,7 +58,7 @@ def choose_backend(transformer_impl: str) -> str:
         raise ConfigError(
             "model.transformer_impl",
             transformer_impl,
-            "it needs a CUDA GPU and the package transformer-engine",
+            "It needs a CUDA GPU and the package transformer-engine",
             "Install ngpt-megatron[gpu] on a GPU host, or set model.transformer_impl=local",
         )
     return transformer_impl

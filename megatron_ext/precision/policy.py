@@ -38,7 +38,7 @@ def choose_executors(cfg: Config, backend: str) -> dict[Recipe, str]:
     """
     executors = {recipe: _choose_executor(cfg, recipe, backend) for recipe in recipes_in_use(cfg)}
     if cfg.precision.diagnostics and "emulated" not in executors.values():
-        rule = "the operands of Transformer Engine's kernels are not seen, so there is nothing to take figures of"
+        rule = "The operands of Transformer Engine's kernels are not seen, so there is nothing to take figures of"
         raise ConfigError("precision.diagnostics", True, rule, "Set precision.executor=emulated or precision.diagnostics=false")
     return executors
 
@@ -46,7 +46,7 @@ def choose_executors(cfg: Config, backend: str) -> dict[Recipe, str]:
 def _choose_executor(cfg: Config, recipe: Recipe, backend: str) -> str:
     precision = cfg.precision
     if recipe.format == "nvfp4" and on_gpu() and torch.cuda.get_device_capability() < EMULATION_CAPABILITY:
-        rule = f"the quantiser kernels need compute capability 9.0, and {torch.cuda.get_device_name()} has less"
+        rule = f"The quantiser kernels need compute capability 9.0, and {torch.cuda.get_device_name()} has less"
         raise ConfigError("precision.format", "nvfp4", rule, "Use precision=bf16, or a Hopper or newer GPU")
     reason = _native_unavailable(cfg, recipe, backend)
     chosen = decide_executor(recipe, precision.executor, has_kernels=reason is None)
@@ -148,13 +148,13 @@ def check_normalized(name: str, linear: Quantizable, recipe: Recipe, key: str) -
         raise ConfigError(
             f"{key}.input_amax",
             "static",
-            f"the input of {module} is not normalised, so its magnitude has no bound",
+            f"The input of {module} is not normalised, so its magnitude has no bound",
             f"Set model.fine_grained=true, {key}.input_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
         )
     if "weight" in static and not is_marked(linear.weight):
         raise ConfigError(
             f"{key}.weight_amax",
             "static",
-            f"the weight of {module} is not kept at unit norm",
+            f"The weight of {module} is not kept at unit norm",
             f"Set {key}.weight_amax=dynamic_pow2, or add {name!r} to precision.bf16_modules",
         )

@@ -276,7 +276,7 @@ def to_argv(values: dict[str, Any]) -> list[str]:
                 continue
             flag = next((a for a in actions[name] if a.const == value), None)
             if flag is None:
-                raise ConfigError(f"megatron.{name}", value, f"a flag that can only be {first.const}", f"Remove it or set {first.const}")
+                raise ConfigError(f"megatron.{name}", value, f"A flag that can only be {first.const}", f"Remove it or set {first.const}")
             argv.append(flag.option_strings[0])
             continue
         if value is not None:

@@ -90,7 +90,7 @@ def build_datasets(cfg: Config, train_size: int, valid_size: int, backend: str) 
     as_mask = cfg.data.confine_attention and backend == "local"
     if cfg.data.mock:
         if cfg.data.confine_attention and not as_mask:
-            raise ConfigError("data.mock", True, "mock documents are for the local backend", "Set data.confine_attention=false")
+            raise ConfigError("data.mock", True, "Mock documents are for the local backend", "Set data.confine_attention=false")
         seq_length, vocab_size = cfg.train.seq_length, cfg.model.vocab_size
         train = MockDataset(train_size, seq_length, vocab_size, cfg.train.seed, as_mask)
         return train, MockDataset(valid_size, seq_length, vocab_size, cfg.train.eval_seed + 1, as_mask) if valid_size else None

@@ -74,7 +74,7 @@ def sample_text(cfg: Config) -> torch.Tensor:
         tokens = IndexedReader(source.path).tokens
         if len(tokens) >= count:
             return torch.tensor(tokens[:count].astype("int64")).view(SEQUENCES, length)
-    rule = f"the comparison reads {count} tokens of the run's data"
+    rule = f"The comparison reads {count} tokens of the run's data"
     raise ConfigError(sources[0].path, f"{len(tokens)} tokens", rule, "Export with --parity none")
 
 

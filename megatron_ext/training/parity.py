@@ -422,4 +422,4 @@ def check(parity: Parity, out: Path) -> None:
     else:
         got = f"{parity.disagreeing} of {parity.tokens} tokens stand behind another choice of experts, {DISAGREEING:.0%} are allowed"
     way_out = "Report it with the run's config.yaml; --parity none writes the folder without the comparison"
-    raise ConfigError(str(out), got, "an export computes what was trained", way_out)
+    raise ConfigError(str(out), got, "An export computes what was trained", way_out)

@@ -5,7 +5,9 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from ngpt.analysis import formats, metrics
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import flatten
 from ngpt.config.yaml_limits import check_yaml
+from ngpt.sweeps import SWEEP_FILE
 
 # Keys that name the run itself: they differ between any two runs and carry no information.
 _IDENTITY_KEYS = frozenset({"run.name", "run.dir"})
@@ -95,6 +98,18 @@ class Run:
         value = None if self.status.kind == "unfinished" else self.summary.get(key)
         return self.last("step" if key == "steps" else key) if value is None else value
 
+    @cached_property
+    def span(self) -> tuple[datetime, datetime] | None:
+        """When its last launch began and ended, as far as it is known; None where the start is not."""
+        try:
+            start = datetime.fromisoformat((self.environment or {})["started"])
+        except (KeyError, TypeError, ValueError):
+            return None
+        with suppress(KeyError, TypeError, ValueError):
+            if (end := datetime.fromisoformat((self.summary or {})["finished_at"])) >= start:
+                return start, end
+        return start, start + timedelta(seconds=self.training_seconds[-1])
+
     @property
     def progress(self) -> str:
         """The last logged step and the planned number of steps: `step 40 of 100`."""
@@ -124,15 +139,15 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise ConfigError(str(directory), "no such folder", "a report is made of run folders", "Give a folder written by `ngpt train`")
+        raise ConfigError(str(directory), "no such folder", "A report is made of run folders", "Give a folder written by `ngpt train`")
     if not (directory / "config.yaml").is_file():
-        runs = sorted(str(path.parent) for path in directory.glob("*/config.yaml"))
+        runs = sorted(str(path.parent) for file in ("config.yaml", SWEEP_FILE) for path in directory.glob(f"*/{file}"))
         way_out = f"Give one or more of: {', '.join(runs)}" if runs else "Give a folder written by `ngpt train`"
-        raise ConfigError(str(directory), "a folder without config.yaml", "a run folder holds config.yaml and metrics.jsonl", way_out)
+        raise ConfigError(str(directory), "a folder without config.yaml", "A run folder holds config.yaml and metrics.jsonl", way_out)
     records = metrics.read(directory / "metrics.jsonl")
     if not records:
         path = str(directory / "metrics.jsonl")
-        raise ConfigError(path, "no logged step", "a report needs at least one", "Wait for logging.interval steps, or see console.log")
+        raise ConfigError(path, "no logged step", "A report needs at least one", "Wait for logging.interval steps, or see console.log")
     config = _read_config(directory / "config.yaml")
     sample = directory / "sample.txt"
     return Run(
@@ -203,9 +218,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         check_yaml(path)
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(str(path), error, "must be the YAML written by `ngpt train`", "Restore the file") from None
+        raise ConfigError(str(path), error, "Must be the YAML written by `ngpt train`", "Restore the file") from None
     if not isinstance(config, dict):
-        raise ConfigError(str(path), f"a {type(config).__name__}", "must be a mapping, as `ngpt train` writes it", "Restore the file")
+        raise ConfigError(str(path), f"a {type(config).__name__}", "Must be a mapping, as `ngpt train` writes it", "Restore the file")
     return config
 
 
@@ -215,7 +230,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(str(path), error, "must be the JSON written by `ngpt train`", "Delete the file to report without it") from None
+        raise ConfigError(str(path), error, "Must be the JSON written by `ngpt train`", "Delete the file to report without it") from None
     if not isinstance(content, dict):
-        raise ConfigError(str(path), f"a {type(content).__name__}", "must be a JSON object", "Delete the file to report without it")
+        raise ConfigError(str(path), f"a {type(content).__name__}", "Must be a JSON object", "Delete the file to report without it")
     return content

@@ -108,7 +108,7 @@ def _parse(path: Path, data: bytes) -> list[tuple[bytes, dict[str, Any]]]:
         if not valid:
             got = line[:60].decode(errors="replace")
             raise ConfigError(
-                f"{path}:{number}", repr(got), "every line is a JSON object with an integer step", "Delete the line, or restore the file"
+                f"{path}:{number}", repr(got), "Every line is a JSON object with an integer step", "Delete the line, or restore the file"
             )
         parsed.append((line, record))
     return parsed

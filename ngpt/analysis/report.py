@@ -1,5 +1,6 @@
 """The report of one or several runs: a self-contained HTML page, with its figures as PNGs and its data as CSV beside it."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from ngpt.analysis.sweep import SettingTable, member_folders, sweep_groups
 from ngpt.config.errors import ConfigError
 from ngpt.sweeps import is_sweep
 
+NAME_CHARACTERS = 50  # of the names of runs in the name of a folder; file systems allow 255 bytes in all
+
 
 def write_report(run_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None) -> Path:
     """Write a report of runs. Replaces an older one in the same place. Runs that differ only in their seed are one group.
@@ -23,7 +26,8 @@ def write_report(run_dirs: Sequence[str | os.PathLike[str]], out: str | os.PathL
     Args:
         run_dirs: One or more run folders. Unfinished runs are reported as far as they went. A sweep's folder stands for its members; given
             alone, the report gets a table of final losses by swept values.
-        out: Folder of the report. None: `report` in the run's folder; for several runs, `report_<names>` beside the first.
+        out: Folder of the report. None: `report` in the run's folder; for several runs, `report_<names>` beside the first, in which
+            long names are cut and a hash tells sets of runs apart.
 
     Returns:
         The page's path.
@@ -58,7 +62,7 @@ def write_group_report(groups: Sequence[Group], folder: Path, title: str | None 
         downloads = write_downloads([run for group in groups for run in group.runs], folder)
         page.write_text(_render(groups, figures, downloads, title or _title(groups), settings), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(str(folder), error.strerror, "the report needs a folder it can write", "Give another with --out DIR") from None
+        raise ConfigError(str(folder), error.strerror, "The report needs a folder it can write", "Give another with --out DIR") from None
     return page
 
 
@@ -66,9 +70,12 @@ def _default_folder(runs: Sequence[Run]) -> Path:
     first = runs[0].directory
     if len(runs) == 1:
         return first / "report"
-    names = "_".join(run.directory.resolve().name for run in runs)
-    # file systems allow names of at most 255 bytes
-    return first.parent / f"report_{names.encode()[:200].decode(errors='ignore')}"
+    folders = [run.directory.resolve() for run in runs]
+    names = "_".join(folder.name for folder in folders)
+    if len(names) > NAME_CHARACTERS:
+        of_these = hashlib.sha256("\n".join(map(str, folders)).encode(errors="surrogateescape")).hexdigest()[:6]
+        names = f"{folders[0].name[:NAME_CHARACTERS]}_and_{len(runs) - 1}_more_{of_these}"
+    return first.parent / f"report_{names}"
 
 
 def _render(

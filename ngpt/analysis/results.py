@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
@@ -83,6 +84,7 @@ _BYTES = _Quantity("Validation bits per byte", _total("val_bits_per_byte"), _los
 _TOKENS = _Quantity("Tokens trained on", _total("tokens"), formats.full_count)
 _RATE = _Quantity("Tokens per second", _total("tokens_per_second"), "{:,.0f}".format, max)
 _MFU = _Quantity("MFU, last logged", lambda run: run.last("mfu"), "{:.1%}".format, max)
+_SPEEDS = (_RATE, _MFU)
 _SECONDS = _Quantity("Time in training steps", lambda run: run.training_seconds[-1] or None, duration)
 _QUANTITIES = (
     _Quantity("Status", lambda run: run.status.kind, str),
@@ -117,10 +119,19 @@ def final_rows(groups: Sequence[Group]) -> list[ResultRow]:
 def _cells(groups: Sequence[Group], quantity: _Quantity) -> list[Cell]:
     cells = [_cell(group, quantity) for group in groups]
     means = [mean for group in groups if (mean := _mean(group, quantity)) is not None]
+    if quantity in _SPEEDS and share_cores(groups):
+        return cells
     if quantity.better is None or len(means) < 2 or min(means) == max(means):
         return cells
     best = _written(quantity, quantity.better(means))
     return [Cell(cell.text, cell.note, best=cell.text == best) for cell in cells]
+
+
+def share_cores(groups: Sequence[Group]) -> bool:
+    """Whether some of the runs trained on a CPU at the same time, so that their speeds say more of each other than of themselves."""
+    runs = [run for group in groups for run in group.runs if run.span and not (run.environment or {}).get("gpus")]
+    spans = sorted(run.span for run in runs)
+    return any(start < earlier for (start, _), earlier in zip(spans[1:], accumulate((end for _, end in spans), max), strict=False))
 
 
 def _cell(group: Group, quantity: _Quantity) -> Cell:
@@ -192,6 +203,9 @@ def _tokens_lead(groups: Sequence[Group]) -> Lead:
 
 
 def _rate_lead(groups: Sequence[Group]) -> Lead:
+    if len(groups) > 1 and share_cores(groups):
+        rates = [rate for group in groups if (rate := _mean(group, _RATE)) is not None]
+        return Lead(_RATE.label, _range(min(rates), max(rates), _RATE.form) if rates else MISSING, "side by side on the cores of a CPU")
     if len(groups) > 1:
         return _best_lead(groups, _RATE, "Most tokens per second")
     cell, mfu = _cell(groups[0], _RATE), _cell(groups[0], _MFU)
@@ -228,11 +242,16 @@ def not_measured(groups: Sequence[Group]) -> list[str]:
     """One sentence for each quantity that a reader may miss because some runs did not log it, with the config key that enables it."""
     runs = [run for group in groups for run in group.runs]
     apart = [group for group in groups[1:] if not any(len(difference(group, groups[0], key)) for key in ("train_loss", "val_loss"))]
-    return [f"No loss difference of {group.label}: it shares no logged token count with {groups[0].label}." for group in apart] + [
-        sentence if len(missing) == len(runs) else f"{', '.join(run.name for run in missing)}: {sentence[0].lower()}{sentence[1:]}"
-        for sentence, applies in _ABSENCES
-        if (missing := [run for run in runs if applies(run)])
-    ]
+    shared = "No best in speed: runs trained side by side on the cores of a CPU. One after the other they can be compared."
+    return (
+        ([shared] if len(groups) > 1 and share_cores(groups) else [])
+        + [f"No loss difference of {group.label}: it shares no logged token count with {groups[0].label}." for group in apart]
+        + [
+            sentence if len(missing) == len(runs) else f"{', '.join(run.name for run in missing)}: {sentence[0].lower()}{sentence[1:]}"
+            for sentence, applies in _ABSENCES
+            if (missing := [run for run in runs if applies(run)])
+        ]
+    )
 
 
 def _lacks(run: Run, prefix: str) -> bool:

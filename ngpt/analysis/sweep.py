@@ -58,7 +58,7 @@ def sweep_groups(folder: Path) -> tuple[str, list[Group], SettingTable]:
     logged = [member.name for member in sweep.members if _has_logged(folder, member)]
     runs = {name: replace(load_run(folder / name), name=name) for name in logged}
     if not runs:
-        raise ConfigError(str(folder), "no logged step", "a report needs at least one", f"Wait for the members; ngpt status {folder}")
+        raise ConfigError(str(folder), "no logged step", "A report needs at least one", f"Wait for the members; ngpt status {folder}")
     settings = by_seed(sweep.members)
     named = [(_name(sweep, members), tuple(runs[member.name] for member in members if member.name in runs)) for members in settings]
     groups = [Group(name, of_setting) for name, of_setting in named if of_setting]

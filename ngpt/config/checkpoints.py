@@ -43,7 +43,7 @@ def start_checkpoint(config: Config) -> Choice | None:
     if found is None:
         inside = Path(checkpoint.load) / "checkpoints"
         way_out = f"Set checkpoint.load={inside}" if has_checkpoint(inside) else "Name the checkpoints folder of a run that saved one"
-        raise ConfigError("checkpoint.load", checkpoint.load, f"it holds no finished checkpoint ({TRACKER_FILE} is missing)", way_out)
+        raise ConfigError("checkpoint.load", checkpoint.load, f"It holds no finished checkpoint ({TRACKER_FILE} is missing)", way_out)
     return found
 
 
@@ -77,15 +77,15 @@ def check_same_model(config: Config, choice: Choice) -> None:
     saved = load(source)
     changes = diff(model_defining(saved), model_defining(config))
     if own and changes:
-        got, way_out = f"{choice.folder} holds another model", "Restore the keys, or give the new run a name of its own, run.name=..."
-        raise ConfigError("checkpoint.dir", f"{got} ({listed(changes)})", "a run goes on with its own model", way_out)
+        got, way_out = f"{choice.folder} holds another model", "Restore the keys, or give the new run a name of its own, run.name=NAME"
+        raise ConfigError("checkpoint.dir", f"{got} ({listed(changes)})", "A run goes on with its own model", way_out)
     if config.checkpoint.load_optimizer:
         changes = {key: change for key, change in changes.items() if key.startswith("model.")}  # weights may learn another length
     else:
         changes = diff(function_defining(saved), function_defining(config))
     if changes:
         got, way_out = f"{folder} holds another model", f"Set the keys as in {source}, or load another checkpoint"
-        raise ConfigError("checkpoint.load", f"{got} ({listed(changes)})", "a run starts from weights of its own model", way_out)
+        raise ConfigError("checkpoint.load", f"{got} ({listed(changes)})", "A run starts from weights of its own model", way_out)
 
 
 def check_has_optimizer(choice: Choice) -> None:
@@ -114,7 +114,7 @@ def check_unmixed(config: Config) -> None:
     """
     if not config.checkpoint.resume and has_checkpoint(config.checkpoint.dir):
         rule = f"{config.checkpoint.dir} holds checkpoints, and what starts anew would mix with them"
-        raise ConfigError("checkpoint.resume", False, rule, "Set it to true to go on; or give the new run a name of its own, run.name=...")
+        raise ConfigError("checkpoint.resume", False, rule, "Set it to true to go on; or give the new run a name of its own, run.name=NAME")
 
 
 def is_own(config: Config, choice: Choice) -> bool:

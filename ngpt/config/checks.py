@@ -172,6 +172,9 @@ def check_optimizer(cfg: Config) -> Iterator[ConfigError]:
     parallel, optim = cfg.parallel, cfg.optim
     if optim.min_lr > optim.lr:
         yield ConfigError("optim.min_lr", optim.min_lr, f"Must not exceed optim.lr {optim.lr}", "Lower optim.min_lr or raise optim.lr")
+    if (taken := optim.lr * optim.weight_decay) >= 1:
+        rule = f"A step takes optim.lr * optim.weight_decay = {taken:.3g} of the weights, which leaves nothing of them"
+        yield ConfigError("optim.weight_decay", optim.weight_decay, rule, f"Set it below {1 / optim.lr:.3g}")
     if parallel.overlap_param_gather and not (parallel.distributed_optimizer and parallel.overlap_grad_reduce):
         rule = "Needs parallel.distributed_optimizer and parallel.overlap_grad_reduce"
         yield ConfigError("parallel.overlap_param_gather", True, rule, "Set all three to true, or this one to false")

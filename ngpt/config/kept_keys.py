@@ -33,7 +33,7 @@ def check_kept_keys(old: Config, new: Config, checkpoint: Path) -> None:
         raise ConfigError(
             source,
             f"{checkpoint} is a checkpoint of another optimizer ({listed(fixed)})",
-            "a checkpoint brings its own back with the optimizer's state, whatever the config says",
+            "A checkpoint brings its own back with the optimizer's state, whatever the config says",
             f"Restore the values; or {_weights_only(new)}",
         )
     scheduled = {key: change for key, change in changes.items() if key in _OF_SCHEDULE or _names_schedule(key)}
@@ -41,7 +41,7 @@ def check_kept_keys(old: Config, new: Config, checkpoint: Path) -> None:
         raise ConfigError(
             source,
             f"{checkpoint} is a checkpoint of another schedule ({listed(scheduled)})",
-            "with the optimizer's state come its schedule, weight decay and batch",
+            "With the optimizer's state come its schedule, weight decay and batch",
             f"Restore the values; or {_weights_only(new)}; or replace them at the checkpoint's step with megatron.{OVERRIDE}=true",
         )
 
@@ -53,4 +53,4 @@ def _names_schedule(key: str) -> bool:
 def _weights_only(new: Config) -> str:
     if new.checkpoint.load_optimizer:
         return "start from its weights alone, checkpoint.load_optimizer=false"
-    return "start a new run.name from its weights, checkpoint.load=..."
+    return f"start a new run.name from its weights, checkpoint.load={new.checkpoint.dir}"

@@ -12,6 +12,7 @@ from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.config.pattern import without_cuts
 from ngpt.config.schema import Config
+from ngpt.sweeps import way_to_a_run
 
 
 def run_config(run_dir: Path) -> Config:
@@ -22,7 +23,7 @@ def run_config(run_dir: Path) -> Config:
     """
     path = Path(run_dir) / CONFIG_FILE
     if not path.exists():
-        raise ConfigError(str(run_dir), f"no {CONFIG_FILE} there", "A run folder is needed", "Name one, for instance runs/quickstart")
+        raise ConfigError(str(run_dir), f"no {CONFIG_FILE} there", "A run folder is needed", way_to_a_run(Path(run_dir)))
     cfg = load(path)
     inside = os.path.relpath(cfg.checkpoint.dir, cfg.run.dir)
     if not inside.startswith(".."):

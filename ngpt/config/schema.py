@@ -218,12 +218,12 @@ class OptimConfig:
 
     name: str = MISSING  # of the file of conf/optim
     optimizer: str = choice("adam", {"adam": "AdamW: weight decay is decoupled"})  # rule of the update
-    lr: float = MISSING  # the highest learning rate
+    lr: float = MISSING  # the highest learning rate, up to 2^24
     min_lr: float = 0.0  # the learning rate that the schedule decays to
     beta1: float = 0.9  # decay of Adam's mean of gradients
     beta2: float = 0.95  # decay of Adam's mean of squared gradients
     eps: float = 1e-8  # what Adam adds to the root of that mean
-    weight_decay: float = 0.0  # decoupled; a step takes lr * weight_decay of the weights
+    weight_decay: float = 0.0  # decoupled; a step takes lr * weight_decay of the weights, less than 1
     clip_grad: float = 1.0  # largest norm of all gradients together; 0: they are not clipped
 
 

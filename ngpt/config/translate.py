@@ -79,6 +79,8 @@ def _unknown_key(cause: OmegaConfBaseException, override: str | None, source: Ca
     section = cause.object_type
     siblings = [entry.name for entry in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
     parent, _, name = key.rpartition(".")
+    if not parent:
+        siblings.append(EXPERIMENT)
     if override and not f"{override}.".startswith(f"{key}.") and not key.startswith(f"{override}."):
         # Inside an entry of a list, OmegaConf does not know the path to the entry.
         parent = override
@@ -148,7 +150,7 @@ def _override_key(error: Exception) -> str | None:
 
 
 def _source(error: Exception, config_dirs: Sequence[Path], key: str) -> str:
-    """ in FILE, where an error arose in one; in FILE:LINE where it is the user's."""
+    """in FILE, where an error arose in one; in FILE:LINE where it is the user's."""
     match = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
     if match is None:
         return ""

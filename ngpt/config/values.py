@@ -38,6 +38,13 @@ _FRACTIONS = {  # key: (does the range hold this value, the range in words)
     "train.eval_seed": (lambda value: 0 <= value < 2**31, "from 0 to 2147483647"),
     "cluster.rendezvous_port": (lambda value: value is None or 0 < value < 65536, "a port, 1 to 65535"),
 }
+_SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # numbers that float32 holds with all its digits
+_SPANS = {  # key: (least value, largest value, why)
+    "optim.lr": (_SMALLEST, 2.0**24, "Adam moves a weight by up to it in a step: beyond 2^24, float32 keeps nothing of a weight of 1"),
+    "model.init_std": (1e-4, 1e15, "Squares of such weights vanish beside the 1e-12 that normalisation adds, or overflow float32"),
+    "model.alpha_init": (1e-15, 1e15, "Squares of such steps leave the range of float32"),
+    "cluster.hang_timeout_s": (1e-3, 1e9, "Timers take a millisecond to 30 years"),
+}
 
 
 def _choices(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Mapping[Any, str]]]:
@@ -84,16 +91,17 @@ def check_ranges(cfg: Config) -> Iterator[ConfigError]:
     """Yields an error for each number outside its range."""
     for key in _POSITIVE:
         value = _get(cfg, key)
-        if value is not None and not (value > 0 and math.isfinite(value)):
+        if value is not None and not value > 0:
             yield ConfigError(key, value, "Must be positive", f"Set {key} {'to 1 or more' if isinstance(value, int) else 'above 0'}")
     for key in _NOT_NEGATIVE:
         value = _get(cfg, key)
-        if not (value >= 0 and math.isfinite(value)):
+        if not value >= 0:
             yield ConfigError(key, value, "Must not be negative", f"Set {key}=0 or more")
     for key, (holds, words) in _FRACTIONS.items():
         value = _get(cfg, key)
         if not holds(value):
             yield ConfigError(key, value, f"Must be {words}", f"Correct {key}")
+    yield from _check_magnitudes(cfg)
     if cfg.run.dir == "":
         yield ConfigError(
             "run.dir", "''", "Names the run folder", "Set run.dir=FOLDER, or leave it out: it follows from run.root and run.name"
@@ -106,6 +114,29 @@ def check_ranges(cfg: Config) -> Iterator[ConfigError]:
             if not (source.weight > 0 and math.isfinite(source.weight)):
                 key = f"data.{split}[{index}].weight"
                 yield ConfigError(key, source.weight, "Must be positive", "Set a weight above 0 or drop the source")
+
+
+def _check_magnitudes(cfg: Config) -> Iterator[ConfigError]:
+    """Numbers that computing in float32 would turn into 0 or infinity."""
+    for key, value in _floats(cfg):
+        if math.isinf(value):
+            yield ConfigError(key, value, "Must be finite", f"Set a smaller {key}")
+        elif key in _SPANS and value > 0:
+            least, most, why = _SPANS[key]
+            if not least <= value <= most:
+                yield ConfigError(key, value, why, f"Set {key} between {least:.3g} and {most:.3g}")
+        elif key.startswith(("model.", "optim.")) and (0 < abs(value) < _SMALLEST or abs(value) > _LARGEST):
+            rule = f"Is {'0' if abs(value) < 1 else 'infinite'} in float32"
+            yield ConfigError(key, value, rule, f"Set {key} between {_SMALLEST:.3g} and {_LARGEST:.3g}")
+
+
+def _floats(section: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    for entry in dataclasses.fields(section):
+        value, key = getattr(section, entry.name), prefix + entry.name
+        if dataclasses.is_dataclass(value):
+            yield from _floats(value, f"{key}.")
+        elif isinstance(value, float):
+            yield key, value
 
 
 def check_choices(cfg: Config) -> Iterator[ConfigError]:

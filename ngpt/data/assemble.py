@@ -132,4 +132,4 @@ def _refuse_empty(job: Job, sources: Sequence[SourceInfo], members: Sequence[np.
         if share and not any((member == number).any() for member in members):
             total = sum(source.documents for source in sources)
             rule = f"{name} gets no document of {total}: a document is never cut"
-            raise ConfigError("--split", split, rule, "Use 100,0,0, or more documents (for a .txt: --documents blank-line --overwrite)")
+            raise ConfigError("--split", split, rule, "Use 100,0,0, or more documents (for a .txt: --documents blank-line)")

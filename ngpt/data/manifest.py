@@ -155,7 +155,8 @@ def split_of(prefix: Path | str) -> tuple[Manifest, str]:
         raise ConfigError(str(prefix), "a folder of prepared data", "A source is one of its splits", f"Name one: {splits}")
     if not (prefix.parent / NAME).is_file():
         rule = f"There is no {prefix.parent / NAME}, which `ngpt data prepare` writes last"
-        raise ConfigError(str(prefix), "not prepared data", rule, "Prepare the data, or correct the path")
+        words = str(prefix) if prefix.exists() else f"INPUT --out {prefix.parent}"
+        raise ConfigError(str(prefix), "not prepared data", rule, f"Prepare it, ngpt data prepare {words}, or correct the path")
     manifest = Manifest.load(prefix.parent)
     if prefix.name not in manifest.splits:
         raise ConfigError(str(prefix), f"no split {prefix.name!r}", f"The folder holds {', '.join(manifest.splits)}", "Name one of these")

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -25,12 +25,13 @@ from ngpt.config.vocabularies import FILES
 from ngpt.data import encode
 from ngpt.data.assemble import assemble
 from ngpt.data.files import atomic_write, progress, sha256_of_stream
-from ngpt.data.manifest import Manifest, SourceInfo
+from ngpt.data.manifest import NAME, Manifest, SourceInfo
 from ngpt.data.plan import PLAN, TOKENIZER, WORK, Options, clear, find_finished, is_trained, locked, make_plan, open_shards
 from ngpt.data.readers import Record, read_records
 from ngpt.data.sources import AT_A_URL, Source, find_sources, shortened
 from ngpt.data.tokenizers import train_bpe
 from ngpt.data.vocabulary import located
+from ngpt.places import check_place
 
 CHUNK_BYTES = 4 << 20  # of text, in a chunk
 
@@ -59,10 +60,12 @@ def prepare(
         chunk_bytes: Granularity of parallel work and of resumption.
 
     Raises:
-        ConfigError: An unusable input, tokenizer or option; no documents, or none for a split; something else in `out`.
+        ConfigError: An unusable input, tokenizer or option; no documents, or none for a split; `out` holds something else or is no place.
     """
     out, options = Path(out), options or Options()
     options.check()
+    if overwrite or not os.path.isfile(out / NAME):  # what is prepared already may be on a disk that takes no files
+        check_place("--out", out)
     origin = None
     if tokenizer.path is not None and tokenizer.kind in FILES:
         path, origin = located(tokenizer)  # once: the workers read the file
@@ -70,8 +73,7 @@ def prepare(
     sources, left_out = find_sources(inputs)
     infos = _hash_sources(sources)
     plan = make_plan(infos, tokenizer, options, chunk_bytes)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
+    with _made(out), locked(out):
         if overwrite:
             clear(out, Path(tokenizer.path) if tokenizer.path is not None and tokenizer.kind in FILES else None)
         manifest = find_finished(out, plan)
@@ -91,9 +93,27 @@ def prepare(
                     shutil.rmtree(folder)
                 raise
             notes = [f"{len(left_out):,} left out of the sources: {shortened(left_out)}"] if left_out else []
-            manifest = assemble(out, job, infos, plan["result"]["options"], count, notes, origin)
+            try:
+                manifest = assemble(out, job, infos, plan["result"]["options"], count, notes, origin)
+            except ConfigError:  # too few documents: what makes more of them makes other shards
+                shutil.rmtree(folder)
+                raise
         shutil.rmtree(out / WORK, ignore_errors=True)
     return manifest
+
+
+@contextmanager
+def _made(out: Path) -> Iterator[None]:
+    """Makes a folder and those above it. A mistake leaves none of them empty."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except ConfigError:
+        with suppress(OSError):  # one that holds something stays
+            for folder in missing:
+                folder.rmdir()
+        raise
 
 
 def _hash_sources(sources: Sequence[Source]) -> list[SourceInfo]:

@@ -93,7 +93,7 @@ def prompt_ids(source: TextModel, prompt: str) -> list[int]:
         raise ConfigError("--prompt", f"{prompt!r} has no tokens", "There must be one to continue", "Give some text")
     vocabulary = source.model.config.vocab_size
     if max(ids) >= vocabulary:
-        got, rule = f"{prompt[:60]!r} has token {max(ids)}", f"the model's vocabulary has {vocabulary}"
+        got, rule = f"{prompt[:60]!r} has token {max(ids)}", f"The model's vocabulary has {vocabulary}"
         raise ConfigError("--prompt", got, rule, "Give the model the tokenizer that it was trained with")
     return ids
 

@@ -104,7 +104,7 @@ def _assign(model: nn.Module, name: str, tensor: Tensor, folder: Path, keeps_typ
     place = getattr(module, leaf)
     if place.shape != tensor.shape:
         got = f"{name} has shape {tuple(tensor.shape)}"
-        rule = f"the model of the run's config has {tuple(place.shape)} there"
+        rule = f"The model of the run's config has {tuple(place.shape)} there"
         raise ConfigError(str(folder), got, rule, "Restore config.yaml or the checkpoint from a copy")
     tensor = tensor.to(place.dtype) if keeps_type else tensor
     setattr(module, leaf, nn.Parameter(tensor) if isinstance(place, nn.Parameter) else tensor)
@@ -133,7 +133,7 @@ def open_folder(folder: Path, dtype: str | None = None, device: str = "cpu") -> 
     other = "Name an export of ngpt, or a folder of a class that transformers ships"
     model, told = _opened(folder, "model", other, lambda: opener.from_pretrained(str(folder), output_loading_info=True, **options))
     if told["missing_keys"]:
-        rule = "every tensor of the model must be in the folder"
+        rule = "Every tensor of the model must be in the folder"
         raise ConfigError(str(folder), f"no {min(told['missing_keys'])}", rule, "Restore the folder from a copy, or export it again")
     safely = dict(local_files_only=True, trust_remote_code=False)
     way_out = "Copy a tokenizer's files there, or export with one"

@@ -68,7 +68,7 @@ def read_link(link: Link, source: CheckpointTensors, dtype: torch.dtype) -> dict
             continue
         name = source.master(key) if dtype is torch.float32 else key
         if dtype is torch.float32 and name in source.sizes and source.dtype(name) != torch.float32:
-            got, rule = f"no fp32 master of {key}", "weights are those of the masters by default, and this checkpoint has none"
+            got, rule = f"no fp32 master of {key}", "Weights are those of the masters by default, and this checkpoint has none"
             raise ConfigError(str(source.folder), got, rule, "Set --dtype bfloat16 for the weights as they were trained with")
         tensors.append(source.read(name))
     made = dict(zip(link.names, link.to_model(tensors), strict=True))

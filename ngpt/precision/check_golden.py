@@ -236,7 +236,7 @@ def check_file(path: Path, device: str = "cpu", quantizer: Quantizer = quantize_
             arrays = {name: file[name] for name in file.files}
         metas = json.loads(arrays.pop("__meta__").tobytes()) if "__meta__" in arrays else None
     except (OSError, ValueError, EOFError, TypeError, BadZipFile) as error:
-        raise ConfigError(str(path), error, "a golden file is an .npz archive", "Name a file of the golden format") from error
+        raise ConfigError(str(path), error, "A golden file is an .npz archive", "Name a file of the golden format") from error
     if metas is not None:
         outcome = check_cases(arrays, metas, device, quantizer)
         rht = f"{outcome.count('rht')} RHT inputs within bound\n{_accepted_line(outcome.accepted)}"
@@ -247,7 +247,7 @@ def check_file(path: Path, device: str = "cpu", quantizer: Quantizer = quantize_
     raise ConfigError(
         str(path),
         f"arrays {', '.join(sorted(arrays)[:5])}",
-        "a golden file has `__meta__` with cases, or exactly x, rbits8, q and code",
+        "A golden file has `__meta__` with cases, or exactly x, rbits8, q and code",
         "Name a file of the golden format",
     )
 

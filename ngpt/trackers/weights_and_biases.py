@@ -136,7 +136,7 @@ def own_run_id(folder: Path) -> str:
         run_id = json.loads(path.read_bytes())["id"]
         assert isinstance(run_id, str)
     except (ValueError, KeyError, TypeError, AssertionError):
-        rule = "it keeps the id of the W&B run that this run goes on with"
+        rule = "It keeps the id of the W&B run that this run goes on with"
         raise ConfigError(str(path), "unreadable", rule, "Restore it; or remove it, and the next launch begins a new one") from None
     return run_id
 

@@ -76,10 +76,10 @@ def test_a_folder_that_is_no_run_is_refused_with_a_way_out(tmp_path):
     [
         ("metrics.jsonl", "", "no logged step"),
         ("metrics.jsonl", None, "no such file"),
-        ("config.yaml", "a: [", "must be the YAML"),
-        ("config.yaml", "- 1", "must be a mapping"),
-        ("summary.json", "{", "must be the JSON"),
-        ("environment.json", "[]", "must be a JSON object"),
+        ("config.yaml", "a: [", "Must be the YAML"),
+        ("config.yaml", "- 1", "Must be a mapping"),
+        ("summary.json", "{", "Must be the JSON"),
+        ("environment.json", "[]", "Must be a JSON object"),
     ],
 )
 def test_a_damaged_run_names_the_file(tmp_path, file, content, message):

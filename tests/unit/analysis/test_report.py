@@ -166,7 +166,10 @@ def test_a_second_report_replaces_the_first(tmp_path, without_plots):
 
 
 def test_names_too_long_for_a_folder_are_cut(tmp_path, without_plots):
-    assert write_report([write_run(tmp_path / (letter * 150)) for letter in "ab"]).is_file()
+    folders = [write_run(tmp_path / (letter * 200)) for letter in "abc"]
+    pages = [write_report(folders), write_report(folders[:2]), write_report([folders[0], folders[2]])]
+    assert len(set(pages)) == 3  # sets of runs do not replace each other's
+    assert re.fullmatch(r"report_a{50}_and_2_more_[0-9a-f]{6}", pages[0].parent.name)
 
 
 def test_an_unusable_folder_is_refused(tmp_path, without_plots):

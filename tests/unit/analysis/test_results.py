@@ -1,4 +1,7 @@
+import json
 import math
+
+import pytest
 
 from ngpt.analysis import compare, formats, results
 from ngpt.analysis.groups import group_runs
@@ -71,6 +74,28 @@ def test_a_figure_that_a_seed_lacks_has_no_mean(tmp_path):
     first, second = (write_run(tmp_path / f"a{seed}", config={"train": {"seed": seed}}) for seed in (0, 1))
     (first / "summary.json").write_text('{"steps": 100, "status": "finished", "wall_time_s": 5.0}')
     assert cells(results.final_rows(groups_of(first, second)))["Wall time"] == ["5.0 s; –"]
+
+
+def timed(folder, started, finished_at, gpus, rate):
+    environment = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps(environment | {"started": started, "gpus": gpus}))
+    (folder / "summary.json").write_text(json.dumps(summary(finished_at=finished_at, tokens_per_second=rate)))
+
+
+@pytest.mark.parametrize(
+    ("second_starts", "gpus", "comparable"),
+    [("10:30:00", [], False), ("11:00:01", [], True), ("10:30:00", ["H100"], True)],
+)
+def test_no_speed_is_best_where_runs_shared_the_cores_of_a_cpu(second_starts, gpus, comparable, tmp_path):
+    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b", config={"optim": {"lr": 0.5}})
+    timed(first, "2026-11-30T10:00:00+00:00", "2026-11-30T11:00:00Z", gpus, 100.0)
+    timed(second, f"2026-11-30T{second_starts}+00:00", "2026-11-30T12:00:00Z", gpus, 200.0)
+    groups = groups_of(first, second)
+    (rate,) = (row for row in results.final_rows(groups) if row.label == "Tokens per second")
+    lead = results.leads(groups)[2]
+    assert [cell.best for cell in rate.cells] == [False, comparable]
+    assert (lead.label, lead.text) == (("Most tokens per second", "200") if comparable else ("Tokens per second", "100 to 200"))
+    assert any("side by side" in sentence for sentence in results.not_measured(groups)) != comparable
 
 
 def test_the_best_of_a_row_is_marked_where_groups_differ_in_what_can_be_better(tmp_path):

@@ -235,6 +235,10 @@ def test_commands_end_to_end(tmp_path, monkeypatch, capsys):
     (tmp_path / "x.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(40)) + "broken\n")
     assert cli.main(["data", "prepare", "x.jsonl", "--workers", "1"]) == 0
     assert "skipped: 1 malformed JSON" in capsys.readouterr().out
+    bpe = ["--tokenizer", "bpe", "--vocab-size", "260", "--split", "1,0,0", "--out", "1"]
+    assert cli.main(["data", "prepare", "x.jsonl", "--workers", "1", *bpe]) == 0
+    config = compose(shlex.split(capsys.readouterr().out.splitlines()[-1])[2:])  # of a split without text to validate on
+    assert (config.model.vocab_size, config.data.valid, config.run.name) == (260, [], "1")
     assert cli.main(["data", "inspect", "data/x_bytes"]) == 0
     assert "line 0" in capsys.readouterr().out
     overrides = [
@@ -265,8 +269,8 @@ def test_any_name_of_files_and_folders_works(name, tmp_path, monkeypatch, capsys
     prepared = f"data/{name}_huggingface"
     if shown == name:  # the printed command can be pasted
         words = shlex.split(capsys.readouterr().out.splitlines()[-1])
-        assert words[:3] == ["ngpt", "train", "..."]
-        config = compose(["experiment=ngpt_tiny", "model.vocab_size=512", *words[3:]])
+        assert words[:2] == ["ngpt", "train"]
+        config = compose(words[2:])
         assert [source.path for source in (*config.data.train, *config.data.valid)] == [f"{prepared}/train", f"{prepared}/valid"]
         assert config.tokenizer.path == f"{prepared}/tokenizer.json" and Path(config.tokenizer.path).exists()
     for what in ([prepared], [f"{prepared}/train", str(tmp_path / prepared)]):
@@ -288,7 +292,7 @@ def test_an_output_folder_that_the_system_refuses_is_named(out, tmp_path, monkey
     (tmp_path / "file").write_text("a text")
     (tmp_path / "x.txt").write_text("a text")
     assert cli.main(["data", "prepare", "x.txt", "--out", out, "--split", "1,0,0"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"{out}: ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"--out: {out}. ")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +306,9 @@ def test_an_output_folder_that_the_system_refuses_is_named(out, tmp_path, monkey
         (["prepare", "x.txt", "--tokenizer", "bpe", "--vocab-size", "0"], "tokenizer.vocab_size: 0"),
         (["prepare", "x.txt", "y.txt"], "--out: not given"),
         (["prepare", "nowhere.txt"], "no such file or folder"),
+        (["inspect", "nowhere/train"], "Prepare it, ngpt data prepare INPUT --out nowhere, or correct the path"),
         (["inspect", "nowhere"], "nowhere: not prepared data"),
+        (["inspect", "x.txt"], "Prepare it, ngpt data prepare x.txt, or correct the path"),
         (["inspect", "nowhere", "a=b"], "Either paths or overrides"),
         (["inspect", "experiment=nothing"], "nothing"),
     ],

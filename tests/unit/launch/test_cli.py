@@ -107,7 +107,7 @@ def test_more_processes_than_gpus_are_refused(no_workers, tmp_path, monkeypatch,
     """Without a GPU, processes share the CPU: tests/integration."""
     monkeypatch.setattr(train, "gpu_names", lambda: ("a GPU",))
     assert cli.main(TWO_RANKS) == 2
-    assert "this machine has 1 visible GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "This machine has 1 visible GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 @pytest.fixture
