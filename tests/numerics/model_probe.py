@@ -22,7 +22,7 @@ HYBRID = [
 ]  # fmt: skip
 SPECS = {
     "plain": ["model.num_query_groups=2", "model.ffn_hidden_size=96"],
-    "gated_tied": ["model.activation=swiglu", "model.tied_embeddings=true", "model.num_query_groups=3"],
+    "gated_tied": ["model.activation=swiglu", "model.tied_embeddings=true", "model.num_query_groups=3", "model.sz_init=10"],
     "not_fine_grained": ["model.fine_grained=false"],
     "no_positions": ["model.position_embedding=none", "model.rope_base=500000"],
     "control": ["model.architecture=gpt", "model.num_query_groups=2"],
@@ -223,7 +223,7 @@ def spec_of(m):
         MoeSpec(m.num_experts, m.moe_top_k, m.moe_ffn_hidden_size, m.moe_shared_ffn_hidden_size, m.moe_score, m.moe_scaling,
                 m.moe_router_input == "scaled", m.moe_suv == "shared", m.moe_aux_loss, m.moe_aux_loss_coeff),
         MambaSpec(m.mamba_num_heads, m.mamba_head_dim, m.mamba_num_groups, m.mamba_state_dim),
-        m.mamba_conv_kernel, m.mamba_gated_norm, len(depths), "".join(depths[:1]), m.mtp_loss_coeff,
+        m.mamba_conv_kernel, m.mamba_gated_norm, len(depths), "".join(depths[:1]), m.mtp_loss_coeff, m.sz_init,
     )  # fmt: skip
 
 
