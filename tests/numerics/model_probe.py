@@ -301,21 +301,27 @@ def compare(model, cfg) -> dict:
     return result
 
 
-def compare_panel(model, spec, norms: list, record: dict) -> dict:
+def compare_panel(model, spec, norms: dict, record: dict) -> dict:
     """What the health panel has seen of one forward pass: each layer's hidden norms, and the tokens that each expert got."""
     import torch
 
     from megatron_ext.training.health import expert_loads
 
-    prefixes = [prefix for prefix, _ in blocks_by_layer(spec).values()]
-    wanted = [record[f"{prefix}.hidden"].norm(dim=-1).t().flatten() for prefix in prefixes]  # in the order of tokens [S, B]
-    found = {"hidden_norms": max(deviation(*pair) for pair in zip(norms, wanted, strict=True))}
+    prefixes = {panel_name(layer): prefix for layer, (prefix, _) in blocks_by_layer(spec).items()}
+    # Norms of tokens in the order [S, B].
+    wanted = {name: record[f"{prefix}.hidden"].norm(dim=-1).t().flatten() for name, prefix in prefixes.items()}
+    found = {"hidden_norms": max(deviation(norms[layer], wanted[layer]) for layer in norms.keys() | wanted.keys())}
     loads = expert_loads([model])
     if loads is not None:
         none = torch.zeros(loads.size(1))
-        routed = torch.stack([record.get(f"{prefix}.loads", none).reshape(-1, loads.size(1)).sum(0).double() for prefix in prefixes])
+        routed = torch.stack([record.get(f"{at}.loads", none).reshape(-1, loads.size(1)).sum(0).double() for at in prefixes.values()])
         found["expert_loads"] = [loads.tolist(), routed.tolist()]
     return found
+
+
+def panel_name(layer: str) -> str:
+    """layers.0 or mtp.0.layers.0, for the prefix of a layer in Megatron."""
+    return layer.strip(".").removeprefix("decoder.").replace("mtp.layers.", "mtp.").replace(".mtp_model_layer", "")
 
 
 def watch_head(model) -> list:
