@@ -5,17 +5,18 @@ from megatron.core.tensor_parallel.utils import VocabUtility
 from torch import Tensor, nn
 
 from megatron_ext.layers.scale import ParallelScale
+from ngpt.config.schema import ModelConfig
 from ngpt.functional import scale_features, scaled_cross_entropy
 
 _LABELS = 4  # position of the labels among the arguments of Megatron's models
 
 
-def logit_scale(hidden_size: int, output_layer: nn.Module) -> ParallelScale:
+def logit_scale(model: ModelConfig, output_layer: nn.Module) -> ParallelScale:
     """sz: one entry per vocabulary row of this rank. Source: MODEL.md "Logits"."""
     return ParallelScale(
         output_layer.output_size_per_partition,
-        init=1.0,
-        scale=hidden_size**-0.5,
+        init=model.sz_init,
+        scale=model.hidden_size**-0.5,
         tp_group=output_layer.tp_group,
         sharded=True,
         allow_shape_mismatch=True,

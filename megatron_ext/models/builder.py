@@ -53,7 +53,7 @@ class PluginModelBuilder(HybridModelBuilder):
             # Upstream only sets this where the pipeline has one stage.
             model.shared_embedding_or_output_weight().zero_out_wgrad = True
         if model.post_process:
-            model.sz = logit_scale(config.transformer.hidden_size, model.output_layer) if options.architecture == "ngpt" else None
+            model.sz = logit_scale(options, model.output_layer) if options.architecture == "ngpt" else None
             LogitHead(model, model.sz, options.vocab_size)
         if options.architecture == "ngpt":
             if model.pre_process or model.mtp_process:  # prediction depths have a copy of the embedding on the last stage

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
-from megatron_ext.precision.linear import LinearCall, added_in_place, adds_in_place, operand_dtype
+from megatron_ext.precision.linear import LinearCall, added_in_place, adds_in_place, operand_dtype, weight_gradient_alone
 from ngpt.kernels.grouped_gradient import add_gradients
 from ngpt.kernels.nvfp4_quantize import emulate
 from ngpt.precision.quantize import rounded_amax
@@ -163,7 +163,7 @@ class _EmulatedGroupedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(dy_col, x_col, tokens.filled, weight, ctx.main_grad)
             if call.watch:
-                _watch_backward(call, tokens, dy_TN, weight, x_col, seed)
+                _watch_backward(call, tokens, dy_TN, weight, x_col, seed, ctx.main_grad)
         return tokens.take(dx_TK), grad_weight, None, None
 
 
@@ -244,13 +244,16 @@ def _watch_forward(call: LinearCall, tokens: ExpertTokens, x_TK: Tensor, weight:
     call.watch.forward(x, weight, x_row, w_row)
 
 
-def _watch_backward(call: LinearCall, tokens: ExpertTokens, dy_TN: Tensor, weight: Tensor, x_col_TK: Tensor, seed: int) -> None:
+def _watch_backward(
+    call: LinearCall, tokens: ExpertTokens, dy_TN: Tensor, stacked: Tensor, x_col_TK: Tensor, seed: int, main_grad: Tensor | None
+) -> None:
     rows, expert = _watched(tokens)
-    dy, weight, dtype = dy_TN[rows], _matrices(weight, tokens)[expert], operand_dtype(dy_TN)
+    dy, weight, dtype = dy_TN[rows], _matrices(stacked, tokens)[expert], operand_dtype(dy_TN)
     dy_row, dy_col = emulate(dy, call.recipe.grad_output, seed=seed, dtype=dtype, counters=call.counters("grad_output", dy))
     _, w_col = emulate(weight, call.recipe.weight, rowwise=False, dtype=dtype, counters=call.counters("weight", dy))
     x_col = Operand(x_col_TK[rows], None, call.recipe.input.columnwise.e4m3_bound)
     call.watch.backward(dy, weight, dy_row, w_col, dy_col, x_col)
+    call.watch.weight_gradient(weight_gradient_alone(dy_col, x_col, stacked, main_grad))
 
 
 def _watched(tokens: ExpertTokens) -> tuple[slice, int]:

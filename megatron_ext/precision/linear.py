@@ -110,6 +110,7 @@ class _EmulatedLinear(torch.autograd.Function):
             grad_weight = _weight_gradient(dy_col, x_col, weight, ctx.main_grad)
             if call.watch:
                 call.watch.backward(dy_MN, weight, dy_row, w_col, dy_col, x_col)
+                call.watch.weight_gradient(weight_gradient_alone(dy_col, x_col, weight, ctx.main_grad))
         if reducing is not None:
             reducing.wait()
         return dx_MK.view(ctx.shape), grad_weight, None
@@ -167,6 +168,12 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total.addmm_(a.to(total.dtype), b.to(total.dtype))
+
+
+def weight_gradient_alone(dy: Operand, x: Operand, weight: Tensor, main_grad: Tensor | None) -> Tensor:
+    """dw [N, K] of this micro-batch, in the dtype that it is accumulated in; nothing is added. For the diagnostics, since it multiplies."""
+    dtype = torch.float32 if adds_in_place(weight, main_grad) else weight.dtype
+    return multiply(dy.values.t(), x.values, factor_of_operands(dy, x), dtype)
 
 
 def _weight_gradient(dy: Operand, x: Operand, weight: Tensor, main_grad: Tensor | None) -> Tensor:

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable, Iterator
 
 import torch
-from megatron.core.models.hybrid.hybrid_block import HybridStack
 from torch import nn
 
 from megatron_ext.device import on_gpu
+from megatron_ext.models.names import layers_of
 from megatron_ext.precision import te_recipes
 from megatron_ext.precision.executors import (
     EmulatedExecutor,
@@ -27,7 +27,6 @@ from ngpt.recipes import Recipe
 
 EMULATION_CAPABILITY = (9, 0)
 _EXPERT = re.compile(r"local_experts\.\d+\.")
-_DEPTH = re.compile(r"\bmtp\.layers\.(\d+)\.")
 
 
 def choose_executors(cfg: Config, backend: str) -> dict[Recipe, str]:
@@ -72,20 +71,10 @@ def _native_unavailable(cfg: Config, recipe: Recipe, backend: str) -> str | None
 
 def linears_of(chunks: Iterable[nn.Module]) -> Iterator[tuple[str, Quantizable]]:
     """(name, linear) of each linear of the blocks on this rank, named as in `ngpt.config.linears`: the experts of a layer share a name."""
-    for name, layer in _layers_of(chunks):
+    for name, layer in layers_of(chunks):
         for path, module in layer.named_modules():
             if isinstance(module, Quantizable):
                 yield f"{name}.{_EXPERT.sub('', path)}", module
-
-
-def _layers_of(chunks: Iterable[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """(name, layer): layers.<i>, and mtp.<depth>.layers.<i> in a prediction depth, whose layers Megatron numbers from 1 again."""
-    for chunk in chunks:
-        for path, stack in chunk.named_modules():
-            if isinstance(stack, HybridStack):
-                depth = _DEPTH.search(path)
-                prefix = f"mtp.{depth[1]}." if depth else ""
-                yield from ((f"{prefix}layers.{layer.layer_number - 1}", layer) for layer in stack.layers)
 
 
 def apply_recipes(chunks: Iterable[nn.Module], cfg: Config, executors: dict[Recipe, str], state: PrecisionState) -> int:
@@ -126,7 +115,7 @@ def apply_recipes(chunks: Iterable[nn.Module], cfg: Config, executors: dict[Reci
         else:
             linear.executor = EmulatedExecutor(state, recipe, name, indices[name])
         applied.add(name)
-    layers = tuple(f"{name}." for name, _ in _layers_of(chunks))
+    layers = tuple(f"{name}." for name, _ in layers_of(chunks))
     missing = sorted(name for name in wanted if name.startswith(layers) and name not in applied)
     # Otherwise they would train in high precision under a header that says something else.
     assert not missing, f"linears that the recipe quantises and no Quantizable module implements: {missing}"

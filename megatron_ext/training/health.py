@@ -3,20 +3,19 @@
 Figures are taken right after an optimizer step, when every rank is at the same point and may communicate.
 """
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
-from megatron.core.models.hybrid.hybrid_block import HybridStack
 from megatron.core.transformer.moe.router import TopKRouter
-from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor, nn
 
+from megatron_ext.models.names import layer_names, layers_of
 from megatron_ext.optim.retraction import master_shard
 from ngpt.functional import ScaledParameter
 
-HIDDEN = "hidden_norm"
+HIDDEN = "hidden_norm"  # over all layers; that of one is hidden_norm/<its name>
 LOAD = "expert_load"  # of each expert layer: tokens of its busiest expert over those of its average one
 # The end of a scale's module name -> its kind. Attention, MLP and later layer types own different `*_bda` slots.
 _KINDS = {
@@ -51,18 +50,22 @@ def check_scale_names(chunks: Iterable[nn.Module]) -> None:
 class Statistics:
     """Sum, count, minimum and maximum for each kind, on this rank, then over all ranks.
 
+    Args:
+        layers: names of all layers of the model, the same on every rank.
+
     Parallelism: `reduce` does two world all-reduces of a few fp64 numbers. A value that several ranks hold counts once for each. This
         changes neither mean, minimum nor maximum, since every kind is replicated evenly.
     """
 
-    def __init__(self, device: torch.device | int):
-        self.sums = torch.zeros(2, len(KINDS), dtype=torch.float64, device=device)  # sum, count
-        self.extremes = torch.full((2, len(KINDS)), -torch.inf, dtype=torch.float64, device=device)  # max, -min
+    def __init__(self, device: torch.device | int, layers: Sequence[str] = ()):
+        self.kinds = (*KINDS, *(f"{HIDDEN}/{layer}" for layer in layers))
+        self.sums = torch.zeros(2, len(self.kinds), dtype=torch.float64, device=device)  # sum, count
+        self.extremes = torch.full((2, len(self.kinds)), -torch.inf, dtype=torch.float64, device=device)  # max, -min
 
     def add(self, kind: str, values: Tensor) -> None:
         if not values.numel():
             return
-        column, values = KINDS.index(kind), values.detach().double()
+        column, values = self.kinds.index(kind), values.detach().double()
         self.sums[0, column] += values.sum()
         self.sums[1, column] += values.numel()
         pair = torch.stack([values.max(), -values.min()])
@@ -73,7 +76,7 @@ class Statistics:
         dist.all_reduce(self.sums)
         dist.all_reduce(self.extremes, op=dist.ReduceOp.MAX)
         figures = {}
-        for kind, total, count, high, low in zip(KINDS, *self.sums.tolist(), *self.extremes.tolist(), strict=True):
+        for kind, total, count, high, low in zip(self.kinds, *self.sums.tolist(), *self.extremes.tolist(), strict=True):
             if count:
                 figures |= {f"health/{kind}/mean": total / count, f"health/{kind}/min": -low, f"health/{kind}/max": high}
         return figures
@@ -82,35 +85,33 @@ class Statistics:
 class HiddenNormProbe:
     """Norms of every layer's output and the load of every router, taken by forward hooks while `active`. Otherwise it costs nothing.
 
-    One fp32 norm a token, layer and forward pass stays on the device until it is drained, and each router keeps as `load` how many tokens
-    it has sent to each expert.
+    A layer's output is the residual stream behind its step. One fp32 norm a token, layer and forward pass stays on the device until it is
+    drained, and each router keeps as `load` how many tokens it has sent to each expert.
     """
 
     def __init__(self, chunks: Iterable[nn.Module]):
         self.active = False
-        self.norms: list[Tensor] = []
-        for chunk in chunks:
-            for module in chunk.modules():
-                if isinstance(module, HybridStack):
-                    for layer in module.layers:
-                        layer.register_forward_hook(self._record)
-                elif isinstance(module, TopKRouter):
-                    module.register_forward_hook(self._record_load)
+        self.norms: dict[str, list[Tensor]] = {}
+        chunks = list(chunks)
+        for name, layer in layers_of(chunks):
+            layer.register_forward_hook(partial(self._record, name))
+        for router in (module for chunk in chunks for module in chunk.modules() if isinstance(module, TopKRouter)):
+            router.register_forward_hook(self._record_load)
 
-    def _record(self, layer: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+    def _record(self, name: str, layer: nn.Module, args: tuple, output: Tensor | tuple) -> None:
         if self.active and layer.training:
             hidden_SBD = output[0] if isinstance(output, tuple) else output
-            self.norms.append(torch.linalg.vector_norm(hidden_SBD.detach().float(), dim=-1).flatten())
+            self.norms.setdefault(name, []).append(torch.linalg.vector_norm(hidden_SBD.detach().float(), dim=-1).flatten())
 
     def _record_load(self, router: TopKRouter, args: tuple, output: tuple[Tensor, Tensor]) -> None:
         if self.active and router.training:
             _, routing_map_TE = output
             router.load = getattr(router, "load", 0) + routing_map_TE.sum(0)
 
-    def drain(self) -> list[Tensor]:
-        """The norms recorded since the last call."""
-        norms, self.norms = self.norms, []
-        return norms
+    def drain(self) -> dict[str, Tensor]:
+        """The norms recorded since the last call, [tokens] fp32 by the name of the layer, for the layers of this rank."""
+        norms, self.norms = self.norms, {}
+        return {name: torch.cat(parts) for name, parts in norms.items()}
 
 
 def expert_loads(chunks: Iterable[nn.Module]) -> Tensor | None:
@@ -121,31 +122,29 @@ def expert_loads(chunks: Iterable[nn.Module]) -> Tensor | None:
     Recomputed layers count twice. Parallelism: one world all-reduce.
     """
     chunks = list(chunks)
-    config = chunks[0].config
+    config, names = chunks[0].config, layer_names(chunks[0])
     if config.num_moe_experts is None:
         return None
-    layers_in_depth = len(get_attr_wrapped_model(chunks[0], "mtp_pattern") or "")
-    rows = config.num_layers + (config.mtp_num_layers or 0) * layers_in_depth
-    loads = torch.zeros(rows, config.num_moe_experts, dtype=torch.float64, device=torch.cuda.current_device())
-    for chunk in chunks:
-        for name, router in chunk.named_modules():
+    loads = torch.zeros(len(names), config.num_moe_experts, dtype=torch.float64, device=torch.cuda.current_device())
+    for name, layer in layers_of(chunks):
+        for router in layer.modules():
             if isinstance(router, TopKRouter):
-                depth = re.search(r"\bmtp\.layers\.(\d+)\.", name)
-                first = config.num_layers + int(depth[1]) * layers_in_depth if depth else 0
-                loads[first + router.layer_number - 1] += router.__dict__.pop("load", 0)
+                loads[names.index(name)] += router.__dict__.pop("load", 0)
     dist.all_reduce(loads)
     return loads
 
 
 @torch.no_grad()
-def health_figures(chunks: Iterable[nn.Module], parameters: list, hidden_norms: list[Tensor]) -> dict[str, float]:
+def health_figures(chunks: Iterable[nn.Module], parameters: list, hidden_norms: Mapping[str, Tensor]) -> dict[str, float]:
     """The panel's figures, equal on every rank. They are effective values; alphas are absolute, as they are used.
 
     Args:
+        hidden_norms: what `HiddenNormProbe.drain` gives.
         parameters: see `megatron_ext.optim.retraction.trained_parameters`. Only the entries whose masters this rank owns are counted:
             the others are a step old until a sharded optimizer gathers them.
     """
-    statistics = Statistics(torch.cuda.current_device())
+    chunks = list(chunks)
+    statistics = Statistics(torch.cuda.current_device(), layer_names(chunks[0]))
     scales = {
         module.stored: (scale_kind(name), module.init / module.scale)
         for chunk in chunks
@@ -157,8 +156,9 @@ def health_figures(chunks: Iterable[nn.Module], parameters: list, hidden_norms: 
             kind, factor = scales[param]
             values = master_shard(param, buffer)[0] * factor
             statistics.add(kind, values.abs() if kind.endswith("alpha") else values)
-    for norms in hidden_norms:
+    for layer, norms in hidden_norms.items():
         statistics.add(HIDDEN, norms)
+        statistics.add(f"{HIDDEN}/{layer}", norms)
     loads = expert_loads(chunks)
     if loads is not None:
         used = loads[loads.sum(-1) > 0]

@@ -241,11 +241,13 @@ def _load_step(weights: Weights, trainer: nn.Module, place: int, number: int, co
 
 def _compare_heads(cfg: Config, weights: Weights, export: "_Export", head: "_HeadComparison", h_BSD: Tensor, h_too: Tensor) -> None:
     """Logits of both, some rows of the output matrices at a time."""
-    model, factor = cfg.model, math.sqrt(cfg.model.hidden_size)
+    model, width = cfg.model, math.sqrt(cfg.model.hidden_size)
     key = "embedding.word_embeddings.weight" if model.tied_embeddings else "output_layer.weight"
     weight = weights.read(key)[: model.vocab_size]
-    scale = weights.read("sz.stored") * factor if model.architecture == "ngpt" else torch.ones(model.vocab_size)
-    scale_too = export.tensor("logit_scale") * factor if export.config.get("logit_scale") else torch.ones(model.vocab_size)
+    scale = weights.read("sz.stored") * (model.sz_init * width) if model.architecture == "ngpt" else torch.ones(model.vocab_size)
+    scale_too = torch.ones(model.vocab_size)
+    if export.config.get("logit_scale"):
+        scale_too = export.tensor("logit_scale") * (export.config["sz_init"] * width)
     for start in range(0, model.vocab_size, ROWS):
         rows = slice(start, min(start + ROWS, model.vocab_size))
         logits = scale[rows] * (h_BSD @ weight[rows].T)

@@ -12,8 +12,9 @@ import torch
 
 from megatron_ext.device import on_gpu
 from megatron_ext.training.bridge import executor_of_experts, has_grouped_experts
+from ngpt.analysis import metrics
 from ngpt.checkpoints.choice import Choice
-from ngpt.config import Config
+from ngpt.config import Config, ConfigError
 from ngpt.config.checkpoints import start_checkpoint
 from ngpt.config.experts import obstacles
 from ngpt.config.linears import block_linears, describe_precision
@@ -27,6 +28,7 @@ from ngpt.estimate.counts import count_parameters, training_flops_per_token
 from ngpt.kernels.rows import MAX_WIDTH
 from ngpt.progress import write_json
 from ngpt.recipes import Recipe, joined_names
+from ngpt.spikes import loss_spikes
 
 MAX_COUNTED_TOKENS = 1 << 28  # of a validation split, for its entropies
 
@@ -159,6 +161,15 @@ def _earlier(path: Path) -> dict[str, Any]:
     return earlier if usable else {}
 
 
+def _loss_spikes(path: Path) -> int | None:
+    """How many spikes the training loss of the whole run has; None where its metrics cannot be read. A finished run must not fail."""
+    try:
+        records = metrics.read(path)
+    except (ConfigError, OSError):
+        return None
+    return len(loss_spikes([metrics.number(record, "train_loss") for record in records if metrics.measured(record, "train_loss")]))
+
+
 def write_summary(
     cfg: Config,
     backend: str,
@@ -196,6 +207,7 @@ def write_summary(
         "tokens": tokens,
         "train_loss": last.get("train_loss"),
         "val_loss": last.get("val_loss"),
+        "loss_spikes": _loss_spikes(Path(cfg.run.dir) / "metrics.jsonl"),
         "tokens_per_second": last.get("tokens_per_second"),
         "start_norm_deviation": last.get("start_norm_deviation"),
         "worst_norm_deviation": last.get("worst_norm_deviation"),

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ngpt.analysis import formats, metrics
+from ngpt.analysis.metrics import measured, number
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import flatten
 from ngpt.config.yaml_limits import check_yaml
@@ -62,14 +63,14 @@ class Run:
     @cached_property
     def tokens(self) -> list[float]:
         """Tokens trained on up to each record."""
-        return [_number(record, "tokens") for record in self.metrics]
+        return [number(record, "tokens") for record in self.metrics]
 
     @cached_property
     def training_seconds(self) -> list[float]:
         """Seconds spent in training steps up to each record, without start-up, validation, saving and interruptions."""
         seconds, timed_step, times = 0.0, 0, []
         for record in self.metrics:
-            step_time = _number(record, "step_time_s")
+            step_time = number(record, "step_time_s")
             if math.isfinite(step_time):
                 seconds += (record["step"] - timed_step) * step_time
                 timed_step = record["step"]
@@ -86,12 +87,12 @@ class Run:
         Returns:
             Two lists of equal length; y is NaN if the run logged a non-finite value.
         """
-        points = [(position, _number(record, key)) for position, record in zip(x, self.metrics, strict=True) if measured(record, key)]
+        points = [(position, number(record, key)) for position, record in zip(x, self.metrics, strict=True) if measured(record, key)]
         return [position for position, _ in points], [value for _, value in points]
 
     def last(self, key: str) -> Any:
         """The newest value of `key` in the metrics: NaN if it was not finite, None if it was never measured."""
-        return next((_number(record, key) for record in reversed(self.metrics) if measured(record, key)), None)
+        return next((number(record, key) for record in reversed(self.metrics) if measured(record, key)), None)
 
     def total(self, key: str) -> Any:
         """`key` from the summary, or from the metrics if there is no summary that covers them."""
@@ -190,19 +191,6 @@ def environment_rows(runs: Sequence[Run]) -> list[Row]:
     flats = [flatten(run.environment or {}) for run in runs]
     keys = sorted(dict.fromkeys(key for flat in flats for key in flat), key=lambda key: not key.startswith("git"))
     return [Row(key, [formats.plain(flat[key]) if key in flat else formats.MISSING for flat in flats]) for key in keys]
-
-
-def measured(record: dict[str, Any], key: str) -> bool:
-    """Whether a record holds a value of `key`, finite or not."""
-    return record.get(key) is not None or key in record.get("nonfinite", ())
-
-
-def _number(record: dict[str, Any], key: str) -> float:
-    value = record.get(key)
-    try:
-        return float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:
-        return math.nan
 
 
 def _inside(value: Any, run: Run) -> Any:

@@ -1,5 +1,6 @@
-"""The health panel: norms as deviations from one, learned scales, and the routers of a mixture of experts."""
+"""The health panel: spikes of the loss, norms as deviations from one, learned scales, and the routers of a mixture of experts."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,10 +11,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ngpt.analysis import drawing, figures
+from ngpt.analysis.compare import Run
 from ngpt.analysis.drawing import Curve
 from ngpt.analysis.figures import Lines
 from ngpt.analysis.groups import Group, Series
 from ngpt.analysis.sheets import Name, Sheet
+from ngpt.spikes import loss_spikes
 
 # names of the scales in the metrics, in model order
 _SCALES = {
@@ -34,7 +37,9 @@ def sheets_of(groups: Sequence[Group], keys: Iterable[str]) -> list[Sheet]:
     # a control's hidden states may have any norm, so a deviation from one would mean nothing
     spheres = [curve for curve in drawing.over_tokens(groups) if curve.group.agreed("model.architecture") != "gpt"]
     others = [curve for curve in drawing.over_tokens(groups) if curve not in spheres]
+    with_spikes = [curve for curve in drawing.over_tokens(groups) if any(_finite_spikes(run) for run in curve.group.runs)]
     found = [
+        figures.sheet_of_curves(_SPIKES, with_spikes),
         figures.sheet(_DEVIATION, groups),
         figures.sheet_of_curves(_HIDDEN_DEVIATION, spheres),
         figures.sheet_of_curves(_HIDDEN_NORM if spheres else replace(_HIDDEN_NORM, file=_HIDDEN_DEVIATION.file), others),
@@ -43,6 +48,20 @@ def sheets_of(groups: Sequence[Group], keys: Iterable[str]) -> list[Sheet]:
         figures.sheet(_BALANCING, groups),
     ]
     return [sheet for sheet in found if sheet]
+
+
+def _finite_spikes(run: Run) -> list[tuple[float, float]]:
+    """(tokens, nats above the running median) of the spikes of a run's training loss, without those that are not finite."""
+    tokens, losses = run.series("train_loss", run.tokens)
+    return [(tokens[spike.place], spike.height) for spike in loss_spikes(losses) if math.isfinite(spike.height)]
+
+
+def _spikes(axes: Axes, curves: list[Curve]) -> Iterable[Artist]:
+    for curve in curves:
+        spikes = [spike for run in curve.group.runs for spike in _finite_spikes(run)]
+        axes.plot(*zip(*spikes, strict=True), color=curve.color, linestyle="none", marker="o", markersize=4)
+    axes.set_ylim(bottom=0)
+    return ()
 
 
 def _deviation(axes: Axes, curves: list[Curve]) -> Iterable[Artist]:
@@ -106,6 +125,15 @@ def _scales_sheet(groups: Sequence[Group], keys: Iterable[str]) -> Sheet | None:
     return Sheet("scales", "Learned scales", caption, "Health", tuple(panels), columns=3) if panels else None
 
 
+_SPIKES = Lines(
+    "loss_spikes",
+    "Spikes of the training loss",
+    "nats above the median",
+    ("train_loss",),
+    _spikes,
+    "A point a spike: the loss less the median of the 50 records before it. Losses that were not finite are not shown.",
+    "Health",
+)
 _DEVIATION = Lines(
     "norm_deviation",
     "Worst unit-norm deviation of weights",

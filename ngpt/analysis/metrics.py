@@ -93,6 +93,20 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [record for _, record in _parse(path, data)]
 
 
+def measured(record: Mapping[str, Any], key: str) -> bool:
+    """Whether a record holds a value of `key`, finite or not."""
+    return record.get(key) is not None or key in record.get("nonfinite", ())
+
+
+def number(record: Mapping[str, Any], key: str) -> float:
+    """The value of `key` in a record; NaN where it is not finite, or no number."""
+    value = record.get(key)
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return math.nan
+
+
 def _complete(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 

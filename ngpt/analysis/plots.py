@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from ngpt.analysis import drawing, figures, formats, health, layer_panels, losses, sheets, tasks
-from ngpt.analysis.compare import measured
 from ngpt.analysis.drawing import Curve
 from ngpt.analysis.figures import Lines
 from ngpt.analysis.groups import Group
+from ngpt.analysis.metrics import measured
 from ngpt.analysis.sheets import Plot, Sheet
 
 SECTIONS = ("Loss", tasks.SECTION, "Training", "Health", "Experts", "Precision")

@@ -13,6 +13,7 @@ from ngpt.analysis.formats import MISSING
 from ngpt.analysis.groups import Group, difference
 from ngpt.durations import duration
 from ngpt.recipes import joined_names
+from ngpt.spikes import loss_spikes
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ def _worst_deviation(run: Run) -> float | None:
     return max((value for value in values if math.isfinite(value)), default=None)
 
 
+def _spikes(run: Run) -> int | None:
+    _, losses = run.series("train_loss", run.tokens)
+    return len(loss_spikes(losses)) if losses else None
+
+
 def _total(key: str) -> Callable[[Run], Any]:
     return lambda run: run.total(key)
 
@@ -101,6 +107,7 @@ _QUANTITIES = (
     _TRAINING,
     _VALIDATION,
     _BYTES,
+    _Quantity("Spikes of the training loss, whole run", _spikes, "{:,.0f}".format),
     _Quantity("Bigram entropy of the same split (bits per byte)", _total("bigram_bits_per_byte"), _loss),
     _Quantity("Unigram entropy of the same split (bits per byte)", _total("unigram_bits_per_byte"), _loss),
     _Quantity("Worst unit-norm deviation, whole run", _worst_deviation, "{:.1e}".format),

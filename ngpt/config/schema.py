@@ -86,6 +86,7 @@ class ModelConfig:
     norm_epsilon: float = 1e-5  # the control's RMSNorm; nGPT's own epsilon is fixed (ngpt.functional)
     fine_grained: bool = True  # nGPT: normalise the input of every output projection
     alpha_init: float = 0.05  # nGPT: eigen learning rates, of order 1 / num_layers
+    sz_init: float = 1.0  # nGPT: scale of the logits at the start; with 1 they are in [-1, 1]
     # whose modules compute attention, linear layers and norms
     transformer_impl: str = choice(
         "auto",
@@ -496,4 +497,6 @@ EXECUTION_FIELDS = frozenset({"name", "transformer_impl", "expert_impl", "mamba_
 # Fields of `model` that say how it learns, not what it computes: a run that starts from weights alone may choose others.
 LEARNING_FIELDS = frozenset({"init_std", "mtp_loss_coeff", "moe_expert_bias_rate", "moe_aux_loss", "moe_aux_loss_coeff"})
 # Fields of `model` that the control does not read.
-NGPT_FIELDS = frozenset({"fine_grained", "alpha_init", "moe_router_input", "moe_router_normalized", "moe_suv", "mamba_gated_norm"})
+NGPT_FIELDS = frozenset(
+    {"fine_grained", "alpha_init", "sz_init", "moe_router_input", "moe_router_normalized", "moe_suv", "mamba_gated_norm"}
+)

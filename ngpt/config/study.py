@@ -77,6 +77,7 @@ class Measure:
             "least": "the smallest",
             "largest": "the largest",
             "count": "how many values are above `above`",
+            "spikes": "how many times a loss jumps above its running median: `loss_spikes` of ngpt/spikes.py",
         },
     )
     above: float = 0.0  # with take=count

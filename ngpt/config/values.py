@@ -13,7 +13,7 @@ _POSITIVE = """
     model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads model.num_query_groups model.head_dim
     model.moe_top_k model.moe_ffn_hidden_size model.moe_scaling model.mtp_loss_coeff
     model.mamba_head_dim model.mamba_state_dim model.mamba_num_groups model.mamba_chunk_size
-    model.rope_base model.vocab_size model.vocab_padding_multiple model.init_std model.norm_epsilon model.alpha_init
+    model.rope_base model.vocab_size model.vocab_padding_multiple model.init_std model.norm_epsilon model.alpha_init model.sz_init
     optim.lr optim.eps tokenizer.vocab_size
     parallel.tensor parallel.pipeline parallel.virtual_pipeline parallel.expert parallel.expert_tensor parallel.context
     parallel.recompute_num_layers cluster.nodes cluster.gpus_per_node cluster.cpus_per_task cluster.save_time_s cluster.hang_timeout_s

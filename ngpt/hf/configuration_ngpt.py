@@ -24,6 +24,7 @@ class NGPTConfig(PreTrainedConfig):
         rms_norm_eps: of the control's norms. Mamba's gated norm has a constant of its own.
         fine_grained: nGPT: the input of every output projection has unit norm.
         alpha_init: nGPT: the residual steps (eigen learning rates) that training started from; scales the stored ones.
+        sz_init: nGPT: the scale of the logits that training started from; scales the stored ones.
         n_routed_experts, num_experts_per_tok, moe_intermediate_size, moe_shared_expert_intermediate_size: of expert layers. The last is the
             width of the expert that sees every token; 0: there is none.
         router_score: each expert's own (sigmoid) or over all experts (softmax), taken before the selection.
@@ -62,6 +63,7 @@ class NGPTConfig(PreTrainedConfig):
     rms_norm_eps: float = 1e-5
     fine_grained: bool = True
     alpha_init: float = 0.05
+    sz_init: float = 1.0
     n_routed_experts: int = 0
     num_experts_per_tok: int = 2
     moe_intermediate_size: int = 0

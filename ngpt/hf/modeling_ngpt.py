@@ -574,7 +574,7 @@ class NGPTModel(NGPTPreTrainedModel):
 
 
 class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
-    """The language model: logits = logit_scale * sqrt(D) * (lm_head h). Source: MODEL.md "Logits"."""
+    """The language model: logits = logit_scale * sz_init * sqrt(D) * (lm_head h). Source: MODEL.md "Logits"."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -587,6 +587,7 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
         if config.has_logit_scale:  # else it was folded into lm_head, whose rows have other norms
             mark(self.lm_head, config, weight=-1)
             self.logit_scale = new_scale(config.vocab_size)
+            self.logit_factor = config.sz_init * sqrt(config.hidden_size)
         self.post_init()
 
     @can_return_tuple
@@ -642,7 +643,7 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
         """[B, S, V] in fp32 at least, of the stream behind the last layer and norm."""
         logits_BSV = widen(self.lm_head(h_BSD))
         if self.config.has_logit_scale:
-            logits_BSV = logits_BSV * (self.logit_scale.to(logits_BSV.dtype) * sqrt(self.config.hidden_size))
+            logits_BSV = logits_BSV * (self.logit_scale.to(logits_BSV.dtype) * self.logit_factor)
         return logits_BSV
 
 

@@ -53,6 +53,7 @@ OWN = (
         "rms_norm_eps": "norm_epsilon",
         "fine_grained": "fine_grained",
         "alpha_init": "alpha_init",
+        "sz_init": "sz_init",
         "router_score": "moe_score",
     }
 )

@@ -36,7 +36,7 @@ def model_links(model: ModelConfig, fold_logit_scale: bool) -> Iterator[Link]:
     if not fold_logit_scale:
         yield from links(model)
         return
-    factor = math.sqrt(model.hidden_size)
+    factor = model.sz_init * math.sqrt(model.hidden_size)
     matrix = "embedding.word_embeddings.weight" if model.tied_embeddings else "output_layer.weight"
 
     def fold(tensors: Tensors) -> Tensors:

@@ -86,6 +86,21 @@ def clipping_figures(counters: Tensor, elements: int, spec: OperandSpec) -> dict
     return {"saturated_fraction": counters[:, 0].amax().double() / elements, "flushed_fraction": flushed}
 
 
+def zero_fraction(dw_NK: Tensor) -> Tensor:
+    """The share of a weight gradient's elements that are exactly zero, of either sign.
+
+    Such an element tells its weight nothing: all of its products were zero, or vanished in the format, as where a column of grad_output was
+    flushed. Without quantisation hardly any is zero, but for those of a feature that no token used.
+
+    Args:
+        dw_NK: any floating dtype, as the GEMM gives it: of one micro-batch, before it is added to those of others and reduced over ranks.
+
+    Returns:
+        fp64 scalar on dw's device, unsynchronised. A NaN is not zero.
+    """
+    return 1 - torch.count_nonzero(dw_NK).double() / dw_NK.numel()
+
+
 def product_figures(
     a_MK: Tensor,
     b_NK: Tensor,
@@ -265,7 +280,7 @@ class GemmWatch:
 
     Attributes:
         figures: fp64 scalars on the device by `<input|weight|grad_output>/<figure>` and `<fprop|dgrad|wgrad>/<figure>`. Operand errors are
-            those of the rowwise direction.
+            those of the rowwise direction. wgrad also has zero_fraction, where `weight_gradient` was called.
     """
 
     def __init__(self, recipe: Recipe, samples: int = SAMPLES, resamples: int = RESAMPLES, seed: int = 0):
@@ -307,6 +322,11 @@ class GemmWatch:
         elements = {"input": x_col.values.numel(), "weight": w_NK.numel(), "grad_output": dy_MN.numel()}
         for operand, counters in self._counters.items():
             self._add(operand, clipping_figures(counters, elements[operand], self.specs[operand]))
+
+    @torch.no_grad()
+    def weight_gradient(self, dw_NK: Tensor) -> None:
+        """What wgrad gave on this rank, in the dtype that gradients are accumulated in."""
+        self._add("wgrad", {"zero_fraction": zero_fraction(dw_NK)})
 
     def _operand(self, name: str, x: Tensor, quantised: Operand) -> None:
         self._add(name, operand_figures(x, quantised.values, quantised.decode_factor))

@@ -42,8 +42,8 @@ class Diagnostics:
 
         Returns:
             `precision/<layer>/<input|weight|grad_output>/<figure>` with relative_error, snr_db, saturated_fraction and flushed_fraction,
-            `precision/<layer>/<fprop|dgrad|wgrad>/<figure>` with the figures of `product_figures`. Not finite where a tensor is all
-            zeros or exact.
+            `precision/<layer>/<fprop|dgrad|wgrad>/<figure>` with the figures of `product_figures`, and for wgrad zero_fraction. Not finite
+            where a tensor is all zeros or exact.
         """
         scalars: dict[str, Tensor] = {}
         for name, watch in self._watches.items():

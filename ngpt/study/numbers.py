@@ -16,6 +16,7 @@ from ngpt.analysis.drawing import thinned
 from ngpt.analysis.groups import Series
 from ngpt.config.errors import ConfigError
 from ngpt.config.study import METRICS, Measure, Study
+from ngpt.spikes import loss_spikes
 from ngpt.study.plan import Plan, PlannedRun
 
 LOSSES = ("val_loss", "train_loss")
@@ -109,6 +110,8 @@ def _mean_curve(series: Mapping[str, tuple[list[float], list[float]]], key: str)
 def _taken(measure: Measure, values: Sequence[float]) -> float:
     if measure.take == "count":  # a non-finite value is above any bound
         return float(sum(not value <= measure.above for value in values))
+    if measure.take == "spikes":
+        return float(len(loss_spikes(values)))
     take = {"last": lambda: values[-1], "first": lambda: values[0], "mean": lambda: fmean(values)}
     take |= {"least": lambda: min(values), "largest": lambda: max(values)}
     # A minimum or maximum of numbers with a NaN among them depends on their order.

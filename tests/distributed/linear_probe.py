@@ -1,4 +1,5 @@
-"""The emulated linear and `l2_normalize` cut over two ranks: `torchrun --nproc-per-node 2 linear_probe.py OUT.json`. Needs no Megatron.
+"""The emulated linear, its diagnostics and `l2_normalize` cut over two ranks: `torchrun --nproc-per-node 2 linear_probe.py OUT.json`.
+Needs no Megatron.
 
 Each rank computes the whole layer alone and its part together with the other rank, from the same tensors. With static scales and
 nearest-even rounding both quantise the same blocks to the same codes.
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_ext.precision.linear import LinearCall, emulated_linear
+from megatron_ext.precision.state import PrecisionState
 from ngpt.config import compose
 from ngpt.config.recipes import recipe_of
 from ngpt.functional import l2_normalize
@@ -51,9 +53,21 @@ def main(out: str) -> None:
     dist.all_reduce(total)
     compare("row", (total, *row[1:]), (y, dx[..., half[K]], dw[:, half[K]]))
     results["l2_normalize"] = normalize_deviation(rank)
+    dy[..., : N // 4], x[..., : K // 4] = 0, 0  # all of it on rank 0: its shard of a gradient is half zeros, that of rank 1 has none
+    results["zeros of column"] = zero_fraction(rank, recipe, x.abs() + 0.1, w[half[N]], dy[..., half[N]], reduce_group=world)
+    results["zeros of row"] = zero_fraction(rank, recipe, x[..., half[K]], w[:, half[K]], dy.abs() + 0.1)
     if rank == 0:
         Path(out).write_text(json.dumps(results))
     dist.destroy_process_group()
+
+
+def zero_fraction(rank: int, recipe, x, w, dy, **options) -> float:
+    """What the diagnostics of both ranks say of the zeros in this layer's weight gradient."""
+    state = PrecisionState(seed=1, rank=rank, steps=4)
+    state.begin_step(1, watched=True)
+    call = LinearCall(recipe=recipe, rounding_seed=lambda: 0, watch=state.watch("layer", recipe), **options)
+    emulated_linear(x, w.clone().requires_grad_(), call).backward(dy)
+    return state.figures()["precision/layer/wgrad/zero_fraction"]
 
 
 def normalize_deviation(rank: int) -> float:

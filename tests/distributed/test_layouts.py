@@ -5,6 +5,8 @@ result of sums whose order depends on layout and CPU; each of both may end two u
 norm goes through the model twice. BF16 rounds activations to 8 bits.
 """
 
+from itertools import pairwise
+
 import pytest
 from cases import MODELS
 
@@ -91,6 +93,17 @@ def test_health_panel_is_the_same_in_every_layout(results):
     for layout in ("tp2_plain", "pp2_plain", "cp2_plain", "vpp2_plain"):
         row = results.rows(layout)[1]
         assert {key: row[key] for key in wanted} == pytest.approx(wanted, rel=1e-4), layout
+
+
+@pytest.mark.parametrize("layout", ["tp2_control", "pp2_control", "cp2_control"])
+def test_the_norms_behind_each_layer_of_a_control_are_the_same_in_every_layout(results, layout):
+    """Each layer has its own: another one's would be seen. The layers of nGPT all have 1."""
+    wanted = {key: value for key, value in results.rows("one_control")[1].items() if key.startswith("health/hidden_norm/layers.")}
+    assert wanted.keys() == {f"health/hidden_norm/layers.{layer}/{part}" for layer in range(8) for part in ("mean", "min", "max")}
+    means = sorted(wanted[f"health/hidden_norm/layers.{layer}/mean"] for layer in range(8))
+    assert all(larger > 1.001 * smaller for smaller, larger in pairwise(means))
+    row = results.rows(layout)[1]
+    assert {key: row[key] for key in wanted} == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["one_bf16", "tp2_bf16", "dp2_bf16_overlap", "one_plain"])

@@ -28,6 +28,12 @@ def test_a_linear_cut_over_two_ranks_equals_the_whole_one(deviations, cut):
     assert deviations[cut] < SUM
 
 
+@pytest.mark.parametrize("cut", ["column", "row"])
+def test_the_share_of_zeros_of_a_cut_weight_gradient_is_that_of_the_whole_one(deviations, cut):
+    """A quarter is zero: half of one rank's shard."""
+    assert deviations[f"zeros of {cut}"] == 0.25
+
+
 def test_normalisation_of_features_split_between_two_ranks_equals_one_rank(deviations):
     assert deviations["l2_normalize"] < 1e-5
 

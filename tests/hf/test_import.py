@@ -11,7 +11,7 @@ import torchrun
 HYBRID = "experiment=ngpt_hybrid_tiny"
 MODELS = {
     "hybrid": [HYBRID, "model.layer_pattern=ME*E-/*E", "precision=bf16"],
-    "tied": ["experiment=ngpt_tiny", "model.tied_embeddings=true", "model.activation=swiglu"],
+    "tied": ["experiment=ngpt_tiny", "model.tied_embeddings=true", "model.activation=swiglu", "model.sz_init=10"],
     "nemotron_h": ["experiment=gpt_hybrid_tiny"],
     "arcee": ["experiment=gpt_tiny"],
     "suv": [HYBRID, "model.moe_suv=shared", "model.moe_expert_bias=false", "model.mamba_gated_norm=true", "model.activation=swiglu"],

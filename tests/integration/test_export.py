@@ -19,7 +19,7 @@ from ngpt.checkpoints.manifest import METADATA_FILE
 
 LAUNCH_SECONDS = 600  # a hang ends here; no statement about speed
 # With a prediction depth, which transformers must pass over in silence.
-MODEL = "experiment=ngpt_hybrid_tiny model.layer_pattern=ME*E-/*E precision=bf16"
+MODEL = "experiment=ngpt_hybrid_tiny model.layer_pattern=ME*E-/*E precision=bf16 model.sz_init=3"
 OVERRIDES = f"{MODEL} data=mock parallel=ep2 cluster.gpus_per_node=2 train.steps=2 run.dir=run checkpoint.hf=true"
 
 

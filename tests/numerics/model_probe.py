@@ -22,7 +22,7 @@ HYBRID = [
 ]  # fmt: skip
 SPECS = {
     "plain": ["model.num_query_groups=2", "model.ffn_hidden_size=96"],
-    "gated_tied": ["model.activation=swiglu", "model.tied_embeddings=true", "model.num_query_groups=3"],
+    "gated_tied": ["model.activation=swiglu", "model.tied_embeddings=true", "model.num_query_groups=3", "model.sz_init=10"],
     "not_fine_grained": ["model.fine_grained=false"],
     "no_positions": ["model.position_embedding=none", "model.rope_base=500000"],
     "control": ["model.architecture=gpt", "model.num_query_groups=2"],
@@ -223,7 +223,7 @@ def spec_of(m):
         MoeSpec(m.num_experts, m.moe_top_k, m.moe_ffn_hidden_size, m.moe_shared_ffn_hidden_size, m.moe_score, m.moe_scaling,
                 m.moe_router_input == "scaled", m.moe_suv == "shared", m.moe_aux_loss, m.moe_aux_loss_coeff),
         MambaSpec(m.mamba_num_heads, m.mamba_head_dim, m.mamba_num_groups, m.mamba_state_dim),
-        m.mamba_conv_kernel, m.mamba_gated_norm, len(depths), "".join(depths[:1]), m.mtp_loss_coeff,
+        m.mamba_conv_kernel, m.mamba_gated_norm, len(depths), "".join(depths[:1]), m.mtp_loss_coeff, m.sz_init,
     )  # fmt: skip
 
 
@@ -301,21 +301,27 @@ def compare(model, cfg) -> dict:
     return result
 
 
-def compare_panel(model, spec, norms: list, record: dict) -> dict:
+def compare_panel(model, spec, norms: dict, record: dict) -> dict:
     """What the health panel has seen of one forward pass: each layer's hidden norms, and the tokens that each expert got."""
     import torch
 
     from megatron_ext.training.health import expert_loads
 
-    prefixes = [prefix for prefix, _ in blocks_by_layer(spec).values()]
-    wanted = [record[f"{prefix}.hidden"].norm(dim=-1).t().flatten() for prefix in prefixes]  # in the order of tokens [S, B]
-    found = {"hidden_norms": max(deviation(*pair) for pair in zip(norms, wanted, strict=True))}
+    prefixes = {panel_name(layer): prefix for layer, (prefix, _) in blocks_by_layer(spec).items()}
+    # Norms of tokens in the order [S, B].
+    wanted = {name: record[f"{prefix}.hidden"].norm(dim=-1).t().flatten() for name, prefix in prefixes.items()}
+    found = {"hidden_norms": max(deviation(norms[layer], wanted[layer]) for layer in norms.keys() | wanted.keys())}
     loads = expert_loads([model])
     if loads is not None:
         none = torch.zeros(loads.size(1))
-        routed = torch.stack([record.get(f"{prefix}.loads", none).reshape(-1, loads.size(1)).sum(0).double() for prefix in prefixes])
+        routed = torch.stack([record.get(f"{at}.loads", none).reshape(-1, loads.size(1)).sum(0).double() for at in prefixes.values()])
         found["expert_loads"] = [loads.tolist(), routed.tolist()]
     return found
+
+
+def panel_name(layer: str) -> str:
+    """layers.0 or mtp.0.layers.0, for the prefix of a layer in Megatron."""
+    return layer.strip(".").removeprefix("decoder.").replace("mtp.layers.", "mtp.").replace(".mtp_model_layer", "")
 
 
 def watch_head(model) -> list:

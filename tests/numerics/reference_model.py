@@ -61,6 +61,7 @@ class ModelSpec:
     depths: int = 0  # of multi-token prediction
     depth_pattern: str = ""  # layers of each, of * - M E
     depth_coeff: float = 0.1  # of the mean of their losses
+    sz_init: float = 1.0
 
     def __post_init__(self) -> None:
         assert self.architecture in ("ngpt", "gpt")
@@ -113,7 +114,9 @@ def scale_init_and_scale(name: str, spec: ModelSpec) -> tuple[float, float]:
     kind = name.split(".")[-1]
     if kind == "alpha":
         return spec.alpha_init, 1 / sqrt(spec.hidden)
-    if kind in ("sqk", "sz"):
+    if kind == "sz":
+        return spec.sz_init, 1 / sqrt(spec.hidden)
+    if kind == "sqk":
         return 1.0, 1 / sqrt(spec.hidden)
     if kind in ("suv", "suv_gate", "suv_up", "in_scale"):
         return 1.0, 1.0

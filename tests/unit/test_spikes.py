@@ -3,7 +3,9 @@
 import math
 import random
 
-from ngpt.spikes import LEAST, WINDOW, SpikeDetector
+import pytest
+
+from ngpt.spikes import LEAST, WINDOW, LossSpike, SpikeDetector, loss_spikes
 
 
 def trained(detector, losses):
@@ -53,3 +55,37 @@ def test_a_flat_loss_may_still_move_a_little():
 def test_a_new_level_that_is_trained_on_becomes_the_usual():
     detector = SpikeDetector(6.0)
     assert 1 <= len(trained(detector, falling(500) + [4.0 + loss for loss in falling(500, seed=4)])) < 20
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_usual_record_of_losses_has_no_spike(seed):
+    assert loss_spikes(falling(2000, seed=seed)) == []
+
+
+def test_records_in_a_row_are_one_spike_and_it_hides_no_other():
+    losses = falling(3000, noise=0.02)[2000:]
+    for index, height in ((500, 1.0), (501, 3.0), (502, 0.5), (510, 0.9), (600, math.inf), (601, 0.9), (700, math.nan)):
+        losses[index] += height
+    found = loss_spikes(losses)
+    assert [spike.place for spike in found] == [500, 510, 600, 700]
+    assert found[0].height == pytest.approx(3.0, abs=0.1) and found[1].height == pytest.approx(0.9, abs=0.1)
+    assert [spike.height for spike in found[2:]] == [math.inf, math.inf]
+
+
+@pytest.mark.parametrize(("jump", "spread", "spikes"), [(0.19, 0.0, 0), (0.21, 0.0, 1), (0.59, 0.1, 0), (0.61, 0.1, 1)])
+def test_the_bound_is_a_height_or_six_median_deviations_whichever_is_more(jump, spread, spikes):
+    """Losses of 2 - spread and 2 + spread in turn, an equal number: the median is 2, the median deviation is the spread."""
+    assert len(loss_spikes([2 + spread * (-1) ** index for index in range(40)] + [2 + jump])) == spikes
+
+
+def test_a_higher_level_is_one_spike_and_becomes_the_usual():
+    losses = [2.0] * 100 + [4.0] * 100
+    assert loss_spikes(losses) == [LossSpike(100, 2.0)]
+    assert [spike.place for spike in loss_spikes([*losses, 9.0, 4.0])] == [100, 200]
+
+
+def test_only_the_records_right_before_one_judge_it():
+    assert loss_spikes([9.0] * 100 + [2.0] * 50 + [3.0]) == [LossSpike(150, 1.0)]
+    assert loss_spikes([9.0] * 30 + [2.0] * 20 + [3.0]) == []
+    assert loss_spikes([2.0] * 9 + [9.0]) == [] == loss_spikes([])
+    assert loss_spikes([math.nan, *[2.0] * 10, 9.0]) == [LossSpike(0, math.inf), LossSpike(11, 7.0)]

@@ -4,8 +4,10 @@ import matplotlib
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from ngpt.analysis import drawing
+from ngpt.analysis import drawing, results
 from ngpt.analysis import sheets as sheet_module
+from ngpt.analysis.compare import load_runs
+from ngpt.analysis.groups import group_runs
 from tests.unit.analysis.figures import axes_of, drawn, legend_of, sheets, values
 from tests.unit.analysis.runs import SCALES, STEP_SECONDS, TOKENS_PER_STEP, record, write_run
 
@@ -52,6 +54,20 @@ def test_a_task_has_a_panel_for_each_of_its_metrics(tmp_path):
         assert values(axes.lines[0]) == ([50 * TOKENS_PER_STEP, 100 * TOKENS_PER_STEP], [value, value])
         assert list(legend_of(axes)) == ["one"]  # the other run has no tasks
     assert "tasks" not in drawn(other)
+
+
+def test_spikes_are_points_of_their_height_of_all_seeds_and_counted_in_the_table(tmp_path):
+    def run(name, seed, **spikes):
+        losses = {f"step{step}": 2.0 for step in range(1, 31)} | spikes
+        lines = [record(step, train_loss=losses[f"step{step}"]) for step in range(1, 31)]
+        return write_run(tmp_path / name, lines, {"train": {"seed": seed}})
+
+    folders = [run("a_seed1", 1, step20=4.0, step25=math.nan), run("a_seed2", 2, step28=3.0)]
+    (points,) = axes_of("loss_spikes", *folders).lines
+    assert values(points) == ([20 * TOKENS_PER_STEP, 28 * TOKENS_PER_STEP], [2.0, 1.0])
+    (row,) = (row for row in results.final_rows(group_runs(load_runs(folders))) if "Spikes" in row.label)
+    assert (row.cells[0].text, row.cells[0].note) == ("2", "1 to 2")
+    assert "loss_spikes" not in drawn(run("b", 1))
 
 
 def test_the_start_of_a_run_is_in_the_frame_and_the_later_half_has_one_of_its_own(tmp_path):

@@ -19,6 +19,7 @@ NOT_SAID = {"model.vocab_padding_multiple"}
 MORE = (
     "experiment=ngpt_hybrid_tiny model.layer_pattern=ME*E-/*E/*E model.moe_router_normalized=true model.mamba_gated_norm=true",
     "experiment=ngpt_hybrid_tiny model.moe_router_input=unit model.moe_suv=shared model.moe_score=softmax model.moe_expert_bias=false",
+    "experiment=ngpt_tiny model.sz_init=10",
     "experiment=ngpt_tiny model.rope_base=500000 model.fine_grained=false model.tied_embeddings=true model.norm_epsilon=1e-6",
     "experiment=gpt_tiny model.activation=swiglu model.tied_embeddings=true model.norm_epsilon=1e-6 model.rope_base=500000",
     "experiment=gpt_hybrid_tiny model.moe_top_k=1 model.init_std=0.01",

@@ -26,7 +26,7 @@ ALTERED = replace(EXPERTS, score="softmax", shared_suv=True, shared_ffn=0, scale
 SPECS = {
     "ngpt": NGPT,
     "ngpt_swiglu_tied": replace(NGPT, activation="swiglu", tied=True, rope_base=1e6),
-    "ngpt_coarse": replace(NGPT, fine_grained=False, rope=False, alpha_init=0.1),
+    "ngpt_coarse": replace(NGPT, fine_grained=False, rope=False, alpha_init=0.1, sz_init=10.0),
     "gpt": GPT,
     "gpt_swiglu_tied": replace(GPT, activation="swiglu", tied=True),
     "ngpt_hybrid": HYBRID,
@@ -72,6 +72,7 @@ def config_of(spec: ModelSpec, **changes) -> NGPTConfig:
         rms_norm_eps=spec.norm_epsilon,
         fine_grained=spec.fine_grained,
         alpha_init=spec.alpha_init,
+        sz_init=spec.sz_init,
         n_routed_experts=moe.experts,
         num_experts_per_tok=moe.top_k,
         moe_intermediate_size=moe.ffn,

@@ -14,7 +14,7 @@ from ngpt.hf import weights
 from ngpt.hf.targets import target_of
 from ngpt.hf.weights import write_weights
 
-CFG = compose(["experiment=ngpt_tiny", "model.num_layers=1"])
+CFG = compose(["experiment=ngpt_tiny", "model.num_layers=1", "model.sz_init=10"])
 SIZES = {
     "embedding.word_embeddings.weight": (384, 64),
     "decoder.layers.0.self_attention.linear_qkv.weight": (128, 64),
@@ -82,7 +82,7 @@ def test_a_folded_scale_multiplies_the_rows_of_the_output_matrix(saved, tmp_path
     source, state = saved
     write_weights(source, CFG.model, target_of(CFG, fold_logit_scale=True), tmp_path, torch.float32, fold=True)
     found = written(tmp_path)
-    scale = state["sz.stored"].double() * 64**0.5
+    scale = state["sz.stored"].double() * 10 * 64**0.5
     expected = scale[:257, None] * state[MASTER_PREFIX + "output_layer.weight"].double()[:257]
     assert "logit_scale" not in found
     torch.testing.assert_close(found["lm_head.weight"].double(), expected, rtol=2**-22, atol=0)  # two roundings to fp32

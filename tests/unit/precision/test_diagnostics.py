@@ -356,15 +356,17 @@ def test_the_recorder_names_every_figure_and_watches_the_first_call_with_a_backw
         counters += torch.tensor(counts)
         assert torch.equal(watch.counters(name, x.device), torch.tensor(counts))
     watched(watch, x, w, dy)
+    watch.weight_gradient(torch.tensor([[0.0, -0.0, 1e-45, -1.0], [math.inf, math.nan, 2.0, 3.0]]))
     figures = diagnostics.figures()
     operand_names = {f"{o}/{f}" for o in watch.specs for f in ("relative_error", "snr_db", "saturated_fraction", "flushed_fraction")}
     products = {f"{g}/{f}{s}" for g in ("fprop", "dgrad", "wgrad") for f in PRODUCT_FIGURES for s in ("", "_lower", "_upper")}
-    assert set(figures) == {f"precision/layers.0.mlp.linear_fc1/{figure}" for figure in operand_names | products}
+    assert set(figures) == {f"precision/layers.0.mlp.linear_fc1/{figure}" for figure in operand_names | products | {"wgrad/zero_fraction"}}
     assert all(type(value) is float and math.isfinite(value) for value in figures.values())
     prefix = "precision/layers.0.mlp.linear_fc1"
     assert figures[f"{prefix}/input/saturated_fraction"] == 0.5
     assert figures[f"{prefix}/input/flushed_fraction"] == 3 * 16 / (TOKENS * K)
     assert figures[f"{prefix}/weight/flushed_fraction"] == 256 / (N * K)
+    assert figures[f"{prefix}/wgrad/zero_fraction"] == 0.25
 
 
 def test_fractions_are_left_out_where_nothing_was_counted(generator):

@@ -135,6 +135,25 @@ def test_flushed_blocks_of_both_directions_of_a_weight_are_counted():
     assert watch.figures["weight/flushed_fraction"].item() == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("main_grad", [False, True])
+@pytest.mark.parametrize("name", ["paper", "nvidia"])
+def test_zeros_are_counted_in_the_weight_gradient_of_this_micro_batch(name, main_grad):
+    """A third of the outputs has gradients too small for the format, and an input is always zero. What was accumulated is not looked at."""
+    x, w, dy = operands(torch.bfloat16)
+    dy[..., ::3] *= 1e-12
+    with torch.no_grad():
+        x[..., 5] = 0
+    if main_grad:
+        w.main_grad, w.grad_added_to_main_grad = torch.ones(N, K), False
+    watch = GemmWatch(recipe(name))
+    emulated_linear(x, w, call(recipe(name), watch=watch)).backward(dy)
+    gradient, spec = quantize(dy.flatten(0, -2), recipe(name).grad_output.columnwise, "columnwise", seed=SEED), recipe(name).input
+    codes = gradient.decode().double() @ quantize(x.detach().flatten(0, -2), spec.columnwise, "columnwise").decode().double().t()
+    share = watch.figures["wgrad/zero_fraction"].item()
+    assert share == pytest.approx((codes == 0).double().mean().item())  # without global scales, whose rounding would hide sums of zero
+    assert share == pytest.approx(1 - (2 / 3) * (1 - 1 / K), abs=2 / (N * K))
+
+
 def train(recipe, weights: StepWeights) -> list[list[float]]:
     """Outputs and gradients of three steps of two micro-batches, the weight moved and evaluated behind each."""
     x, w, dy = operands()

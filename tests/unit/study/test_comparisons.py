@@ -161,6 +161,7 @@ def test_a_measure_takes_what_it_says_of_the_keys_that_it_names():
     assert math.isnan(measured(Measure("precision/b/*", take="largest"), source)["fprop/dot_snr_db"])
     assert measured(Measure("x", take="count", above=2.0), {"x": [1.0, 2.0, 3.0, math.nan, math.inf]}) == {"x": 3.0}
     assert [measured(Measure("x", take=take), {"x": [4.0, 1.0, 3.0]})["x"] for take in ("last", "mean", "least")] == [3.0, 8 / 3, 1.0]
+    assert measured(Measure("x", take="spikes"), {"x": [*[2.0] * 20, 3.0, math.nan, *[2.0] * 5, math.inf]}) == {"x": 2.0}
     assert measured(Measure("val_loss"), {"train_loss": [1.0], "val_loss_x": [1.0]}) == {}
 
 

@@ -23,6 +23,18 @@ def test_a_damaged_earlier_summary_does_not_fail_the_run(tmp_path, content):
     assert summary["wall_time_s"] == (7.0 if intact else 2.0) and summary["val_loss"] == (3.0 if intact else None)
 
 
+@pytest.mark.parametrize(("lines", "spikes"), [(None, None), (["{", "{}"], None), ([], 1)], ids=["missing", "damaged", "whole"])
+def test_spikes_are_counted_in_what_all_launches_recorded(tmp_path, lines, spikes):
+    config = compose(["experiment=ngpt_tiny", f"run.dir={tmp_path}"])
+    if lines is not None:
+        records = [{"step": step, "train_loss": 2.0} for step in range(1, 31)] + [{"step": 31, "val_loss": 9.0}]
+        records += [{"step": 32, "train_loss": None, "nonfinite": ["train_loss"]}, {"step": 33, "train_loss": 3.0}]
+        lines = lines or [json.dumps(record) for record in records]
+        (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    write_summary(config, "local", {}, {"step": 33}, "finished", 2.0, start_step=20)
+    assert json.loads((tmp_path / "summary.json").read_text())["loss_spikes"] == spikes
+
+
 @pytest.mark.parametrize(("ffn", "said"), [(160, False), (20480, True)])
 def test_the_header_names_rows_that_no_kernel_takes(monkeypatch, ffn, said):
     monkeypatch.setattr(summaries, "on_gpu", lambda: True)
