@@ -32,8 +32,13 @@ def mean_interval(values: ArrayLike) -> Interval:
         return unknown(float(x[0]), 1, f"{method}: one unit shows no scatter")
     if np.ptp(x) == 0:
         return unknown(float(x[0]), len(x), f"{method}: units that agree exactly show no scatter")
-    half = t_quantile((1 + CONFIDENCE) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
+    half = half_width(x)
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x), method)
+
+
+def half_width(values: np.ndarray) -> float:
+    """Half of Student's t interval of the mean of two or more independent values."""
+    return t_quantile((1 + CONFIDENCE) / 2, values.size - 1) * float(values.std(ddof=1) / math.sqrt(values.size))
 
 
 def paired_difference(values: ArrayLike, reference: ArrayLike) -> Interval:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ngpt.hf.modeling_ngpt import NGPTForCausalLM
 from ngpt.model_analysis.directions import SCOPES, gaussian, matrices
 from ngpt.model_analysis.hessian import Hessian, Vector
-from ngpt.model_analysis.intervals import crossed_interval, mean_interval
+from ngpt.model_analysis.intervals import crossed_interval, text_interval
 from ngpt.precision.rounding import stream_seed
 
 ITERATIONS = 30
@@ -77,7 +77,7 @@ def _of_scope(hessian: Hessian, seed: int, iterations: int, probes: int) -> dict
         probe = hessian.tangent(signs)
         traces.append([float(dot(probe, hessian.product(probe, sequence))) for sequence in sequences])
     return {
-        "top_eigenvalue": mean_interval(held),
+        "top_eigenvalue": text_interval(held),
         "iterations": top.iterations,
         "residual": top.residual,
         "trace": crossed_interval(np.array(traces)),

@@ -1,6 +1,7 @@
-"""95 % confidence intervals of means: over independent batches, and over directions crossed with sequences.
+"""95 % confidence intervals of means: over independent samples of text, and over directions crossed with sequences.
 
-An interval is a dict: value, lower and upper. The bounds are None for a single value. All three are None if a value is not finite.
+An interval is a dict, as the JSON of an analysis holds it: value, lower and upper. The bounds are None for a single value. All three are
+None if a value is not finite. Intervals over seeds, which may have no end, are in ngpt/analysis/statistics.py.
 """
 
 import math
@@ -9,22 +10,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from ngpt.analysis.distributions import t_quantile
+from ngpt.analysis.intervals import CONFIDENCE
+from ngpt.analysis.statistics import half_width
 
-CONFIDENCE = 0.95
 _TINY = 1e-300
 
 type Interval = dict[str, float | None]
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
-    """The mean of independent values, with Student's t interval."""
+def text_interval(values: Sequence[float]) -> Interval:
+    """The mean over independent batches or sequences of text, with Student's t interval. Equal values have one of no width."""
     found = np.asarray(values, dtype=np.float64)
     if not found.size or not np.isfinite(found).all():
         return _interval(None, None)
     if found.size == 1:
         return _interval(float(found[0]), None)
-    error = found.std(ddof=1) / math.sqrt(found.size)
-    return _interval(float(found.mean()), _quantile(found.size - 1) * float(error))
+    return _interval(float(found.mean()), half_width(found))
 
 
 def crossed_interval(values_KS: np.ndarray) -> Interval:
@@ -54,11 +55,7 @@ def crossed_interval(values_KS: np.ndarray) -> Interval:
     total = max(float(squares.sum()) - rest, float(squares.max()))
     freedom = total**2 / max(float((squares**2 / freedoms).sum()) + rest**2 / rest_freedom, _TINY)
     freedom = min(max(freedom, float(freedoms.min())), rest_freedom)
-    return _interval(mean, _quantile(freedom) * math.sqrt(total / values.size))
-
-
-def _quantile(freedom: float) -> float:
-    return t_quantile((1 + CONFIDENCE) / 2, freedom)
+    return _interval(mean, t_quantile((1 + CONFIDENCE) / 2, freedom) * math.sqrt(total / values.size))
 
 
 def _interval(value: float | None, margin: float | None) -> Interval:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ngpt.hf.modeling_ngpt import NGPTForCausalLM
-from ngpt.model_analysis.intervals import Interval, mean_interval
+from ngpt.model_analysis.intervals import Interval, text_interval
 from ngpt.model_analysis.linears import Linear, block_linears
 from ngpt.model_analysis.losses import sequence_losses
 from ngpt.model_analysis.quantise import quantised_inputs, quantised_weight, quantised_weights, weight_spec
@@ -83,17 +83,17 @@ def weight_error(linears: list[Linear], recipe: Recipe, blocks: str | None = Non
 
 
 def _figures(losses: Tensor, bits_per_nat: float | None) -> dict[str, Any]:
-    return {"loss": mean_interval(losses.tolist()), "bits_per_byte": _in_bits(losses, bits_per_nat)}
+    return {"loss": text_interval(losses.tolist()), "bits_per_byte": _in_bits(losses, bits_per_nat)}
 
 
 def _differences(losses: Tensor, whole: Tensor, bits_per_nat: float | None) -> dict[str, Any]:
     difference = losses - whole
     return {
-        "difference": mean_interval(difference.tolist()),
+        "difference": text_interval(difference.tolist()),
         "bits_per_byte_difference": _in_bits(difference, bits_per_nat),
         "relative_difference": float(difference.mean() / whole.mean()),
     }
 
 
 def _in_bits(nats: Tensor, bits_per_nat: float | None) -> Interval | None:
-    return None if bits_per_nat is None else mean_interval((nats * bits_per_nat).tolist())
+    return None if bits_per_nat is None else text_interval((nats * bits_per_nat).tolist())

@@ -17,7 +17,7 @@ from torch import Tensor
 from ngpt.hf.modeling_ngpt import NGPTForCausalLM
 from ngpt.kernels.nvfp4_quantize import emulate
 from ngpt.model_analysis.capture import Call, captured
-from ngpt.model_analysis.intervals import Interval, mean_interval
+from ngpt.model_analysis.intervals import Interval, text_interval
 from ngpt.model_analysis.linears import Linear, block_linears
 from ngpt.model_analysis.quantise import refused
 from ngpt.precision.diagnostics import Draw, GemmWatch, powers_of_rows
@@ -203,4 +203,4 @@ def _intervals(batches: Sequence[Figures]) -> dict[str, Any]:
 
 
 def _interval(batches: Sequence[Figures], path: str) -> Interval:
-    return mean_interval([batch[path] for batch in batches if batch])
+    return text_interval([batch[path] for batch in batches if batch])

@@ -21,15 +21,29 @@ type Model = tuple[str, list[float], list[float]]  # arm, widths, dB
 
 
 def axis(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
-    panels = []
+    """A panel for each comparison. Those of one unit have the same frame, so that small differences do not look like large ones."""
+    shown = {}
     for name in figure["of"]:
         found = results["comparisons"][name]["rows"]
         rows = [row for row in found if figure["over"] in row["point"] and row["interval"]["estimate"] is not None]
         if rows:
-            models = averaging_model(results, figure) if figure["model"] == "averaging" else []
-            draw = partial(_draw_axis, rows=rows, over=figure["over"], unit=unit_of(results, name), models=models)
-            panels.append(Panel(title_of(results, figure, name), draw, height=3.6))
+            shown[name] = rows
+    models = averaging_model(results, figure) if figure["model"] == "averaging" else []
+    units = {name: unit_of(results, name) for name in shown}
+    panels = []
+    for name, rows in shown.items():
+        frame = _frame([row for other in shown if units[other] == units[name] for row in shown[other]], models)
+        draw = partial(_draw_axis, rows=rows, over=figure["over"], unit=units[name], models=models, frame=frame)
+        panels.append(Panel(title_of(results, figure, name), draw, height=3.6))
     return panels
+
+
+def _frame(rows: Sequence[RowLike], models: Sequence[Model]) -> tuple[float, float]:
+    intervals = [Interval.from_json(row["interval"]) for row in rows]
+    ends = [end for one in intervals for end in ((one.low, one.high, one.estimate) if one.bounded else (one.estimate,))]
+    ends += [value for _, _, y in models for value in y if math.isfinite(value)]
+    room = 0.05 * (max(ends) - min(ends)) or 0.05 * abs(ends[0]) or 1.0
+    return min(ends) - room, max(ends) + room
 
 
 def _lines(rows: Sequence[RowLike], over: str) -> dict[tuple[Any, ...], list[RowLike]]:
@@ -42,7 +56,7 @@ def _lines(rows: Sequence[RowLike], over: str) -> dict[tuple[Any, ...], list[Row
 
 
 def _draw_axis(
-    figure: FigureBase, rows: Sequence[RowLike], over: str, unit: str, models: Sequence[Model]
+    figure: FigureBase, rows: Sequence[RowLike], over: str, unit: str, models: Sequence[Model], frame: tuple[float, float]
 ) -> None:
     axes, names, seen = figure.subplots(), [], dict[str, int]()
     for (arm, *rest), line in _lines(rows, over).items():
@@ -58,6 +72,7 @@ def _draw_axis(
         names.append((row_name(line[0] | {"point": dict(rest)}), color, style))
     for arm, x, y in models:
         axes.plot(x, y, color=color_of(arm), linestyle=(0, (1, 1.6)), linewidth=1.3)
+    axes.set_ylim(*frame)
     axes.set_xscale("log", base=2)
     places = sorted({float(row["point"][over]) for row in rows} | ({float(_EXTRAPOLATED)} if models else set()))
     axes.xaxis.set_major_locator(FixedLocator(places))
@@ -131,7 +146,7 @@ def _draw_layers(
         for place, name in enumerate(names):
             values = layers.get(name, [])
             axes.plot(values, [place] * len(values), color=color_of(arm), marker="o", markersize=4, linestyle="none", alpha=0.75)
-    axes.set_yticks(range(len(names)), [formats.short(name, 34) for name in names], fontsize=7.5)
+    axes.set_yticks(range(len(names)), [formats.short(name.removeprefix("layers."), 34) for name in names], fontsize=7.5)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(unit)
     legend(axes, [(labels[arm], color_of(arm), "solid") for arm in by_arm])

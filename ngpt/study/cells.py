@@ -1,19 +1,30 @@
 """Numbers of a study's results, as shown in the tables of its page."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ngpt.analysis import formats
-from ngpt.analysis.intervals import ALL, OUTSIDE, Interval
-from ngpt.config.study import BRANCH, SEED
+from ngpt.analysis.intervals import ALL, BETWEEN, OUTSIDE, Interval
+from ngpt.config.study import METRICS
 from ngpt.study.drawing import row_name, unit_of
 
 _DIGITS = 4
+_TAKEN = {
+    "last": "the last",
+    "first": "the first",
+    "mean": "the mean over the run of",
+    "least": "the smallest",
+    "largest": "the largest",
+    "count": "how often a value is above {0:g} of",
+}
 Results = Mapping[str, Any]
 
 
 def number(value: float | None) -> str:
-    return formats.MISSING if value is None or value != value else f"{value:.{_DIGITS}g}"
+    """Four digits, with zeros at the end, but whole numbers as they are."""
+    if value is None or value != value:
+        return formats.MISSING
+    return f"{value:.{_DIGITS}g}" if float(value).is_integer() else f"{value:#.{_DIGITS}g}".rstrip(".")
 
 
 def interval_text(values: Mapping[str, Any]) -> str:
@@ -28,59 +39,91 @@ def interval_text(values: Mapping[str, Any]) -> str:
     return f"{number(one.low)} to {number(one.high)}"
 
 
-def design_rows(results: Results) -> list[tuple[str, str]]:
-    """What was run, as rows of a table."""
-    study, runs = results["study"], results["runs"]
-    seeds, branches = study["lists"][SEED], study["lists"].get(BRANCH, [])
-    arms = list(dict.fromkeys(run["arm"] for run in runs))
-    scans = {key: list(dict.fromkeys(run["point"][key] for run in runs if key in run["point"])) for run in runs for key in run["point"]}
-    tokens = [run["tokens"] for run in runs if run["tokens"] and study["arms"][run["arm"]]["until"] is None]
-    lengths = " to ".join(formats.count(value) for value in sorted({min(tokens), max(tokens)})) if tokens else formats.MISSING
-    trunks = [name for name in arms if study["arms"][name]["until"] is not None]
-    rows = [
-        ("Size", f"{results['size']}: {study['sizes'][results['size']]['says']}"),
-        ("Arms", ", ".join(arms)),
-        *((f"Scan of {key}", ", ".join(map(str, values))) for key, values in scans.items()),
-        ("Seeds", f"{len(seeds)}: {', '.join(map(str, seeds))}. A seed sets initial weights and data order, alike in all arms"),
-        ("Tokens of a run", lengths),
-    ]
-    if trunks:
-        parts = ", ".join(f"{name} at {study['arms'][name]['until']:.0%} of the steps" for name in trunks)
-        each = f"{len(branches)} of each trunk, which differ in their data order. " if branches else ""
-        rows.append(("Branches", f"{each}Arms continue the checkpoint of {parts}, with its optimizer state"))
-    return [*rows, ("Tuning effort", study["tuning"]), *([("Left out", study["left_out"])] if study["left_out"] else [])]
+def unbounded_notes(results: Results) -> list[str]:
+    """What the intervals without two ends mean: a sentence or two for each kind that the tables hold."""
+    found = [Interval.from_json(row["interval"]) for one in results["comparisons"].values() for row in one["rows"] if row["by_seed"]]
+    return [note for applies, note in _UNBOUNDED if any(map(applies, found))]
+
+
+_UNBOUNDED: tuple[tuple[Callable[[Interval], bool], str], ...] = (
+    (
+        lambda one: one.shape == ALL,
+        "“Excludes nothing”: the data give no bound, and the true value may be any. One seed shows no scatter, nor do seeds that agree "
+        "exactly; nor has a ratio a bound whose dividend and divisor may both be zero.",
+    ),
+    (
+        lambda one: one.shape == OUTSIDE,
+        "“Up to A, and from B on”: only what lies between A and B is excluded. This happens to a ratio whose divisor may be zero, and to "
+        "the lowest point of a parabola that may be flat, since the true value may then be large, with either sign.",
+    ),
+    (
+        lambda one: one.shape == BETWEEN and not one.bounded,
+        "“From A on” and “up to B” have one end: on the other side nothing is excluded.",
+    ),
+)
 
 
 def comparison_tables(results: Results) -> list[dict[str, Any]]:
-    """The comparisons that have rows, each with its headings and cells."""
-    found = []
+    """The comparisons that have rows, each with its headings and cells. One with the same rows as an earlier one is left out."""
+    found, shown = [], list[Any]()
+    judged = {rule["comparison"] for rule in results["verdict"]["rules"]}
     for name, comparison in results["study"]["comparisons"].items():
         rows = results["comparisons"][name]["rows"]
-        if not rows:
+        if not rows or rows in shown:
             continue
-        seeds = list(dict.fromkeys(seed for row in rows for seed in row["by_seed"]))
+        shown.append(rows)
         measure = results["study"]["measures"][comparison["measure"]]
         found.append(
             {
                 "title": comparison["title"] or name,
                 "says": " ".join(part for part in (comparison["says"], measure["says"]) if part),
-                "method": rows[0]["interval"]["method"],
-                "heads": [unit_of(results, name) or "value", "95 % interval", *(f"seed {seed}" for seed in seeds), "seeds to tell from 0"],
-                "rows": [_cells(row, seeds, results["study"]["arms"]) for row in rows],
+                "methods": "; ".join(dict.fromkeys(row["interval"]["method"] for row in rows)),
+                "judged": name in judged,
+                "pairs": any(row["pairs"] for row in rows),
             }
+            | _source(results, measure)
+            | _of_rows(results, name, rows)
         )
-        if not any(row["pairs"] for row in rows):
-            found[-1]["heads"].pop()
-            for row in found[-1]["rows"]:
-                row["cells"].pop()
     return found
 
 
-def _cells(row: Mapping[str, Any], seeds: list[str], arms: Mapping[str, Any]) -> dict[str, Any]:
-    cells = [number(row["interval"]["estimate"]), interval_text(row["interval"]), *(number(row["by_seed"].get(seed)) for seed in seeds)]
+def _of_rows(results: Results, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Headings and rows of a table. Its last column, the seeds needed, is there if a row has them."""
+    seeds = list(dict.fromkeys(seed for row in rows for seed in row["by_seed"]))
+    heads, cells = [*estimate_heads(results, name), *(f"seed {seed}" for seed in seeds)], []
+    for row in rows:
+        cells.append([*estimate_cells(row), *(number(row["by_seed"].get(seed)) for seed in seeds)])
+    if any(row["pairs"] for row in rows):
+        heads.append("seeds to tell from 0")
+        for row, line in zip(rows, cells, strict=True):
+            line.append(_pairs(row["pairs"]))
+    return {"heads": heads, "rows": [table_row(results, row, line) for row, line in zip(rows, cells, strict=True)]}
+
+
+def _source(results: Results, measure: Mapping[str, Any]) -> dict[str, str]:
+    """What is taken of which key, and in which file it is."""
+    if measure["source"] != METRICS:
+        what = results["study"]["analyses"][measure["source"]]["what"]
+        return {"taken": "", "key": measure["key"], "file": f"the JSON of ngpt analyze {what}"}
+    return {"taken": _TAKEN[measure["take"]].format(measure["above"]), "key": measure["key"], "file": "metrics.jsonl"}
+
+
+def table_row(results: Results, row: Mapping[str, Any], cells: list[str]) -> dict[str, Any]:
+    """A row with its name, what it is compared with, and what a reader must know of it."""
+    arms = results["study"]["arms"]
     others = {"less": row["less"], "over": row["divided_by"]}
     against = [f"{word} {arms[arm]['label'] or arm}" for word, arm in others.items() if arm]
-    return {"name": row_name(row), "against": ", ".join(against), "note": row["note"], "cells": [*cells, _pairs(row["pairs"])]}
+    return {"name": row_name(row), "against": "; ".join(against), "note": row["note"], "cells": cells}
+
+
+def estimate_heads(results: Results, comparison: str) -> list[str]:
+    """The headings of `estimate_cells`: the unit, and that of the interval."""
+    return [unit_of(results, comparison) or "value", "95 % interval"]
+
+
+def estimate_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row's estimate and its interval."""
+    return [number(row["interval"]["estimate"]), interval_text(row["interval"]) if row["by_seed"] else formats.MISSING]
 
 
 def _pairs(pairs: Mapping[str, Any] | None) -> str:

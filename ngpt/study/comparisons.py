@@ -148,7 +148,7 @@ def _slope(comparison: Comparison, values: Values, arm: str, point: Point) -> tu
     if len(units) > 1:
         return statistics.mean_interval(list(units.values())), units, None, _note(values, arm, units)
     (line,) = lines.values()
-    return statistics.slope(x, line), units, None, "one seed: the interval is of the scatter about the line"
+    return statistics.slope(x, line), units, None, _of_one_seed(len(x), 2, "line")
 
 
 def _optimum(comparison: Comparison, values: Values, arm: str, point: Point) -> tuple[Interval, Seeds, str | None, str]:
@@ -171,7 +171,13 @@ def _optimum(comparison: Comparison, values: Values, arm: str, point: Point) -> 
     if len(lowest) > 1 or less is not None:
         return statistics.mean_interval(list(lowest.values())), lowest, None, note
     (line,) = curves.values()
-    return statistics.vertex(x, line), lowest, None, note or "one seed: the interval is of the scatter about the parabola"
+    return statistics.vertex(x, line), lowest, None, note or _of_one_seed(len(x), 3, "parabola")
+
+
+def _of_one_seed(places: int, fewest: int, shape: str) -> str:
+    if places == fewest:
+        return f"one seed at {places} places: no scatter about the {shape}"
+    return f"one seed: the interval is of the scatter about the {shape}"
 
 
 def _reach(comparison: Comparison, values: Values, arm: str, point: Point) -> tuple[Interval, Seeds, str | None, str]:

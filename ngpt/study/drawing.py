@@ -10,6 +10,7 @@ from ngpt.analysis import drawing, formats
 from ngpt.analysis.sheets import Name
 
 _GPT, _NGPT = drawing.COLORS[1], drawing.COLORS[0]
+ARCHITECTURES = {"gpt": "GPT", "ngpt": "nGPT"}
 Results = Mapping[str, Any]
 RowLike = Mapping[str, Any]
 

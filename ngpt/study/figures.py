@@ -13,7 +13,9 @@ from ngpt.analysis import drawing
 from ngpt.analysis.intervals import ALL, OUTSIDE, Interval
 from ngpt.analysis.sheets import Name, Panel, Sheet
 from ngpt.study.axis_figures import axis, layers
-from ngpt.study.drawing import Results, RowLike, color_of, legend, row_name, title_of, unit_of
+from ngpt.study.drawing import ARCHITECTURES, Results, RowLike, color_of, legend, row_name, title_of, unit_of
+
+_OF_KINDS = drawing.COLORS[2:]  # the first two are those of the architectures
 
 
 def sheets_of(results: Results) -> list[Sheet]:
@@ -90,16 +92,18 @@ def _tokens(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
     panels = []
     for name in figure["of"]:
         curves = [curve for curve in results["comparisons"][name].get("curves", []) if curve["places"]]
+        if not curves:
+            continue
         families: dict[str, list[Mapping[str, Any]]] = {}
         for curve in curves:
             families.setdefault(curve["arm"].partition("_")[0], []).append(curve)
-        frame = _frame([place for curve in curves for place in curve["places"]])
+        frame = _frame(curves)
         kinds = list(dict.fromkeys(map(_kind, curves)))
         for family, members in families.items():
             changes = [run["phase_change"] for run in results["runs"] if run["arm"].startswith(f"{family}_") and run["phase_change"]]
-            colors = [drawing.COLORS[kinds.index(_kind(curve)) % len(drawing.COLORS)] for curve in members]
+            colors = [_OF_KINDS[kinds.index(_kind(curve)) % len(_OF_KINDS)] for curve in members]
             draw = partial(_draw_tokens, curves=members, colors=colors, frame=frame, changes=changes, unit=unit_of(results, name))
-            panels.append(Panel(Name(family), draw, height=3.2 + 0.17 * len(members)))
+            panels.append(Panel(Name(ARCHITECTURES.get(family, family)), draw, height=3.2 + 0.17 * len(members)))
     return panels
 
 
@@ -108,10 +112,15 @@ def _kind(curve: RowLike) -> tuple[Any, ...]:
     return (curve["arm"].partition("_")[2], *curve["point"].items())
 
 
-def _frame(places: Sequence[RowLike]) -> tuple[float, float]:
-    """The y limits: the means, with room for part of their intervals, since intervals of three seeds are wide."""
-    means = [place["estimate"] for place in places] + [0.0]
-    room = 0.6 * (max(means) - min(means)) or 1e-3
+def _frame(curves: Sequence[RowLike]) -> tuple[float, float]:
+    """The y limits of all panels: the means, and of differences also zero, with room for part of their intervals.
+
+    Intervals of three seeds are so wide that the whole of them would leave the means flat.
+    """
+    means = [place["estimate"] for curve in curves for place in curve["places"]]
+    differences = any(curve["less"] for curve in curves)
+    means += [0.0] if differences else []
+    room = (0.6 if differences else 0.1) * (max(means) - min(means)) or 1e-3
     return min(means) - room, max(means) + room
 
 
@@ -126,7 +135,7 @@ def _draw_tokens(
     axes = figure.subplots()
     if any(curve["less"] for curve in curves):
         axes.axhline(0, color=drawing.GREY, linewidth=1)
-        axes.set_ylim(*frame)
+    axes.set_ylim(*frame)
     for curve, color in zip(curves, colors, strict=True):
         x = [place["tokens"] for place in curve["places"]]
         axes.plot(x, [place["estimate"] for place in curve["places"]], color=color, linewidth=1.5, marker="o", markersize=2.5)

@@ -7,10 +7,12 @@ from typing import Any
 import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ngpt.analysis import drawing, formats, sheets
+from ngpt.analysis import drawing, sheets
 from ngpt.config.errors import ConfigError
-from ngpt.study.cells import comparison_tables, design_rows, interval_text, run_rows
+from ngpt.study.cells import comparison_tables, run_rows, unbounded_notes
+from ngpt.study.design import design_rows, provenance_rows
 from ngpt.study.figures import sheets_of
+from ngpt.study.judgement import verdict_reason, verdict_tables
 
 
 def write_page(results: Mapping[str, Any], folder: Path) -> Path:
@@ -44,16 +46,16 @@ def _render(results: Mapping[str, Any], plots: list[sheets.Plot]) -> str:
         loader=PackageLoader("ngpt", "study"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     css = Environment(loader=PackageLoader("ngpt", "analysis"), trim_blocks=True, lstrip_blocks=True).get_template("report.css.j2")
-    study = results["study"]
     return environment.get_template("study.html.j2").render(
         results=results,
-        study=study,
-        size=study["sizes"][results["size"]],
+        study=results["study"],
         css=css.render(light=drawing.LIGHT, dark=drawing.DARK),
         plots=plots,
+        reason=verdict_reason(results),
+        rules=verdict_tables(results),
+        unbounded=unbounded_notes(results),
         design=design_rows(results),
         tables=comparison_tables(results),
+        provenance=provenance_rows(results),
         runs=run_rows(results),
-        text=interval_text,
-        plain=formats.plain,
     )

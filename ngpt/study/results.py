@@ -16,7 +16,7 @@ from ngpt.study.plan import Plan
 from ngpt.study.verdict import NOT_JUDGED, judged, together
 
 FORMAT = 1
-_RULE = "The results of a study, as `ngpt study` writes them"
+_RULE, _WAY_OUT = "The results of a study, as `ngpt study` writes them", "Give the results.json of a study"
 
 
 def gather(plan: Plan, folder: Path, description: str, command: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,10 +103,11 @@ def read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:
-        raise ConfigError(str(path), error.strerror, _RULE, "Give the results.json of a study") from None
+        raise ConfigError(str(path), error.strerror, _RULE, _WAY_OUT) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(str(path), error, _RULE, "Restore it") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         got = found.get("format") if isinstance(found, dict) else type(found).__name__
-        raise ConfigError(str(path), f"format {got}", f"{_RULE}, have format {FORMAT}", "Use the version that wrote it")
+        way_out = "Use the version that wrote it" if isinstance(got, int) else _WAY_OUT
+        raise ConfigError(str(path), f"format {got}", f"{_RULE}, have format {FORMAT}", way_out)
     return found

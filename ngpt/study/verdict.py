@@ -21,13 +21,18 @@ def judged(rule: Rule, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     wanted = set(matching([row["arm"] for row in rows], rule.arms))
     found = [(row, _of_interval(rule, Interval.from_json(row["interval"]))) for row in rows if row["arm"] in wanted]
-    words = _IN_WORDS[rule.must].format(rule.value)
+    words = in_words(rule.must, rule.value)
     return {
         "result": together([result for _, result in found]),
         "rule": f"reproduced if the whole interval is {words}; not reproduced if none of it is; else undecided",
         "comparison": rule.comparison,
         "rows": [{"arm": row["arm"], "label": row["label"], "point": row["point"], "result": result} for row, result in found],
     }
+
+
+def in_words(must: str, value: float) -> str:
+    """Where an interval has to lie."""
+    return _IN_WORDS[must].format(value)
 
 
 def _of_interval(rule: Rule, interval: Interval) -> str:

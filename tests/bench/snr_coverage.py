@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ngpt.model_analysis.intervals import mean_interval
+from ngpt.model_analysis.intervals import text_interval
 from ngpt.model_analysis.snr import figures_of_powers
 from ngpt.precision import QuantizerSpec, quantize
 from ngpt.precision.diagnostics import Draw, _drawn, powers_of_rows
@@ -57,7 +57,7 @@ def coverage(case: str, sets: int, batches: int, samples: int) -> tuple[list[flo
     truth = torch.stack(truths).mean(dim=0)
     held = []
     for place, whole in enumerate(truth):
-        intervals = [mean_interval(one.tolist()) for one in torch.stack(estimates)[:, place].view(sets, batches)]
+        intervals = [text_interval(one.tolist()) for one in torch.stack(estimates)[:, place].view(sets, batches)]
         held.append(sum(found["lower"] <= whole <= found["upper"] for found in intervals) / sets)
     return held, float(truth[FIGURES.index("signal_correlation")])
 

@@ -123,6 +123,24 @@ def test_seeds_are_grouped_and_each_run_is_on_demand(tmp_path, without_plots):
     assert len([attributes for attributes in page.all("td") if attributes.get("class") == "best"]) >= 1
 
 
+def test_on_a_narrow_screen_each_cell_says_its_column_and_equal_cells_are_shown_once(tmp_path, without_plots):
+    folders = [
+        write_run(tmp_path / name, summary=summary(val_loss=loss), config={"optim": {"lr": loss / 100}})
+        for name, loss in (("a", 1.0), ("b", 2.0))
+    ]
+    page = write_report(folders).read_text()
+    tables = re.findall(r'<table class="[^"]*stack">.*?</table>', page, re.DOTALL)
+    assert len(tables) == page.count("<table") == 3  # what differs, what came of it, environment
+    same = {}
+    for table in tables:
+        assert [re.sub("<wbr>", "", head) for head in re.findall('<th scope="col">(.*?)</th>', table)] == ["a", "b"]
+        for row in table.split("<tbody>")[1].split("</tr>")[:-1]:
+            assert re.findall('data-head="(.*?)"', row) == ["a", "b"]
+            same[re.search('<th scope="row">(.*?)</th>', row)[1]] = 'class="same"' in row
+    assert same["Status"] and not same["Validation loss (nats per token)"] and not same["optim.lr"]
+    assert 'class="stack"' not in write_report(folders[:1]).read_text()  # one run has label and value as it is
+
+
 def test_the_page_shows_result_config_environment_and_sample(tmp_path, without_plots):
     folder = write_run(tmp_path / "a", summary=summary())
     (folder / "sample.txt").write_bytes("Once upon a tíme".encode() + b"\xff")

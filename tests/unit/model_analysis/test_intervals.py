@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ngpt.analysis.distributions import t_quantile
-from ngpt.model_analysis.intervals import crossed_interval, mean_interval
+from ngpt.model_analysis.intervals import crossed_interval, text_interval
 
 SETS = 400
 ERROR = math.sqrt(0.95 * 0.05 / SETS)  # of a measured coverage
@@ -28,7 +28,7 @@ def coverage(intervals: list[dict], truth: float) -> float:
 
 def test_means_of_few_values_are_held_as_often_as_claimed():
     values = np.random.RandomState(1).normal(3, 2, (SETS, 4))
-    assert coverage([mean_interval(row) for row in values], 3) == pytest.approx(0.95, abs=3 * ERROR)
+    assert coverage([text_interval(row) for row in values], 3) == pytest.approx(0.95, abs=3 * ERROR)
 
 
 # Standard deviations of what directions, sequences and single pairs add.
@@ -43,12 +43,12 @@ def test_directions_crossed_with_sequences_are_held_as_often_as_claimed(spreads)
     held = coverage([crossed_interval(values) for values in sets], 5)
     assert 0.95 - 3 * ERROR < held < 0.995  # small components are overestimated, and the interval is the wider for it
     if max(direction, sequence) == 1:  # pairs are not independent values, and taken for such they are held far too seldom
-        assert coverage([mean_interval(values.ravel()) for values in sets], 5) < 0.75
+        assert coverage([text_interval(values.ravel()) for values in sets], 5) < 0.75
 
 
 def test_what_cannot_be_said_is_left_open():
-    assert mean_interval([2.0]) == {"value": 2.0, "lower": None, "upper": None}
-    assert mean_interval([1.0, math.inf])["value"] is None and mean_interval([])["value"] is None
+    assert text_interval([2.0]) == {"value": 2.0, "lower": None, "upper": None}
+    assert text_interval([1.0, math.inf])["value"] is None and text_interval([])["value"] is None
     assert crossed_interval(np.ones((1, 3))) == {"value": 1.0, "lower": None, "upper": None}
     same = crossed_interval(np.full((3, 4), 0.5))
     assert same == {"value": 0.5, "lower": 0.5, "upper": 0.5}

@@ -9,7 +9,7 @@ from small_models import NVIDIA, ids, model_of
 from ngpt.config import compose
 from ngpt.config.linears import block_linears as linears_of_config
 from ngpt.model_analysis.capture import captured
-from ngpt.model_analysis.intervals import mean_interval
+from ngpt.model_analysis.intervals import text_interval
 from ngpt.model_analysis.linears import block_linears
 from ngpt.model_analysis.snr import BatchWatch, figures_of_powers, snr
 from ngpt.precision import quantize
@@ -112,7 +112,7 @@ def test_intervals_hold_the_figures_of_text_that_was_not_read():
     truth = torch.stack(truths).mean(dim=0)
     sets = torch.stack(estimates).view(batches // size, size, -1)
     for figure, whole in enumerate(truth):
-        intervals = [mean_interval(one[:, figure].tolist()) for one in sets]
+        intervals = [text_interval(one[:, figure].tolist()) for one in sets]
         held = sum(found["lower"] <= whole <= found["upper"] for found in intervals) / len(sets)
         assert 0.90 < held < 0.99, figure  # 0.95 with a standard error of 0.02
 

@@ -6,9 +6,13 @@ import re
 
 import pytest
 
+from ngpt.analysis.intervals import Interval
 from ngpt.config.errors import ConfigError
 from ngpt.study import results
 from ngpt.study.axis_figures import averaging_model
+from ngpt.study.cells import comparison_tables, number, unbounded_notes
+from ngpt.study.design import design_rows, provenance_rows
+from ngpt.study.judgement import verdict_reason, verdict_tables
 from ngpt.study.page import write_page
 from tests.unit.analysis.runs import record, summary, write_run
 from tests.unit.study.studies import TEXT, planned
@@ -90,6 +94,107 @@ def test_the_page_is_a_function_of_the_results_alone(study, tmp_path):
     assert "reproduced if the whole interval is above 0; not reproduced if none of it is; else undecided" in first
 
 
+def test_a_verdict_names_its_rule_and_the_numbers_it_rests_on(study):
+    study[0].study.verdict[0].arms = ["gpt_nvfp4*"]
+    found = gathered(study)
+    (table,) = verdict_tables(found)
+    assert table["heads"] == ["nats", "95 % interval", "seeds", "result"]
+    (row,) = table["rows"]
+    assert row["cells"] == ["0.1500", "-0.4853 to 0.7853", "2", "undecided: one part of the interval is above 0, another is not"]
+    assert row["against"] == "less gpt_bf16" and verdict_reason(found) == "Its rule is undecided: gap."
+    found["comparisons"]["gap"]["rows"][0]["interval"] |= {"shape": "all", "low": None, "high": None}
+    assert verdict_tables(found)[0]["rows"][0]["cells"][1:] == ["excludes nothing", "2", "undecided: the interval excludes nothing"]
+    found["comparisons"]["gap"]["rows"][0]["by_seed"] = {}
+    assert verdict_tables(found)[0]["rows"][0]["cells"][1:] == ["–", "0", "undecided: no seed has the numbers"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "result", "reason", "row"),
+    [
+        (["reproduced", "reproduced"], "reproduced", "All 2 rules hold.", "reproduced: all of the interval is above 0"),
+        (
+            ["not reproduced", "undecided"],
+            "not reproduced",
+            "1 of 2 rules is contrary: gap.",
+            "not reproduced: none of the interval is above 0",
+        ),
+    ],
+)
+def test_a_verdict_names_the_rules_that_gave_it(study, losses, result, reason, row):
+    found = gathered(study)
+    (definition,), (rule,) = found["study"]["verdict"], found["verdict"]["rules"]
+    rules = [rule | {"result": one, "rows": [each | {"result": one} for each in rule["rows"]]} for one in losses]
+    found["study"]["verdict"], found["verdict"] = [definition, definition], {"result": result, "rules": rules}
+    assert verdict_reason(found) == reason
+    assert verdict_tables(found)[0]["rows"][0]["cells"][-1] == row
+
+
+def test_the_design_says_what_tells_arms_apart(study):
+    rows = dict(design_rows(gathered(study)))
+    assert rows["GPT, nvfp4_nvidia"] == "experiment=gpt_tiny precision=nvfp4_nvidia"
+    assert rows["wide"] == "experiment=ngpt_tiny" and rows["Scan of model.hidden_size"] == "64, 128"
+    assert rows["All arms"] == "train.steps=8 optim.lr=1e-3"
+    assert rows["Seeds"].startswith("2 an arm (train.seed 1, 2).") and rows["Left out"] == "The study names nothing"
+
+
+def test_words_that_follow_the_scan_are_told_with_their_place():
+    study = {"sizes": {"s": {"says": ""}}, "arms": {"a": {"label": "A", "until": None}}, "tuning": "", "left_out": "rates"}
+    runs = [
+        {"arm": "a", "point": {"width": width}, "seed": 1, "tokens": 5, "words": ["x=1", f"width={width}", f"lr={rate}", "train.seed=1"]}
+        for width, rate in ((64, 0.1), (128, 0.2))
+    ]
+    rows = dict(design_rows({"study": study, "size": "s", "runs": runs}))
+    assert rows["A"] == "lr=0.1 at width 64; lr=0.2 at width 128"
+    assert rows["All arms"] == "x=1" and rows["Left out"] == "rates"
+
+
+def test_code_and_devices_of_the_runs_and_of_the_results_are_told():
+    git, versions = {"commit": "0123abcd", "dirty": True}, {"torch": "2.11.0", "triton": None}
+    runs = [{"provenance": {"git": git, "versions": versions, "gpus": ["H200", "H200"]}}, {"provenance": {}}]
+    rows = provenance_rows({"runs": runs, "provenance": {"git": None, "versions": {}, "gpus": []}})
+    assert rows == [("Runs", "commit 0123abcd, with uncommitted changes; H200; torch 2.11.0"), ("Results", "commit unknown")]
+
+
+def test_each_cell_says_the_heading_of_its_column(study, tmp_path):
+    """On a narrow screen the row of headings is not shown."""
+    page = write_page(gathered(study), tmp_path / "page").read_text(encoding="utf-8")
+    tables = re.findall(r'<table class="[^"]*stack">.*?</table>', page, re.DOTALL)
+    assert len(tables) == page.count("<table") == 5
+    for table in tables:
+        heads = re.findall('<th scope="col">(.*?)</th>', table)
+        rows = [re.findall('data-head="(.*?)"', row) for row in table.split("<tbody>")[1].split("</tr>")[:-1]]
+        assert heads and rows and all(row == heads for row in rows)
+
+
+def test_a_table_with_the_rows_of_an_earlier_one_is_left_out(study):
+    found = gathered(study)
+    for part in (found["study"]["comparisons"], found["comparisons"]):
+        part["again"] = part["gain"]
+    assert [table["title"] for table in comparison_tables(found)].count("gain") == 1
+    assert "again" not in [table["title"] for table in comparison_tables(found)]
+
+
+@pytest.mark.parametrize(("value", "text"), [(23.4, "23.40"), (1e-4, "0.0001000"), (3.0, "3"), (1234.5, "1234"), (None, "–"), (0.0, "0")])
+def test_numbers_have_four_digits(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "starts"),
+    [
+        ({}, []),
+        ({"shape": "all", "low": None, "high": None}, ["“Excludes nothing”"]),
+        ({"shape": "outside"}, ["“Up to A, and from B on”"]),
+        ({"high": None}, ["“From A on” and “up to B”"]),
+    ],
+)
+def test_intervals_without_two_ends_are_explained_where_there_are_any(changes, starts):
+    interval = Interval(0.0, -1.0, 2.0, 3, "").to_json()
+    rows = [{"interval": interval, "by_seed": {"1": 0.0}}, {"interval": interval | changes, "by_seed": {"1": 0.0}}]
+    notes = unbounded_notes({"comparisons": {"gap": {"rows": rows}}})
+    assert [note.partition(":")[0].partition(" have")[0] for note in notes] == starts
+
+
 def test_what_has_no_end_is_told_so(study, tmp_path):
     found = gathered(study)
     found["study"]["figures"] = found["study"]["figures"][:1]
@@ -97,6 +202,7 @@ def test_what_has_no_end_is_told_so(study, tmp_path):
     rows[0]["interval"] |= {"shape": "outside", "low": -1.0, "high": 2.0}
     page = write_page(found, tmp_path / "page").read_text(encoding="utf-8")
     assert "up to -1, and from 2 on" in page and "excludes -1 to 2 alone" in page
+    assert "only what lies between A and B is excluded" in page and "such an interval is a dashed line" in page
     rows[0]["interval"] |= {"shape": "all", "low": None, "high": None}
     page = write_page(found, tmp_path / "page").read_text(encoding="utf-8")
     assert "excludes nothing" in page and "the data exclude nothing" in page
@@ -106,10 +212,18 @@ def test_a_size_that_judges_nothing_gives_no_verdict(study):
     study[0].study.sizes["small"].judges = False
     found = gathered(study)
     assert found["verdict"]["result"] == "not judged" and found["verdict"]["rules"][0]["result"] == "undecided"
+    assert verdict_reason(found) == "Size small has no verdict."
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "No such file"), ("{", "Expecting"), ("[1]", "format list"), ('{"format": 99}', "format 99")]
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("{", "Expecting"),
+        ("[1]", "format list.*Give the"),
+        ("{}", "format None.*Give the"),
+        ('{"format": 99}', "format 99.*Use the version"),
+    ],
 )
 def test_files_that_are_no_results_are_told(tmp_path, text, message):
     path = tmp_path / "results.json"
