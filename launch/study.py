@@ -4,16 +4,17 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ngpt.config.errors import ConfigError
+from ngpt.config.schema import Config
 from ngpt.config.study import descriptions, load_study
 from ngpt.files import replacing
 from ngpt.places import check_place
-from ngpt.study.plan import Plan, plan
+from ngpt.study.plan import Plan, PlannedAnalysis, plan
 
 from .devices import gpu_names
 from .environment import unseen_gpus
@@ -38,7 +39,7 @@ def run_study(options: argparse.Namespace) -> int:
         options: as launch/commands/study.py reads them.
 
     Returns:
-        0; 1 if a run failed; 75 if a signal stopped the study.
+        0, with --slurm once the jobs are submitted; 1 if a run failed; 75 if a signal stopped the study.
 
     Raises:
         ConfigError: any mistake that can be found before the first run starts.
@@ -47,15 +48,18 @@ def run_study(options: argparse.Namespace) -> int:
         return _report_of_file(options.report, options.out)
     if options.name is None:
         raise ConfigError("ngpt study", "No name", "It runs a study", "ngpt list studies shows them")
-    if options.parallel < 1:
+    if options.parallel is not None and options.parallel < 1:
         raise ConfigError("--parallel", options.parallel, "Is a number of runs", "Give 1 or more")
+    if options.slurm and (options.analyze or options.report is not None or options.per_gpu != 1):
+        way_out = "Leave out --analyze, --report and --per-gpu"
+        raise ConfigError("--slurm", "with another option", "Runs become jobs with GPUs of their own, and so do analyses", way_out)
     planned = plan(options.name, load_study(options.name, options.config_dir), options.size, options.overrides)
     folder = options.out or ROOT / f"{planned.name}_{planned.size}"
     code = 0
     if not options.plan:
         check_place("--out", folder)
     if options.report is None:
-        configs = checked(planned, folder, options.config_dir, with_data=not options.plan)
+        configs = checked(planned, folder, options.config_dir, with_data=not options.plan, here=not (options.slurm or options.analyze))
         points = {name: one.config for name, one in configs.items()}
         shared = Shared(planned, folder, points, lambda run: composed(run, planned, folder, options.config_dir))
         places = {run.name: shared.place(run.name) for run in planned.runs}
@@ -63,7 +67,9 @@ def run_study(options: argparse.Namespace) -> int:
         print("\n".join([table(planned, configs), *(known if options.plan else known[-1:])]), flush=True)
         if options.plan:
             return 0
-        check_per_gpu(options.per_gpu, options.parallel, max(one.gpus for one in configs.values()))
+        if options.slurm:
+            return _submit(planned, points, shared, options)
+        check_per_gpu(options.per_gpu, options.parallel or 1, max(one.gpus for one in configs.values()))
         for note in unseen_gpus(next(iter(configs.values())).config):
             print(note, file=sys.stderr)
         code = _run(planned, configs, shared, options)
@@ -82,8 +88,8 @@ def _report_of_file(path: Path, out: Path | None) -> int:
 def _run(planned: Plan, configs: Mapping[str, PlannedConfig], shared: Shared, options: argparse.Namespace) -> int:
     """Runs what is missing, and prints what failed and how to repeat it."""
     _check_words(planned, shared.folder)
-    members = _members(planned, configs, shared, options.config_dir)
-    states = run_members(members, options.parallel, _Progress(len(members)), per_gpu=options.per_gpu)
+    members = list(_analysed(planned, shared) if options.analyze else _members(planned, configs, shared, options.config_dir))
+    states = run_members(members, options.parallel or 1, _Progress(len(members)), per_gpu=options.per_gpu)
     failed = [state for state in states if state.status in (FAILED, BLOCKED)]
     for state in failed:
         print(f"{state.member.name} {state.status}: {state.why}\n  {state.member.folder / 'console.log'}", file=sys.stderr)
@@ -95,20 +101,38 @@ def _run(planned: Plan, configs: Mapping[str, PlannedConfig], shared: Shared, op
     return FAILURE if failed else 0
 
 
-def _members(planned: Plan, configs: Mapping[str, PlannedConfig], shared: Shared, config_dirs: Sequence[Path]) -> list[Member]:
+def _submit(planned: Plan, points: Mapping[str, Config], shared: Shared, options: argparse.Namespace) -> int:
+    from .submit_study import Submission, check_cluster, submit_study
+
+    check_cluster(points)
+    _check_words(planned, shared.folder)
+    more = [f"--config-dir={path}" for path in options.config_dir]
+    words = ["study", planned.name, *planned.words, *more, "--size", planned.size, "--out", str(shared.folder)]
+    page = [*words, "--analyze", "--parallel", str(next(iter(points.values())).cluster.gpus_per_node)]
+    return submit_study(Submission(planned, shared, points, ["ngpt", *words, "--slurm"], page, options.config_dir, options.parallel))
+
+
+def _members(planned: Plan, configs: Mapping[str, PlannedConfig], shared: Shared, config_dirs: Sequence[Path]) -> Iterator[Member]:
     """Runs and analyses as members, each analysis directly after its run."""
     more = [f"--config-dir={path}" for path in config_dirs]
-    gpus, members, folder = bool(gpu_names()), [], shared.folder
+    on_gpus = bool(gpu_names())
     for run in planned.runs:
-        own = folder / run.name
-        command = ("train", *run.located(folder, planned.name), *more)
-        needed = configs[run.name].gpus if gpus else 0
-        members.append(Member(run.name, own, command, needed, partial(shared.take, run.name), (run.after,) if run.after else ()))
-        for one in planned.analyses:
-            if one.run == run.name:
-                done = (folder / one.file).exists
-                members.append(Member(one.file, own / "analysis", tuple(one.command(folder)), int(gpus), done, (run.name,)))
-    return members
+        command = ("train", *run.located(shared.folder, planned.name), *more)
+        gpus = configs[run.name].gpus if on_gpus else 0
+        after = (run.after,) if run.after else ()
+        yield Member(run.name, shared.folder / run.name, command, gpus, partial(shared.take, run.name), after)
+        yield from (_analysis(one, shared.folder, (run.name,)) for one in planned.analyses if one.run == run.name)
+
+
+def _analysed(planned: Plan, shared: Shared) -> Iterator[Member]:
+    """The analyses of the runs that are finished."""
+    finished = {run.name for run in planned.runs if shared.take(run.name)}
+    return (_analysis(one, shared.folder, ()) for one in planned.analyses if one.run in finished)
+
+
+def _analysis(one: PlannedAnalysis, folder: Path, after: tuple[str, ...]) -> Member:
+    done = (folder / one.file).exists
+    return Member(one.file, folder / one.run / "analysis", tuple(one.command(folder)), int(bool(gpu_names())), done, after)
 
 
 def _check_words(planned: Plan, folder: Path) -> None:

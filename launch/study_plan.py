@@ -36,8 +36,14 @@ class PlannedConfig:
         return (self.last - self.first) * tokens_per_step(self.config)
 
 
-def checked(planned: Plan, folder: Path, config_dirs: Sequence[Path], with_data: bool = True) -> dict[str, PlannedConfig]:
+def checked(
+    planned: Plan, folder: Path, config_dirs: Sequence[Path], with_data: bool = True, here: bool = True
+) -> dict[str, PlannedConfig]:
     """The config of every run, by name. Runs that differ only in their seed or a scanned key of `optim` share one, composed once.
+
+    Args:
+        with_data: whether the text must be prepared.
+        here: whether the runs are to run on this machine.
 
     Raises:
         ConfigError: a run's words do not make a valid config (the error names the run), or the text is not prepared.
@@ -54,8 +60,8 @@ def checked(planned: Plan, folder: Path, config_dirs: Sequence[Path], with_data:
                 check_prepared(config)
         except ConfigError as error:
             raise ConfigError(f"{run.name}: {error.path}", error.got, error.rule, error.way_out) from error
-        if config.cluster.nodes > 1:
-            way_out = "Choose a cluster of one host, or submit runs one by one: ngpt launch"
+        if config.cluster.nodes > 1 and here:
+            way_out = "Choose a cluster of one host, or submit it: --slurm"
             raise ConfigError("cluster.nodes", config.cluster.nodes, "A study runs on this machine", way_out)
         trunk = of_points.get((planned.study.arms[run.arm].after, *_key(run)[1:]))
         first, last = trunk.last if trunk else 0, config.train.stop_after or config.train.steps

@@ -74,8 +74,11 @@ def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
     return 0
 
 
-def checked_script(config: Config) -> str:
+def checked_script(config: Config, start_is_there: bool = True) -> str:
     """The script of a run's job, after every check that is possible before the job starts.
+
+    Args:
+        start_is_there: whether the checkpoint that it starts from exists; otherwise another job is still to make it.
 
     Raises:
         ConfigError: a check failed.
@@ -83,7 +86,8 @@ def checked_script(config: Config) -> str:
     from .train import check_prepared
 
     check_unchecked(config)
-    check_resumable(config)
+    if start_is_there:
+        check_resumable(config)
     if config.cluster.container_image is None:  # a container has its own packages
         check_extras(config)
     check_prepared(config)

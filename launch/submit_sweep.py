@@ -1,7 +1,7 @@
 """`ngpt launch -m`: a sweep as one job array, with a task for each unfinished member; without a scheduler, as `ngpt train -m`."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +48,7 @@ def launch_sweep(
     if per_gpu != 1:
         rule = "Each member is a job with GPUs of its own"
         raise ConfigError("--per-gpu", per_gpu, rule, "Leave it out, or use ngpt train -m inside of one job")
-    _check_alike(plan)
+    check_alike({member.point.name: member.config for member in plan.members}, "Launch them as two sweeps, with a run.name each")
     scripts: dict[str, str] = {}
 
     def check(config: Config) -> None:
@@ -89,19 +89,26 @@ def _submit(plan: Plan, left: Sequence[Planned], scripts: dict[str, str], script
     return job
 
 
-def _check_alike(plan: Plan) -> None:
-    """Checks that all members ask for the same nodes, time and account, as the tasks of one array must."""
-    first = plan.members[0]
-    for member in plan.members:
-        own = next((option for option in member.config.cluster.sbatch if option.startswith("--array")), None)
+def check_alike(configs: Mapping[str, Config], way_out: str) -> None:
+    """Checks that all runs ask for the same nodes, time and account, as the tasks of one array must.
+
+    Args:
+        configs: by the name of the run.
+        way_out: what to do if they do not.
+
+    Raises:
+        ConfigError: a run asks for something else than the first, or for an array of its own.
+    """
+    first, asked = next((name, _asked(config)) for name, config in configs.items())
+    for name, config in configs.items():
+        own = next((option for option in config.cluster.sbatch if option.startswith("--array")), None)
         if own is not None:
-            rule = "A sweep is an array itself, a task a member"
+            rule = "Many runs are an array itself, a task a run"
             raise ConfigError("cluster.sbatch", own, rule, "Leave it out; --parallel N limits the tasks that run at a time")
-        asked, others = (_asked(one.config) for one in (first, member))
-        if asked != others:
+        if (others := _asked(config)) != asked:
             differs = ", ".join(sorted({*asked} ^ {*others}))
-            rule = f"{member.point.name} asks for other resources than {first.point.name} ({differs}), and an array asks for one kind"
-            raise ConfigError("cluster", str(plan.folder), rule, "Launch them as two sweeps, with a run.name each")
+            rule = f"{name} asks for other resources than {first} ({differs}), and an array asks for one kind"
+            raise ConfigError("cluster", config.cluster.name, rule, way_out)
 
 
 def _asked(config: Config) -> list[str]:

@@ -17,9 +17,14 @@ def add_arguments(parser: Parser) -> None:
     completed(parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=what), WORDS)
     add_config_dir(parser)
     parser.add_argument("--size", metavar="SIZE", help="how large it is run (default: the first of the study's sizes)")
-    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
+    what = "runs at a time (default: 1; with --slurm as many as it starts)"
+    parser.add_argument("--parallel", type=int, metavar="N", help=what)
     add_per_gpu(parser, "runs")
     parser.add_argument("--plan", action="store_true", help="print the runs with tokens and time, and stop")
+    what = "submit the runs as arrays of jobs, and a job that analyses them and writes the page; needs cluster=slurm_... among the words"
+    parser.add_argument("--slurm", action="store_true", help=what)
+    what = "analyse the runs that are finished and write the page; nothing is trained"
+    parser.add_argument("--analyze", action="store_true", help=what)
     what = "write the page of a results.json alone; without one, of what has run so far. Nothing is trained"
     add_path(parser, "--report", kind="file", nargs="?", const=Path(), metavar="JSON", help=what)
     add_path(parser, "--out", metavar="DIR", help="folder of runs, results and page (default: runs/studies/NAME_SIZE)")

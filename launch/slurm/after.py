@@ -139,13 +139,14 @@ def main(arguments: Sequence[str]) -> int:
     failure = failure and failure | {"cause": cause(run_dir, failure)}
     decision = decide(options.code, state, job, outcome_of(run_dir), failure, stop)
     decision = limit_restarts(decision, run_dir, step, limit)
-    _log(run_dir, f"job {job.id} (restart {job.restarts}), newest checkpoint {'none' if step is None else step}: {decision.line}")
+    log(run_dir, f"job {job.id} (restart {job.restarts}), newest checkpoint {'none' if step is None else step}: {decision.line}")
     if decision.requeue and (complaint := scheduler.requeue(job.id)) is not None:
-        _log(run_dir, f"job {job.id} could not be requeued: {complaint}; ngpt launch continues the run")
+        log(run_dir, f"job {job.id} could not be requeued: {complaint}; ngpt launch continues the run")
     return decision.code
 
 
-def _log(run_dir: Path, line: str) -> None:
+def log(run_dir: Path, line: str) -> None:
+    """Prints a line and adds it to the run's log of its jobs."""
     print(f"ngpt: {line}", flush=True)
     try:
         with (run_dir / LOG_FILE).open("a", encoding="utf-8") as file:

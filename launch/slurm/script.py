@@ -15,6 +15,7 @@ from ..run_folder import CONFIG_FILE
 
 TEMPLATE = Path(__file__).with_name("job.sbatch")
 ARRAY_TEMPLATE = Path(__file__).with_name("array.sbatch")
+STUDY_TEMPLATE = Path(__file__).with_name("study.sbatch")
 SCRIPT_FILE, ARRAY_FILE = "job.sbatch", "array.sbatch"
 OUTPUT_FILE = "slurm-{job}.out"
 
@@ -49,7 +50,16 @@ def render(config: Config, run_dir: Path, work_dir: Path, rank_command: list[str
     return _filled(TEMPLATE.read_text(encoding="utf-8"), values)
 
 
-def render_array(config: Config, name: str, folder: Path, run_dirs: Sequence[Path], work_dir: Path, parallel: int | None) -> str:
+def render_array(
+    config: Config,
+    name: str,
+    folder: Path,
+    run_dirs: Sequence[Path],
+    work_dir: Path,
+    parallel: int | None,
+    trunks: Sequence[Path] = (),
+    after: Sequence[str] = (),
+) -> str:
     """The script of a job array with one task per run. Each run's folder holds its own script.
 
     Args:
@@ -57,6 +67,8 @@ def render_array(config: Config, name: str, folder: Path, run_dirs: Sequence[Pat
         name, folder: The name and folder of the array; the folder is absolute.
         run_dirs: The run folders, absolute.
         parallel: How many tasks run at a time; None: as many as SLURM starts.
+        trunks: For each run the folder of the run whose checkpoint it continues, absolute. A task ends at once if that is not finished.
+        after: Ids of jobs that must have ended before a task starts.
 
     Raises:
         ConfigError: a folder's name that SLURM cannot take.
@@ -67,10 +79,38 @@ def render_array(config: Config, name: str, folder: Path, run_dirs: Sequence[Pat
     output = _output(folder, "%A")
     options = [option for option in sbatch_options(named, folder, work_dir) if not option.startswith("--output=")]
     values = {
-        "#@SBATCH@": _header([*options, f"--output={output}", f"--array={tasks}"]),
+        "#@SBATCH@": _header([*options, f"--output={output}", f"--array={tasks}", *_dependency(after)]),
         "@RUNS@": shlex.join(map(str, run_dirs)),
+        "@TRUNKS@": shlex.join(map(str, trunks)),
+        "@SOURCE@": shlex.quote(str(SOURCE)),
+        "@TRUNK@": shlex.join([sys.executable, "-m", "ngpt.launch.slurm.trunk"]),
     }
     return _filled(ARRAY_TEMPLATE.read_text(encoding="utf-8"), values)
+
+
+def render_study(config: Config, name: str, folder: Path, work_dir: Path, words: Sequence[str], after: Sequence[str]) -> str:
+    """The script of the job that analyses a study's runs and writes its page.
+
+    Args:
+        config: The config of any of the runs: the job asks for one host of what they ask for.
+        name, folder: The name of the job, and the study's folder, absolute.
+        words: What `ngpt` is called with.
+        after: Ids of jobs that must have ended before it starts.
+    """
+    _check_folders(folder, work_dir)
+    alone = replace(config, run=replace(config.run, name=name), cluster=replace(config.cluster, nodes=1))
+    python = "python3" if config.cluster.container_image is not None else sys.executable
+    values = {
+        "#@SBATCH@": _header([*sbatch_options(alone, folder, work_dir), *_dependency(after)]),
+        "@SOURCE@": shlex.quote(str(SOURCE)),
+        "@SRUN@": shlex.join(["--ntasks=1", *_srun_options(alone, work_dir)]),
+        "@STUDY@": shlex.join([python, "-m", "ngpt.launch.cli", *words]),
+    }
+    return _filled(STUDY_TEMPLATE.read_text(encoding="utf-8"), values)
+
+
+def _dependency(after: Sequence[str]) -> list[str]:
+    return [f"--dependency=afterany:{':'.join(after)}"] if after else []
 
 
 def _check_folders(*folders: Path) -> None:

@@ -48,6 +48,7 @@ def main(config_path: str) -> int:
         tracker.write_text(str(step))
         outcome = {"status": "signalled" if asked else "finished", "step": step, "signal": asked[0] if asked else None, "saved": True}
         (run_dir / "outcome.json").write_text(json.dumps(outcome))
+        (run_dir / "summary.json").write_text(json.dumps({"status": outcome["status"], "steps": step}))
     return 0
 
 

@@ -95,6 +95,8 @@ def test_a_plan_is_printed_and_mistakes_end_before_anything_starts(tmp_path, cap
     assert cli.main(["study"]) == 2
     assert "ngpt list studies" in capsys.readouterr().err
     assert cli.main(["study", "mine", "--parallel", "0", *where]) == 2
+    assert cli.main(["study", "mine", "--per-gpu", "2", *where]) == 2
+    assert "--per-gpu: 2. No" in capsys.readouterr().err  # GPU here, or more than one run at a time
     assert cli.main(["list", "studies", *where]) == 0
     assert re.search(r"mine +A study of tests\.", capsys.readouterr().out)
     assert not (tmp_path / "runs").exists()

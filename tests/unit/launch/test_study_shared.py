@@ -162,6 +162,9 @@ def test_only_a_whole_run_of_the_same_config_is_taken(workplace, call):
     for word in ("optim.lr=9e-3", "logging.interval=5", "cluster.environment.A=b"):
         assert shared(plan, other, word).place(run) is None, word
     assert shared(plan, Path("elsewhere/mine_small")).place(run) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("launch.study_shared.has_data_of", lambda config, folder: folder != place)  # its tokens were others
+        assert shared(plan, other).place(run) is None
     tracker = place / "checkpoints/latest_checkpointed_iteration.txt"
     tracker.rename("tracker")
     assert shared(plan, other).place(run) is None

@@ -208,11 +208,13 @@ def test_status_tells_what_the_folders_say_and_what_to_do_next(capsys):
 def test_an_array_is_one_kind_of_job_and_the_sweeps_own(capsys):
     slurm = ["cluster.scheduler=slurm", "run.name=s"]
     for words, told in (
-        (['cluster.sbatch=["--array=1-2"]'], "cluster.sbatch: --array=1-2. A sweep is an array itself"),
+        (['cluster.sbatch=["--array=1-2"]'], "cluster.sbatch: --array=1-2. Many runs are an array itself"),
         (["cluster.nodes=1,2"], "asks for other resources"),
     ):
         assert cli.main(["launch", "-m", *TINY, *slurm, *words]) == 2
         assert told in capsys.readouterr().err
+    assert cli.main(["launch", "-m", *TINY, *slurm, "--per-gpu", "2"]) == 2
+    assert "--per-gpu: 2. Each member is a job with GPUs of its own" in capsys.readouterr().err
     assert cli.main(["launch", "-m", *TINY, *slurm, "--parallel", "3", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "#SBATCH --array=0-1%3\n" in shown and "#SBATCH --job-name=s\n" in shown and not Path("runs").exists()
