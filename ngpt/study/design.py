@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ngpt.analysis import formats
-from ngpt.config.study import BRANCH, SEED
+from ngpt.config.study import BRANCH
 from ngpt.study.drawing import Results
 
 _SEED = "train.seed="
@@ -13,7 +13,8 @@ _SEED = "train.seed="
 def design_rows(results: Results) -> list[tuple[str, str]]:
     """What was run, as rows of a table."""
     study, runs = results["study"], results["runs"]
-    seeds, branches = study["lists"][SEED], study["lists"].get(BRANCH, [])
+    seeds = list(dict.fromkeys(run["seed"] for run in runs if run.get("after") is None))
+    branches = study["lists"].get(BRANCH, [])
     arms = list(dict.fromkeys(run["arm"] for run in runs))
     scans = {key: list(dict.fromkeys(run["point"][key] for run in runs if key in run["point"])) for run in runs for key in run["point"]}
     tokens = [run["tokens"] for run in runs if run["tokens"] and study["arms"][run["arm"]]["until"] is None]

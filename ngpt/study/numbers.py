@@ -22,6 +22,7 @@ from ngpt.study.plan import Plan, PlannedRun
 LOSSES = ("val_loss", "train_loss")
 FEWEST_RECORDS = 100  # fewest records of a loss in which to look for a phase change
 _SIDE, _NEIGHBOUR, _FASTER, _NOISES = 1.15, 1.5, 1.5, 4  # of `phase_change`
+_EARLY = 0.05  # part of the tokens that `phase_change` does not look at
 
 
 @dataclass(frozen=True)
@@ -153,14 +154,15 @@ def phase_change(curve: Sequence[tuple[float, float]]) -> float | None:
 
     The fall of the loss between tokens / 1.15 and tokens * 1.15 is compared with the falls around tokens / 1.5 and tokens * 1.5. It is a
     step if it is at least 1.5 times the larger of them, plus four times the noise: the median change between neighbouring records. The
-    place of the largest such fall is returned. With fewer than 100 records the result is None.
+    place of the largest such fall is returned. Not looked at are the first 5 % of the tokens, in which every loss falls from that of
+    guessing, and the last two fifths, which have no falls behind them to compare with. With fewer than 100 records the result is None.
     """
     points = [(math.log(tokens), loss) for tokens, loss in curve if tokens > 0 and math.isfinite(loss)]
     if len(points) < FEWEST_RECORDS:
         return None
     noise = median(abs(after - before) for (_, before), (_, after) in pairwise(points))
     start, end, side, apart = points[0][0], points[-1][0], math.log(_SIDE), math.log(_NEIGHBOUR)
-    best, found, place = 0.0, None, start + apart + side
+    best, found, place = 0.0, None, max(start + apart + side, end + math.log(_EARLY))
     while place <= end - apart - side:
         fall, before, behind = (_fall(points, at, side) for at in (place, place - apart, place + apart))
         if fall > best and fall >= _FASTER * max(before, behind, 0.0) + _NOISES * noise:

@@ -176,3 +176,7 @@ def test_a_phase_change_is_found_where_it_is_and_not_in_a_smooth_fall():
         found = phase_change([(tokens, loss(tokens, 4e6) + more) for tokens, more in zip(places, noise, strict=True)])
         assert found == pytest.approx(4e6, rel=0.15)
     assert phase_change([(tokens, loss(tokens)) for tokens in places]) is None
+    # Linear records and a first fall from 5.6, as runs of 1200 steps log it.
+    steps = [1, *range(10, 1201, 10)]
+    early = [(step * 65536, loss(step * 65536 / 1e5) + 3.0 / (1 + (step / 4) ** 4)) for step in steps]
+    assert phase_change(early) is None
