@@ -20,8 +20,9 @@ QUICKSTART_OPTIONS := $(if $(FRESH),--fresh) $(if $(PRECISION),--precision $(PRE
 quickstart: $(STAMP)
 	$(VENV)/bin/python -m launch.quickstart $(QUICKSTART_OPTIONS)
 
+# In the order of their names, long tests come first (distributed, faults, integration), and no core waits for one at the end.
 test: lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/slurm --ignore=tests/hf --ignore=tests/eval -m "not (faults or studies) or quick"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/slurm --ignore=tests/hf --ignore=tests/eval -m "not (faults or studies) or quick"
 
 test-faults: $(DEV)
 	$(VENV)/bin/python -m pytest tests/faults

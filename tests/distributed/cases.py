@@ -6,12 +6,12 @@ from pathlib import Path
 # Three models: (name, overrides). Every fork of the layer code is in one of them.
 MODELS = {
     "plain": ["model.num_query_groups=2"],
-    "gated": ["model.activation=swiglu", "model.tied_embeddings=true", "model.fine_grained=false"],
+    "gated": ["model.num_layers=4", "model.activation=swiglu", "model.tied_embeddings=true", "model.fine_grained=false"],
     "control": ["model.architecture=gpt", "model.activation=swiglu", "model.num_query_groups=2"],
 }
 # The same for models with Mamba and experts; their cases are in hybrid_cases.py. Evaluations of such layers are compared in the
 # cases of mtp_hybrid.
-_HYBRID = ["model=ngpt_hybrid_tiny", "model.layer_pattern='ME*E'", "train.eval_steps=0"]
+_HYBRID = ["model=ngpt_hybrid_tiny", "model.num_layers=4", "model.layer_pattern='ME*E'", "train.eval_steps=0"]
 HYBRID_MODELS = {
     "hybrid": _HYBRID,
     "hybrid_gated": [
@@ -21,7 +21,7 @@ HYBRID_MODELS = {
     "hybrid_control": [*_HYBRID, "model.architecture=gpt", "model.activation=swiglu", "model.moe_shared_ffn_hidden_size=0"],
 }  # fmt: skip
 # The same for multi-token prediction; their cases are in mtp_cases.py.
-_PREDICTION = ["model.num_layers=2", "train.global_batch_size=4"]
+_PREDICTION = ["train.global_batch_size=4"]
 PREDICTION_MODELS = {
     "mtp": [*_PREDICTION, "model.num_query_groups=2", "model.layer_pattern='*-*-/*-/*-'"],
     "mtp_gated": [
@@ -39,10 +39,9 @@ PATTERN_MODELS = {
 }  # fmt: skip
 BASE = [
     "experiment=ngpt_tiny",
-    "model.num_layers=4",
     "train.steps=4",
     "train.eval_interval=4",
-    "train.eval_steps=2",
+    "train.eval_steps=1",
     "optim.lr=3e-3",
     # With Adam's usual epsilon the first steps follow the sign of every gradient entry: rounding alone would flip the smallest ones.
     "optim.eps=1e-3",
@@ -51,6 +50,8 @@ BASE = [
 ]
 TP2 = ["parallel.tensor=2", "cluster.gpus_per_node=2"]
 PP2 = ["parallel.pipeline=2", "cluster.gpus_per_node=2"]
+VPP2 = [*PP2, "parallel.virtual_pipeline=2"]
+CUT = ["model.layer_pattern='*|-|*|-'"]  # two layers into four chunks: attention apart from its MLP
 DP2 = ["cluster.gpus_per_node=2"]
 CP2 = ["parallel.context=2", "cluster.gpus_per_node=2"]
 OVERLAP = ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]
@@ -190,11 +191,11 @@ TWO_PROCESSES = [
     *(_like(f"pp2_{model}", model, PP2) for model in MODELS),
     *(_like(f"dp2_{model}", model, DP2) for model in ("plain", "gated")),
     *(_like(f"cp2_{model}", model, CP2) for model in ("plain", "control")),
-    _like("vpp2_plain", "plain", PP2, ["parallel.virtual_pipeline=2"]),
-    _like("vpp2_gated", "gated", PP2, ["parallel.virtual_pipeline=2"]),
+    _like("vpp2_plain", "plain", VPP2, CUT),
+    _like("vpp2_gated", "gated", VPP2),
     _like("tp2_no_sequence_parallel", "plain", TP2, ["parallel.sequence_parallel=false"]),
     _like("tp2_confined", "plain", TP2, CONFINED),
-    _like("vpp2_confined", "plain", PP2, ["parallel.virtual_pipeline=2"], CONFINED),
+    _like("vpp2_confined", "plain", VPP2, CUT, CONFINED),
     _like("dp2_overlap", "plain", DP2, OVERLAP),
     _like("dp2_buckets", "plain", DP2, BUCKETS),
     _like("dp2_allowed", "plain", DP2, OVERLAP, ALLOWED),

@@ -19,7 +19,7 @@ PRECISIONS = {"fp32": [], "bf16": BF16}
 TE, LOCAL = ["model.transformer_impl=transformer_engine"], ["model.transformer_impl=local"]
 # Wide enough for tensor cores and for fused attention kernels.
 WIDE = ["model.hidden_size=512", "model.num_attention_heads=8", "model.num_query_groups=4", "model.ffn_hidden_size=1536"]
-WIDE.append("train.seq_length=512")
+WIDE += ["model.num_layers=4", "train.seq_length=512"]
 # Sizes that mamba-ssm and causal-conv1d take on one GPU and on each of two.
 HYBRID_WIDE = [
     *WIDE, "model.mamba_num_heads=16", "model.mamba_head_dim=64", "model.mamba_state_dim=128", "model.mamba_chunk_size=128",

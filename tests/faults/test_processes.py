@@ -38,7 +38,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", ["step", "evaluation", pytest.param("save", marks=pytest.mark.quick)])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_sigterm_to_every_process_saves_and_the_run_goes_on_to_the_same_bits(tmp_path, twin, moment):
     """Those of a tracker's client, too, where it is installed."""
     fault, reach = MOMENTS[moment]

@@ -183,7 +183,8 @@ def test_changed_data_is_refused(workplace):
 
 
 def test_the_first_ctrl_c_saves_and_the_same_command_continues(workplace):
-    command = [sys.executable, "-m", "launch.cli", "train", "experiment=ngpt_tiny", "run.name=interrupted", "train.steps=100000"]
+    words = ["experiment=ngpt_tiny", "cluster.gpus_per_node=2", "run.name=interrupted", "train.steps=100000"]
+    command = [sys.executable, "-m", "launch.cli", "train", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     folder = workplace / "runs" / "interrupted"
     process = subprocess.Popen(command, cwd=workplace, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

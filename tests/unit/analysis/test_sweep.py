@@ -1,4 +1,6 @@
-"""The report of a sweep: groups of seeds, and final losses worked out by hand. The page itself: tests/integration."""
+"""The report of a sweep: groups of seeds, and final losses worked out by hand. A page of real runs: tests/integration."""
+
+import re
 
 import pytest
 
@@ -38,6 +40,14 @@ def test_seeds_are_groups_and_the_lowest_mean_is_marked(sweep):
     assert [(row.loss, row.runs) for row in table.rows[:2]] == [("2.4000 ± 0.2082", "3"), ("2.1333 ± 0.1202", "3")]
     assert (table.rows[2].loss, table.rows[2].runs) == ("5.0000", "1 of 3")  # of those that have come to their end
     assert table.failed == [("lr=0.1_seed=3", "the disk is full")]
+
+
+def test_the_page_has_a_line_for_each_group_and_a_row_for_each_rate(sweep):
+    page = write_report([sweep]).read_text()
+    assert "<title>s: optim.lr x train.seed</title>" in page
+    assert "lr=1e-3 (3 seeds)" in page and "lr=3e-3 (3 seeds)" in page
+    found = re.findall(r"<tr><td>([13]e-3)</td><td[^>]*>(\d\.\d{4} ± \d\.\d{4})", page)
+    assert found == [("1e-3", "2.4000 ± 0.2082"), ("3e-3", "2.1333 ± 0.1202")]
 
 
 def test_beside_other_runs_a_sweep_stands_for_its_members(sweep, tmp_path):

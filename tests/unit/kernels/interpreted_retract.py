@@ -1,4 +1,4 @@
-"""The retraction's Triton kernels in the interpreter. test_retract_triton.py runs this with TRITON_INTERPRET=1."""
+"""The retraction's Triton kernels in the interpreter. test_rows_triton.py runs this with TRITON_INTERPRET=1."""
 
 import dataclasses
 import weakref

@@ -1,12 +1,8 @@
-"""The retraction's Triton kernels without a GPU: run in Triton's interpreter, and compiled for those they are for."""
+"""The retraction's Triton kernels compiled for the GPUs they are for. In the interpreter: test_rows_triton.py."""
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
-
-
-def test_kernels_equal_fp64_in_the_interpreter(check_in_interpreter):
-    check_in_interpreter("interpreted_retract.py", tests=11)
 
 
 def test_kernels_compile(check_compilation):

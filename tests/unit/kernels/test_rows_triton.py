@@ -8,7 +8,8 @@ from ngpt.kernels import rows  # noqa: E402
 
 
 def test_kernels_equal_fp64_in_the_interpreter(check_in_interpreter):
-    check_in_interpreter("interpreted_rows.py", "interpreted_cross_entropy.py", "interpreted_rotary.py", tests=90)
+    files = ("rows", "cross_entropy", "rotary", "retract")
+    check_in_interpreter(*(f"interpreted_{name}.py" for name in files), tests=131)
 
 
 @pytest.mark.parametrize("limit", [232_448, 166_912], ids=["H100", "A100"])

@@ -4,15 +4,17 @@ That samples are said to be reordered where Megatron reorders them: tests/unit/t
 """
 
 import copy
+import functools
 import json
 from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
+from launch import resume_checks, run_folder
 from launch.resume_checks import SOURCES_FILE
 from launch.run_folder import check_resumable, record_launch, resume_notes
-from ngpt.config.compose import compose
+from ngpt.config.compose import compose, load
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import DataSource, TokenizerConfig
 from ngpt.config.translate import leaf_types
@@ -74,6 +76,18 @@ def resumed(tmp_path_factory):
     return config
 
 
+@pytest.fixture(scope="module")
+def known():
+    return functools.cache(load)
+
+
+@pytest.fixture
+def read_once(known, monkeypatch):
+    """The recorded config, which stays the same, is read and checked once for all keys."""
+    for module in (run_folder, resume_checks):
+        monkeypatch.setattr(module, "load", lambda path: copy.deepcopy(known(path)))
+
+
 def with_checkpoint(config, step=2):
     folder = Path(config.checkpoint.dir)
     own = folder / f"iter_{step:07d}"
@@ -84,7 +98,7 @@ def with_checkpoint(config, step=2):
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key not in ("run.dir", "checkpoint.dir", "checkpoint.load", "checkpoint.resume")])
-def test_every_key_has_its_verdict(resumed, key):
+def test_every_key_has_its_verdict(resumed, read_once, key):
     """On resume a key is refused, or refused unless the schedule is replaced, or noted, or simply takes effect."""
     config = copy.deepcopy(resumed)
     section, _, name = key.rpartition(".")
