@@ -11,14 +11,13 @@ SWEEP = ["train", "-m", "experiment=ngpt_tiny", "train.seed=1,2", "train.steps=3
 
 def test_a_sweep_goes_on_where_a_member_has_failed(tmp_path: Path):
     sweep = tmp_path / "runs/ngpt_tiny-sweep"
-    blocked = sweep / "seed=1" / "checkpoints"
-    blocked.parent.mkdir(parents=True)
-    blocked.write_text("a file where a folder should be")
+    blocked = sweep / "seed=1" / "environment.json"
+    blocked.mkdir(parents=True)  # a folder where a file should be
     first = ngpt(*SWEEP, cwd=tmp_path)
     assert first.returncode == 1, first.stdout + first.stderr
     assert "seed=1 failed: " in first.stdout and "run.name=ngpt_tiny-sweep_seed=1 run.dir=" in first.stdout
 
-    blocked.unlink()
+    blocked.rmdir()
     rows = {path.parent.name: path.read_bytes() for path in sweep.glob("*/metrics.jsonl")}
     assert len(rows) == 1
     second = ngpt(*SWEEP, cwd=tmp_path)
@@ -35,4 +34,4 @@ def test_a_sweep_goes_on_where_a_member_has_failed(tmp_path: Path):
     assert report.returncode == 0, report.stderr
     page = (sweep / "report/index.html").read_text()
     assert "<title>ngpt_tiny-sweep: train.seed</title>" in page and "ngpt_tiny-sweep (2 seeds)" in page
-    assert re.search(r"<td[^>]*>\d\.\d{4} ± \d\.\d{4}", page)
+    assert re.search(r"<td[^>]*><div>\d\.\d{4} ± \d\.\d{4}", page)

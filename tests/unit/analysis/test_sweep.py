@@ -46,7 +46,7 @@ def test_the_page_has_a_line_for_each_group_and_a_row_for_each_rate(sweep):
     page = write_report([sweep]).read_text()
     assert "<title>s: optim.lr x train.seed</title>" in page
     assert "lr=1e-3 (3 seeds)" in page and "lr=3e-3 (3 seeds)" in page
-    found = re.findall(r"<tr><td>([13]e-3)</td><td[^>]*>(\d\.\d{4} ± \d\.\d{4})", page)
+    found = re.findall(r"<tr><td[^>]*><div>([13]e-3)</div></td><td[^>]*><div>(\d\.\d{4} ± \d\.\d{4})", page)
     assert found == [("1e-3", "2.4000 ± 0.2082"), ("3e-3", "2.1333 ± 0.1202")]
 
 

@@ -181,4 +181,4 @@ def test_the_command_prints_how_to_train_and_notes_what_is_lost(tmp_path, monkey
     assert cli.main(words) == 0
     out = capsys.readouterr().out
     assert "note: the tokenizer's normaliser changes the text" in out and "'日' x 40" in out
-    assert shlex.split(out.splitlines()[-1])[-2:] == ["tokenizer=sentencepiece", "tokenizer.path=data/x_sentencepiece/tokenizer.model"]
+    assert {"tokenizer=sentencepiece", "tokenizer.path=data/x_sentencepiece/tokenizer.model"} < set(shlex.split(out.splitlines()[-1]))
