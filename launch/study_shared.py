@@ -1,6 +1,7 @@
 """Runs that other studies have finished: found by their config and their data, and linked into a study instead of trained again."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -81,7 +82,7 @@ class Shared:
         """
         own = self.folder / name
         if own.is_symlink() and self._linked(self.runs[name]) is None:
-            print(f"{name}: the run that it was taken from, {own.readlink()}, is gone or has another trunk", flush=True)
+            print(f"{name}: the run that it was taken from, {own.readlink()}, is gone, or is another run now", flush=True)
             own.unlink()
         place = self.place(name)
         if place is None or place == own or own.is_symlink():
@@ -97,8 +98,7 @@ class Shared:
     def _linked(self, run: PlannedRun) -> Path | None:
         """The run that the study's folder links to, if it is still what it was taken for."""
         target = (self.folder / run.name).resolve()
-        known = is_done(target, self._is_trunk(run)) and _config(target)
-        return target if known and _start(known) == self._start(run) else None
+        return target if self._is_same(run, target) else None
 
     def _start(self, run: PlannedRun) -> Path | None:
         """The folder of the checkpoint that a branch continues."""
@@ -108,19 +108,22 @@ class Shared:
 
     def _found(self, run: PlannedRun) -> Path | None:
         """The same run in a study beside this one."""
-        start, point = self._start(run), _but_seed_and_rates(self.points[run.name])
         for folder in self._others():
-            if not is_done(folder, self._is_trunk(run)) or (known := _config(folder)) is None or _start(known) != start:
-                continue
-            if _but_seed_and_rates(known) != point:  # composing takes half a second, and only a run that may fit is worth it
-                continue
-            saves = known.checkpoint.save_at_end or known.checkpoint.interval is not None
-            if saves and tracker.read(folder / CHECKPOINTS).step is None:  # branches and analyses need it
-                continue
-            config = self.composed(run.name)
-            if compared(known) == compared(config) and has_data_of(config, folder):
+            if self._is_same(run, folder) and _has_its_checkpoint(folder):  # branches and analyses need it
                 return folder
         return None
+
+    def _is_same(self, run: PlannedRun, folder: Path) -> bool:
+        """Whether a folder holds this run, finished: the same config, the same data and, for a branch, the same start."""
+        if not is_done(folder, self._is_trunk(run)) or (known := _config(folder)) is None:
+            return False
+        start = self._start(run)
+        if _start(known) != start or (start is not None and _finished(start.parent) > _finished(folder)):  # of a trunk trained again since
+            return False
+        if _but_seed_and_rates(known) != _but_seed_and_rates(self.points[run.name]):
+            return False  # composing takes half a second, and only a run that may fit is worth it
+        config = self.composed(run.name)
+        return compared(known) == compared(config) and has_data_of(config, folder)
 
     def _others(self) -> Iterator[Path]:
         """The runs of the studies beside this one. Links are left out: they lead to other runs of this list."""
@@ -132,6 +135,21 @@ class Shared:
             except (OSError, ValueError, TypeError):
                 continue
             yield from (place for name in names if not (place := words.parent / str(name)).is_symlink())
+
+
+def _has_its_checkpoint(folder: Path) -> bool:
+    """Whether a run has a checkpoint, if its config asks for one."""
+    known = _config(folder)
+    saves = known is not None and (known.checkpoint.save_at_end or known.checkpoint.interval is not None)
+    return not saves or tracker.read(folder / CHECKPOINTS).step is not None
+
+
+def _finished(folder: Path) -> float:
+    """When a run ended, in seconds; never, if that is not known."""
+    try:
+        return (folder / SUMMARY_FILE).stat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def _config(folder: Path) -> Config | None:

@@ -25,8 +25,6 @@ from ngpt.config.yaml_limits import check_yaml
 from ngpt.config.yaml_lines import Lines, unreadable
 
 SEED = "seed"  # the list that every study has
-BRANCH = "branch"  # a list that a study may have: branches of each trunk, each with a data order of its own
-BRANCHES = 100  # a branch's train.seed is that of its trunk times this, plus its number
 METRICS = "metrics"
 
 
@@ -164,8 +162,7 @@ class Study:
     tuning: str = MISSING  # how each architecture's rate and schedule were chosen
     left_out: str = ""  # what belongs to the claim and is not measured, and why
     words: list[str] = field(default_factory=list)  # of the config of every run
-    # name: values. `seed` is train.seed of every arm's runs; `branch` numbers the branches of each trunk, each with its own data order
-    lists: dict[str, list[Any]] = field(default_factory=dict)
+    lists: dict[str, list[Any]] = field(default_factory=dict)  # name: values; `seed` is train.seed of every arm's runs
     arms: dict[str, Arm] = field(default_factory=dict)  # {LIST} in a name, a label or a word makes an arm of each value
     analyses: dict[str, Analysis] = field(default_factory=dict)
     measures: dict[str, Measure] = field(default_factory=dict)

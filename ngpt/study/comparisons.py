@@ -8,7 +8,7 @@ from typing import Any
 
 from ngpt.analysis import statistics
 from ngpt.analysis.intervals import Interval, unknown
-from ngpt.config.study import BRANCH, BRANCHES, SEED, Comparison, Study, partner
+from ngpt.config.study import SEED, Comparison, Study, partner
 from ngpt.study.numbers import Numbers
 from ngpt.study.plan import compared, label, reference
 
@@ -124,7 +124,7 @@ def _mean(comparison: Comparison, values: Values, arm: str, point: Point) -> tup
     found = _interval_of(units, statistics.mean_interval)
     if reference(comparison.less, arm):
         found = replace(found, method=f"{found.method} of paired differences")
-    return found, units, None, _note(values, arm, units)
+    return found, units, None, _missing(values, units)
 
 
 def _ratio(comparison: Comparison, values: Values, arm: str, point: Point) -> tuple[Interval, Seeds, str | None, str]:
@@ -135,9 +135,9 @@ def _ratio(comparison: Comparison, values: Values, arm: str, point: Point) -> tu
     shared = [seed for seed in above if seed in below]
     units = {seed: above[seed] / below[seed] if below[seed] else math.nan for seed in shared}
     if not shared:
-        return unknown(math.nan, 0, "no seed has both"), {}, divisor, _note(values, arm, units)
+        return unknown(math.nan, 0, "no seed has both"), {}, divisor, _missing(values, units)
     interval = statistics.ratio_of_means([above[seed] for seed in shared], [below[seed] for seed in shared])
-    return interval, units, divisor, _note(values, arm, units)
+    return interval, units, divisor, _missing(values, units)
 
 
 def _slope(comparison: Comparison, values: Values, arm: str, point: Point) -> tuple[Interval, Seeds, str | None, str]:
@@ -146,7 +146,7 @@ def _slope(comparison: Comparison, values: Values, arm: str, point: Point) -> tu
         return unknown(math.nan, len(lines), "fewer than two places"), {}, None, "fewer than two places"
     units = {seed: statistics.slope(x, line).estimate for seed, line in lines.items()}
     if len(units) > 1:
-        return statistics.mean_interval(list(units.values())), units, None, _note(values, arm, units)
+        return statistics.mean_interval(list(units.values())), units, None, _missing(values, units)
     (line,) = lines.values()
     return statistics.slope(x, line), units, None, _of_one_seed(len(x), 2, "line")
 
@@ -190,7 +190,7 @@ def _reach(comparison: Comparison, values: Values, arm: str, point: Point) -> tu
     units = {seed: place / max(others[seed]) for seed, place in places.items() if place is not None}
     if len(units) < len(shared):
         return unknown(math.nan, len(units), "not reached by every seed"), units, None, f"reached by {len(units)} of {len(shared)} seeds"
-    return _interval_of(units, statistics.mean_interval), units, None, _note(values, arm, units)
+    return _interval_of(units, statistics.mean_interval), units, None, _missing(values, units)
 
 
 _KINDS: Mapping[str, Callable[[Comparison, Values, str, Point], tuple[Interval, Seeds, str | None, str]]] = {
@@ -260,23 +260,11 @@ def _interval_of(units: Seeds, estimate: Callable[[list[float]], Interval]) -> I
     return estimate(list(units.values())) if units else unknown(math.nan, 0, "no run has it")
 
 
-def _note(values: Values, arm: str, units: Seeds) -> str:
-    lists = values.study.lists
-    branches = len(lists.get(BRANCH, [])) if values.study.arms[arm].after else 0
-    expected = len(lists[SEED]) * (branches or 1)
-    if len(units) < expected:
-        return f"{expected - len(units)} of {expected} {'branches' if branches else 'seeds'} are missing"
-    if len(units) > 1 and len(set(units.values())) == 1:
-        return "all seeds agree exactly"
-    return _by_trunk(units) if branches > 1 and len(lists[SEED]) > 1 else ""
-
-
-def _by_trunk(units: Seeds) -> str:
-    """Means of the branches of each trunk. If these differ more than branches of one trunk do, the interval is too narrow."""
-    trunks: dict[int, list[float]] = {}
-    for seed, value in units.items():
-        trunks.setdefault(seed // BRANCHES, []).append(value)
-    return "means of trunks: " + ", ".join(f"{trunk}: {fmean(own):.4g}" for trunk, own in trunks.items())
+def _missing(values: Values, units: Seeds) -> str:
+    lacking = len(values.study.lists[SEED]) - len(units)
+    if lacking:
+        return f"{lacking} of {len(units) + lacking} seeds are missing"
+    return "all seeds agree exactly" if len(units) > 1 and len(set(units.values())) == 1 else ""
 
 
 def _point(point: Mapping[str, Any]) -> Point:

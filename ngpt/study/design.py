@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ngpt.analysis import formats
-from ngpt.config.study import BRANCH
 from ngpt.study.drawing import Results
 
 _SEED = "train.seed="
@@ -13,8 +12,7 @@ _SEED = "train.seed="
 def design_rows(results: Results) -> list[tuple[str, str]]:
     """What was run, as rows of a table."""
     study, runs = results["study"], results["runs"]
-    seeds = list(dict.fromkeys(run["seed"] for run in runs if run.get("after") is None))
-    branches = study["lists"].get(BRANCH, [])
+    seeds = list(dict.fromkeys(run["seed"] for run in runs))
     arms = list(dict.fromkeys(run["arm"] for run in runs))
     scans = {key: list(dict.fromkeys(run["point"][key] for run in runs if key in run["point"])) for run in runs for key in run["point"]}
     tokens = [run["tokens"] for run in runs if run["tokens"] and study["arms"][run["arm"]]["until"] is None]
@@ -32,8 +30,7 @@ def design_rows(results: Results) -> list[tuple[str, str]]:
     ]
     if trunks:
         parts = ", ".join(f"{name} at {study['arms'][name]['until']:.0%} of the steps" for name in trunks)
-        each = f"{len(branches)} of each trunk in an arm, which differ in their data order. " if len(branches) > 1 else ""
-        rows.append(("Branches", f"{each}Arms continue the checkpoint of {parts}, with its optimizer state"))
+        rows.append(("Branches", f"Arms continue the checkpoint of {parts}, with its optimizer state"))
     return [*rows, ("Tuning effort", study["tuning"]), ("Left out", study["left_out"] or "The study names nothing")]
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.overrides import key_of
-from ngpt.config.study import BRANCH, BRANCHES, SEED, Arm, Study, matching, partner
+from ngpt.config.study import SEED, Arm, Study, matching, partner
 
 _UNTIL = "train.stop_after"
 
@@ -24,9 +24,9 @@ class PlannedRun:
     """One run.
 
     Attributes:
-        name: its folder's name below the study's, `ARM/KEY=VALUE_seed=1`, or `ARM/KEY=VALUE_seed=1_branch=2`.
+        name: its folder's name below the study's, `ARM/KEY=VALUE_seed=1`.
         point: scanned key -> its value in this run.
-        seed: its train.seed, by which runs are paired. That of branch 2 of a trunk with seed 1 is 102.
+        seed: its train.seed, by which runs are paired.
         words: the words of its config, except those that name folders.
         after: name of the run whose checkpoint it continues.
     """
@@ -139,13 +139,9 @@ def _lists(lists: dict[str, list[Any]], words: Sequence[str]) -> tuple[dict[str,
     for name, values in lists.items():
         if not values or len(set(map(str, values))) < len(values) or not all(isinstance(value, str | int | float) for value in values):
             raise ConfigError(name, values, "Is a list of different values", f"Give {name}=[A,B], or {name}+=A")
-    for name, rule, fits in (
-        (SEED, "Is a whole number", lambda _: True),
-        (BRANCH, f"Is from 1 to {BRANCHES - 1}", range(1, BRANCHES).__contains__),
-    ):
-        wrong = [value for value in lists.get(name, []) if not isinstance(value, int) or isinstance(value, bool) or not fits(value)]
-        if wrong:
-            raise ConfigError(name, wrong[0], rule, f"Give {name}=[1,2,3]")
+    wrong = [seed for seed in lists[SEED] if not isinstance(seed, int) or isinstance(seed, bool)]
+    if wrong:
+        raise ConfigError(SEED, wrong[0], "Is a whole number", f"Give {SEED}=[1,2,3]")
     return lists, rest
 
 
@@ -210,12 +206,11 @@ def _runs(study: Study, name: str, common: Sequence[str]) -> Iterator[PlannedRun
         words.append(f"{_UNTIL}='${{fraction:${{train.steps}},{arm.until}}}'")
     for values in itertools.product(*(study.lists[used] for used in over.values())):
         point = dict(zip(over, values, strict=True))
-        for seed, branch in itertools.product(study.lists[SEED], study.lists.get(BRANCH, [None]) if arm.after else [None]):
+        for seed in study.lists[SEED]:
             scanned = [f"{key}={value}" for key, value in point.items()] + list(_by(name, by, values))
             where = "_".join([*(f"{key.rpartition('.')[2]}={value}" for key, value in point.items()), f"seed={seed}"])
-            own, place = (seed, where) if branch is None else (seed * BRANCHES + branch, f"{where}_branch={branch}")
-            final = tuple(merged([*words, *scanned, f"train.seed={own}"]))
-            yield PlannedRun(f"{name}/{place}", name, point, own, final, f"{arm.after}/{where}" if arm.after else None)
+            final = tuple(merged([*words, *scanned, f"train.seed={seed}"]))
+            yield PlannedRun(f"{name}/{where}", name, point, seed, final, f"{arm.after}/{where}" if arm.after else None)
 
 
 def _by(name: str, tables: Mapping[str, Mapping[str, float]], values: Sequence[Any]) -> Iterator[str]:

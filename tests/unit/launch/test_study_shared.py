@@ -122,7 +122,7 @@ def test_a_study_takes_what_another_has_finished_and_trains_the_rest(call, workp
     assert "decay0.1/seed=1 " not in call("second", "--plan", "decay+=0.2")[1]
     made, out = call("second", "decay+=0.2")
     assert made == ["second: decay0.1/seed=1", f"second: {analysis}"]
-    gone = "the run that it was taken from, ../../first_small/decay0.1/seed=1, is gone or has another trunk"
+    gone = "the run that it was taken from, ../../first_small/decay0.1/seed=1, is gone, or is another run now"
     assert out.count(f"decay0.1/seed=1: {gone}\n") == 1 and not (folder / "decay0.1/seed=1").is_symlink()
 
 
@@ -141,6 +141,20 @@ def test_a_branch_of_another_trunk_is_not_taken(call, workplace):
     shutil.rmtree(workplace / "runs/studies/first_small/trunk")  # then the trunk is trained again, and so is what is to be compared
     made, out = call("second")
     assert [line for line in made if "/analysis/" not in line] == ["second: trunk/seed=1", "second: decay0.1/seed=1"]
+
+
+def test_a_link_holds_only_while_it_leads_to_the_same_run(call, workplace):
+    call("first")
+    call("second")
+    summary = workplace / "runs/studies/first_small/trunk/seed=1/summary.json"
+    os.utime(summary, (summary.stat().st_atime, summary.stat().st_mtime + 60))  # the trunk was trained again, after its branch
+    assert "decay0.1/seed=1 " not in call("second", "--plan")[1]
+
+    shutil.rmtree(workplace / "runs/studies/first_small")
+    call("first", "optim.lr=9e-3")  # other runs, in the same places
+    made, out = call("second")
+    assert [line for line in made if "/analysis/" not in line] == ["second: trunk/seed=1", "second: decay0.1/seed=1"]
+    assert out.count("is gone, or is another run now") == 2
 
 
 def shared(plan: Plan, folder: Path, *words: str) -> Shared:

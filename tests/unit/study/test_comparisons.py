@@ -1,7 +1,6 @@
 """Comparisons, verdicts and measures on numbers whose answer is known by hand."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,20 +50,6 @@ def test_a_difference_is_paired_by_seed_and_told_in_percent_where_asked():
 def test_a_seed_that_is_missing_is_named_and_left_out_of_both():
     row = only(rows(Comparison("loss", less=LESS), values(gpt_bf16=[1.0, 2.0, None], gpt_x=[1.5, 2.7, 9.0])))
     assert (row.by_seed, row.note) == ({1: 0.5, 2: pytest.approx(0.7)}, "1 of 3 seeds are missing")
-
-
-def test_branches_are_paired_as_seeds_are_and_the_note_has_the_means_of_their_trunks():
-    given = values(gpt_bf16=[1.0, 1.0, 2.0, 2.0], gpt_x=[1.1, 1.3, 2.0, 2.1])
-    given.study.lists = {"seed": [1, 2], "branch": [1, 2]}
-    for arm in given.study.arms.values():
-        arm.after = "trunk"
-    branches = [101, 102, 201, 202]
-    given.numbers = [replace(one, run=replace(one.run, seed=branches[one.run.seed - 1])) for one in given.numbers]
-    row = only(rows(Comparison("loss", less=LESS), given))
-    assert (list(row.by_seed), row.interval.units, row.interval.estimate) == (branches, 4, pytest.approx(0.5 / 4))
-    assert row.note == "means of trunks: 1: 0.2, 2: 0.05"
-    given.numbers = given.numbers[:-1]
-    assert only(rows(Comparison("loss", less=LESS), given)).note == "1 of 4 branches are missing"
 
 
 def test_a_ratio_of_gaps_holds_what_fieller_says_and_has_no_end_where_the_divisor_may_be_zero():

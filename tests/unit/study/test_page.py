@@ -138,7 +138,7 @@ def test_the_design_says_what_tells_arms_apart(study):
 
 
 def test_words_that_follow_the_scan_are_told_with_their_place():
-    study = {"sizes": {"s": {"says": ""}}, "arms": {"a": {"label": "A", "until": None}}, "tuning": "", "left_out": "rates", "lists": {}}
+    study = {"sizes": {"s": {"says": ""}}, "arms": {"a": {"label": "A", "until": None}}, "tuning": "", "left_out": "rates"}
     runs = [
         {"arm": "a", "point": {"width": width}, "seed": 1, "tokens": 5, "words": ["x=1", f"width={width}", f"lr={rate}", "train.seed=1"]}
         for width, rate in ((64, 0.1), (128, 0.2))

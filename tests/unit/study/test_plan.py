@@ -27,19 +27,6 @@ def test_every_arm_point_and_seed_is_a_run_with_the_words_of_its_trunk(tmp_path)
     assert dict(found.runs[-1].point) == {"model.hidden_size": 128}
 
 
-def test_branches_of_a_trunk_have_seeds_of_their_own(tmp_path):
-    text = TEXT.replace("  seed: [1, 2]\n", "  seed: [1, 2]\n  branch: [1, 3]\n")
-    found = planned(tmp_path, text=text)
-    runs = {run.name: run for run in found.runs}
-    assert [run.seed for run in found.runs if run.arm == "gpt_trunk"] == [1, 2]
-    assert [run.seed for run in found.runs if run.arm == "gpt_bf16"] == [101, 103, 201, 203]
-    assert {run.seed for run in found.runs if run.arm == "wide"} == {1, 2}
-    branch = runs["gpt_bf16/seed=2_branch=3"]
-    assert branch.after == "gpt_trunk/seed=2" and "train.seed=203" in branch.words
-    with pytest.raises(ConfigError, match=r"branch: 100. Is from 1 to 99"):
-        planned(tmp_path, "branch=[100]", text=text)
-
-
 def test_each_analysis_belongs_to_a_run_and_says_its_file(tmp_path):
     one, *others = planned(tmp_path).analyses
     assert (one.run, len(others)) == ("wide/hidden_size=64_seed=1", 3)
