@@ -50,8 +50,8 @@ def entries(folder: Path) -> list[Entry]:
     kinds = dict(_found(folder))
     jobs: dict[Path, str] = {}
     with suppress(ConfigError):  # SLURM does not answer: what the folders say remains
-        jobs = queued([place for place, kind in kinds.items() if kind == "run"])
-    return [_entry(place, str(place.relative_to(folder)), kind, jobs.get(place)) for place, kind in kinds.items()]
+        jobs = queued([run for place, kind in kinds.items() for run in _runs_of(place, kind)])
+    return [_entry(place, str(place.relative_to(folder)), kind, jobs) for place, kind in kinds.items()]
 
 
 def print_folder_status(folder: Path, found: list[Entry], as_json: bool) -> None:
@@ -64,25 +64,36 @@ def print_folder_status(folder: Path, found: list[Entry], as_json: bool) -> None
 
 
 def _found(folder: Path, deeper: bool = True) -> Iterator[tuple[Path, str]]:
-    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        kind = next((kind for file, kind in _KINDS.items() if (place / file).is_file()), None)
-        if kind is not None:
+    for place in _folders(folder):
+        if (kind := _kind(place)) is not None:
             yield place, kind
         elif deeper:
-            with suppress(PermissionError):
-                yield from _found(place, deeper=False)
+            yield from _found(place, deeper=False)
 
 
-def _entry(place: Path, name: str, kind: str, job: str | None) -> Entry:
+def _kind(place: Path) -> str | None:
+    with suppress(OSError):
+        return next((kind for file, kind in _KINDS.items() if (place / file).is_file()), None)
+    return None
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, without hidden ones; [] if it cannot be read, or has been removed meanwhile."""
+    with suppress(OSError):
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return []
+
+
+def _entry(place: Path, name: str, kind: str, jobs: Mapping[Path, str]) -> Entry:
     if kind == "run":
         newest = next((record for record in newest_records(place / METRICS_FILE) if isinstance(record.get("step"), int)), {})
         loss = newest.get("train_loss")
-        state, loss = _state(place, job), loss if isinstance(loss, float) else None
+        state, loss = _state(place, jobs.get(place)), loss if isinstance(loss, float) else None
         return Entry(name, kind, state, newest.get("step"), _last_step(place), loss, _age([place]))
     if kind == "sweep" and (sweep := read_sweep(place)) is not None:
         return Entry(name, kind, _counted(sweep_status(place)["counts"]), age_s=_age([place / member.name for member in sweep.members]))
-    runs = list(_runs_of_study(place)) if kind == "study" else []
-    return Entry(name, kind, _counted(Counter(_state(run, None) for run in runs)) if runs else "cannot be read", age_s=_age(runs))
+    runs = _runs_of(place, kind)
+    return Entry(name, kind, _counted(Counter(_state(run, jobs.get(run)) for run in runs)) if runs else "cannot be read", age_s=_age(runs))
 
 
 def _state(run: Path, job: str | None) -> str:
@@ -93,9 +104,12 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
-def _runs_of_study(folder: Path) -> Iterator[Path]:
-    with suppress(OSError, ValueError, TypeError):
-        yield from (folder / name for name in json.loads((folder / WORDS_FILE).read_bytes()))
+def _runs_of(place: Path, kind: str) -> list[Path]:
+    """A run itself, or the runs of a study; [] of a sweep, which `sweep_status` asks for, and of a study that cannot be read."""
+    if kind == "study":
+        with suppress(OSError, ValueError, TypeError):
+            return [place / name for name in json.loads((place / WORDS_FILE).read_bytes())]
+    return [place] if kind == "run" else []
 
 
 def _last_step(run: Path) -> int | None:

@@ -10,9 +10,10 @@ from ngpt.config.schema import Config
 from ngpt.study.plan import Plan, PlannedRun
 
 from .environment import submission_environment
-from .run_folder import locked
+from .run_folder import SUMMARY_FILE, locked
 from .slurm import scheduler
 from .slurm.script import render_array, render_study
+from .study import RESULTS_FILE
 from .study_shared import Shared
 from .submit import checked_script, last_job, record_job, record_job_launch, write_script
 from .submit_sweep import check_alike
@@ -84,12 +85,9 @@ def submit_study(study: Submission) -> int:
     there = f"{len(runs)} runs, {len(runs) - len(left)} finished, {len(busy)} waiting or running"
     page = last_job(folder)
     waits = scheduler.queue(page) if page is not None else []
-    is_whole = (folder / "results.json").exists() and all((folder / one.file).exists() for one in study.plan.analyses)
-    if not jobs and (waits or (not left and is_whole)):
+    if not jobs and (waits or (not left and _is_whole(study))):
         print(f"{folder}: {there}: nothing to submit")
         return 0
-    if page is not None and waits and waits[0]["state"] == "PENDING":  # it waits for fewer runs than there are now
-        scheduler.cancel(page)
     ids = {job.partition("_")[0] for run in left if folder / run.name in busy and (job := last_job(folder / run.name))}
     with ExitStack() as stack:
         for one in jobs:
@@ -99,9 +97,27 @@ def submit_study(study: Submission) -> int:
         if branches := [one for one in jobs if one.run.after is not None]:
             ids.add(_submit_array(study, BRANCHES_FILE, branches, _unfinished_trunks(study, branches)))
         ids.add(_submit_page(study, sorted(ids)))
+    if page is not None and waits and waits[0]["state"] == "PENDING":  # it waits for fewer runs than there are now
+        scheduler.cancel(page)
     listed = " ".join(sorted(ids, key=int))
     print(f"jobs {listed}: {there}, {len(jobs)} submitted\nwatch: squeue --jobs {listed.replace(' ', ',')}\nstop:  scancel {listed}")
     return 0
+
+
+def _is_whole(study: Submission) -> bool:
+    """Whether the page shows every run and analysis of the study, as they are now."""
+    from ngpt.study.results import read
+
+    folder, plan = study.shared.folder, study.plan
+    parts = [*(folder / run.name / SUMMARY_FILE for run in plan.runs), *(folder / one.file for one in plan.analyses)]
+    try:
+        results = read(folder / RESULTS_FILE)
+        shown = {run["name"] for run in results["runs"]}
+        read_at, made_at = ((folder / file).stat().st_mtime_ns for file in (RESULTS_FILE, "index.html"))
+        is_new = max(part.stat().st_mtime_ns for part in parts) <= read_at <= made_at
+    except (ConfigError, OSError, KeyError, TypeError):
+        return False
+    return is_new and not results["missing"] and shown >= {run.name for run in plan.runs}
 
 
 def _job(study: Submission, run: PlannedRun) -> _Job:

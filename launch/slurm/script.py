@@ -99,11 +99,13 @@ def render_study(config: Config, name: str, folder: Path, work_dir: Path, words:
     """
     _check_folders(folder, work_dir)
     alone = replace(config, run=replace(config.run, name=name), cluster=replace(config.cluster, nodes=1))
+    cores = None if alone.cluster.cpus_per_task is None else alone.cluster.cpus_per_task * alone.cluster.gpus_per_node
+    one_task = replace(alone, cluster=replace(alone.cluster, cpus_per_task=cores))  # runs an analysis for each GPU at a time
     python = "python3" if config.cluster.container_image is not None else sys.executable
     values = {
         "#@SBATCH@": _header([*sbatch_options(alone, folder, work_dir), *_dependency(after)]),
         "@SOURCE@": shlex.quote(str(SOURCE)),
-        "@SRUN@": shlex.join(["--ntasks=1", *_srun_options(alone, work_dir)]),
+        "@SRUN@": shlex.join(["--ntasks=1", *_srun_options(one_task, work_dir)]),
         "@STUDY@": shlex.join([python, "-m", "ngpt.launch.cli", *words]),
     }
     return _filled(STUDY_TEMPLATE.read_text(encoding="utf-8"), values)

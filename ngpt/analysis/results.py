@@ -126,7 +126,7 @@ def final_rows(groups: Sequence[Group]) -> list[ResultRow]:
 def _cells(groups: Sequence[Group], quantity: _Quantity) -> list[Cell]:
     cells = [_cell(group, quantity) for group in groups]
     means = [mean for group in groups if (mean := _mean(group, quantity)) is not None]
-    if quantity in _SPEEDS and share_cores(groups):
+    if quantity in _SPEEDS and may_share_cores(groups):
         return cells
     if quantity.better is None or len(means) < 2 or min(means) == max(means):
         return cells
@@ -134,8 +134,8 @@ def _cells(groups: Sequence[Group], quantity: _Quantity) -> list[Cell]:
     return [Cell(cell.text, cell.note, best=cell.text == best) for cell in cells]
 
 
-def share_cores(groups: Sequence[Group]) -> bool:
-    """Whether some of the runs trained on a CPU at the same time, so that their speeds say more of each other than of themselves."""
+def may_share_cores(groups: Sequence[Group]) -> bool:
+    """Whether some of the runs trained on CPUs at the same time. No run records its machine: their speeds may be of shared cores."""
     runs = [run for group in groups for run in group.runs if run.span and not (run.environment or {}).get("gpus")]
     spans = sorted(run.span for run in runs)
     return any(start < earlier for (start, _), earlier in zip(spans[1:], accumulate((end for _, end in spans), max), strict=False))
@@ -210,9 +210,9 @@ def _tokens_lead(groups: Sequence[Group]) -> Lead:
 
 
 def _rate_lead(groups: Sequence[Group]) -> Lead:
-    if len(groups) > 1 and share_cores(groups):
+    if len(groups) > 1 and may_share_cores(groups):
         rates = [rate for group in groups if (rate := _mean(group, _RATE)) is not None]
-        return Lead(_RATE.label, _range(min(rates), max(rates), _RATE.form) if rates else MISSING, "side by side on the cores of a CPU")
+        return Lead(_RATE.label, _range(min(rates), max(rates), _RATE.form) if rates else MISSING, "on CPUs at the same time")
     if len(groups) > 1:
         return _best_lead(groups, _RATE, "Most tokens per second")
     cell, mfu = _cell(groups[0], _RATE), _cell(groups[0], _MFU)
@@ -249,9 +249,9 @@ def not_measured(groups: Sequence[Group]) -> list[str]:
     """One sentence for each quantity that a reader may miss because some runs did not log it, with the config key that enables it."""
     runs = [run for group in groups for run in group.runs]
     apart = [group for group in groups[1:] if not any(len(difference(group, groups[0], key)) for key in ("train_loss", "val_loss"))]
-    shared = "No best in speed: runs trained side by side on the cores of a CPU. One after the other they can be compared."
+    shared = "No best in speed: runs trained on CPUs at the same time and may have shared cores. One after the other they can be compared."
     return (
-        ([shared] if len(groups) > 1 and share_cores(groups) else [])
+        ([shared] if len(groups) > 1 and may_share_cores(groups) else [])
         + [f"No loss difference of {group.label}: it shares no logged token count with {groups[0].label}." for group in apart]
         + [
             sentence if len(missing) == len(runs) else f"{', '.join(run.name for run in missing)}: {sentence[0].lower()}{sentence[1:]}"

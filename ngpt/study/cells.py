@@ -9,6 +9,7 @@ from ngpt.config.study import METRICS
 from ngpt.study.drawing import row_name, unit_of
 
 _DIGITS = 4
+_WHOLE = 1e15  # a float has all digits of whole numbers below it
 _TAKEN = {
     "last": "the last",
     "first": "the first",
@@ -21,10 +22,12 @@ Results = Mapping[str, Any]
 
 
 def number(value: float | None) -> str:
-    """Four digits, with zeros at the end, but whole numbers as they are."""
+    """Four digits, with zeros at the end, but whole numbers below 1e15 as they are."""
     if value is None or value != value:
         return formats.MISSING
-    return f"{value:.{_DIGITS}g}" if float(value).is_integer() else f"{value:#.{_DIGITS}g}".rstrip(".")
+    if float(value).is_integer():
+        return str(int(value)) if abs(value) < _WHOLE else f"{value:.{_DIGITS}g}"
+    return f"{value:#.{_DIGITS}g}".rstrip(".")
 
 
 def interval_text(values: Mapping[str, Any]) -> str:
@@ -64,14 +67,18 @@ _UNBOUNDED: tuple[tuple[Callable[[Interval], bool], str], ...] = (
 
 
 def comparison_tables(results: Results) -> list[dict[str, Any]]:
-    """The comparisons that have rows, each with its headings and cells. One with the same rows as an earlier one is left out."""
+    """The comparisons that have rows, each with its headings and cells.
+
+    One that repeats an earlier one, with the same rows of the same measure in the same unit, is left out unless a rule judges it.
+    """
     found, shown = [], list[Any]()
     judged = {rule["comparison"] for rule in results["verdict"]["rules"]}
     for name, comparison in results["study"]["comparisons"].items():
         rows = results["comparisons"][name]["rows"]
-        if not rows or rows in shown:
+        content = comparison["measure"], unit_of(results, name), rows
+        if not rows or (content in shown and name not in judged):
             continue
-        shown.append(rows)
+        shown.append(content)
         measure = results["study"]["measures"][comparison["measure"]]
         found.append(
             {

@@ -9,6 +9,7 @@ from launch import cli
 from launch.folder_status import entries
 from launch.outcome import Outcome, record_outcome
 from launch.run_folder import locked, record_failure
+from launch.submit import record_job
 from ngpt.sweeps import Sweep, SweptRun, write_sweep
 from tests.unit.analysis.runs import record, write_run
 
@@ -64,6 +65,33 @@ def test_damaged_records_are_told_and_hide_nothing_else(tmp_path, capsys):
     assert cli.main(["status", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["entries"]
     assert [entry["state"] for entry in found] == ["finished", "cannot be read", "cannot be read", "not running"]
+
+
+def test_runs_of_a_study_that_wait_as_jobs_are_pending(tmp_path, slurm):
+    make(tmp_path)
+    study = tmp_path / "studies/gap_smoke"
+    record_job(write_run(study / "b", []), "7", ["ngpt", "study"])
+    slurm.set("7")
+    (found,) = entries(tmp_path / "studies")
+    assert (found.name, found.state) == ("gap_smoke", "1 finished, 1 pending")
+    slurm.set("7", JobState="RUNNING")
+    assert entries(tmp_path / "studies")[0].state == "1 finished, 1 running"
+
+
+def test_hidden_folders_and_those_removed_meanwhile_are_passed_over(tmp_path, monkeypatch):
+    record_outcome(write_run(tmp_path / "done"), Outcome("finished", 100))
+    write_run(tmp_path / ".done.partial")
+    (tmp_path / "gone").mkdir()
+    iterdir = Path.iterdir
+
+    def vanishes(folder):
+        if folder.name == "gone":
+            folder.rmdir()
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", vanishes)
+    assert [entry.name for entry in entries(tmp_path)] == ["done"]
+    assert entries(tmp_path / "gone") == []
 
 
 def test_a_folder_without_any_is_no_run(tmp_path, capsys):

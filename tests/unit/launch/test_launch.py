@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.slurm.script import TEMPLATE, render
+from launch.slurm.script import TEMPLATE, render, render_study
 from launch.status import status
 from launch.stop import stop
 from ngpt.checkpoints.hashing import hash_file
@@ -67,6 +67,16 @@ def test_the_job_asks_for_one_task_a_process_and_for_time_to_save(workplace):
     assert {"--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--signal=TERM@150", "--requeue", "--open-mode=append"} <= set(options)
     assert {"--account=lab", "--mem=0"} <= set(options) and not any(option.startswith("--time") for option in options)
     assert f"--output={workplace}/runs/a/slurm-%j.out".replace("100%", "100%%") in options
+
+
+def test_the_one_task_of_a_page_has_the_cores_of_all_analyses_that_run_at_a_time(tmp_path):
+    words = [*JOB, "cluster.gpus_per_node=4", "train.micro_batch_size=1"]
+    for more, asked in (["cluster.cpus_per_task=3"], ["--cpus-per-task=12"]), ([], []):
+        script = render_study(compose([*words, *more]), "page", tmp_path / "study", tmp_path, ["study", "a"], ["7"])
+        srun = next(line for line in script.splitlines() if line.startswith("exec srun"))
+        assert "--ntasks=1" in srun.split() and [word for word in srun.split() if word.startswith("--cpus-per-task")] == asked
+        options = script.partition("exec srun")[0]
+        assert "--nodes=1\n" in options and "--ntasks-per-node=4\n" in options and ("--cpus-per-task=3\n" in options) == bool(more)
 
 
 @pytest.mark.parametrize("name", ["new\nline", "back\\slash"])

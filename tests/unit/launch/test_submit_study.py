@@ -1,17 +1,22 @@
 """`ngpt study --slurm`: which jobs wait for which, what is submitted again, and what is refused. SLURM itself: tests/slurm."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from launch import cli, study, submit_study
 from launch.many import DONE, State
-from launch.slurm import trunk
+from launch.slurm import scheduler, trunk
 from launch.submit import last_job
+from ngpt.config.errors import ConfigError
+from ngpt.study.results import FORMAT
 from tests.unit.study.studies import planned, write_study
 
 TEXT = """\
@@ -102,8 +107,57 @@ def test_only_what_is_neither_finished_nor_queued_is_submitted_again(slurm, caps
     for one in planned(Path("conf"), text=TEXT).analyses:
         (FOLDER / one.file).parent.mkdir()
         (FOLDER / one.file).touch()
-    (FOLDER / "results.json").touch()
+    show()
     assert cli.main(SLURM) == 0 and slurm.jobs[-1] == "47"
+
+
+def show(missing: Sequence[str] = (), leaves_out: str = "") -> None:
+    """Results and a page of all that is there."""
+    runs = [{"name": run.name} for run in planned(Path("conf"), text=TEXT).runs if run.name != leaves_out]
+    (FOLDER / "results.json").write_text(json.dumps({"format": FORMAT, "runs": runs, "missing": [*missing]}))
+    (FOLDER / "index.html").touch()
+
+
+def test_a_page_is_whole_if_it_shows_all_runs_and_analyses_as_they_are_now():
+    made = planned(Path("conf"), text=TEXT)
+    study = SimpleNamespace(plan=made, shared=SimpleNamespace(folder=FOLDER))
+    finish(*(run.name for run in made.runs))
+    files = [FOLDER / one.file for one in made.analyses]
+    for file in files:
+        file.parent.mkdir()
+        file.touch()
+    assert not submit_study._is_whole(study)
+    show()
+    assert submit_study._is_whole(study)
+    show(missing=["branch/seed=1: missing"])
+    assert not submit_study._is_whole(study)
+    show(leaves_out="branch/seed=1")
+    assert not submit_study._is_whole(study)
+    for newer in (FOLDER / "trunk/seed=1/summary.json", files[0], FOLDER / "results.json"):
+        show()
+        later = (FOLDER / "index.html").stat().st_mtime_ns + 1_000_000
+        os.utime(newer, ns=(later, later))
+        assert not submit_study._is_whole(study)
+        earlier = later - 10**12
+        os.utime(newer, ns=(earlier, earlier))
+    show()
+    files[0].unlink()
+    assert not submit_study._is_whole(study)
+
+
+def test_a_page_job_that_waits_is_cancelled_only_once_there_is_another(slurm, capsys, monkeypatch):
+    assert cli.main(SLURM) == 0
+    submit = scheduler.submit
+
+    def refuses(script, environment):
+        if script.name == submit_study.PAGE_FILE:
+            raise ConfigError("sbatch", "no", "SLURM refuses the job", "Ask it again")
+        return submit(script, environment)
+
+    monkeypatch.setattr(scheduler, "submit", refuses)
+    monkeypatch.setattr(submit_study, "queued", lambda folders: {})
+    assert cli.main(SLURM) == 2 and "SLURM refuses the job" in capsys.readouterr().err
+    assert slurm.of("44", "JobState") == "PENDING"
 
 
 def test_the_start_of_a_branch_is_looked_at_where_its_trunk_is_finished(slurm, capsys):

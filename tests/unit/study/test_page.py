@@ -174,7 +174,33 @@ def test_a_table_with_the_rows_of_an_earlier_one_is_left_out(study):
     assert "again" not in [table["title"] for table in comparison_tables(found)]
 
 
-@pytest.mark.parametrize(("value", "text"), [(23.4, "23.40"), (1e-4, "0.0001000"), (3.0, "3"), (1234.5, "1234"), (None, "–"), (0.0, "0")])
+def test_equal_numbers_of_another_measure_and_what_a_rule_judges_stay(study):
+    """As in the study of stability, where divergence and loss spikes are all zero."""
+    found = gathered(study)
+    titles = [table["title"] for table in comparison_tables(found)]
+    found["study"]["comparisons"]["other"] = found["study"]["comparisons"]["gain"] | {"measure": "rho"}
+    found["study"]["comparisons"]["judged"] = found["study"]["comparisons"]["gain"]
+    found["comparisons"] |= dict.fromkeys(("other", "judged"), found["comparisons"]["gain"])
+    found["verdict"]["rules"].append(found["verdict"]["rules"][0] | {"comparison": "judged"})
+    assert [table["title"] for table in comparison_tables(found)] == [*titles, "other", "judged"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (23.4, "23.40"),
+        (1e-4, "0.0001000"),
+        (3.0, "3"),
+        (1234.5, "1234"),
+        (12345.0, "12345"),
+        (-20480, "-20480"),
+        (1e15, "1e+15"),
+        (math.inf, "inf"),
+        (None, "–"),
+        (0.0, "0"),
+        (-0.0, "0"),
+    ],
+)
 def test_numbers_have_four_digits(value, text):
     assert number(value) == text
 
