@@ -67,9 +67,10 @@ def loss_spikes(losses: Sequence[float]) -> list[LossSpike]:
     judged.
 
     A median and a median deviation, because a spike among the 50 would raise a mean and a standard deviation, and hide the next one. Six
-    median deviations are four standard deviations of normal noise, which a record exceeds once in 32,000. The 0.2 nats leave out what is
-    rare but small where a loss hardly moves. While a loss falls, the median lags above it, so that only larger jumps are seen. A run that
-    stays at a higher level has had one spike.
+    median deviations are about four standard deviations of normal noise. As 50 records estimate them roughly, a record of noise exceeds
+    them once in 2,500 (simulated). The 0.2 nats keep the count at 0 in ordinary runs: with noise of 0.04 nats a record is high once in
+    about 2.5 million, with 0.05 nats once in 40,000. While a loss falls, the median lags above it, so that only larger jumps are seen. A
+    run that stays at a higher level has had one spike.
 
     Args:
         losses: in nats, in the order of the steps. A spike between two records is not seen: logging.interval=1 records every step.

@@ -48,8 +48,9 @@ _SAVE = """
         queue.schedule_async_request(request)
         queue.maybe_finalize_async_calls(blocking=True)
         print(Path("written").read_text(), finalised, len(results.get_nowait()[0][0]), flush=True)
-        # END
         queue.close()
+        assert worker.exitcode == 0, worker.exitcode
+        # END
 
     if __name__ == "__main__":
         main()
@@ -61,6 +62,8 @@ _SIGNALS = """
 """
 
 _DEATH = """
+        queue.warmup_persistent_caller(0)  # a second worker, killed while it starts
+        worker = PersistentAsyncCaller._persistent_process
         os.kill(worker.pid, signal.SIGKILL)
         Path("latest_checkpointed_iteration.txt").write_text("8")
         worker.join()
@@ -101,7 +104,7 @@ def test_the_worker_ends_with_a_killed_trainer(run_script):
             left_behind.kill()
 
 
-def test_the_worker_writes_also_after_every_signal_of_a_job_and_once_it_is_killed_its_trainer_ends_with_the_reason(run_script):
+def test_the_worker_writes_and_closes_after_every_signal_of_a_job_and_a_killed_one_ends_its_trainer_with_the_reason(run_script):
     script = _SAVE.replace("        # START\n", _SIGNALS).replace("        # END\n", _DEATH)
     words = "checkpoint writer of rank 0 died (signal 9, SIGKILL); the newest checkpoint is that of step 8"
     said = run_script(script.replace("        main()\n", f"""
