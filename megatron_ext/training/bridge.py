@@ -314,6 +314,8 @@ def choose_activation(config: TransformerConfig, name: str) -> None:
     """Gives Megatron's config what the MLPs of the control compute, where no argument of Megatron's chooses it."""
     activation = ACTIVATIONS[name]
     if not activation.megatron:
+        if activation.function not in TORCH:
+            raise KeyError(f"{activation.function}: the control needs torch's own, in TORCH of ngpt/kernels/activation/functions.py")
         config.activation_func, config.gated_linear_unit = TORCH[activation.function], activation.gated
 
 

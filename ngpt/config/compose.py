@@ -65,12 +65,13 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
         ConfigError: An unknown key or option, a wrong type, a missing value or an impossible combination.
     """
     shipped = config_dir()
+    folders = [shipped, *map(Path, config_dirs)]
     search_path = _search_path(shipped, config_dirs)
     check_words(overrides, config_dirs)
     try:
         with initialize_config_dir(str(shipped), version_base="1.3"):
-            sections, experiment = _composed(overrides, search_path)
-            add_named_recipes(sections["precision"], overrides, lambda words: _composed(words, search_path)[0]["precision"])
+            sections, experiment = _composed(overrides, search_path, folders)
+            add_named_recipes(sections["precision"], overrides, lambda words: _composed(words, search_path, folders)[0]["precision"])
     except ConfigError:
         raise
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, *_PLAIN) as error:
@@ -82,11 +83,17 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
     return _finish(sections, shipped)
 
 
-def _composed(overrides: Sequence[str], search_path: str) -> tuple[dict[str, Any], str | None]:
+def _composed(overrides: Sequence[str], search_path: str, folders: Sequence[Path]) -> tuple[dict[str, Any], str | None]:
     """The sections as Hydra composes them, interpolations unresolved, and the name of the experiment."""
     of_hydra = [accepted(override) for override in overrides if not is_of_mapping(override)]
     composed = hydra_compose("config", overrides=[search_path, *of_hydra], return_hydra_config=True)
     sections = {key: value for key, value in plain(composed).items() if key != "hydra"}
+    for group, option in composed.hydra.runtime.choices.items():
+        section = sections.get(group)
+        # A file with `defaults: [another]` and no name of its own would bring the other's.
+        if option is not None and isinstance(section, dict) and section.get("name") != (own := PurePath(option).name):
+            if any((folder / group / f"{section.get('name')}.yaml").exists() for folder in folders):
+                section["name"] = own
     set_mappings(sections["precision"], overrides)
     return sections, composed.hydra.runtime.choices.get("experiment")
 

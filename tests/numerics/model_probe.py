@@ -62,7 +62,7 @@ SPECS |= {
     "control_mtp_hybrid": ["model.layer_pattern='ME*E-/E'", "model.architecture=gpt", "model.activation=swiglu"],
 }  # fmt: skip
 # Activations that no model above has: each in MLP, routed and shared experts of both architectures.
-for _name in ACTIVATIONS.keys() - {"squared_relu", "swiglu"}:
+for _name in (name for name in ACTIVATIONS if name not in ("squared_relu", "swiglu")):
     SPECS[f"hybrid_{_name}"] = [f"model.activation={_name}"]
     SPECS[f"control_hybrid_{_name}"] = ["model.architecture=gpt", f"model.activation={_name}"]
 

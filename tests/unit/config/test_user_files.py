@@ -86,3 +86,11 @@ def test_a_word_without_a_value_is_told_what_it_may_have_meant(word: str, meant:
     (folder / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults: [ngpt_tiny]\n")
     error = refusal(folder, [word])
     assert error.startswith(f"{word}: ") and meant in error
+
+
+def test_a_file_that_builds_on_another_has_its_own_name(tmp_path: Path):
+    (tmp_path / "precision").mkdir()
+    (tmp_path / "precision/mine.yaml").write_text("# Mine.\ndefaults: [nvfp4_nvidia, _self_]\nrht: false\n")
+    precision = compose(["experiment=gpt_tiny", "precision=mine"], [tmp_path]).precision
+    assert (precision.name, precision.rht, precision.stochastic_rounding) == ("mine", False, True)
+    assert compose(["experiment=gpt_tiny", "precision=mine", "precision.name=other"], [tmp_path]).precision.name == "other"

@@ -27,7 +27,7 @@ def wrong_code(x, spec, **options):
     return row, column
 def zeros(x, spec, **options):
     row, column = emulate(x, spec, **options)
-    for operand in (row, column) if spec.rounding == "sr" else ():
+    for operand in (row, column):
         operand.values.zero_()
     return row, column
 probe.quantize_packed, linear.emulate, probe.M, probe.K, probe.N = wrong_code, zeros, 64, 64, 128
@@ -221,7 +221,9 @@ def test_wrong_numbers_fail(monkeypatch, capsys, on_path):
     assert code == 1
     statuses = status_of(told)
     failed = {name for name, status in statuses.items() if status == FAILED}
-    probes = [f"{what}, {recipe}" for what in ("quantise", "stochastic rounding", "three products") for recipe in NVFP4_RECIPES]
+    kinds = ("quantise", "stochastic rounding", "gradient rounding", "three products")
+    probes = [f"{kind}, {recipe}" for kind in kinds for recipe in NVFP4_RECIPES if f"nvfp4 emulated, {kind}, {recipe}" in statuses]
+    assert len(probes) == 3 * len(NVFP4_RECIPES)
     assert failed == {f"nvfp4 emulated, {what}" for what in [*probes, "gradients", "chosen for precision.executor=auto"]} | {
         "nvfp4 emulated in Megatron's modules, ",
         "all-reduce, gloo, 2 processes",
