@@ -34,6 +34,7 @@ from .extras import check_extras
 from .failures import cause
 from .hf_exports import check_exportable, hf_exports
 from .leaving import signals_leave
+from .memory import check_memory
 from .outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
 from .processes import INTERRUPTED, prints_into, run_and_tee, worker_command
 from .run_folder import (
@@ -102,6 +103,7 @@ def _train(config: Config, command: Sequence[str]) -> int:
         print(note, file=sys.stderr)
     cuda = bool(gpu_names())
     processes = config.cluster.gpus_per_node if world is None else world.local_size
+    check_memory(config, processes, cuda)
     variables = worker_variables(config, processes, cuda)
     if world is not None:
         return _run_one_rank(config, world, variables, command)
