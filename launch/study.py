@@ -78,10 +78,19 @@ def run_study(options: argparse.Namespace) -> int:
 
 
 def _report_of_file(path: Path, out: Path | None) -> int:
-    from ngpt.study.page import write_page
-    from ngpt.study.results import read
+    from jinja2 import UndefinedError
 
-    print(f"Page: {write_page(read(path), out or path.parent)}")
+    from ngpt.study.page import write_page
+    from ngpt.study.results import damaged, read
+
+    results = read(path)
+    try:
+        page = write_page(results, out or path.parent)
+    except ConfigError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, UndefinedError) as error:
+        raise damaged(path, error) from error
+    print(f"Page: {page}")
     return 0
 
 

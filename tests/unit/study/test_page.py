@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from launch import cli
 from ngpt.analysis.intervals import Interval
 from ngpt.config.errors import ConfigError
 from ngpt.study import results
@@ -249,6 +250,7 @@ def test_a_size_that_judges_nothing_gives_no_verdict(study):
         ("[1]", "format list.*Give the"),
         ("{}", "format None.*Give the"),
         ('{"format": 99}', "format 99.*Use the version"),
+        ('{"format": 1}', "No name.*Restore it"),
     ],
 )
 def test_files_that_are_no_results_are_told(tmp_path, text, message):
@@ -257,6 +259,27 @@ def test_files_that_are_no_results_are_told(tmp_path, text, message):
         path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         results.read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"runs": 3}, "runs is int. "),
+        ({"runs": None}, "runs is NoneType. "),
+        ({"runs": [{}]}, "KeyError: 'arm'. "),
+        ({"runs": [3]}, "TypeError: "),
+        ({"comparisons": {}}, "KeyError: "),
+        ({"verdict": {"result": "not judged", "rules": []}}, "ValueError: "),
+    ],
+)
+def test_results_that_lack_what_the_page_shows_are_one_line(study, tmp_path, capsys, change, told):
+    path = tmp_path / "damaged" / "results.json"
+    path.parent.mkdir()
+    results.write(gathered(study) | change, path)
+    assert cli.main(["study", "--report", str(path)]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"{path}: {told}") and shown.err.endswith("Restore it\n") and shown.err.count("\n") == 1
+    assert shown.out == ""
 
 
 def test_a_damaged_analysis_is_named(study):
