@@ -282,6 +282,21 @@ def test_results_that_lack_what_the_page_shows_are_one_line(study, tmp_path, cap
     assert shown.out == ""
 
 
+def test_a_page_is_written_beside_results_of_a_study_alone_and_for_the_study_that_is_named(study, tmp_path, capsys):
+    kept = tmp_path / "kept" / "evidence.json"
+    kept.parent.mkdir()
+    results.write(gathered(study), kept)
+    assert cli.main(["study", "--report", str(kept)]) == 2
+    assert capsys.readouterr().err.startswith(f"--report: {kept}. Only the page of a results.json")
+    own = kept.rename(kept.with_name("results.json"))
+    assert cli.main(["study", "another", "--report", str(own)]) == 2
+    assert "It is of the study mine, and another was asked for" in capsys.readouterr().err
+    assert list(kept.parent.iterdir()) == [own]
+    assert cli.main(["study", "mine", "--report", str(own)]) == 0 and (kept.parent / "index.html").exists()
+    own.rename(kept)
+    assert cli.main(["study", "--report", str(kept), "--out", str(tmp_path / "page")]) == 0 and (tmp_path / "page/index.html").exists()
+
+
 def test_a_damaged_analysis_is_named(study):
     plan, folder = study
     (folder / plan.analyses[0].file).write_text("{")
