@@ -30,7 +30,8 @@ class Entry:
     Attributes:
         name: of its folder, below the one that is listed.
         kind: run | sweep | study.
-        state: of a run, or how many runs of a group are in which, in the words of `ngpt status` of it.
+        state: of a run, or how many runs of a group are in which, in the words of `ngpt status` of it. A run of a study that reached
+            its train.stop_after counts as finished: its trunks end there by plan.
         step, last_step: the newest logged, and the one that the run ends at; None for a group.
         train_loss: the newest, in nats per token; None for a group.
         age_s: seconds since the last line of metrics.
@@ -93,11 +94,16 @@ def _entry(place: Path, name: str, kind: str, jobs: Mapping[Path, str]) -> Entry
     if kind == "sweep" and (sweep := read_sweep(place)) is not None:
         return Entry(name, kind, _counted(sweep_status(place)["counts"]), age_s=_age([place / member.name for member in sweep.members]))
     runs = _runs_of(place, kind)
-    return Entry(name, kind, _counted(Counter(_state(run, jobs.get(run)) for run in runs)) if runs else "cannot be read", age_s=_age(runs))
+    counts = Counter(_of_study(_state(run, jobs.get(run))) for run in runs)
+    return Entry(name, kind, _counted(counts) if runs else "cannot be read", age_s=_age(runs))
 
 
 def _state(run: Path, job: str | None) -> str:
     return state_of(run, job, outcome_of(run), first_failure(run)) if (run / CONFIG_FILE).exists() else WAITING
+
+
+def _of_study(state: str) -> str:
+    return "finished" if state == "stopped" else state
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ngpt.hf.generate import Settings
     from ngpt.hf.load import TextModel
 
+MAX_TOKENS = 1_000_000
 SAMPLE_FILE = "sample.txt"
 STDIN = "-"
 
@@ -43,7 +44,7 @@ def sample(run_dir: Path, prompt: str, tokens: int) -> int:
     """Prints a prompt and its continuation by a run's newest checkpoint, and keeps both as sample.txt in the run folder.
 
     Raises:
-        ConfigError: `run_dir` is not a run folder, it has no checkpoint, or `tokens` is not positive.
+        ConfigError: `run_dir` is not a run folder, it has no checkpoint, or `tokens` is out of bounds.
     """
     parser = argparse.ArgumentParser()
     add_arguments(parser)
@@ -63,6 +64,9 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')}", value, f"It is at least {least}", "Give such a number, or leave it out")
+    if options.tokens > MAX_TOKENS:
+        rule = f"It is at most {MAX_TOKENS:,}: each token is kept, with its place in the cache of attention"
+        raise ConfigError("--tokens", options.tokens, rule, "Give a smaller number")
     if options.seed >= 2**63:
         raise ConfigError("--seed", options.seed, "It is below 2^63", "Give a smaller number")
     if options.temperature is not None and not 0 < options.temperature < float("inf"):

@@ -45,7 +45,7 @@ def run_study(options: argparse.Namespace) -> int:
         ConfigError: any mistake that can be found before the first run starts.
     """
     if options.report is not None and options.report != Path():
-        return _report_of_file(options.report, options.out)
+        return _report_of_file(options.report, options.out, options.name)
     if options.name is None:
         raise ConfigError("ngpt study", "No name", "It runs a study", "ngpt list studies shows them")
     if options.parallel is not None and options.parallel < 1:
@@ -77,11 +77,26 @@ def run_study(options: argparse.Namespace) -> int:
     return code
 
 
-def _report_of_file(path: Path, out: Path | None) -> int:
-    from ngpt.study.page import write_page
-    from ngpt.study.results import read
+def _report_of_file(path: Path, out: Path | None, name: str | None) -> int:
+    """Writes the page of a file beside it if it lies in a study's folder, or into `out`. `name`: the study that it must be of."""
+    from jinja2 import UndefinedError
 
-    print(f"Page: {write_page(read(path), out or path.parent)}")
+    from ngpt.study.page import write_page
+    from ngpt.study.results import damaged, read
+
+    if out is None and path.name != RESULTS_FILE:
+        rule = f"Only the page of a {RESULTS_FILE}, as in a study's folder, is written beside it"
+        raise ConfigError("--report", path, rule, "Say where the page belongs, --out DIR")
+    results = read(path)
+    if name is not None and name != results["name"]:
+        raise ConfigError("--report", path, f"It is of the study {results['name']}, and {name} was asked for", "Leave out the name")
+    try:
+        page = write_page(results, out or path.parent)
+    except ConfigError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, UndefinedError) as error:
+        raise damaged(path, error) from error
+    print(f"Page: {page}")
     return 0
 
 

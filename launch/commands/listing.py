@@ -20,7 +20,11 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    lines = _lines(options.what, config_dirs(options))
+    from ngpt.config.folders import check_config_dirs
+
+    folders = config_dirs(options)
+    check_config_dirs(folders)
+    lines = _lines(options.what, folders)
     if options.pattern is not None:
         lines = _matching(lines, options.pattern, f"ngpt list {options.what}")
     print("\n".join(table(lines)))

@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--slurm", action="store_true", help=what)
     what = "analyse the runs that are finished and write the page; nothing is trained"
     parser.add_argument("--analyze", action="store_true", help=what)
-    what = "write the page of a results.json alone; without one, of what has run so far. Nothing is trained"
+    what = "write the page of a results.json alone, beside it or into --out; without one, of what has run so far. Nothing is trained"
     add_path(parser, "--report", kind="file", nargs="?", const=Path(), metavar="JSON", help=what)
     add_path(parser, "--out", metavar="DIR", help="folder of runs, results and page (default: runs/studies/NAME_SIZE)")
 

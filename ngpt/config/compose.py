@@ -20,7 +20,7 @@ from ngpt.config.checks import validate
 from ngpt.config.containers import instance_of, plain
 from ngpt.config.earlier_blocks import keep_blocks_of_earlier_run
 from ngpt.config.errors import ConfigError, ConfigErrors
-from ngpt.config.folders import config_dir
+from ngpt.config.folders import check_config_dirs, config_dir
 from ngpt.config.megatron_arguments import of_earlier_run
 from ngpt.config.named_recipes import add_named_recipes, is_of_mapping, set_mappings
 from ngpt.config.overrides import accepted, check_words, numbers_for_text
@@ -212,9 +212,8 @@ def _check_file(path: Path) -> None:
 def _search_path(shipped: Path, config_dirs: Sequence[Path]) -> str:
     folders = [Path(folder).absolute() for folder in config_dirs]
     taken = {path.relative_to(shipped): path for path in shipped.rglob("*.yaml")} if folders else {}
+    check_config_dirs(folders)
     for folder in folders:
-        if not folder.is_dir():
-            raise ConfigError("--config-dir", folder, "Must be a folder laid out like conf/", "Create it or correct the path")
         for path in sorted(folder.rglob("*.yaml")):
             name = path.relative_to(folder)
             if name in taken:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ngpt
+from ngpt.config.errors import ConfigError
 
 EXPERIMENT = "experiment"
 STUDY = "study"  # its files are not parts of a config (ngpt/config/study.py)
@@ -44,6 +45,17 @@ def options(config_dirs: Sequence[Path] = ()) -> list[Option]:
     """
     files = [path for folder in (config_dir(), *config_dirs) for path in Path(folder).glob("*/*.yaml") if path.parent.name != STUDY]
     return [Option(path.parent.name, path.stem, path, description_of(path)) for path in sorted(files, key=lambda path: path.parts[-2:])]
+
+
+def check_config_dirs(config_dirs: Sequence[Path]) -> None:
+    """Checks the user's folders of config files.
+
+    Raises:
+        ConfigError: one of them is not a folder.
+    """
+    for folder in config_dirs:
+        if not folder.is_dir():
+            raise ConfigError("--config-dir", folder.absolute(), "Must be a folder laid out like conf/", "Create it or correct the path")
 
 
 def description_of(path: Path) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, ValueType
+from hydra.core.override_parser.types import Glob, Override, RangeSweep, ValueType
 from hydra.errors import HydraException
 
 from ngpt.config.errors import ConfigError
@@ -56,6 +56,7 @@ def sweep_words(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> t
             continue
         typed = word.partition("=")[0]
         axes.append(Axis(typed.lstrip("+"), typed, tuple(values)))
+        _check_number(math.prod(len(axis.values) for axis in axes))
         _check(axes[-1], word.partition("=")[2])
     if not axes:
         way_out = "Give a key several values, optim.lr=1e-3,3e-3, or leave -m out; choice(X) sweeps one value"
@@ -63,9 +64,6 @@ def sweep_words(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> t
     for axis in axes:
         if [other.key for other in axes].count(axis.key) > 1:
             raise ConfigError(axis.key, "is swept twice", "A key has one list of values", "Write all of its values in one word")
-    if (members := math.prod(len(axis.values) for axis in axes)) > MAX_MEMBERS:
-        rule = f"A sweep has at most {MAX_MEMBERS} members, each with a folder of its own"
-        raise ConfigError("-m", f"{members:,} members", rule, "Sweep fewer values, or in several sweeps with a run.name each")
     return fixed, axes
 
 
@@ -101,6 +99,9 @@ def _values(word: str, config_dirs: Sequence[Path]) -> list[str] | None:
         raise ConfigError(key, text, "An interval has no end of values, and a sweep runs each", way_out)
     if parsed.value_type == ValueType.GLOB_CHOICE_SWEEP:
         return _files(key, text, parsed, config_dirs)
+    value = parsed.value()
+    if isinstance(value, RangeSweep):  # a range may be too long to be written out
+        _check_number(sum(1 for _ in itertools.islice(value.range(), MAX_MEMBERS + 1)), or_more=True)
     return _as_typed(text, parsed)
 
 
@@ -124,6 +125,14 @@ def _files(key: str, text: str, parsed: Override, config_dirs: Sequence[Path]) -
     if not (found := pattern.filter(names)):
         raise ConfigError(key, text, "No file of the group matches", f"ngpt list {key} shows them")
     return found
+
+
+def _check_number(members: int, or_more: bool = False) -> None:
+    """Refuses more members than a sweep may have. `or_more`: the counting ended there."""
+    if members > MAX_MEMBERS:
+        rule = f"A sweep has at most {MAX_MEMBERS} members, each with a folder of its own"
+        way_out = "Sweep fewer values, or in several sweeps with a run.name each"
+        raise ConfigError("-m", f"{members:,} members{' or more' if or_more else ''}", rule, way_out)
 
 
 def _check(axis: Axis, text: str) -> None:

@@ -16,6 +16,19 @@ from ngpt.study.plan import Plan
 from ngpt.study.verdict import NOT_JUDGED, judged, together
 
 FORMAT = 1
+# The parts of results and the type of each, as `gather` makes them.
+_PARTS: dict[str, type] = {
+    "name": str,
+    "size": str,
+    "description": str,
+    "command": str,
+    "provenance": dict,
+    "study": dict,
+    "runs": list,
+    "comparisons": dict,
+    "verdict": dict,
+    "missing": list,
+}
 _RULE, _WAY_OUT = "The results of a study, as `ngpt study` writes them", "Give the results.json of a study"
 
 
@@ -98,7 +111,7 @@ def read(path: Path) -> dict[str, Any]:
     """Reads results back.
 
     Raises:
-        ConfigError: the file does not hold results, or has another format.
+        ConfigError: the file does not hold results, has another format, or lacks a part of them.
     """
     try:
         found = json.loads(path.read_bytes())
@@ -110,4 +123,13 @@ def read(path: Path) -> dict[str, Any]:
         got = found.get("format") if isinstance(found, dict) else type(found).__name__
         way_out = "Use the version that wrote it" if isinstance(got, int) else _WAY_OUT
         raise ConfigError(str(path), f"format {got}", f"{_RULE}, have format {FORMAT}", way_out)
+    for part, kind in _PARTS.items():
+        if not isinstance(found.get(part), kind):
+            got = f"{part} is {type(found[part]).__name__}" if part in found else f"No {part}"
+            raise ConfigError(str(path), got, f"{_RULE}, have {part} of type {kind.__name__}", "Restore it")
     return found
+
+
+def damaged(path: Path, error: Exception) -> ConfigError:
+    """The error for results whose page cannot be made, since something within their parts is missing or of another type."""
+    return ConfigError(str(path), f"{type(error).__name__}: {error}", f"{_RULE}, hold all that the page shows", "Restore it")

@@ -88,6 +88,8 @@ def test_glob_chooses_files_of_a_group_and_those_of_the_user(tmp_path):
         ("run.name=a,b", "names its members by what differs"),
         ("train.seed=1,2,1", "1 stands there twice"),
         ("train.seed=range(0,2000)", "At most 1000|at most 1000"),
+        ("train.seed=range(1,1000000000000)", "1,001 members or more. A sweep has at most 1000"),  # too many to be written out
+        ("train.seed=shuffle(range(1,1000000000000))", "1,001 members or more"),
         ("hydra.launcher=a,b", "only composes"),
         ("train.seed=1", "needs a word with several values"),
         ("ngpt_tiny", "experiment=ngpt_tiny"),
@@ -96,6 +98,11 @@ def test_glob_chooses_files_of_a_group_and_those_of_the_user(tmp_path):
 def test_what_cannot_be_swept_is_refused_with_a_reason(word, words):
     with pytest.raises(ConfigError, match=words):
         sweep_words([word])
+
+
+def test_the_members_of_all_keys_are_counted():
+    with pytest.raises(ConfigError, match="1,200 members. A sweep has at most 1000"):
+        sweep_words(["train.seed=range(0,400)", "optim.lr=1e-3,2e-3,3e-3"])
 
 
 def test_members_are_every_combination_the_last_key_changing_first():

@@ -348,6 +348,7 @@ def test_sample_is_a_short_form_that_keeps_its_text(run, capsys):
     [
         (["--tokens", "0"], "--tokens: 0. It is at least 1"),
         (["--tokens", "-5"], "--tokens: -5"),
+        (["--tokens", "100000000000"], "--tokens: 100000000000. It is at most 1,000,000"),
         (["--seed", "-1"], "--seed: -1"),
         (["--seed", str(2**63)], "--seed: "),
         (["--top-k", "0"], "--top-k: 0"),

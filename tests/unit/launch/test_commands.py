@@ -74,6 +74,8 @@ def test_help_of_train_explains_words_groups_and_experiments(capsys, monkeypatch
         (["list", "modle"], "ngpt list: modle. "),
         (["list", "experimets"], "ngpt list: experimets. There are experiments, studies, keys, model, "),
         (["list", "keys", "zzz"], "ngpt list keys: zzz. "),
+        (["list", "experiments", "--config-dir", "/no/such"], "--config-dir: /no/such. Must be a folder laid out like conf/. "),
+        (["config", "experiment=ngpt_tiny", "--config-dir", "/no/such"], "--config-dir: /no/such. Must be a folder laid out like conf/. "),
         (["completion", "tcsh"], "ngpt completion: argument shell: invalid choice: 'tcsh'"),
     ],
 )

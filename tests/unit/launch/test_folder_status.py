@@ -78,6 +78,17 @@ def test_runs_of_a_study_that_wait_as_jobs_are_pending(tmp_path, slurm):
     assert entries(tmp_path / "studies")[0].state == "1 finished, 1 running"
 
 
+def test_trunks_of_a_study_are_finished_where_they_reached_their_last_step(tmp_path):
+    make(tmp_path)
+    study = tmp_path / "studies/gap_smoke"
+    record_outcome(write_run(study / "b", config={"train": {"stop_after": 40}}), Outcome("stopped", 40))
+    assert entries(tmp_path / "studies")[0].state == "2 finished"
+    record_outcome(study / "b", Outcome("signalled", 20))
+    assert entries(tmp_path / "studies")[0].state == "1 finished, 1 signalled"
+    record_outcome(write_run(tmp_path / "alone", config={"train": {"stop_after": 40}}), Outcome("stopped", 40))
+    assert entries(tmp_path)[0].state == "stopped"  # a run of its own can go on
+
+
 def test_hidden_folders_and_those_removed_meanwhile_are_passed_over(tmp_path, monkeypatch):
     record_outcome(write_run(tmp_path / "done"), Outcome("finished", 100))
     write_run(tmp_path / ".done.partial")

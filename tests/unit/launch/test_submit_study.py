@@ -114,7 +114,9 @@ def test_only_what_is_neither_finished_nor_queued_is_submitted_again(slurm, caps
 def show(missing: Sequence[str] = (), leaves_out: str = "") -> None:
     """Results and a page of all that is there."""
     runs = [{"name": run.name} for run in planned(Path("conf"), text=TEXT).runs if run.name != leaves_out]
-    (FOLDER / "results.json").write_text(json.dumps({"format": FORMAT, "runs": runs, "missing": [*missing]}))
+    texts, objects = ("name", "size", "description", "command"), ("provenance", "study", "comparisons", "verdict")
+    empty = dict.fromkeys(texts, "") | {part: {} for part in objects}
+    (FOLDER / "results.json").write_text(json.dumps({"format": FORMAT, **empty, "runs": runs, "missing": [*missing]}))
     (FOLDER / "index.html").touch()
 
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from launch import cli
 from ngpt.analysis.intervals import Interval
 from ngpt.config.errors import ConfigError
 from ngpt.study import results
@@ -249,6 +250,7 @@ def test_a_size_that_judges_nothing_gives_no_verdict(study):
         ("[1]", "format list.*Give the"),
         ("{}", "format None.*Give the"),
         ('{"format": 99}', "format 99.*Use the version"),
+        ('{"format": 1}', "No name.*Restore it"),
     ],
 )
 def test_files_that_are_no_results_are_told(tmp_path, text, message):
@@ -257,6 +259,42 @@ def test_files_that_are_no_results_are_told(tmp_path, text, message):
         path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         results.read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"runs": 3}, "runs is int. "),
+        ({"runs": None}, "runs is NoneType. "),
+        ({"runs": [{}]}, "KeyError: 'arm'. "),
+        ({"runs": [3]}, "TypeError: "),
+        ({"comparisons": {}}, "KeyError: "),
+        ({"verdict": {"result": "not judged", "rules": []}}, "ValueError: "),
+    ],
+)
+def test_results_that_lack_what_the_page_shows_are_one_line(study, tmp_path, capsys, change, told):
+    path = tmp_path / "damaged" / "results.json"
+    path.parent.mkdir()
+    results.write(gathered(study) | change, path)
+    assert cli.main(["study", "--report", str(path)]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"{path}: {told}") and shown.err.endswith("Restore it\n") and shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+def test_a_page_is_written_beside_results_of_a_study_alone_and_for_the_study_that_is_named(study, tmp_path, capsys):
+    kept = tmp_path / "kept" / "evidence.json"
+    kept.parent.mkdir()
+    results.write(gathered(study), kept)
+    assert cli.main(["study", "--report", str(kept)]) == 2
+    assert capsys.readouterr().err.startswith(f"--report: {kept}. Only the page of a results.json")
+    own = kept.rename(kept.with_name("results.json"))
+    assert cli.main(["study", "another", "--report", str(own)]) == 2
+    assert "It is of the study mine, and another was asked for" in capsys.readouterr().err
+    assert list(kept.parent.iterdir()) == [own]
+    assert cli.main(["study", "mine", "--report", str(own)]) == 0 and (kept.parent / "index.html").exists()
+    own.rename(kept)
+    assert cli.main(["study", "--report", str(kept), "--out", str(tmp_path / "page")]) == 0 and (tmp_path / "page/index.html").exists()
 
 
 def test_a_damaged_analysis_is_named(study):
