@@ -64,7 +64,7 @@ def sweep_words(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> t
         if [other.key for other in axes].count(axis.key) > 1:
             raise ConfigError(axis.key, "is swept twice", "A key has one list of values", "Write all of its values in one word")
     if (members := math.prod(len(axis.values) for axis in axes)) > MAX_MEMBERS:
-        rule = f"A sweep has at most {MAX_MEMBERS} members, each with a folder of its own"
+        rule = f"A sweep has at most {MAX_MEMBERS:,} members, each with a folder of its own"
         raise ConfigError("-m", f"{members:,} members", rule, "Sweep fewer values, or in several sweeps with a run.name each")
     return fixed, axes
 
@@ -132,7 +132,7 @@ def _check(axis: Axis, text: str) -> None:
         raise ConfigError(axis.key, text, rule, "Give it one value, or none; in quotes a comma is part of a name")
     twice = next((value for value in axis.values if axis.values.count(value) > 1), None)
     if twice is not None:
-        raise ConfigError(axis.key, text, f"{twice} stands there twice, and its member would, too", "Write each value once")
+        raise ConfigError(axis.key, text, f"{twice} is given twice, and each value makes one member", "Write each value once")
 
 
 def _split(text: str) -> Iterator[str]:
