@@ -90,7 +90,7 @@ def config_of_run(run_dir: Path) -> tuple[Config | None, str | None]:
         return load(run_dir / CONFIG_FILE), None
     except ConfigError as error:
         if not (run_dir / LOCK_FILE).exists():
-            got = "Not a run" if run_dir.is_dir() else "No such folder"
+            got = "Not a run" if run_dir.is_dir() else "A file, not a folder" if run_dir.is_file() else "No such folder"
             way_out = "Give the folder of a run, for instance runs/NAME; ngpt status runs lists them"
             raise ConfigError(str(run_dir), got, f"A run folder holds {CONFIG_FILE}", way_out) from error
         return None, str(error).splitlines()[0]

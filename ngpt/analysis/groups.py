@@ -1,5 +1,6 @@
 """Runs that differ only in their seed, as one group: the mean of what they logged, and its extremes."""
 
+import json
 import math
 import os
 import re
@@ -83,6 +84,11 @@ def spread(x: list[float], values: Sequence[Sequence[float]]) -> Series:
     return Series(x, *([reduce(row) for row in rows] for reduce in (fmean, min, max)))
 
 
+def validation_texts(runs: Iterable[Run]) -> set[str]:
+    """data.valid of the runs that have a validation loss, as text: losses on different texts cannot be compared."""
+    return {json.dumps(run.flat_config.get("data.valid"), sort_keys=True, default=str) for run in runs if run.total("val_loss") is not None}
+
+
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """The runs as groups, in the order in which their first runs are given.
 
@@ -102,8 +108,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
             found.append((config, [run]))
     names = [_common_name([run.name for run in members]) for _, members in found]
     return [
-        Group(name if names.count(name) == 1 else members[0].name, tuple(members))
-        for name, (_, members) in zip(names, found, strict=True)
+        Group(name if names.count(name) == 1 else members[0].name, tuple(members)) for name, (_, members) in zip(names, found, strict=True)
     ]
 
 

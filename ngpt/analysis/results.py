@@ -10,7 +10,8 @@ from typing import Any
 from ngpt.analysis import formats
 from ngpt.analysis.compare import Run
 from ngpt.analysis.formats import MISSING
-from ngpt.analysis.groups import Group, difference
+from ngpt.analysis.groups import Group, difference, validation_texts
+from ngpt.analysis.statistics import within_noise
 from ngpt.durations import duration
 from ngpt.recipes import joined_names
 from ngpt.spikes import loss_spikes
@@ -18,7 +19,7 @@ from ngpt.spikes import loss_spikes
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the table. `note`: a second, smaller line. `best`: no other cell of its row is better."""
+    """A cell of the table. `note`: a second, smaller line. `best`: no other cell of its row is better or as good within the noise."""
 
     text: str
     note: str = ""
@@ -91,6 +92,7 @@ _TOKENS = _Quantity("Tokens trained on", _total("tokens"), formats.full_count)
 _RATE = _Quantity("Tokens per second", _total("tokens_per_second"), "{:,.0f}".format, max)
 _MFU = _Quantity("MFU, last logged", lambda run: run.last("mfu"), "{:.1%}".format, max)
 _SPEEDS = (_RATE, _MFU)
+_OF_VALIDATION = (_VALIDATION, _BYTES)
 _SECONDS = _Quantity("Time in training steps", lambda run: run.training_seconds[-1] or None, duration)
 _QUANTITIES = (
     _Quantity("Status", lambda run: run.status.kind, str),
@@ -130,8 +132,27 @@ def _cells(groups: Sequence[Group], quantity: _Quantity) -> list[Cell]:
         return cells
     if quantity.better is None or len(means) < 2 or min(means) == max(means):
         return cells
+    if (quantity in _OF_VALIDATION and differ_in_text(groups)) or _as_good(groups, quantity):
+        return cells
     best = _written(quantity, quantity.better(means))
     return [Cell(cell.text, cell.note, best=cell.text == best) for cell in cells]
+
+
+def differ_in_text(groups: Sequence[Group]) -> bool:
+    """Whether runs were evaluated on different validation texts."""
+    return len(validation_texts(run for group in groups for run in group.runs)) > 1
+
+
+def _as_good(groups: Sequence[Group], quantity: _Quantity) -> list[Group]:
+    """The group with the best mean and those whose means differ from it by no more than the noise of seeds; [] if it stands out."""
+    known = [(mean, group) for group in groups if (mean := _mean(group, quantity)) is not None]
+    if quantity.better is None or len(known) < 2:
+        return []
+    best, first = quantity.better(known, key=lambda pair: pair[0])
+    values = [quantity.value(run) for run in first.runs]
+    others = [group for mean, group in known if _written(quantity, mean) != _written(quantity, best)]
+    close = [group for group in others if within_noise(values, [quantity.value(run) for run in group.runs])]
+    return [first, *close] if close else []
 
 
 def may_share_cores(groups: Sequence[Group]) -> bool:
@@ -179,6 +200,9 @@ def leads(groups: Sequence[Group]) -> list[Lead]:
 
 def _loss_lead(groups: Sequence[Group]) -> Lead:
     validated = any(_mean(group, _VALIDATION) is not None for group in groups)
+    if len(groups) > 1 and differ_in_text(groups):
+        losses = [loss for group in groups if (loss := _mean(group, _VALIDATION)) is not None]
+        return Lead("Validation loss", _range(min(losses), max(losses), _loss) if losses else MISSING, "on different texts")
     if len(groups) > 1:
         return _best_lead(groups, _VALIDATION, "Lowest validation loss") if validated else _best_lead(groups, _TRAINING, "Lowest last loss")
     cell, in_bytes = _cell(groups[0], _VALIDATION if validated else _TRAINING), _cell(groups[0], _BYTES)
@@ -198,7 +222,8 @@ def _best_lead(groups: Sequence[Group], quantity: _Quantity, label: str) -> Lead
     if len(known) == len(groups) and all(_written(quantity, other) == text for other, _ in known):
         return Lead(label, text, "the same in every group")
     distance = f"; {mean / base - 1:+.2%} against {formats.short(groups[0].label)}" if group is not groups[0] and base else ""
-    return Lead(label, text, formats.short(group.label) + distance)
+    noise = "; within the noise of seeds" if _as_good(groups, quantity) else ""
+    return Lead(label, text, formats.short(group.label) + distance + noise)
 
 
 def _tokens_lead(groups: Sequence[Group]) -> Lead:
@@ -252,6 +277,7 @@ def not_measured(groups: Sequence[Group]) -> list[str]:
     shared = "No best in speed: runs trained on CPUs at the same time and may have shared cores. One after the other they can be compared."
     return (
         ([shared] if len(groups) > 1 and may_share_cores(groups) else [])
+        + _without_best(groups)
         + [f"No loss difference of {group.label}: it shares no logged token count with {groups[0].label}." for group in apart]
         + [
             sentence if len(missing) == len(runs) else f"{', '.join(run.name for run in missing)}: {sentence[0].lower()}{sentence[1:]}"
@@ -259,6 +285,18 @@ def not_measured(groups: Sequence[Group]) -> list[str]:
             if (missing := [run for run in runs if applies(run)])
         ]
     )
+
+
+def _without_best(groups: Sequence[Group]) -> list[str]:
+    """Why no loss is marked as best: one sentence for validation on different texts, one for each loss within the noise of seeds."""
+    texts = differ_in_text(groups)
+    sentences = ["No best in validation: the runs were evaluated on different texts (data.valid)."] if texts else []
+    for quantity in (_TRAINING, *(() if texts else _OF_VALIDATION)):
+        if names := [group.label for group in _as_good(groups, quantity)]:
+            label = f"{quantity.label[0].lower()}{quantity.label[1:].partition(' (')[0]}"
+            apart = f"{names[0]} is lowest, but not apart from {', '.join(names[1:])} by more than the noise of seeds"
+            sentences.append(f"No best {label}: {apart} (95 % interval of the difference).")
+    return sentences
 
 
 def _lacks(run: Run, prefix: str) -> bool:

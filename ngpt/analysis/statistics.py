@@ -55,6 +55,27 @@ def paired_difference(values: ArrayLike, reference: ArrayLike) -> Interval:
     return Interval(found.estimate, found.low, found.high, found.units, f"{found.method} of paired differences", found.shape)
 
 
+def within_noise(values: ArrayLike, others: ArrayLike) -> bool:
+    """Whether the t interval of the difference of two means holds zero, for independent values of one common scatter.
+
+    False if no sample has two values, or no value differs from its sample's mean: nothing shows the noise then.
+
+    Args:
+        values: [N], one per unit.
+        others: [M], of other units.
+
+    Raises:
+        ValueError: no values, or one that is not finite.
+    """
+    x, y = _finite(values), _finite(others)
+    degrees = len(x) + len(y) - 2
+    if degrees == 0:
+        return False
+    variance = (x.var() * len(x) + y.var() * len(y)) / degrees
+    error = math.sqrt(variance * (1 / len(x) + 1 / len(y)))
+    return bool(abs(x.mean() - y.mean()) < t_quantile((1 + CONFIDENCE) / 2, degrees) * error)
+
+
 def ratio_of_means(dividends: ArrayLike, divisors: ArrayLike) -> Interval:
     """The ratio of two means measured on the same units, with Fieller's interval.
 

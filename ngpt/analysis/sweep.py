@@ -9,7 +9,8 @@ from statistics import fmean, stdev
 
 from ngpt.analysis.compare import Run, load_run
 from ngpt.analysis.formats import MISSING
-from ngpt.analysis.groups import Group
+from ngpt.analysis.groups import Group, validation_texts
+from ngpt.analysis.statistics import within_noise
 from ngpt.config.errors import ConfigError
 from ngpt.sweeps import SWEEP_FILE, Sweep, SweptRun, by_seed, read_sweep, without_seed
 
@@ -21,7 +22,7 @@ class Setting:
     Attributes:
         loss: mean, with ± standard error of the mean if there are several seeds.
         runs: how many runs count, of how many.
-        best: no other row has a lower mean.
+        best: no other row has a lower mean, nor one within the noise of seeds or of another validation text.
     """
 
     values: list[str]
@@ -91,18 +92,24 @@ def _table(sweep: Sweep, settings: Sequence[Sequence[SweptRun]], runs: dict[str,
     key = "val_loss" if validated else "train_loss"
     losses = [[loss for member in members if (loss := _final(runs.get(member.name), key)) is not None] for members in settings]
     means = [fmean(found) if found else math.inf for found in losses]
+    comparable = len(settings) > 1 and not (validated and len(validation_texts(runs.values())) > 1)
     rows = [
         Setting(
             values=list(without_seed(members[0].values).values()),
             loss=_with_error(found),
             runs=str(len(members)) if len(found) == len(members) else f"{len(found)} of {len(members)}",
-            best=mean == min(means) and len(settings) > 1 and math.isfinite(mean),
+            best=comparable and math.isfinite(mean) and mean == min(means) and not _may_be_noise(found, losses),
         )
         for members, found, mean in zip(settings, losses, means, strict=True)
     ]
     what = "Validation loss" if validated else "Training loss, last"
     failed = [(member.name, member.why) for member in sweep.members if member.status == "failed"]
     return SettingTable([key for key in sweep.swept if key != "train.seed"], f"{what} (nats per token)", rows, failed)
+
+
+def _may_be_noise(lowest: Sequence[float], losses: Sequence[Sequence[float]]) -> bool:
+    """Whether another setting's mean is higher by no more than the noise of seeds explains."""
+    return any(within_noise(lowest, others) for others in losses if others and fmean(others) != fmean(lowest))
 
 
 def _final(run: Run | None, key: str) -> float | None:

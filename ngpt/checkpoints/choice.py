@@ -10,7 +10,7 @@ from ngpt.checkpoints.manifest import Damage
 from ngpt.checkpoints.tracker import Tracker
 from ngpt.config.errors import ConfigError
 
-RULE = "a checkpoint is loaded as it was written or not at all"
+RULE = "A checkpoint is loaded as it was written or not at all"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class CheckpointNotWritten(ConfigError):
     """
 
     def __init__(self, path: str, reason: str, is_full: bool, previous: int | None) -> None:
-        super().__init__(path, reason, "a checkpoint is written whole or not at all", "The same command continues")
+        super().__init__(path, reason, "A checkpoint is written whole or not at all", "The same command continues")
         self.is_full, self.previous = is_full, previous
 
     def __str__(self) -> str:

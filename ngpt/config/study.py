@@ -95,7 +95,7 @@ class Comparison:
         {
             "mean": "the mean, or mean paired difference with `less`",
             "ratio": "the mean over that of `divided_by`, by Fieller",
-            "slope": "the rise a doubling of `over`",
+            "slope": "the rise per doubling of `over`",
             "optimum": "log2 of the value of `over` with the least measure; with `less` its shift, in doublings",
             "reach": "steps until the arm's validation loss is the last one of `less`, as a part of the steps of that run",
         },

@@ -130,7 +130,7 @@ def _files(key: str, text: str, parsed: Override, config_dirs: Sequence[Path]) -
 def _check_number(members: int, or_more: bool = False) -> None:
     """Refuses more members than a sweep may have. `or_more`: the counting ended there."""
     if members > MAX_MEMBERS:
-        rule = f"A sweep has at most {MAX_MEMBERS} members, each with a folder of its own"
+        rule = f"A sweep has at most {MAX_MEMBERS:,} members, each with a folder of its own"
         way_out = "Sweep fewer values, or in several sweeps with a run.name each"
         raise ConfigError("-m", f"{members:,} members{' or more' if or_more else ''}", rule, way_out)
 
@@ -141,7 +141,7 @@ def _check(axis: Axis, text: str) -> None:
         raise ConfigError(axis.key, text, rule, "Give it one value, or none; in quotes a comma is part of a name")
     twice = next((value for value in axis.values if axis.values.count(value) > 1), None)
     if twice is not None:
-        raise ConfigError(axis.key, text, f"{twice} stands there twice, and its member would, too", "Write each value once")
+        raise ConfigError(axis.key, text, f"{twice} is given twice, and each value makes one member", "Write each value once")
 
 
 def _split(text: str) -> Iterator[str]:

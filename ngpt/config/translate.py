@@ -20,6 +20,7 @@ from ngpt.config.schema import Config
 from ngpt.config.yaml_lines import Lines, at, unreadable
 
 _SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n1\. | requires --multirun)", re.DOTALL)
+_PACKAGE = "# @package _global_"
 _FEW_OPTIONS = 12  # are named in an error, of more the command that lists them
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -42,6 +43,9 @@ def translate(error: Exception, config_dirs: Sequence[Path] = ()) -> ConfigError
     source = functools.partial(_source, error, config_dirs)
     cause = _omegaconf_cause(error)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        if cause.full_key == EXPERIMENT and (without := _without_package(error, config_dirs)):
+            rule = f"The first line of an experiment is `{_PACKAGE}`: its keys are those of the whole config"
+            return ConfigError(str(without), f"No line `{_PACKAGE}`", rule, "Add it")
         return _unknown_key(cause, _override_key(error), source)
     if isinstance(cause, ValidationError):
         return _wrong_type(cause, source)
@@ -151,11 +155,25 @@ def _override_key(error: Exception) -> str | None:
 
 def _source(error: Exception, config_dirs: Sequence[Path], key: str) -> str:
     """in FILE, where an error arose in one; in FILE:LINE where it is the user's."""
-    match = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
-    if match is None:
+    name = _composing(error)
+    if name is None:
         return ""
-    path = _file_of(match[1], config_dirs)
-    return f" in {match[1]}.yaml" if path is None else f" in {Lines(path).place(key)}"
+    path = _file_of(name, config_dirs)
+    return f" in {name}.yaml" if path is None else f" in {Lines(path).place(key)}"
+
+
+def _composing(error: Exception) -> str | None:
+    """What Hydra calls the file in which an error arose."""
+    match = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
+    return match[1] if match else None
+
+
+def _without_package(error: Exception, config_dirs: Sequence[Path]) -> Path | None:
+    """The user's experiment in which an error arose, if it lacks the line that makes its keys those of the whole config."""
+    path = _file_of(_composing(error) or "", config_dirs)
+    if path is None or re.search(r"^#\s*@package\s+_global_", path.read_text(encoding="utf-8"), re.MULTILINE):
+        return None
+    return path
 
 
 def _file_of(name: str, config_dirs: Sequence[Path]) -> Path | None:

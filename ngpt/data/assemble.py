@@ -17,6 +17,7 @@ from ngpt.data.hub import Origin
 from ngpt.data.indexed import bin_path, dtype_for, idx_path, write_indexed
 from ngpt.data.manifest import SPLITS, Manifest, SourceInfo, SplitInfo
 from ngpt.data.plan import TOKENIZER, parse_split
+from ngpt.data.readers import keys_of_first_record
 from ngpt.data.sources import shortened
 from ngpt.data.tokenizers import Tokenizer, describe, from_config
 from ngpt.data.vocabulary import SETTINGS
@@ -127,7 +128,11 @@ def _refuse_empty(job: Job, sources: Sequence[SourceInfo], members: Sequence[np.
         reasons = sum((Counter(source.skipped) for source in sources), Counter[str]())
         skipped = ", ".join(f"{number} x {reason}" for reason, number in reasons.items()) or "nothing there"
         names = ", ".join(source.place for source in job.sources[:3])
-        raise ConfigError(names, f"no documents ({skipped})", "There must be one at least", "Check format, encoding and --text-key")
+        way_out = "Check format, encoding and --text-key"
+        found = (keys_of_first_record(source) for source in job.sources if source.format == "jsonl")
+        if (keys := next(filter(None, found), [])) and job.text_key not in keys:
+            way_out = f"Name the text's key with --text-key; the first record has {shortened(keys)}"
+        raise ConfigError(names, f"no documents ({skipped})", "There must be one at least", way_out)
     for number, (name, share) in enumerate(zip(SPLITS, parse_split(split), strict=True)):
         if share and not any((member == number).any() for member in members):
             total = sum(source.documents for source in sources)

@@ -1,5 +1,6 @@
 """What prepared data holds, and what a planned run will take of each source."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config, DataSource
 from ngpt.data.indexed import IndexedReader
-from ngpt.data.manifest import NAME, Manifest, split_of
+from ngpt.data.manifest import NAME, Manifest, SourceInfo, split_of
 from ngpt.data.tokenizers import from_manifest
+
+SHOWN = 5  # sources with a line of their own
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,21 @@ def prefixes_of(path: Path) -> list[Path]:
     return [path]
 
 
+def _source_lines(sources: Sequence[SourceInfo]) -> Iterator[str]:
+    """One line for each of the first sources, and one for all others together, so that no skipped record goes unsaid."""
+    for source in sources[:SHOWN]:
+        yield f"source {source.path}: {_contents([source])}"
+    if others := sources[SHOWN:]:
+        yield f"... and {len(others):,} more: {_contents(others)}"
+
+
+def _contents(sources: Sequence[SourceInfo]) -> str:
+    reasons = sum((Counter(source.skipped) for source in sources), Counter[str]())
+    skipped = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    size, documents = sum(source.bytes for source in sources), sum(source.documents for source in sources)
+    return f"{size:,} bytes, {documents:,} documents" + (f"; skipped: {skipped}" if skipped else "")
+
+
 def data_lines(path: Path, samples: int, characters: int) -> Iterator[str]:
     """A readable summary of prepared data: counts, skips, and the beginnings of some documents, decoded.
 
@@ -80,9 +98,7 @@ def data_lines(path: Path, samples: int, characters: int) -> Iterator[str]:
         names = [name]
     info = manifest.tokenizer
     yield f"tokenizer {info.name} ({info.kind}): {info.vocab_size:,} entries, end of document {info.eod_id}, {manifest.dtype}"
-    for source in manifest.sources:
-        skipped = ", ".join(f"{count} {reason}" for reason, count in source.skipped.items())
-        yield f"source {source.path}: {source.bytes:,} bytes, {source.documents:,} documents" + (f"; skipped: {skipped}" if skipped else "")
+    yield from _source_lines(manifest.sources)
     yield from (f"note: {note}" for note in manifest.notes)
     yield f"{'split':8} {'documents':>11} {'tokens':>15} {'bytes of text':>15} {'bytes/token':>12}"
     for name in names or manifest.splits:

@@ -5,6 +5,7 @@ A record is what may become one document, not yet decoded: decoding and its fail
 
 import gzip
 import io
+import json
 import os
 import zlib
 from collections.abc import Buffer, Iterator
@@ -64,6 +65,21 @@ def read_records(index: int, source: Source, text_key: str, documents: str) -> I
         cure = "Repair or remove the file" if isinstance(source.path, Path) else "Check the network, or repair the file"
         way_out = f"{cure}, then run the same command again; finished work is kept"
         raise ConfigError(source.place, f"unreadable: {error}", "A source must be readable to its end", way_out) from error
+
+
+def keys_of_first_record(source: Source) -> list[str]:
+    """The keys of the first record of a .jsonl; [] if its first line is no JSON object.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    for record in read_records(0, source, "", ""):
+        try:
+            found = json.loads(record.payload or b"")
+        except (ValueError, RecursionError):
+            return []
+        return list(found) if isinstance(found, dict) else []
+    return []
 
 
 def _text(index: int, source: Source, documents: str) -> Iterator[Record]:

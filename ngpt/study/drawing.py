@@ -27,7 +27,7 @@ def unit_of(results: Results, comparison: str) -> str:
     return {
         "ratio": "ratio",
         "optimum": "doublings" if one["less"] else f"log2 of {one['over']}",
-        "slope": f"{unit} a doubling" if unit else "a doubling",
+        "slope": f"{unit} per doubling" if unit else "per doubling",
         "reach": "part of the reference's tokens",
     }.get(one["kind"], "%" if one["relative"] else unit)
 

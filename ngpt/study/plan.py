@@ -138,10 +138,10 @@ def _lists(lists: dict[str, list[Any]], words: Sequence[str]) -> tuple[dict[str,
         lists = lists | {name: [*lists[name], *added] if key.endswith("+") else added}
     for name, values in lists.items():
         if not values or len(set(map(str, values))) < len(values) or not all(isinstance(value, str | int | float) for value in values):
-            raise ConfigError(name, values, "Is a list of different values", f"Give {name}=[A,B], or {name}+=A")
+            raise ConfigError(name, values, "Must be a list of different values", f"Give {name}=[A,B], or {name}+=A")
     wrong = [seed for seed in lists[SEED] if not isinstance(seed, int) or isinstance(seed, bool)]
     if wrong:
-        raise ConfigError(SEED, wrong[0], "Is a whole number", f"Give {SEED}=[1,2,3]")
+        raise ConfigError(SEED, wrong[0], "Must be a whole number", f"Give {SEED}=[1,2,3]")
     return lists, rest
 
 

@@ -101,10 +101,43 @@ def test_no_speed_is_best_where_runs_may_have_shared_the_cores_of_a_cpu(second_s
 
 def test_the_best_of_a_row_is_marked_where_groups_differ_in_what_can_be_better(tmp_path):
     rate = {"optim": {"lr": 0.5}}
-    folders = [*seeds(tmp_path), *seeds(tmp_path, "low", (0.9, 1.2), **rate), write_run(tmp_path / "x", summary=summary(val_loss=math.nan))]
+    folders = [
+        *seeds(tmp_path),
+        *seeds(tmp_path, "low", (0.10, 0.12), **rate),
+        write_run(tmp_path / "x", summary=summary(val_loss=math.nan)),
+    ]
     marked = {row.label: [cell.best for cell in row.cells] for row in results.final_rows(groups_of(*folders))}
     assert marked["Validation loss (nats per token)"] == [False, True, False]
     assert marked["Tokens per second"] == marked["Tokens trained on"] == [False, False, False]
+
+
+def test_no_mean_is_best_that_the_noise_of_seeds_explains(tmp_path):
+    folders = [
+        *seeds(tmp_path),
+        *seeds(tmp_path, "low", (0.9, 1.2), optim={"lr": 0.5}),
+        *seeds(tmp_path, "far", (9.0, 9.1), optim={"lr": 9}),
+    ]
+    groups = groups_of(*folders)
+    (row,) = (row for row in results.final_rows(groups) if row.label.startswith("Validation loss"))
+    assert not any(cell.best for cell in row.cells)
+    (why,) = (one for one in results.not_measured(groups) if one.startswith("No best validation loss: "))
+    assert "low (2 seeds) is lowest, but not apart from base (2 seeds) by more than the noise" in why
+    assert results.leads(groups)[0].note.endswith("; within the noise of seeds")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_no_loss_is_best_where_runs_were_evaluated_on_different_texts(same, tmp_path):
+    folders = []
+    for name, loss in (("a", 2.0), ("b", 1.0)):
+        data = {"valid": [{"path": "data/a/valid" if same else f"data/{name}/valid", "weight": 1.0}]}
+        figures = summary(val_loss=loss, val_bits_per_byte=loss)
+        folders.append(write_run(tmp_path / name, config={"data": data, "optim": {"clip_grad": loss}}, summary=figures))
+    groups = groups_of(*folders)
+    marked = {row.label: [cell.best for cell in row.cells] for row in results.final_rows(groups)}
+    assert marked["Validation loss (nats per token)"] == marked["Validation bits per byte"] == [False, same]
+    assert any(one.startswith("No best in validation: ") for one in results.not_measured(groups)) != same
+    lead = results.leads(groups)[0]
+    assert (lead.label, lead.text) == (("Lowest validation loss", "1.0000") if same else ("Validation loss", "1.0000 to 2.0000"))
 
 
 def test_more_tokens_per_second_are_better(tmp_path):
@@ -140,7 +173,11 @@ def test_the_best_of_several_groups_leads_with_its_name_and_its_distance_from_th
     low = write_run(tmp_path / "low", None, {"optim": {"lr": 1}}, summary(val_loss=0.99, tokens_per_second=4096.0))
     folders = [*seeds(tmp_path), low]
     loss, tokens, rate, seconds = results.leads(groups_of(*folders))
-    assert (loss.label, loss.text, loss.note) == ("Lowest validation loss", "0.9900", "low; -10.00% against base (2 seeds)")
+    assert (loss.label, loss.text, loss.note) == (
+        "Lowest validation loss",
+        "0.9900",
+        "low; -10.00% against base (2 seeds); within the noise of seeds",
+    )
     assert (tokens.text, tokens.note) == ("205K", "step 100 of 100 each")
     assert (rate.text, rate.note) == ("8,192", "base (2 seeds)")
     assert (seconds.text, seconds.note) == ("25.0 s", "about the same in every group")

@@ -19,6 +19,7 @@ from ngpt.analysis.statistics import (
     slope,
     vertex,
     vertex_shift,
+    within_noise,
 )
 
 TRIALS = 1000
@@ -202,3 +203,11 @@ def test_no_statistic_is_made_of_values_that_are_none(bad):
     for statistic in (mean_interval, lambda values: pairs_needed(values, 1.0), lambda values: statistics.vertex(values, values)):
         with pytest.raises(ValueError, match="all of them finite"):
             statistic(bad)
+
+
+def test_means_of_two_samples_are_within_the_noise_as_often_as_the_interval_says():
+    random = np.random.default_rng(0)
+    alike = np.mean([within_noise(random.normal(size=3), random.normal(size=2)) for _ in range(TRIALS)])
+    assert COVERED[0] <= alike <= COVERED[1]
+    assert not within_noise([1.0, 1.1, 0.9], [9.0]) and within_noise([1.0, 1.1, 0.9], [1.2])
+    assert not within_noise([1.0], [1.1]) and not within_noise([1.0, 1.0], [1.1])  # nothing shows the noise

@@ -70,6 +70,19 @@ def test_a_mistake_in_the_defaults_names_the_file(defaults: str, place: str, tol
     assert f"{file}{place}" in error and told in error
 
 
+@pytest.mark.parametrize("text", ["", "train: {steps: 6}\n", "defaults: [ngpt_tiny]\n# A remark\ntrain: {steps: 6}\n"])
+def test_an_experiment_without_its_first_line_is_told_to_add_it(text: str, folder: Path):
+    file = folder / "experiment" / "mine.yaml"
+    file.write_text(text)
+    error = refusal(folder, ["experiment=mine"])
+    assert error.startswith(f"{file}: No line `# @package _global_`. The first line of an experiment is ") and error.endswith("Add it")
+
+
+def test_an_experiment_that_names_another_as_a_key_has_its_first_line(folder: Path):
+    (folder / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults: [ngpt_tiny]\nexperiment: other\n")
+    assert "first line" not in refusal(folder, ["experiment=mine"])
+
+
 @pytest.mark.parametrize(
     ("word", "meant"),
     [

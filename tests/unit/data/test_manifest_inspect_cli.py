@@ -19,6 +19,7 @@ from ngpt.data import verify as verification
 from ngpt.data.fingerprint import is_record
 from ngpt.data.inspect import blend, data_lines
 from ngpt.data.manifest import Manifest, check_against_model
+from ngpt.data.plan import Options
 from ngpt.data.prepare import prepare
 from ngpt.data.sources import format_of
 from ngpt.data.tokenizers import train_bpe
@@ -279,6 +280,15 @@ def test_any_name_of_files_and_folders_works(name, tmp_path, monkeypatch, capsys
         assert f"source {shown}.jsonl: " in out and f"{shown}.bz2 (unknown extension)" in out and "line 0" in out
     assert [source.path for source in Manifest.load(prepared).sources] == [f"{name}.jsonl", f"{name}.parquet"]
     verify(f"{prepared}/train", tmp_path / "cache")
+
+
+def test_of_many_sources_the_first_are_shown_and_the_others_counted(tmp_path):
+    for number in range(9):
+        (tmp_path / f"{number}.jsonl").write_text('{"text": "one"}\n\n')
+    prepare([tmp_path], tmp_path / "out", BYTES, workers=1, options=Options(split="100,0,0"))
+    lines = [line for line in data_lines(tmp_path / "out", 0, 0) if line.startswith(("source ", "... "))]
+    assert [line.split(":")[0] for line in lines[:5]] == [f"source {number}.jsonl" for number in range(5)]
+    assert lines[5:] == ["... and 4 more: 68 bytes, 4 documents; skipped: 4 blank line"]
 
 
 def test_a_path_with_an_equals_sign_that_is_absent_is_no_override(tmp_path, capsys):

@@ -111,3 +111,6 @@ def test_a_folder_without_any_is_no_run(tmp_path, capsys):
     assert "Not a run. " in capsys.readouterr().err
     assert cli.main(["status", str(tmp_path / "nowhere")]) == 2
     assert "No such folder. " in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert cli.main(["status", str(tmp_path / "file")]) == 2
+    assert "file: A file, not a folder. A run folder holds config.yaml. Give the folder of a run" in capsys.readouterr().err

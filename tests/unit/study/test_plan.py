@@ -98,8 +98,8 @@ def test_a_mistake_in_the_file_is_told_with_its_place(tmp_path, old, new, messag
         ("gpt_bf16: {after: gpt_trunk}", "gpt_bf16: {after: wide}", "arms.gpt_bf16.after: wide. Arms continue a trunk"),
         ("gpt_bf16: {after", "gpt_nvfp4_nvidia: {after", "gpt_nvfp4_nvidia. Is the name of two arms"),
         ("gpt_bf16: {after: gpt_trunk}", "gpt_bf16: {after: gpt_trunk, over: {model.hidden_size: width}}", "gpt_trunk has no run for each"),
-        ("recipe: [nvfp4_nvidia]", "recipe: [nvfp4_nvidia, nvfp4_nvidia]", "Is a list of different values"),
-        ("seed: [1, 2]", "seed: [1, b]", "seed: b. Is a whole number"),
+        ("recipe: [nvfp4_nvidia]", "recipe: [nvfp4_nvidia, nvfp4_nvidia]", "Must be a list of different values"),
+        ("seed: [1, 2]", "seed: [1, b]", "seed: b. Must be a whole number"),
     ],
 )
 def test_names_that_match_nothing_are_mistakes(tmp_path, old, new, message):
