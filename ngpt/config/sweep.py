@@ -101,6 +101,8 @@ def _values(word: str, config_dirs: Sequence[Path]) -> list[str] | None:
         return _files(key, text, parsed, config_dirs)
     value = parsed.value()
     if isinstance(value, RangeSweep):  # a range may be too long to be written out
+        if value.step == 0:
+            raise ConfigError(key, text, "A range has a step, and this one is 0", f"Give {key}=range(START,STOP,STEP)")
         _check_number(sum(1 for _ in itertools.islice(value.range(), MAX_MEMBERS + 1)), or_more=True)
     return _as_typed(text, parsed)
 

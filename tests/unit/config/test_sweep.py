@@ -90,6 +90,7 @@ def test_glob_chooses_files_of_a_group_and_those_of_the_user(tmp_path):
         ("train.seed=range(0,2000)", "at most 1,000 members"),
         ("train.seed=range(1,1000000000000)", "1,001 members or more. A sweep has at most 1,000"),  # too many to be written out
         ("train.seed=shuffle(range(1,1000000000000))", "1,001 members or more"),
+        ("train.seed=range(0,5,0)", "A range has a step, and this one is 0"),
         ("hydra.launcher=a,b", "only composes"),
         ("train.seed=1", "needs a word with several values"),
         ("ngpt_tiny", "experiment=ngpt_tiny"),
@@ -101,7 +102,7 @@ def test_what_cannot_be_swept_is_refused_with_a_reason(word, words):
 
 
 def test_the_members_of_all_keys_are_counted():
-    with pytest.raises(ConfigError, match="1,200 members. A sweep has at most 1000"):
+    with pytest.raises(ConfigError, match="1,200 members. A sweep has at most 1,000"):
         sweep_words(["train.seed=range(0,400)", "optim.lr=1e-3,2e-3,3e-3"])
 
 
