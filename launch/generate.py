@@ -92,8 +92,11 @@ def _prompts(options: argparse.Namespace) -> list[str]:
         if sys.stdin is None or sys.stdin.isatty():
             return [""]
         name = STDIN
-    content = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
     path = "stdin" if name == STDIN else name
+    try:
+        content = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+    except OSError as error:
+        raise ConfigError("--file", name, error.strerror, "Give a file of prompts, one a line") from None
     try:
         lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

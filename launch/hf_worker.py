@@ -79,7 +79,7 @@ def export(cfg: Config, request: Request) -> str:
         hf.describe(cfg, choice, options, target, folder)
         if identity(checkpoint) != before:  # some shards may belong to the new checkpoint
             raise FileNotFoundError(str(checkpoint))
-    what = f"step {request.step}: {target.name}, {written.parameters:,} parameters in {written.bytes / 1e9:,.2f} GB"
+    what = f"step {request.step}: {target.name}, {written.parameters:,} parameters in {written.bytes / 1e6:,.1f} MB"
     return f"{what}, {time.monotonic() - started:.1f} s, {time.process_time():.1f} s of a CPU"
 
 

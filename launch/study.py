@@ -56,6 +56,9 @@ def run_study(options: argparse.Namespace) -> int:
     planned = plan(options.name, load_study(options.name, options.config_dir), options.size, options.overrides)
     folder = options.out or ROOT / f"{planned.name}_{planned.size}"
     code = 0
+    if options.report is not None and not folder.is_dir():
+        rule = "No such folder: nothing of this study has run there"
+        raise ConfigError("--report", folder, rule, "Run it first, or name its folder, --out DIR")
     if not options.plan:
         check_place("--out", folder)
     if options.report is None:

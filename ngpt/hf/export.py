@@ -71,7 +71,7 @@ def describe(
 def told(step: int, target: Target, written: Written) -> list[str]:
     """Lines for the person at the terminal on what was written."""
     code = "with its own code beside it" if target.remote_code else "a class of transformers"
-    lines = [f"step {step}: {target.name}, {code}; {written.parameters:,} parameters in {written.bytes / 1e9:,.2f} GB"]
+    lines = [f"step {step}: {target.name}, {code}; {written.parameters:,} parameters in {written.bytes / 1e6:,.1f} MB"]
     if written.left_out:
         lines.append(f"note: {target.name} has no place for the prediction depths; {len(written.left_out)} of their tensors stay behind")
     return lines

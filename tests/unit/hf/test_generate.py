@@ -363,7 +363,7 @@ def test_sample_is_a_short_form_that_keeps_its_text(run, capsys):
         (["--greedy", "--top-k", "3"], "--top-k: 3. It is of sampling"),
         (["--stop", ""], "--stop: an empty text"),
         (["--prompt", "a", "--file", "b"], "--file: b. Prompts come from"),
-        (["--file", "no_such_file"], "no_such_file: "),
+        (["--file", "no_such_file"], "--file: no_such_file. No such file or directory. Give a file of prompts"),
         (["--file", "latin.txt"], "latin.txt: "),
         (["--file", "empty.txt"], "empty.txt: no line with text"),
         (["--file", "wrong.jsonl"], 'wrong.jsonl:2: {"text": 1}. Each line'),

@@ -295,6 +295,8 @@ def test_a_page_is_written_beside_results_of_a_study_alone_and_for_the_study_tha
     assert cli.main(["study", "mine", "--report", str(own)]) == 0 and (kept.parent / "index.html").exists()
     own.rename(kept)
     assert cli.main(["study", "--report", str(kept), "--out", str(tmp_path / "page")]) == 0 and (tmp_path / "page/index.html").exists()
+    assert cli.main(["study", "gap", "--report", "--out", str(tmp_path / "none")]) == 2
+    assert "No such folder: nothing of this study has run there. Run it first" in capsys.readouterr().err
 
 
 def test_a_damaged_analysis_is_named(study):
