@@ -96,7 +96,7 @@ def _prompts(options: argparse.Namespace) -> list[str]:
     try:
         content = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
     except OSError as error:
-        raise ConfigError("--file", name, error.strerror, "Give a file of prompts, one a line") from None
+        raise ConfigError("--file", name, str(error.strerror), "Give a file of prompts, one a line") from None
     try:
         lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
