@@ -89,6 +89,11 @@ def validation_texts(runs: Iterable[Run]) -> set[str]:
     return {json.dumps(run.flat_config.get("data.valid"), sort_keys=True, default=str) for run in runs if run.total("val_loss") is not None}
 
 
+def training_texts(runs: Iterable[Run]) -> set[str]:
+    """data.train of the runs, as text."""
+    return {json.dumps(run.flat_config.get("data.train"), sort_keys=True, default=str) for run in runs}
+
+
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """The runs as groups, in the order in which their first runs are given.
 

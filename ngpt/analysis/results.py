@@ -10,7 +10,7 @@ from typing import Any
 from ngpt.analysis import formats
 from ngpt.analysis.compare import Run
 from ngpt.analysis.formats import MISSING
-from ngpt.analysis.groups import Group, difference, validation_texts
+from ngpt.analysis.groups import Group, difference, training_texts, validation_texts
 from ngpt.analysis.statistics import within_noise
 from ngpt.durations import duration
 from ngpt.recipes import joined_names
@@ -132,7 +132,7 @@ def _cells(groups: Sequence[Group], quantity: _Quantity) -> list[Cell]:
         return cells
     if quantity.better is None or len(means) < 2 or min(means) == max(means):
         return cells
-    if (quantity in _OF_VALIDATION and differ_in_text(groups)) or _as_good(groups, quantity):
+    if quantity in _on_different_texts(groups) or _as_good(groups, quantity):
         return cells
     best = _written(quantity, quantity.better(means))
     return [Cell(cell.text, cell.note, best=cell.text == best) for cell in cells]
@@ -141,6 +141,12 @@ def _cells(groups: Sequence[Group], quantity: _Quantity) -> list[Cell]:
 def differ_in_text(groups: Sequence[Group]) -> bool:
     """Whether runs were evaluated on different validation texts."""
     return len(validation_texts(run for group in groups for run in group.runs)) > 1
+
+
+def _on_different_texts(groups: Sequence[Group]) -> tuple[_Quantity, ...]:
+    """The losses that cannot be compared."""
+    trained = training_texts(run for group in groups for run in group.runs)
+    return (*(_OF_VALIDATION if differ_in_text(groups) else ()), *((_TRAINING,) if len(trained) > 1 else ()))
 
 
 def _as_good(groups: Sequence[Group], quantity: _Quantity) -> list[Group]:
@@ -289,13 +295,14 @@ def not_measured(groups: Sequence[Group]) -> list[str]:
 
 def _without_best(groups: Sequence[Group]) -> list[str]:
     """Why no loss is marked as best: one sentence for validation on different texts, one for each loss within the noise of seeds."""
-    texts = differ_in_text(groups)
-    sentences = ["No best in validation: the runs were evaluated on different texts (data.valid)."] if texts else []
-    for quantity in (_TRAINING, *(() if texts else _OF_VALIDATION)):
+    apart = _on_different_texts(groups)
+    sentences = ["No best in validation: the runs were evaluated on different texts (data.valid)."] if _VALIDATION in apart else []
+    sentences += ["No best in training loss: the runs were trained on different texts (data.train)."] if _TRAINING in apart else []
+    for quantity in (one for one in (_TRAINING, *_OF_VALIDATION) if one not in apart):
         if names := [group.label for group in _as_good(groups, quantity)]:
             label = f"{quantity.label[0].lower()}{quantity.label[1:].partition(' (')[0]}"
-            apart = f"{names[0]} is lowest, but not apart from {', '.join(names[1:])} by more than the noise of seeds"
-            sentences.append(f"No best {label}: {apart} (95 % interval of the difference).")
+            why = f"{names[0]} is lowest, but not apart from {', '.join(names[1:])} by more than the noise of seeds"
+            sentences.append(f"No best {label}: {why} (95 % interval of the difference).")
     return sentences
 
 

@@ -129,12 +129,14 @@ def test_no_mean_is_best_that_the_noise_of_seeds_explains(tmp_path):
 def test_no_loss_is_best_where_runs_were_evaluated_on_different_texts(same, tmp_path):
     folders = []
     for name, loss in (("a", 2.0), ("b", 1.0)):
-        data = {"valid": [{"path": "data/a/valid" if same else f"data/{name}/valid", "weight": 1.0}]}
-        figures = summary(val_loss=loss, val_bits_per_byte=loss)
+        data = {part: [{"path": f"data/{'a' if same else name}/{part}", "weight": 1.0}] for part in ("train", "valid")}
+        figures = summary(val_loss=loss, val_bits_per_byte=loss, train_loss=loss)
         folders.append(write_run(tmp_path / name, config={"data": data, "optim": {"clip_grad": loss}}, summary=figures))
     groups = groups_of(*folders)
     marked = {row.label: [cell.best for cell in row.cells] for row in results.final_rows(groups)}
     assert marked["Validation loss (nats per token)"] == marked["Validation bits per byte"] == [False, same]
+    assert marked["Training loss, last (nats per token)"] == [False, same]
+    assert any(one.startswith("No best in training loss: ") for one in results.not_measured(groups)) != same
     assert any(one.startswith("No best in validation: ") for one in results.not_measured(groups)) != same
     lead = results.leads(groups)[0]
     assert (lead.label, lead.text) == (("Lowest validation loss", "1.0000") if same else ("Validation loss", "1.0000 to 2.0000"))
