@@ -84,14 +84,14 @@ def spread(x: list[float], values: Sequence[Sequence[float]]) -> Series:
     return Series(x, *([reduce(row) for row in rows] for reduce in (fmean, min, max)))
 
 
-def validation_texts(runs: Iterable[Run]) -> set[str]:
-    """data.valid of the runs that have a validation loss, as text: losses on different texts cannot be compared."""
-    return {json.dumps(run.flat_config.get("data.valid"), sort_keys=True, default=str) for run in runs if run.total("val_loss") is not None}
+def differ_in_text(runs: Iterable[Run], split: str) -> bool:
+    """Whether runs read different texts of a split: losses on them cannot be compared. Of `valid`, runs that did not validate are left out.
 
-
-def training_texts(runs: Iterable[Run]) -> set[str]:
-    """data.train of the runs, as text."""
-    return {json.dumps(run.flat_config.get("data.train"), sort_keys=True, default=str) for run in runs}
+    Args:
+        split: train | valid.
+    """
+    read = (run for run in runs if split == "train" or run.total("val_loss") is not None)
+    return len({json.dumps(run.flat_config.get(f"data.{split}"), sort_keys=True, default=str) for run in read}) > 1
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:

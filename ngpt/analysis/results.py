@@ -10,7 +10,7 @@ from typing import Any
 from ngpt.analysis import formats
 from ngpt.analysis.compare import Run
 from ngpt.analysis.formats import MISSING
-from ngpt.analysis.groups import Group, difference, training_texts, validation_texts
+from ngpt.analysis.groups import Group, differ_in_text, difference
 from ngpt.analysis.statistics import within_noise
 from ngpt.durations import duration
 from ngpt.recipes import joined_names
@@ -138,15 +138,10 @@ def _cells(groups: Sequence[Group], quantity: _Quantity) -> list[Cell]:
     return [Cell(cell.text, cell.note, best=cell.text == best) for cell in cells]
 
 
-def differ_in_text(groups: Sequence[Group]) -> bool:
-    """Whether runs were evaluated on different validation texts."""
-    return len(validation_texts(run for group in groups for run in group.runs)) > 1
-
-
 def _on_different_texts(groups: Sequence[Group]) -> tuple[_Quantity, ...]:
     """The losses that cannot be compared."""
-    trained = training_texts(run for group in groups for run in group.runs)
-    return (*(_OF_VALIDATION if differ_in_text(groups) else ()), *((_TRAINING,) if len(trained) > 1 else ()))
+    runs = [run for group in groups for run in group.runs]
+    return (*(_OF_VALIDATION if differ_in_text(runs, "valid") else ()), *((_TRAINING,) if differ_in_text(runs, "train") else ()))
 
 
 def _as_good(groups: Sequence[Group], quantity: _Quantity) -> list[Group]:
@@ -206,7 +201,7 @@ def leads(groups: Sequence[Group]) -> list[Lead]:
 
 def _loss_lead(groups: Sequence[Group]) -> Lead:
     validated = any(_mean(group, _VALIDATION) is not None for group in groups)
-    if len(groups) > 1 and differ_in_text(groups):
+    if len(groups) > 1 and _VALIDATION in _on_different_texts(groups):
         losses = [loss for group in groups if (loss := _mean(group, _VALIDATION)) is not None]
         return Lead("Validation loss", _range(min(losses), max(losses), _loss) if losses else MISSING, "on different texts")
     if len(groups) > 1:

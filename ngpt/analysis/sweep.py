@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from ngpt.analysis.compare import Run, load_run
 from ngpt.analysis.formats import MISSING
-from ngpt.analysis.groups import Group, validation_texts
+from ngpt.analysis.groups import Group, differ_in_text
 from ngpt.analysis.statistics import within_noise
 from ngpt.config.errors import ConfigError
 from ngpt.sweeps import SWEEP_FILE, Sweep, SweptRun, by_seed, read_sweep, without_seed
@@ -92,7 +92,7 @@ def _table(sweep: Sweep, settings: Sequence[Sequence[SweptRun]], runs: dict[str,
     key = "val_loss" if validated else "train_loss"
     losses = [[loss for member in members if (loss := _final(runs.get(member.name), key)) is not None] for members in settings]
     means = [fmean(found) if found else math.inf for found in losses]
-    comparable = len(settings) > 1 and not (validated and len(validation_texts(runs.values())) > 1)
+    comparable = len(settings) > 1 and not (validated and differ_in_text(runs.values(), "valid"))
     rows = [
         Setting(
             values=list(without_seed(members[0].values).values()),

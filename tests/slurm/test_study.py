@@ -9,28 +9,19 @@ from slurm_jobs import Run
 from launch import cli, submit
 from launch.slurm.script import render
 from launch.submit import last_job
+from tests.unit.study.studies import HEAD, TAIL
 
-STUDY = """\
-# A study of a test.
-claim: None.
-paper: None.
-tuning: None.
+STUDY = (
+    HEAD
+    + """\
 words: [experiment=ngpt_tiny, train.steps=4]
 lists: {seed: [1, 2]}
 arms:
   trunk: {until: 0.5}
   branch: {after: trunk}
-measures:
-  loss: {key: val_loss}
-comparisons:
-  loss: {measure: loss}
-figures:
-  - {title: Loss, kind: intervals, of: [loss]}
-verdict:
-  - {comparison: loss, must: be_above, value: 0}
-sizes:
-  small: {}
 """
+    + TAIL
+)
 AS_JOBS = ["cluster.scheduler=slurm", "cluster.save_time_s=1", "cluster.save_margin_s=0", "cluster.max_restarts=0", "--slurm"]
 
 

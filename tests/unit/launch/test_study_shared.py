@@ -19,13 +19,11 @@ from ngpt.config.translate import leaf_types
 from ngpt.data.plan import Options
 from ngpt.data.prepare import prepare
 from ngpt.study.plan import Plan, PlannedRun
-from tests.unit.study.studies import planned, write_study
+from tests.unit.study.studies import HEAD, TAIL, planned, write_study
 
-TEXT = """\
-# A study of tests.
-claim: It works.
-paper: None.
-tuning: None.
+TEXT = (
+    HEAD
+    + """\
 words: [experiment=ngpt_tiny, train.steps=8]
 lists: {seed: [1], decay: [0.1], tokens: [64]}
 arms:
@@ -33,17 +31,9 @@ arms:
   "decay{decay}": {after: trunk, words: ["optim.weight_decay={decay}"]}
 analyses:
   ptq: {what: ptq, arms: ["decay*"], options: [--tokens, "{tokens}"]}
-measures:
-  loss: {key: val_loss}
-comparisons:
-  loss: {measure: loss}
-figures:
-  - {title: Loss, kind: intervals, of: [loss]}
-verdict:
-  - {comparison: loss, must: be_above, value: 0}
-sizes:
-  small: {}
 """
+    + TAIL
+)
 
 
 def run_members(members, parallel, report, per_gpu):

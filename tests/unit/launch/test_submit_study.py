@@ -17,13 +17,11 @@ from launch.slurm import scheduler, trunk
 from launch.submit import last_job
 from ngpt.config.errors import ConfigError
 from ngpt.study.results import FORMAT
-from tests.unit.study.studies import planned, write_study
+from tests.unit.study.studies import HEAD, TAIL, planned, write_study
 
-TEXT = """\
-# A study of tests.
-claim: It works.
-paper: None.
-tuning: None.
+TEXT = (
+    HEAD
+    + """\
 words: [experiment=ngpt_tiny, train.steps=8]
 lists: {seed: [1, 2]}
 arms:
@@ -31,17 +29,9 @@ arms:
   trunk: {until: 0.5}
 analyses:
   ptq: {what: ptq, arms: [branch], options: [--tokens, "64"]}
-measures:
-  loss: {key: val_loss}
-comparisons:
-  loss: {measure: loss}
-figures:
-  - {title: Loss, kind: intervals, of: [loss]}
-verdict:
-  - {comparison: loss, must: be_above, value: 0}
-sizes:
-  small: {}
 """
+    + TAIL
+)
 STUDY = ["study", "mine", "--config-dir", "conf"]
 SLURM = [*STUDY, "cluster.scheduler=slurm", "cluster.save_time_s=1", "--slurm"]
 FOLDER = Path("runs/studies/mine_small")

@@ -36,6 +36,27 @@ sizes:
 """
 
 
+# What the studies of other tests begin and end with: their own words, lists, arms and analyses stand between.
+HEAD = """\
+# A study of tests.
+claim: It works.
+paper: None.
+tuning: None.
+"""
+TAIL = """\
+measures:
+  loss: {key: val_loss}
+comparisons:
+  loss: {measure: loss}
+figures:
+  - {title: Loss, kind: intervals, of: [loss]}
+verdict:
+  - {comparison: loss, must: be_above, value: 0}
+sizes:
+  small: {}
+"""
+
+
 def write_study(folder: Path, text: str = TEXT, name: str = "mine") -> Path:
     """A folder of the user with this study in it."""
     (folder / "study").mkdir(parents=True, exist_ok=True)
