@@ -17,6 +17,7 @@ _TAKEN = {
     "least": "the smallest",
     "largest": "the largest",
     "count": "how often a value is above {0:g} of",
+    "spikes": "how many spikes there are of",
 }
 Results = Mapping[str, Any]
 

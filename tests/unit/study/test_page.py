@@ -1,5 +1,6 @@
 """From run folders to results and a page, with losses whose differences are known."""
 
+import dataclasses
 import json
 import math
 import re
@@ -9,12 +10,14 @@ import pytest
 from launch import cli
 from ngpt.analysis.intervals import Interval
 from ngpt.config.errors import ConfigError
+from ngpt.config.study import Measure, load_study, studies
 from ngpt.study import results
 from ngpt.study.axis_figures import averaging_model
-from ngpt.study.cells import comparison_tables, number, unbounded_notes
+from ngpt.study.cells import _TAKEN, comparison_tables, number, unbounded_notes
 from ngpt.study.design import design_rows, provenance_rows
 from ngpt.study.judgement import verdict_reason, verdict_tables
 from ngpt.study.page import write_page
+from ngpt.study.plan import plan
 from tests.unit.analysis.runs import record, summary, write_run
 from tests.unit.study.studies import TEXT, planned
 
@@ -315,3 +318,12 @@ def test_the_averaging_model_is_the_mean_of_the_layers_gains():
     arm, x, y = model
     assert (arm, x[0], x[-1]) == ("wide", 1001, 16384)
     assert y[0] == pytest.approx(10 * math.log10(31) / 2) and y[-1] == pytest.approx(10 * math.log10(1 + 16383 * 0.03) / 2)
+
+
+@pytest.mark.parametrize("name", sorted(studies()))
+def test_every_shipped_study_has_its_tables_before_its_first_run(name, tmp_path):
+    """With every way to take a measure in words."""
+    study = plan(name, load_study(name), None)
+    found = results.gather(study, tmp_path, "", "ngpt study", {"git": None, "versions": {}, "gpus": []})
+    assert {table["title"] for table in comparison_tables(found) if table["judged"]}
+    assert _TAKEN.keys() == {one.name: one for one in dataclasses.fields(Measure)}["take"].metadata["choices"].keys()
