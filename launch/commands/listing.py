@@ -1,6 +1,7 @@
 """`ngpt list`: experiments, files of a group, or keys, with one line each."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,6 +22,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ngpt.config.folders import check_config_dirs
+    from ngpt.config.user_files import broken_files
 
     folders = config_dirs(options)
     check_config_dirs(folders)
@@ -28,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     if options.pattern is not None:
         lines = _matching(lines, options.pattern, f"ngpt list {options.what}")
     print("\n".join(table(lines)))
+    for error in broken_files(folders):
+        print(error, file=sys.stderr)
     return 0
 
 

@@ -12,6 +12,7 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +28,7 @@ from ngpt.config.overrides import accepted, check_words, numbers_for_text
 from ngpt.config.resolve import resolve
 from ngpt.config.schema import Config
 from ngpt.config.translate import section_error, translate
+from ngpt.config.user_files import UserFiles
 from ngpt.config.yaml_limits import check_yaml
 from ngpt.config.yaml_lines import Lines, unreadable
 
@@ -189,27 +191,8 @@ def _missing(key: str) -> ConfigError:
     return ConfigError(key, "Not set", "Has no default", way_out)
 
 
-def _check_file(path: Path) -> None:
-    """Checks one file of a --config-dir: Hydra may read any of them."""
-    try:
-        check_yaml(path)
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error, "Correct or remove it") from error
-    if content is None:
-        return
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}:1", type(content).__name__, "A config file holds keys with values", "Correct or remove it")
-    sections = content if "@package _global_" in text.partition("\n")[0] else {path.parent.name: content}
-    none = [key for key in (entry.name for entry in dataclasses.fields(Config)) if not isinstance(sections.get(key, {}), dict | str)]
-    errors = numbers_for_text(sections) or [section_error(key, sections[key]) for key in none]
-    if errors:
-        lines = Lines(path)
-        raise ConfigErrors([ConfigError(f"{lines.place(one.path)}: {one.path}", one.got, one.rule, one.way_out) for one in errors])
-
-
 def _search_path(shipped: Path, config_dirs: Sequence[Path]) -> str:
+    """The override that has Hydra read the user's folders, too."""
     folders = [Path(folder).absolute() for folder in config_dirs]
     taken = {path.relative_to(shipped): path for path in shipped.rglob("*.yaml")} if folders else {}
     check_config_dirs(folders)
@@ -220,6 +203,6 @@ def _search_path(shipped: Path, config_dirs: Sequence[Path]) -> str:
                 rule = f"{taken[name]} has the same name, and only one would be read"
                 raise ConfigError("--config-dir", path, rule, "Rename the file")
             taken[name] = path
-            _check_file(path)
-    quoted = ",".join("'file://" + str(folder).replace("'", "\\'") + "'" for folder in folders)
+    Plugins.instance().register(UserFiles)
+    quoted = ",".join("'user://" + str(folder).replace("'", "\\'") + "'" for folder in folders)
     return f"hydra.searchpath=[{quoted}]"

@@ -134,7 +134,7 @@ def _unknown_option(error: MissingConfigException, config_dirs: Sequence[Path]) 
 def _naming(name: str, config_dirs: Sequence[Path]) -> str | None:
     """FILE:LINE in a user's file that names an option which does not exist. Hydra does not say whose defaults it has followed."""
     for path in (path for folder in config_dirs for path in sorted(Path(folder).rglob("*.yaml"))):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", line.partition("#")[0]):
                 return at(path, number)
     return None

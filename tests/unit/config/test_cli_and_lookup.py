@@ -93,6 +93,20 @@ def test_an_error_in_a_file_of_the_user_names_the_file(user_folder: Path):
         compose(["experiment=mine"], [user_folder])
 
 
+@pytest.mark.parametrize("content", [b"train: {steps: [}\n", b"# \xff\n", b"- 1\n"], ids=["no_yaml", "no_utf8", "no_mapping"])
+def test_a_broken_file_of_the_user_stops_only_what_uses_it(content: bytes, user_folder: Path, capsys: pytest.CaptureFixture[str]):
+    broken = user_folder / "experiment" / "broken.yaml"
+    broken.write_bytes(content)
+    assert compose(["experiment=mine"], [user_folder]).train.steps == 6
+    with pytest.raises(ConfigError) as used:
+        compose(["experiment=broken"], [user_folder])
+    assert used.value.path == f"{broken}:1" and used.value.way_out == "Correct or remove it"
+    with pytest.raises(ConfigError, match=r"^experiment: none\. No file"):  # which looks for the name in all files
+        compose(["experiment=none"], [user_folder])
+    assert main(["list", "experiments", "mine", "--config-dir", str(user_folder)]) == 0
+    assert capsys.readouterr() == ("  mine\n", f"{used.value}\n")
+
+
 def test_a_file_of_the_user_may_not_hide_a_shipped_one(user_folder: Path):
     (user_folder / "experiment" / "quickstart.yaml").write_text("# @package _global_\n")
     with pytest.raises(ConfigError, match="has the same name.*Rename"):
