@@ -13,6 +13,7 @@ from typing import Any
 
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
+from ngpt.config.executor import choose_backend
 from ngpt.findings import FAILED, OK, UNAVAILABLE, Finding, attempt, first_line
 
 from .devices import gpu_names
@@ -101,10 +102,11 @@ def _format(name: str, modules: str, overrides: list[str]) -> Finding:
     config = compose(["experiment=ngpt_tiny", f"model.transformer_impl={modules}", *overrides])
     try:
         install_compat()
-        from megatron_ext.layers.backend import choose_backend, get_backend
+        from megatron_ext.device import on_gpu
+        from megatron_ext.layers.backend import get_backend
         from megatron_ext.precision.policy import choose_executors
 
-        backend = get_backend(choose_backend(modules))
+        backend = get_backend(choose_backend(modules, on_gpu()))
         executors = set(choose_executors(config, backend.name).values())
     except ConfigError as error:
         return Finding(name, "", UNAVAILABLE, error.rule)

@@ -13,6 +13,7 @@ import psutil
 
 from ngpt.config.compose import compose, dump
 from ngpt.config.errors import ConfigError
+from ngpt.config.executor import check_machine
 from ngpt.config.schema import Config
 from ngpt.data.manifest import check_against_model
 from ngpt.data.verify import verify
@@ -125,6 +126,7 @@ def check_start(config: Config, world: World | None, verified: set[str] | None =
     _check_world(config, world)
     for key, folder in lock_folders(config).items():
         check_place(key, folder)
+    check_machine(config, bool(gpu_names()))
     check_extras(config)
     check_resumable(config)
     _check_data(config, world, set() if verified is None else verified)

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -43,25 +42,6 @@ class AccumulatesInPlace:
         config = copy.copy(config)
         config.gradient_accumulation_fusion = True
         super().__init__(*args, config=config, **kwargs)
-
-
-def choose_backend(transformer_impl: str) -> str:
-    """`local` or `transformer_engine` for a config's `model.transformer_impl`, which may say `auto`.
-
-    Raises:
-        ConfigError: Transformer Engine was asked for by name and cannot run here.
-    """
-    usable = on_gpu() and find_spec("transformer_engine") is not None
-    if transformer_impl == "auto":
-        return "transformer_engine" if usable else "local"
-    if transformer_impl == "transformer_engine" and not usable:
-        raise ConfigError(
-            "model.transformer_impl",
-            transformer_impl,
-            "It needs a CUDA GPU and the package transformer-engine",
-            "Install ngpt-megatron[gpu] on a GPU host, or set model.transformer_impl=local",
-        )
-    return transformer_impl
 
 
 def check_backend(cfg: Config, backend: str) -> None:

@@ -19,7 +19,7 @@ from megatron_ext.precision.executors import (
 )
 from megatron_ext.precision.state import PrecisionState
 from ngpt.config import Config, ConfigError
-from ngpt.config.executor import decide_executor
+from ngpt.config.executor import choose_executor, without_modules
 from ngpt.config.experts import takes_grouped_experts
 from ngpt.config.linears import block_linears, recipe_by_linear, recipes_in_use
 from ngpt.optim.retraction import is_marked
@@ -43,30 +43,10 @@ def choose_executors(cfg: Config, backend: str) -> dict[Recipe, str]:
 
 
 def _choose_executor(cfg: Config, recipe: Recipe, backend: str) -> str:
-    precision = cfg.precision
     if recipe.format == "nvfp4" and on_gpu() and torch.cuda.get_device_capability() < EMULATION_CAPABILITY:
         rule = f"The quantiser kernels need compute capability 9.0, and {torch.cuda.get_device_name()} has less"
         raise ConfigError("precision.format", "nvfp4", rule, "Use precision=bf16, or a Hopper or newer GPU")
-    reason = _native_unavailable(cfg, recipe, backend)
-    chosen = decide_executor(recipe, precision.executor, has_kernels=reason is None)
-    if chosen != "native":
-        return chosen
-    if reason is not None and recipe.format != "nvfp4":
-        way_out = "Use precision=bf16, or nvfp4_paper, which is emulated where it has no hardware"
-        key = "precision.format" if recipe.format == precision.format else "precision.layers"
-        raise ConfigError(key, f"{recipe.name} ({recipe.format})", reason, way_out)
-    if reason is not None:
-        raise ConfigError("precision.executor", "native", reason, "Set precision.executor=auto or emulated")
-    return chosen
-
-
-def _native_unavailable(cfg: Config, recipe: Recipe, backend: str) -> str | None:
-    """Why Transformer Engine cannot run this recipe here, or None."""
-    if backend != "transformer_engine":
-        asked = cfg.model.transformer_impl
-        cause = "it needs a CUDA GPU and the package transformer-engine" if asked == "auto" else f"model.transformer_impl is {asked}"
-        return f"Transformer Engine's kernels need its modules, and the backend is {backend}: {cause}"
-    return te_recipes.unavailable(recipe)
+    return choose_executor(cfg, recipe, without_modules(cfg, backend) or te_recipes.unavailable(recipe))
 
 
 def linears_of(chunks: Iterable[nn.Module]) -> Iterator[tuple[str, Quantizable]]:

@@ -15,7 +15,8 @@ from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 from megatron.training import get_args, get_tensorboard_writer, pretrain
 
 from megatron_ext.compat.loop_marks import loop_marks
-from megatron_ext.layers.backend import check_backend, choose_backend
+from megatron_ext.device import on_gpu
+from megatron_ext.layers.backend import check_backend
 from megatron_ext.optim.norm_check import worst_norm_deviation
 from megatron_ext.optim.retraction import RetractionHook
 from megatron_ext.precision.policy import apply_recipes, choose_executors
@@ -33,7 +34,7 @@ from megatron_ext.training.summary import run_header, write_summary
 from ngpt.analysis.metrics import truncate_after
 from ngpt.checkpoints.choice import leftovers, listing
 from ngpt.config import Config
-from ngpt.config.executor import keeps_quantized_weights
+from ngpt.config.executor import choose_backend, keeps_quantized_weights
 from ngpt.config.megatron_keys import captures
 from ngpt.config.sizes import world_size
 from ngpt.estimate.counts import training_flops_per_token
@@ -254,7 +255,7 @@ def train(
         ConfigError: the config cannot run here.
         RuntimeError: the self-check of norms failed, or Megatron left with an error or before the first step.
     """
-    backend = choose_backend(cfg.model.transformer_impl)
+    backend = choose_backend(cfg.model.transformer_impl, on_gpu())
     check_backend(cfg, backend)
     executors = choose_executors(cfg, backend)
     log = Path(cfg.run.dir) / "logs" / f"megatron-rank{rank}.log"

@@ -1,5 +1,9 @@
 """What multiplies the quantised linears, decided in this one place: for a run, for the rules of its config and for its estimate."""
 
+from importlib.util import find_spec
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.linears import recipes_in_use
 from ngpt.config.schema import Config
 from ngpt.config.sizes import micro_batches_per_step
 from ngpt.estimate.hardware import GPUS
@@ -20,6 +24,70 @@ def decide_executor(recipe: Recipe, asked: str, has_kernels: bool) -> str:
     if asked != "auto":
         return asked
     return "native" if has_kernels else "emulated"
+
+
+def choose_backend(transformer_impl: str, gpu: bool) -> str:
+    """`local` or `transformer_engine` for a config's `model.transformer_impl`, which may say `auto`.
+
+    Args:
+        gpu: the model will be on one.
+
+    Raises:
+        ConfigError: Transformer Engine was asked for by name and cannot run here.
+    """
+    usable = gpu and find_spec("transformer_engine") is not None
+    if transformer_impl == "auto":
+        return "transformer_engine" if usable else "local"
+    if transformer_impl == "transformer_engine" and not usable:
+        raise ConfigError(
+            "model.transformer_impl",
+            transformer_impl,
+            "It needs a CUDA GPU and the package transformer-engine",
+            "Install ngpt-megatron[gpu] on a GPU host, or set model.transformer_impl=local",
+        )
+    return transformer_impl
+
+
+def without_modules(cfg: Config, backend: str) -> str | None:
+    """Why Transformer Engine's modules, and so its kernels, are not there; None if they are."""
+    if backend == "transformer_engine":
+        return None
+    asked = cfg.model.transformer_impl
+    cause = "it needs a CUDA GPU and the package transformer-engine" if asked == "auto" else f"model.transformer_impl is {asked}"
+    return f"Transformer Engine's kernels need its modules, and the backend is {backend}: {cause}"
+
+
+def choose_executor(cfg: Config, recipe: Recipe, missing: str | None) -> str:
+    """`decide_executor` for a machine.
+
+    Args:
+        missing: why Transformer Engine cannot run the recipe there; None if it can.
+
+    Raises:
+        ConfigError: nothing else runs the recipe, or the executor asked for.
+    """
+    chosen = decide_executor(recipe, cfg.precision.executor, has_kernels=missing is None)
+    if chosen != "native" or missing is None:
+        return chosen
+    if recipe.format != "nvfp4":
+        way_out = "Use precision=bf16, or nvfp4_paper, which is emulated where it has no hardware"
+        key = "precision.format" if recipe.format == cfg.precision.format else "precision.layers"
+        raise ConfigError(key, f"{recipe.name} ({recipe.format})", missing, way_out)
+    raise ConfigError("precision.executor", "native", missing, "Set precision.executor=auto or emulated")
+
+
+def check_machine(cfg: Config, gpu: bool) -> None:
+    """Refuses what needs Transformer Engine where it is missing. What it cannot do on a GPU is known to the workers alone.
+
+    Args:
+        gpu: this machine has one.
+
+    Raises:
+        ConfigError: `choose_backend` or `choose_executor` refuses.
+    """
+    missing = without_modules(cfg, choose_backend(cfg.model.transformer_impl, gpu))
+    for recipe in recipes_in_use(cfg):
+        choose_executor(cfg, recipe, missing)
 
 
 def expected_executor(cfg: Config, recipe: Recipe) -> str:

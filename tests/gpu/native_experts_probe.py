@@ -50,12 +50,13 @@ def run(name: str, impl: str, overrides: list[str], root: Path) -> dict:
     from megatron.training.training import destroy_global_state
     from model_probe import checkpoint_entries
 
-    from megatron_ext.layers.backend import choose_backend
+    from megatron_ext.device import on_gpu
     from megatron_ext.precision.executors import Quantizable, QuantizableGrouped
     from megatron_ext.precision.policy import apply_recipes, choose_executors, linears_of
     from megatron_ext.precision.state import PrecisionState
     from megatron_ext.training.sample import load_model
     from ngpt.config import compose
+    from ngpt.config.executor import choose_backend
 
     cfg = compose([*COMMON, f"model.expert_impl={impl}", *overrides, f"run.root={root}", f"run.name={name}"])
     model = load_model(cfg).train()
@@ -67,7 +68,7 @@ def run(name: str, impl: str, overrides: list[str], root: Path) -> dict:
     for path, bias in model.named_buffers():
         if path.endswith("expert_bias"):
             bias[-1] = -10.0  # its expert gets no token
-    executors = choose_executors(cfg, choose_backend(cfg.model.transformer_impl))
+    executors = choose_executors(cfg, choose_backend(cfg.model.transformer_impl, on_gpu()))
     state = PrecisionState(cfg.train.seed, 0, cfg.train.steps, keeps_weights=True)
     apply_recipes([model], cfg, executors, state)
     state.begin_step(1)

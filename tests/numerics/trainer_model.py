@@ -6,14 +6,15 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.initialize import initialize_megatron
 from megatron.training.training import setup_model_and_optimizer
 
-from megatron_ext.layers.backend import choose_backend
+from megatron_ext.device import on_gpu
 from megatron_ext.training.bridge import setup_megatron
 from ngpt.config import Config
+from ngpt.config.executor import choose_backend
 
 
 def load_model(cfg: Config) -> torch.nn.Module:
     """The model of a single-process config, with the weights of its newest checkpoint where there is one, in evaluation mode."""
-    backend = choose_backend(cfg.model.transformer_impl)
+    backend = choose_backend(cfg.model.transformer_impl, on_gpu())
     weights_only = dict(skip_train=True, no_load_optim=True, no_load_rng=True, eval_iters=0)
     _, container = setup_megatron(cfg, backend, save=None, save_interval=None, tensorboard_dir=None, **weights_only)
     initialize_megatron()

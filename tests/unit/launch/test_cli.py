@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli, train
+from ngpt.config import compose
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -108,6 +109,26 @@ def test_more_processes_than_gpus_are_refused(no_workers, tmp_path, monkeypatch,
     monkeypatch.setattr(train, "gpu_names", lambda: ("a GPU",))
     assert cli.main(TWO_RANKS) == 2
     assert "This machine has 1 visible GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "cures"),
+    [
+        (["precision=mxfp8"], "precision.format", [["precision=bf16"], ["precision=nvfp4_paper"]]),
+        (["precision=fp8"], "precision.format", [["precision=bf16"]]),
+        (["precision=nvfp4_paper", "precision.executor=native"], "precision.executor", [["precision.executor=auto"]]),
+        (["precision=nvfp4_paper", "precision.layers={layers.0.*: fp8}"], "precision.layers", [["precision=bf16", "precision.layers={}"]]),
+        (["model.transformer_impl=transformer_engine"], "model.transformer_impl", [["model.transformer_impl=local"]]),
+    ],
+)
+def test_what_needs_transformer_engine_is_refused_once_before_workers_start(words, key, cures, no_workers, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "gpu_names", lambda: ())
+    assert cli.main(["train", "experiment=ngpt_tiny", *words]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"{key}: ") and "it needs a cuda gpu and the package transformer-engine" in told.lower()
+    assert told.count("\n") == 1 and not list(tmp_path.iterdir())
+    for cure in cures:
+        train.check_start(compose(["experiment=ngpt_tiny", *words, *cure]), None)
 
 
 @pytest.fixture
