@@ -2,14 +2,14 @@
 
 from statistics import median
 
-RECENT = 50  # logged intervals that count
+RECENT = 9  # logged intervals that count: a change of speed shows after five of them, four slow ones by themselves move nothing
 
 
 class Eta:
     """Seconds to the end of a run, from the steps that it logs.
 
-    The first logged interval is left out: kernels are compiled and caches filled in it. Of the others the median counts, so that one
-    slow step moves nothing. Evaluations and saves between steps are added at their mean cost so far.
+    The first logged interval is left out: kernels are compiled and caches filled in it. Of the recent others the median counts, so that
+    a few slow steps move nothing. Evaluations and saves between steps are added at their mean cost so far.
 
     Args:
         steps: the last step of the run.

@@ -37,7 +37,12 @@ def test_evaluations_between_steps_are_counted_as_often_as_they_come():
     assert logged((1, 60.0, 0.0), *steps)[-1] == pytest.approx(600 * 1.25, rel=0.01)
 
 
-def test_a_change_of_speed_is_followed():
-    steps = [(step, 1.0 if step <= 500 else 3.0, 0.0) for step in range(1, 601)]
-    assert logged(*steps)[-1] == pytest.approx(400 * 3.0)
-    assert logged(*steps, of=600)[-1] == 0
+@pytest.mark.parametrize(("slow", "seconds"), [(4, 1.0), (5, 3.0)])
+def test_a_change_of_speed_is_followed_once_five_logged_intervals_have_it(slow, seconds):
+    steps = [(step, 1.0 if step <= 500 else 3.0, 0.0) for step in range(10, 501 + 10 * slow, 10)]
+    left = logged((1, 60.0, 0.0), *steps)[-1]
+    assert left == pytest.approx((500 - 10 * slow) * seconds)
+
+
+def test_at_the_last_step_nothing_is_left():
+    assert logged((1, 60.0, 0.0), (10, 1.0, 0.0), of=10)[-1] == 0
