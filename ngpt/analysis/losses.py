@@ -11,10 +11,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from ngpt.analysis import drawing, figures, formats
 from ngpt.analysis.drawing import Curve
 from ngpt.analysis.figures import Lines
-from ngpt.analysis.groups import Group, Series, difference
+from ngpt.analysis.groups import Group, Series, differ_in_text, difference
 from ngpt.analysis.sheets import Sheet
 
 _KEYS = ("train_loss", "val_loss")
+_SPLITS = {"train_loss": "train", "val_loss": "valid"}  # whose text a loss is of
 _TRAINING = {"linewidth": 1.3}
 _BACKGROUND = {"linewidth": 0.9, "alpha": 0.45}  # training loss beside a validation loss, in a narrow frame
 _VALIDATION = {"linewidth": 1.8, "marker": "o", "markersize": 4, "markeredgecolor": drawing.PAPER, "markeredgewidth": 0.6, "zorder": 3}
@@ -23,7 +24,7 @@ _FEWEST = 20  # fewest records for a second figure of the later half
 
 
 def sheets_of(groups: Sequence[Group]) -> list[Sheet]:
-    """The sheets for which there is data. Differences need a second group that shares token counts with the first."""
+    """The sheets for which there is data. Differences need a second group that shares texts and token counts with the first."""
     found = [figures.sheet(lines, groups) for lines in _FIGURES if lines.file != "loss_end" or _is_long(groups)]
     return [sheet for sheet in found if sheet] + [sheet for relative in (False, True) if (sheet := _difference_sheet(groups, relative))]
 
@@ -92,17 +93,17 @@ def _mark_lowest(axes: Axes, curves: list[Curve], start: float = 0.0) -> list[Li
 
 def _difference_sheet(groups: Sequence[Group], relative: bool) -> Sheet | None:
     base = groups[0]
-    curves = [curve for curve in drawing.over_tokens(groups)[1:] if any(len(difference(curve.group, base, key)) for key in _KEYS)]
+    curves = [curve for curve in drawing.over_tokens(groups)[1:] if any(len(_difference(curve.group, base, key)) for key in _KEYS)]
     if not curves:
         return None
 
     def draw(axes: Axes, curves: list[Curve]) -> Iterable[Artist]:
         axes.axhline(0, color=drawing.COLORS[0], linewidth=1.2)
         for curve in curves:
-            training, validation = (difference(curve.group, base, key, relative) for key in _KEYS)
+            training, validation = (_difference(curve.group, base, key, relative) for key in _KEYS)
             curve.draw(axes, training, **(_BACKGROUND if len(validation) else _TRAINING))
             curve.draw(axes, validation, **_VALIDATION)
-        _frame(axes, [difference(curve.group, base, key, relative) for curve in curves for key in _KEYS])
+        _frame(axes, [_difference(curve.group, base, key, relative) for curve in curves for key in _KEYS])
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
         zero = Line2D([], [], color=drawing.COLORS[0], linewidth=1.2, label=f"0: {formats.short(base.label)}")
@@ -115,6 +116,13 @@ def _difference_sheet(groups: Sequence[Group], relative: bool) -> Sheet | None:
         caption += f" Of {base.name} the mean over its seeds is taken."
     name = "loss_relative" if relative else "loss_difference"
     return Sheet(name, f"{title} from {base.label}", caption, "Loss", (figures.panel(curves, y_label, draw),))
+
+
+def _difference(group: Group, base: Group, key: str, relative: bool = False) -> Series:
+    """`difference` of losses on the same text; of others, which cannot be compared, no point."""
+    if differ_in_text((*group.runs, *base.runs), _SPLITS[key]):
+        return Series([], [], [], [])
+    return difference(group, base, key, relative)
 
 
 def _frame(axes: Axes, found: Sequence[Series]) -> None:

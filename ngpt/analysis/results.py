@@ -291,8 +291,12 @@ def not_measured(groups: Sequence[Group]) -> list[str]:
 def _without_best(groups: Sequence[Group]) -> list[str]:
     """Why no loss is marked as best: one sentence for validation on different texts, one for each loss within the noise of seeds."""
     apart = _on_different_texts(groups)
-    sentences = ["No best in validation: the runs were evaluated on different texts (data.valid)."] if _VALIDATION in apart else []
-    sentences += ["No best in training loss: the runs were trained on different texts (data.train)."] if _TRAINING in apart else []
+    texts = ((_VALIDATION, "validation", "evaluated", "valid"), (_TRAINING, "training loss", "trained", "train"))
+    sentences = [
+        f"No best in {name}: the runs were {verb} on different texts (data.{split}), between which no difference is drawn."
+        for quantity, name, verb, split in texts
+        if quantity in apart
+    ]
     for quantity in (one for one in (_TRAINING, *_OF_VALIDATION) if one not in apart):
         if names := [group.label for group in _as_good(groups, quantity)]:
             label = f"{quantity.label[0].lower()}{quantity.label[1:].partition(' (')[0]}"

@@ -119,6 +119,27 @@ def test_one_group_and_runs_without_common_tokens_have_no_difference(tmp_path):
     assert not {"loss_difference", "loss_relative"} & {sheet.file for sheet in [*sheets(first), *sheets(first, shifted)]}
 
 
+@pytest.mark.parametrize("differing", [("train",), ("valid",), ("train", "valid")])
+def test_no_difference_is_drawn_of_losses_on_different_texts(differing, tmp_path):
+    def run(name, lr, *splits):
+        data = {split: [{"path": f"data/{name if split in splits else 'same'}/{split}", "weight": 1.0}] for split in ("train", "valid")}
+        return write_run(tmp_path / name, config={"optim": {"lr": lr}, "data": data})
+
+    base, same, other = run("a", 1.0), run("b", 2.0), run("c", 3.0, *differing)
+    drawn_of = {len(STEPS): "train", 2: "valid"}  # by their points
+    for sheet in ("loss_difference", "loss_relative"):
+        if len(differing) == 2:
+            assert sheet not in {found.file for found in sheets(base, other)}
+        else:
+            curves = [len(line.get_xdata()) for line in axes_of(sheet, base, other).lines[1:] if len(line.get_xdata())]
+            assert [drawn_of[points] for points in curves] == [split for split in ("train", "valid") if split not in differing]
+    both = {len(line.get_xdata()) for line in axes_of("loss_difference", base, same).lines}
+    assert set(drawn_of) <= both
+    told = [one for one in results.not_measured(group_runs(load_runs([base, other]))) if "no difference is drawn" in one]
+    assert [split for split in ("train", "valid") if any(f"(data.{split})" in one for one in told)] == list(differing)
+    assert len(told) == len(differing)
+
+
 def test_seeds_are_one_curve_in_the_band_of_their_extremes(tmp_path):
     lines = [[record(step, train_loss=2.0 + seed) for step in STEPS] for seed in range(3)]
     folders = [write_run(tmp_path / f"a{seed}", lines[seed], {"train": {"seed": seed}}) for seed in range(3)]
