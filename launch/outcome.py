@@ -4,6 +4,7 @@ Rank 0 writes `outcome.json` once everything is saved. During start-up, any rank
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,8 +59,23 @@ def record_outcome(folder: Path, outcome: Outcome) -> None:
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """The outcome that the last launch recorded; None if it recorded none."""
+    """The outcome that the last launch recorded; None if it recorded none, or `damage` says that its record cannot be read."""
+    with suppress(OSError, ValueError, TypeError):
+        return _read(folder)
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the record of the last launch's outcome; None if there is none, or nothing is wrong."""
     try:
-        return Outcome(**json.loads((folder / OUTCOME_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        _read(folder)
+    except OSError:
         return None
+    except (ValueError, TypeError):
+        what = "Damaged, so that how the last launch ended is not known"
+        return f"{folder / OUTCOME_FILE}: {what}. Remove it: the next launch writes it anew"
+    return None
+
+
+def _read(folder: Path) -> Outcome:
+    return Outcome(**json.loads((folder / OUTCOME_FILE).read_text(encoding="utf-8")))

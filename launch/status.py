@@ -21,13 +21,14 @@ from ngpt.progress import describe, read_heartbeats
 
 from .failures import cause
 from .hf_exports import weights_folder
-from .outcome import Outcome
+from .outcome import OUTCOME_FILE, Outcome, damage
 from .run_folder import CONFIG_FILE, ENVIRONMENT_FILE, first_failure, outcome_of
 from .slurm import scheduler
 from .slurm.after import LOG_FILE, STOP_FILE
 from .submit import JOB_FILE
 
 METRICS_FILE = "metrics.jsonl"
+DAMAGED = f"damaged {OUTCOME_FILE}"
 
 
 def print_status(run_dir: Path, as_json: bool) -> None:
@@ -51,7 +52,7 @@ def status(run_dir: Path) -> dict[str, Any]:
     saved = checkpoint["step"]
     outcome, failure = outcome_of(run_dir), first_failure(run_dir)
     state = state_of(run_dir, scheduler.standing(job["tasks"]) if job else None, outcome, failure)
-    if state == "not running" and config and saved is not None and saved >= config.train.steps:
+    if state in ("not running", DAMAGED) and config and saved is not None and saved >= config.train.steps:
         state = "finished"
     if state == "not running" and heartbeats:
         failure = {"rank": 0, "error": "ended without a word", "message": "its launcher was killed, or the machine went down"}
@@ -68,7 +69,7 @@ def status(run_dir: Path) -> dict[str, Any]:
         "launcher": holder(run_dir),
         "stop_requested": (run_dir / STOP_FILE).exists(),
         "heartbeats": _oldest_heartbeat(heartbeats),
-        "outcome": outcome and (outcome.line or outcome.status),
+        "outcome": (outcome.line or outcome.status) if outcome else damage(run_dir),
         "failure": failure and cause(run_dir, failure),
         "job_log": _last_line(run_dir / LOG_FILE),
         "command": (_json(run_dir / JOB_FILE) or _json(run_dir / ENVIRONMENT_FILE) or {}).get("command"),
@@ -97,7 +98,7 @@ def config_of_run(run_dir: Path) -> tuple[Config | None, str | None]:
 
 
 def state_of(run_dir: Path, job: str | None, outcome: Outcome | None, failure: Mapping[str, Any] | None) -> str:
-    """running | pending | finished | stopped | signalled | failed | not running.
+    """running | pending | finished | stopped | signalled | failed | not running | damaged outcome.json.
 
     Args:
         job: running | pending; None if it has no job.
@@ -109,7 +110,9 @@ def state_of(run_dir: Path, job: str | None, outcome: Outcome | None, failure: M
         return job
     if outcome is not None:
         return outcome.status
-    return "failed" if failure is not None else "not running"
+    if failure is not None:
+        return "failed"
+    return DAMAGED if damage(run_dir) else "not running"
 
 
 def _beside(run_dir: Path, config: Config | None) -> Path:

@@ -18,7 +18,7 @@ from ngpt.sweeps import SWEEP_FILE, Sweep, SweptRun, read_sweep
 from .ending import summary_of
 from .failures import cause
 from .many import DONE, FAILED, RUNNING, STOPPED, WAITING
-from .outcome import SIGNALLED
+from .outcome import SIGNALLED, damage
 from .run_folder import first_failure, outcome_of
 from .slurm import scheduler
 from .slurm.after import LOG_FILE
@@ -54,7 +54,8 @@ def glance(folder: Path, known: SweptRun, launcher: bool) -> Glance:
     elif failure is not None:
         status, why = FAILED, cause(folder, failure)
     elif known.status == RUNNING or (known.status == WAITING and read_records(folder / HEARTBEATS, "rank*.json")):
-        status, why = FAILED, known.why or "ended without a word: its launcher was killed, or the machine went down"
+        ended = damage(folder) or "ended without a word: its launcher was killed, or the machine went down"
+        status, why = FAILED, known.why or ended
     elif known.status == WAITING and (said := last_lines(folder / LOG_FILE)):  # a job that ended before its ranks could say why
         status, why = FAILED, said[-1]
     step, val_loss = figures(folder)

@@ -62,9 +62,19 @@ def test_damaged_records_are_told_and_hide_nothing_else(tmp_path, capsys):
     for name, file in (("b", "sweep.json"), ("c", "words.json"), ("d", "config.yaml")):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text("{")
+    (write_run(tmp_path / "e") / "outcome.json").write_text("{")
     assert cli.main(["status", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["entries"]
-    assert [entry["state"] for entry in found] == ["finished", "cannot be read", "cannot be read", "not running"]
+    assert [entry["state"] for entry in found] == ["finished", "cannot be read", "cannot be read", "not running", "damaged outcome.json"]
+
+
+def test_a_member_of_a_sweep_says_that_its_outcome_is_damaged(tmp_path, capsys):
+    make(tmp_path)
+    write_sweep(tmp_path / "swept", Sweep("swept", [], ["optim.lr"], "ngpt train -m", [SweptRun("lr=1", {}, [], status="running")]))
+    (tmp_path / "swept/lr=1/outcome.json").write_text('{"status": "fini')
+    assert cli.main(["status", str(tmp_path / "swept")]) == 0
+    shown = capsys.readouterr().out
+    assert "1 failed" in shown and f"{tmp_path}/swept/lr=1/outcome.json: Damaged, so that " in shown
 
 
 def test_runs_of_a_study_that_wait_as_jobs_are_pending(tmp_path, slurm):

@@ -236,6 +236,26 @@ def test_a_run_whose_launcher_was_killed_says_so(workplace, slurm):
     assert status(run)["state"] == "not running" and "its launcher was killed" in status(run)["failure"]
 
 
+@pytest.mark.parametrize("content", ["", '{"status": "fini', "[1]", "\x00" * 9], ids=["empty", "cut", "no_object", "zeros"])
+def test_a_damaged_outcome_is_told_with_what_to_do(content, workplace, slurm, capsys):
+    assert cli.main(["launch", *JOB]) == 0
+    slurm.set("42", JobState="COMPLETED")
+    run = workplace / "runs/ngpt_tiny"
+    (run / "heartbeat").mkdir()
+    (run / "heartbeat/rank0.json").write_text('{"rank": 0, "step": 3, "operation": "end", "microbatch": 0, "time": 1.0}')
+    (run / "outcome.json").write_text(content)
+    capsys.readouterr()
+    assert cli.main(["status", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{run}: damaged outcome.json, step 3 of 4\n") and "was killed" not in shown
+    assert f"\noutcome     {run}/outcome.json: Damaged, so that " in shown and "Remove it: the next launch writes it anew\n" in shown
+    checkpoint(run, 4)  # says that it has finished all the same
+    found = status(run)
+    assert found["state"] == "finished" and "Damaged" in found["outcome"]
+    (run / "outcome.json").unlink()
+    assert status(run)["outcome"] is None
+
+
 def test_status_of_a_run_that_is_over(workplace, slurm, capsys):
     assert cli.main(["launch", *JOB]) == 0
     slurm.set("42", JobState="FAILED")
