@@ -14,6 +14,7 @@ from ngpt.config.schema import DataSource, TokenizerConfig
 from ngpt.data.files import atomic_write
 from ngpt.data.fingerprint import is_record
 from ngpt.data.hub import is_hub_id, is_same
+from ngpt.data.sources import find_sources
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
@@ -155,12 +156,23 @@ def split_of(prefix: Path | str) -> tuple[Manifest, str]:
         raise ConfigError(str(prefix), "a folder of prepared data", "A source is one of its splits", f"Name one: {splits}")
     if not (prefix.parent / NAME).is_file():
         rule = f"There is no {prefix.parent / NAME}, which `ngpt data prepare` writes last"
-        words = str(prefix) if prefix.exists() else f"INPUT --out {prefix.parent}"
-        raise ConfigError(str(prefix), "not prepared data", rule, f"Prepare it, ngpt data prepare {words}, or correct the path")
+        raise ConfigError(str(prefix), "not prepared data", rule, _way_out(prefix))
     manifest = Manifest.load(prefix.parent)
     if prefix.name not in manifest.splits:
         raise ConfigError(str(prefix), f"no split {prefix.name!r}", f"The folder holds {', '.join(manifest.splits)}", "Name one of these")
     return manifest, prefix.name
+
+
+def _way_out(prefix: Path) -> str:
+    """What to do about a path that is no prepared data: prepare it, unless `ngpt data prepare` would refuse it."""
+    words = f"INPUT --out {prefix.parent}"
+    if prefix.exists():
+        try:
+            find_sources([prefix])
+        except ConfigError:
+            return "Name a folder that `ngpt data prepare` has written, or a split in one"
+        words = str(prefix)
+    return f"Prepare it, ngpt data prepare {words}, or correct the path"
 
 
 def content_of(prefix: Path | str) -> str:

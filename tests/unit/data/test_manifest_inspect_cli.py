@@ -319,6 +319,7 @@ def test_an_output_folder_that_the_system_refuses_is_named(out, tmp_path, monkey
         (["inspect", "nowhere/train"], "Prepare it, ngpt data prepare INPUT --out nowhere, or correct the path"),
         (["inspect", "nowhere"], "nowhere: not prepared data"),
         (["inspect", "x.txt"], "Prepare it, ngpt data prepare x.txt, or correct the path"),
+        (["inspect", "texts"], "Prepare it, ngpt data prepare texts, or correct the path"),
         (["inspect", "nowhere", "a=b"], "Either paths or overrides"),
         (["inspect", "experiment=nothing"], "nothing"),
     ],
@@ -327,10 +328,25 @@ def test_user_errors_are_told_without_a_traceback(arguments, message, tmp_path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("x")
     (tmp_path / "y.txt").write_text("y")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/x.txt").write_text("x")
     assert cli.main(["data", *arguments]) == 2
     out, err = capsys.readouterr()
     assert message in err and "Traceback" not in err and not out
     assert not (tmp_path / "data").exists()  # a mistake leaves no beginning that a corrected command stumbles over
+
+
+@pytest.mark.parametrize("name", ["x.md", "x", "empty"])
+def test_nobody_is_told_to_prepare_what_would_be_refused(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    if name != "empty":
+        (tmp_path / name).write_text("a text")
+    assert cli.main(["data", "prepare", name]) == 2 and capsys.readouterr().err
+    assert cli.main(["data", "inspect", name]) == 2
+    err = capsys.readouterr().err
+    assert f"{name}: not prepared data" in err and f"data prepare {name}" not in err
+    assert err.endswith("Name a folder that `ngpt data prepare` has written, or a split in one\n")
 
 
 def test_formats_by_extension(tmp_path):
