@@ -5,7 +5,6 @@ import difflib
 import json
 import math
 import re
-import shlex
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from ngpt.model_analysis.request import DIRECTIONS, FIT_RADIUS, RADII, Request, 
 from ngpt.model_analysis.tables import table
 from ngpt.places import check_place
 from ngpt.progress import write_json
+from ngpt.shell import in_shell
 
 from .arguments import DTYPES, config_dirs, recorded_command
 from .devices import gpu_names
@@ -82,7 +82,7 @@ def _list(path: Path) -> None:
     for kept in results.listed(path):
         of = f", {kept.recipe}" if kept.recipe else ""
         print(f"kept: {kept.path} ({kept.what}, step {kept.step}, {kept.tokens:,} tokens{of})")
-    print(f"For instance: ngpt analyze {path} --what snr")
+    print(f"For instance: ngpt analyze {in_shell(str(path))} --what snr")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -211,7 +211,7 @@ def _measured(
 
     assert source is not None
     git, _ = git_state(SOURCE)
-    origin: dict[str, Any] = {"model": str(options.path), "step": subject.step, "command": shlex.join(recorded_command(options))}
+    origin: dict[str, Any] = {"model": str(options.path), "step": subject.step, "command": in_shell(*recorded_command(options))}
     origin |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions(), "git": git, "gpus": list(gpu_names())}
     with redirect_stdout(sys.stderr):  # what libraries print must not mix with the results
         found = measure(source.model, request, lambda line: print(line, file=sys.stderr, flush=True))

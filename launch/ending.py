@@ -2,11 +2,11 @@
 
 import json
 import math
-import shlex
 from pathlib import Path
 from typing import Any
 
 from ngpt.durations import duration
+from ngpt.shell import in_shell
 
 from .run_folder import SUMMARY_FILE
 
@@ -60,9 +60,9 @@ def _is_number(value: Any) -> bool:
 
 def next_commands(run_dir: Path, name: str) -> dict[str, str]:
     """What to do next with a trained run -> the command for it."""
-    run = shlex.quote(str(run_dir))
+    run = in_shell(str(run_dir))
     commands = {"see its curves": f"ngpt report {run}"}
     if any((run_dir / "checkpoints").glob("iter_*")):
-        out = shlex.quote(f"exported/{name}")
+        out = in_shell(f"exported/{name}")
         commands |= {"have it write": f'ngpt generate {run} --prompt "The "', "hand it over": f"ngpt export {run} --out {out}"}
     return commands

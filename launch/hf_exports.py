@@ -7,7 +7,6 @@ whatever removes, replaces or moves the checkpoint does the same to its weights.
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from ngpt.config.schema import Config
 from ngpt.data.tokenizers import run_tokenizer
 from ngpt.files import partial_folder
 from ngpt.hf.tokenizer import write_tokenizer
+from ngpt.shell import in_shell
 from ngpt.stopping import stop_signals_blocked
 
 from .environment import exporter_environment
@@ -243,7 +243,7 @@ class HfExports:
 
     def _by_hand(self, step: int) -> str:
         run, out = self.config.run.dir, weights_folder(folder_of(self.checkpoints, step))
-        return f"By hand: {shlex.join(['ngpt', 'export', run, '--step', str(step), '--out', str(out)])}"
+        return f"By hand: {in_shell('ngpt', 'export', run, '--step', str(step), '--out', str(out))}"
 
 
 def export_command(request: Request) -> list[str]:

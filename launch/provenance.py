@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import platform
-import shlex
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ngpt
+from ngpt.shell import in_shell
 
 from .devices import gpu_names
 
@@ -44,7 +44,7 @@ def describe_launch(command: Sequence[str], variables: dict[str, str]) -> tuple[
     git, diff = git_state(SOURCE)
     description = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(command),
+        "command": in_shell(*command),
         "git": git,
         "python": platform.python_version(),
         "platform": platform.platform(),

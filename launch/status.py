@@ -1,7 +1,6 @@
 """`ngpt status RUN`: what a run is doing, from its folder and, if it is a job, from the scheduler."""
 
 import json
-import shlex
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from ngpt.durations import duration
 from ngpt.files import last_lines
 from ngpt.locks import LOCK_FILE, holder
 from ngpt.progress import describe, read_heartbeats
+from ngpt.shell import in_shell
 
 from .failures import cause
 from .hf_exports import weights_folder
@@ -228,12 +228,12 @@ def _job_lines(job: dict[str, Any]) -> Iterator[str]:
 
 
 def _next(found: dict[str, Any]) -> str:
-    run = shlex.quote(found["run"])
+    run = in_shell(found["run"])
     if found["state"] in ("running", "pending"):
         return f"ngpt stop {run}"
     if found["state"] == "finished":
         return f"ngpt report {run}"
     if saved := found["weights_alone"]:
-        return f"a new run starts from its weights: checkpoint.load={shlex.quote(saved)}, as ngpt import --help says"
+        return f"a new run starts from its weights: checkpoint.load={in_shell(saved)}, as ngpt import --help says"
     command = found["command"] or "the command that started the run continues it"
     return f"with a later train.stop_after, or none: {command}" if found["state"] == "stopped" else command

@@ -1,7 +1,6 @@
 """`ngpt stop RUN`: makes a run, or all runs of a sweep, save, leave and not restart."""
 
 import os
-import shlex
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ngpt.config.errors import ConfigError
+from ngpt.shell import in_shell
 
 from .slurm import scheduler
 from .slurm.after import STOP_FILE
@@ -46,13 +46,13 @@ def stop_sweep(folder: Path) -> str:
 
 def _ask(run_dir: Path, launcher: Mapping[str, Any]) -> str:
     if launcher["host"] != socket.gethostname() or launcher["pid"] is None:
-        way_out = f"Call ngpt stop {shlex.quote(str(run_dir))} there"
+        way_out = f"Call ngpt stop {in_shell(str(run_dir))} there"
         raise ConfigError("run.dir", str(run_dir), f"Is being trained by process {launcher['pid']} on {launcher['host']}", way_out)
     try:
         os.kill(launcher["pid"], signal.SIGTERM)
     except ProcessLookupError:
         return f"{run_dir} is leaving already: its launcher has gone"
-    return f"asked process {launcher['pid']} to save and leave; ngpt status {shlex.quote(str(run_dir))} says when it has"
+    return f"asked process {launcher['pid']} to save and leave; ngpt status {in_shell(str(run_dir))} says when it has"
 
 
 def _stop_job(run_dir: Path, job: str, states: Sequence[str]) -> str:
@@ -64,4 +64,4 @@ def _stop_job(run_dir: Path, job: str, states: Sequence[str]) -> str:
         raise ConfigError("run.dir", str(run_dir), f"SLURM does not pass it on to job {job}: {complaint}", f"scancel {job} ends it at once")
     if waits:
         return f"job {job} was waiting and is cancelled"
-    return f"asked job {job} to save and leave, not to come back; ngpt status {shlex.quote(str(run_dir))} says when it has"
+    return f"asked job {job} to save and leave, not to come back; ngpt status {in_shell(str(run_dir))} says when it has"

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ from ngpt.config.schema import Config
 from ngpt.config.study import descriptions, load_study
 from ngpt.files import replacing
 from ngpt.places import check_place
+from ngpt.shell import in_shell
 from ngpt.study.plan import Plan, PlannedAnalysis, plan
 
 from .devices import gpu_names
@@ -198,7 +198,7 @@ def _write(planned: Plan, folder: Path, options: argparse.Namespace) -> Path:
     git, _ = git_state(SOURCE)
     shown = {key: git.get(key) for key in ("commit", "dirty")} if git else None
     provenance: dict[str, Any] = {"git": shown, "versions": versions(), "gpus": list(gpu_names())}
-    command = shlex.join(["ngpt", "study", planned.name, *planned.words, "--size", planned.size])
+    command = in_shell("ngpt", "study", planned.name, *planned.words, "--size", planned.size)
     results = gather(planned, folder, description, command, provenance)
     write(results, folder / RESULTS_FILE)
     return write_page(results, folder)

@@ -1,7 +1,6 @@
 """`ngpt launch`: a run as a job of the cluster's scheduler; without a scheduler, as `ngpt train` on this machine."""
 
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from ngpt.config.checkpoints import newest_step, newest_verified_step
 from ngpt.config.compose import compose
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
+from ngpt.shell import in_shell
 
 from .environment import overruled, recorded_variables, submission_environment, variable_origins
 from .extras import check_extras
@@ -48,7 +48,7 @@ def _launch_here(config: Config, command: Sequence[str], dry_run: bool) -> int:
 
     if dry_run:
         words = [word for word in command[2:] if word != "--dry-run"]
-        print(f"# cluster={config.cluster.name} has no scheduler; the same on this machine:\n{shlex.join(['ngpt', 'train', *words])}")
+        print(f"# cluster={config.cluster.name} has no scheduler; the same on this machine:\n{in_shell('ngpt', 'train', *words)}")
         return 0
     return train_config(config, command)
 
@@ -69,8 +69,8 @@ def _launch_job(config: Config, command: Sequence[str], dry_run: bool) -> int:
         record_job_launch(config, command)
         job = submit(run_dir, script, command)
     output = run_dir / OUTPUT_FILE.format(job=job)
-    folder = shlex.quote(config.run.dir)
-    print(f"job {job}, run folder {run_dir}\nwatch: ngpt status {folder}; tail -F {shlex.quote(str(output))}\nstop:  ngpt stop {folder}")
+    folder = in_shell(config.run.dir)
+    print(f"job {job}, run folder {run_dir}\nwatch: ngpt status {folder}; tail -F {in_shell(str(output))}\nstop:  ngpt stop {folder}")
     return 0
 
 
@@ -120,7 +120,7 @@ def write_script(run_dir: Path, script: str) -> None:
 
 def record_job(run_dir: Path, job: str, command: Sequence[str]) -> None:
     """Records the id of the run's newest job, which may be a task of an array (`42_3`)."""
-    entry = {"job": job, "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(command)}
+    entry = {"job": job, "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "command": in_shell(*command)}
     (run_dir / JOB_FILE).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
 
 
@@ -137,7 +137,7 @@ def refuse_second_job(run_dir: Path) -> None:
     job = last_job(run_dir)
     tasks = scheduler.queue(job) if job is not None else []
     if tasks:
-        way_out = f"Wait for it, or stop it (ngpt stop {shlex.quote(str(run_dir))}); a run.name of its own makes another run"
+        way_out = f"Wait for it, or stop it (ngpt stop {in_shell(str(run_dir))}); a run.name of its own makes another run"
         raise ConfigError("run.dir", str(run_dir), f"Its job {job} is {tasks[0]['state']}", way_out)
 
 

@@ -1,6 +1,5 @@
 """`ngpt launch -m`: a sweep as one job array, with a task for each unfinished member; without a scheduler, as `ngpt train -m`."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
+from ngpt.shell import in_shell
 from ngpt.sweeps import write_sweep
 
 from .environment import submission_environment
@@ -42,7 +42,7 @@ def launch_sweep(
     if schedulers == {"none"}:
         words = [word for word in command[2:] if word != "--dry-run"]
         if dry_run:
-            print(f"# no scheduler; the same on this machine:\n{shlex.join(['ngpt', 'train', *words])}")
+            print(f"# no scheduler; the same on this machine:\n{in_shell('ngpt', 'train', *words)}")
             return 0
         return train_sweep(overrides, config_dirs, command, parallel or 1, per_gpu)
     if per_gpu != 1:
@@ -67,7 +67,7 @@ def launch_sweep(
         print(f"{script}\n# --- what task 0 of {len(left)} runs\n{scripts[left[0].config.run.dir]}", end="")
         return 0
     job = _submit(plan, left, scripts, script, command)
-    shown = shlex.quote(str(plan.folder))
+    shown = in_shell(str(plan.folder))
     print(f"job {job}, {len(left)} tasks; sweep {folder}: {kept}\nwatch: ngpt status {shown}\nstop:  ngpt stop {shown}")
     return 0
 

@@ -1,12 +1,12 @@
 """`ngpt train -m`: one run per combination of values, all checked before the first starts. The same command continues a sweep."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.durations import duration
+from ngpt.shell import in_shell
 from ngpt.sweeps import Sweep, write_sweep
 
 from .devices import gpu_names
@@ -81,7 +81,7 @@ def _announced(plan: Plan, parallel: int, per_gpu: int) -> list[str]:
     at_a_time = f", {parallel} at a time{shared}" if parallel > 1 else ", one after another"
     done = f", {len(plan.members) - len(left)} done before" if len(left) < len(plan.members) else ""
     lines = [f"sweep {plan.folder}: {len(plan.members)} members, {swept}{at_a_time}{done}"]
-    lines.append(f"  output of each: {plan.folder}/MEMBER/console.log; how far they are: ngpt status {shlex.quote(str(plan.folder))}")
+    lines.append(f"  output of each: {plan.folder}/MEMBER/console.log; how far they are: ngpt status {in_shell(str(plan.folder))}")
     gpus_in_use = min(parallel, len(gpu_names())) if per_gpu > 1 else parallel  # for an estimate in which sharing a GPU gains nothing
     return [*lines, *_estimated([member.config for member in left], gpus_in_use)]
 
@@ -99,11 +99,11 @@ def _estimated(configs: Sequence[Config], parallel: int) -> list[str]:
 def _ended(plan: Plan, sweep: Sweep, states: Sequence[State]) -> list[str]:
     """The table, and what to do about members that have not finished."""
     rows = [(member.name, glance(plan.folder / member.name, member, launcher=False)) for member in sweep.members]
-    folder = shlex.quote(str(plan.folder))
+    folder = in_shell(str(plan.folder))
     lines = ["", *table(rows), ""]
     failed = [state for state in states if state.status == FAILED]
     for state in failed:
-        lines += [f"{state.member.name} failed: {state.why}", f"  {shlex.join(['ngpt', *state.member.command])}"]
+        lines += [f"{state.member.name} failed: {state.why}", f"  {in_shell('ngpt', *state.member.command)}"]
     if failed or _exit_code(states):
         lines.append(f"the same command goes on, with what is not done alone: {sweep.command}")
     return [*lines, f"compare: ngpt report {folder}"]

@@ -1,6 +1,5 @@
 """The plan of a sweep: its folder, its members with their configs, and the checks before one starts."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from ngpt.config.errors import ConfigError, ConfigErrors
 from ngpt.config.overrides import key_of
 from ngpt.config.schema import Config
 from ngpt.config.sweep import Axis, Point, points, sweep_words
+from ngpt.shell import in_shell
 from ngpt.sweeps import SWEEP_FILE, Sweep, SweptRun, read_sweep
 
 from .run_folder import CONFIG_FILE, nothing_left, outcome_of
@@ -90,7 +90,7 @@ def record(plan: Plan, command: Sequence[str]) -> Sweep:
         swept.command = ["ngpt", *member.command]
         if not is_done(member.config):
             swept.status, swept.exit_code, swept.why = "waiting", None, ""
-    return Sweep(plan.name, fixed, [axis.key for axis in plan.axes], shlex.join(command), list(known.values()))
+    return Sweep(plan.name, fixed, [axis.key for axis in plan.axes], in_shell(*command), list(known.values()))
 
 
 def _place(fixed: Sequence[str], axes: Sequence[Axis], first: Config) -> tuple[str, Path]:

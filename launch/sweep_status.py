@@ -1,7 +1,6 @@
 """How far the members of a sweep have come, read from their folders."""
 
 import json
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.files import last_lines
 from ngpt.locks import holder
 from ngpt.progress import HEARTBEATS, read_records
+from ngpt.shell import in_shell
 from ngpt.sweeps import SWEEP_FILE, Sweep, SweptRun, read_sweep
 
 from .ending import summary_of
@@ -145,7 +145,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         yield found["problem"]
     names = [entry.name for entry in fields(Glance)]
     yield from table([(member["name"], Glance(**{name: member[name] for name in names})) for member in found["members"]])
-    folder = shlex.quote(found["sweep"])
+    folder = in_shell(found["sweep"])
     if found["launcher"] or {RUNNING, PENDING} & set(found["counts"]):
         yield f"next      ngpt stop {folder}"
     elif set(found["counts"]) == {DONE}:

@@ -12,6 +12,7 @@ from ngpt.analysis.formats import MISSING
 from ngpt.analysis.groups import Group, differ_in_text
 from ngpt.analysis.statistics import within_noise
 from ngpt.config.errors import ConfigError
+from ngpt.shell import in_shell
 from ngpt.sweeps import SWEEP_FILE, Sweep, SweptRun, by_seed, read_sweep, without_seed
 
 
@@ -59,7 +60,8 @@ def sweep_groups(folder: Path) -> tuple[str, list[Group], SettingTable]:
     logged = [member.name for member in sweep.members if _has_logged(folder, member)]
     runs = {name: replace(load_run(folder / name), name=name) for name in logged}
     if not runs:
-        raise ConfigError(str(folder), "no logged step", "A report needs at least one", f"Wait for the members; ngpt status {folder}")
+        way_out = f"Wait for the members; ngpt status {in_shell(str(folder))}"
+        raise ConfigError(str(folder), "no logged step", "A report needs at least one", way_out)
     settings = by_seed(sweep.members)
     named = [(_name(sweep, members), tuple(runs[member.name] for member in members if member.name in runs)) for members in settings]
     groups = [Group(name, of_setting) for name, of_setting in named if of_setting]

@@ -5,7 +5,6 @@ import errno
 import io
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from ngpt.data.plan import Options
 from ngpt.data.remote import is_url, without_query
 from ngpt.data.sources import format_of
 from ngpt.data.verify import verify_deep
+from ngpt.shell import in_shell
 from ngpt.streams import abandon
 
 ROOT = Path("data")
@@ -135,7 +135,7 @@ def _print_result(out: Path, manifest: Manifest, more: Sequence[str]) -> None:
     for line in data_lines(out, samples=0, characters=0):
         print(line)
     print(f"{out / 'manifest.json'} is written. To train a small model on it; other experiments take the same words:")
-    print(f"  {shlex.join(['ngpt', 'train', *_training_words(out, manifest), *more])}")
+    print(f"  {in_shell('ngpt', 'train', *_training_words(out, manifest), *more)}")
 
 
 def _training_words(out: Path, manifest: Manifest) -> list[str]:

@@ -15,6 +15,7 @@ from ngpt.data.files import atomic_write
 from ngpt.data.fingerprint import is_record
 from ngpt.data.hub import is_hub_id, is_same
 from ngpt.data.sources import find_sources
+from ngpt.shell import in_shell
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
@@ -165,13 +166,13 @@ def split_of(prefix: Path | str) -> tuple[Manifest, str]:
 
 def _way_out(prefix: Path) -> str:
     """What to do about a path that is no prepared data: prepare it, unless `ngpt data prepare` would refuse it."""
-    words = f"INPUT --out {prefix.parent}"
+    words = f"INPUT --out {in_shell(str(prefix.parent))}"
     if prefix.exists():
         try:
             find_sources([prefix])
         except ConfigError:
             return "Name a folder that `ngpt data prepare` has written, or a split in one"
-        words = str(prefix)
+        words = in_shell(str(prefix))
     return f"Prepare it, ngpt data prepare {words}, or correct the path"
 
 

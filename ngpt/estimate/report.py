@@ -1,7 +1,6 @@
 """What `ngpt estimate` prints: one JSON object, or the same as a table."""
 
 import math
-import shlex
 from typing import Any
 
 from ngpt.config.errors import ConfigError
@@ -20,6 +19,7 @@ from ngpt.estimate.memory import MemoryEstimate, estimate_memory
 from ngpt.estimate.rank import ASSUMED_GPU, chunks_by_rank, gpu_of, has_grouped_experts
 from ngpt.estimate.states import rank_parameters
 from ngpt.estimate.step_time import StepTime, estimate_step
+from ngpt.shell import in_shell
 
 _GIB = 2**30
 
@@ -241,7 +241,7 @@ def proposals_table(found: Proposals, shown: int, refused: ConfigError | None = 
     if not found.layouts:
         lines += _why_none(found)
     for layout in found.layouts[:shown]:
-        words = shlex.join(layout.overrides) or "(as configured)"
+        words = in_shell(*layout.overrides) or "(as configured)"
         lines.append(f"{layout.step.tokens_per_second:>12,.0f} tokens/s  {_bytes(layout.memory.peak):>10}  {words}")
     return "\n".join(lines)
 
@@ -261,7 +261,7 @@ def _why_none(found: Proposals) -> list[str]:
     if found.refusals:
         lines.append(f"  the checks, most often: {found.refusals.most_common(1)[0][0]}")
     if found.nearest:
-        words = shlex.join(found.nearest.overrides) or "(as configured)"
+        words = in_shell(*found.nearest.overrides) or "(as configured)"
         usable = f"{_bytes(usable_memory(found.base))} usable"
         lines.append(f"  the smallest peak: {_bytes(found.nearest.memory.peak)} of {usable}, with {words}")
         more = found.gpus * 2 ** math.ceil(math.log2(found.nearest.memory.peak / usable_memory(found.base)))

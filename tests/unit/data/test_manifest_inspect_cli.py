@@ -320,6 +320,7 @@ def test_an_output_folder_that_the_system_refuses_is_named(out, tmp_path, monkey
         (["inspect", "nowhere"], "nowhere: not prepared data"),
         (["inspect", "x.txt"], "Prepare it, ngpt data prepare x.txt, or correct the path"),
         (["inspect", "texts"], "Prepare it, ngpt data prepare texts, or correct the path"),
+        (["inspect", "John's texts"], 'Prepare it, ngpt data prepare "John\'s texts", or correct the path'),
         (["inspect", "nowhere", "a=b"], "Either paths or overrides"),
         (["inspect", "experiment=nothing"], "nothing"),
     ],
@@ -328,8 +329,9 @@ def test_user_errors_are_told_without_a_traceback(arguments, message, tmp_path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("x")
     (tmp_path / "y.txt").write_text("y")
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts/x.txt").write_text("x")
+    for folder in ("texts", "John's texts"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.txt").write_text("x")
     assert cli.main(["data", *arguments]) == 2
     out, err = capsys.readouterr()
     assert message in err and "Traceback" not in err and not out
