@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
@@ -14,7 +14,7 @@ from ngpt.config.study import descriptions, load_study
 from ngpt.files import replacing
 from ngpt.places import check_place
 from ngpt.shell import in_shell
-from ngpt.study.plan import Plan, PlannedAnalysis, plan
+from ngpt.study.plan import Plan, PlannedAnalysis, differing, plan
 
 from .devices import gpu_names
 from .environment import unseen_gpus
@@ -22,14 +22,14 @@ from .many import BLOCKED, DONE, FAILED, STOPPED, WAITING, Member, State, check_
 from .outcome import SIGNALLED_CODE
 from .provenance import SOURCE, git_state, versions
 from .study_plan import PlannedConfig, checked, composed, table, there
-from .study_shared import WORDS_FILE, Shared
+from .study_shared import WORDS_FILE, Shared, is_done
+
+if TYPE_CHECKING:
+    from ngpt.study.numbers import Numbers  # its package imports matplotlib
 
 FAILURE = 1
 ROOT = Path("runs/studies")
 RESULTS_FILE = "results.json"
-# Keys that may change between two calls for one folder: they say where a run executes. Layout and micro-batch may not: NVFP4 blocks along
-# tokens depend on them, and arms must differ in one thing only.
-_OF_EXECUTION = ("cluster", "logging", "run.", "data.num_workers")
 
 
 def run_study(options: argparse.Namespace) -> int:
@@ -44,6 +44,9 @@ def run_study(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: any mistake that can be found before the first run starts.
     """
+    if options.sources and (options.slurm or options.report not in (None, Path())):
+        rule = "A run or page here takes runs from it; jobs and --report JSON do not"
+        raise ConfigError("--from", "with --slurm or --report JSON", rule, "Leave it out; with --report alone it adds them to the page")
     if options.report is not None and options.report != Path():
         return _report_of_file(options.report, options.out, options.name)
     if options.name is None:
@@ -55,29 +58,47 @@ def run_study(options: argparse.Namespace) -> int:
         raise ConfigError("--slurm", "with another option", "Runs become jobs with GPUs of their own, and so do analyses", way_out)
     planned = plan(options.name, load_study(options.name, options.config_dir), options.size, options.overrides)
     folder = options.out or ROOT / f"{planned.name}_{planned.size}"
-    code = 0
-    if options.report is not None and not folder.is_dir():
+    taken, notes = _taken(planned, folder, options.sources)
+    for note in notes:
+        print(note, flush=True)
+    left, code = planned.without(taken), 0
+    if options.report is not None and not folder.is_dir() and not taken:
         rule = "No such folder: nothing of this study has run there"
         raise ConfigError("--report", folder, rule, "Run it first, or name its folder, --out DIR")
     if not options.plan:
         check_place("--out", folder)
-    if options.report is None:
-        configs = checked(planned, folder, options.config_dir, with_data=not options.plan, here=not (options.slurm or options.analyze))
+    if options.report is None and left.runs:
+        configs = checked(left, folder, options.config_dir, with_data=not options.plan, here=not (options.slurm or options.analyze))
         points = {name: one.config for name, one in configs.items()}
-        shared = Shared(planned, folder, points, lambda run: composed(run, planned, folder, options.config_dir))
-        places = {run.name: shared.place(run.name) for run in planned.runs}
-        known = there(planned, configs, folder, places)
-        print("\n".join([table(planned, configs), *(known if options.plan else known[-1:])]), flush=True)
+        shared = Shared(left, folder, points, lambda run: composed(run, left, folder, options.config_dir))
+        places = {run.name: shared.place(run.name) for run in left.runs}
+        known = there(left, configs, folder, places)
+        print("\n".join([table(left, configs), *(known if options.plan else known[-1:])]), flush=True)
         if options.plan:
             return 0
         if options.slurm:
-            return _submit(planned, points, shared, options)
+            return _submit(left, points, shared, options)
         check_per_gpu(options.per_gpu, options.parallel or 1, max(one.gpus for one in configs.values()))
         for note in unseen_gpus(next(iter(configs.values())).config):
             print(note, file=sys.stderr)
-        code = _run(planned, configs, shared, options)
-    print(f"Page: {_write(planned, folder, options)}")
+        code = _run(left, configs, shared, options)
+    elif options.plan and options.report is None:
+        return 0
+    print(f"Page: {_write(planned, folder, taken, options)}")
     return code
+
+
+def _taken(planned: Plan, folder: Path, files: Sequence[Path]) -> tuple[Mapping[str, "Numbers"], Sequence[str]]:
+    """The numbers of runs from the files of --from, and lines about them. What is finished in the folder is not taken."""
+    if not files:
+        return {}, []
+    from ngpt.study.evidence import taken_from
+
+    for path in files:
+        if path.resolve() == (folder / RESULTS_FILE).resolve():
+            raise ConfigError("--from", path, "Is what this call writes, and would lose what it does not take", "Give a copy of it")
+    here = {run.name for run in planned.runs if is_done(folder / run.name, planned.is_trunk(run))}
+    return taken_from(files, planned, here)
 
 
 def _report_of_file(path: Path, out: Path | None, name: str | None) -> int:
@@ -165,8 +186,7 @@ def _check_words(planned: Plan, folder: Path) -> None:
     except ValueError:
         known = {}
     for name, new in words.items():
-        old = {word for word in known.get(name, new) if not word.startswith(_OF_EXECUTION)}
-        changed = sorted(old ^ {word for word in new if not word.startswith(_OF_EXECUTION)})
+        changed = differing(known.get(name, new), new)
         if changed and (folder / name).exists():
             rule = f"{name} was started with other words: {' '.join(changed)}"
             raise ConfigError(str(folder), "Holds another study", rule, "Give this one a folder of its own, --out DIR")
@@ -190,7 +210,7 @@ class _Progress:
                 print(f"[{ended}/{self.total}] {state.member.name} {state.status}{time}", flush=True)
 
 
-def _write(planned: Plan, folder: Path, options: argparse.Namespace) -> Path:
+def _write(planned: Plan, folder: Path, taken: Mapping[str, "Numbers"], options: argparse.Namespace) -> Path:
     from ngpt.study.page import write_page
     from ngpt.study.results import gather, write
 
@@ -198,7 +218,9 @@ def _write(planned: Plan, folder: Path, options: argparse.Namespace) -> Path:
     git, _ = git_state(SOURCE)
     shown = {key: git.get(key) for key in ("commit", "dirty")} if git else None
     provenance: dict[str, Any] = {"git": shown, "versions": versions(), "gpus": list(gpu_names())}
-    command = in_shell("ngpt", "study", planned.name, *planned.words, "--size", planned.size)
-    results = gather(planned, folder, description, command, provenance)
+    more = [f"--from={path}" for path in options.sources]
+    command = in_shell("ngpt", "study", planned.name, *planned.words, "--size", planned.size, *more)
+    results = gather(planned, folder, description, command, provenance, taken)
+    folder.mkdir(parents=True, exist_ok=True)
     write(results, folder / RESULTS_FILE)
     return write_page(results, folder)

@@ -72,7 +72,7 @@ class Shared:
         if own.is_symlink():
             return self._linked(run) or self._found(run)
         if own.exists():
-            return own if is_done(own, self._is_trunk(run)) else None
+            return own if is_done(own, self.plan.is_trunk(run)) else None
         return self._found(run)
 
     def take(self, name: str) -> bool:
@@ -91,9 +91,6 @@ class Shared:
         own.symlink_to(os.path.relpath(place.resolve(), own.parent.resolve()))
         print(f"{name} is taken from {place}", flush=True)
         return True
-
-    def _is_trunk(self, run: PlannedRun) -> bool:
-        return self.plan.study.arms[run.arm].until is not None
 
     def _linked(self, run: PlannedRun) -> Path | None:
         """The run that the study's folder links to, if it is still what it was taken for."""
@@ -115,7 +112,7 @@ class Shared:
 
     def _is_same(self, run: PlannedRun, folder: Path) -> bool:
         """Whether a folder holds this run, finished: the same config, the same data and, for a branch, the same start."""
-        if not is_done(folder, self._is_trunk(run)) or (known := _config(folder)) is None:
+        if not is_done(folder, self.plan.is_trunk(run)) or (known := _config(folder)) is None:
             return False
         start = self._start(run)
         if _start(known) != start or (start is not None and _finished(start.parent) > _finished(folder)):  # of a trunk trained again since

@@ -22,7 +22,7 @@ class Row:
     """An estimate of one arm at one point of its scan.
 
     Attributes:
-        by_seed: the units behind the interval; for a slope or an optimum, its value for each seed.
+        by_seed: the units behind the interval; for a slope or an optimum, its value for each seed, NaN for a seed that alone has none.
         less, divided_by: the arms that this arm is compared with.
         pairs: seeds needed to tell a difference of this size and scatter from zero; None if this is not a difference.
         note: what a reader must know.
@@ -141,26 +141,44 @@ def _ratio(comparison: Comparison, values: Values, arm: str, point: Point) -> tu
 
 
 def _slope(comparison: Comparison, values: Values, arm: str, point: Point) -> tuple[Interval, Seeds, str | None, str]:
-    x, lines = _scan(comparison, values, arm, point)
-    if len(x) < 2:
+    """The rise per doubling.
+
+    If every seed has the same places: the mean of the seeds' slopes, with its t interval. Else one line through all n units (x, y), a unit
+    for each seed and place, by ordinary least squares:
+
+        slope = sum (x - mean x) (y - mean y) / S,  S = sum (x - mean x)^2
+        interval = slope +- t(n - 2) sqrt(sum residual^2 / (n - 2) / S)
+
+    It assumes that units are independent with one scatter about the line: what a seed has in common at all its places must be small. The
+    difference to a reference of the same seed takes much of that out.
+    """
+    places = _places(comparison, values, arm, point)
+    seeds = list(dict.fromkeys(seed for _, units in places for seed in units))
+    lines = {seed: [(x, units[seed]) for x, units in places if seed in units] for seed in seeds}
+    if len(places) < 2:
         return unknown(math.nan, len(lines), "fewer than two places"), {}, None, "fewer than two places"
-    units = {seed: statistics.slope(x, line).estimate for seed, line in lines.items()}
-    if len(units) > 1:
-        return statistics.mean_interval(list(units.values())), units, None, _missing(values, units)
+    slopes = {seed: statistics.slope(*zip(*line, strict=True)).estimate if len(line) > 1 else math.nan for seed, line in lines.items()}
+    if any(len(line) < len(places) for line in lines.values()):
+        pooled = [unit for line in lines.values() for unit in line]
+        found = statistics.slope(*zip(*pooled, strict=True))
+        note = f"not every seed has every place: one line through all {len(pooled)}"
+        return replace(found, method=f"{found.method}, one line through all seeds and places"), slopes, None, note
+    if len(slopes) > 1:
+        return statistics.mean_interval(list(slopes.values())), slopes, None, _missing(values, slopes)
     (line,) = lines.values()
-    return statistics.slope(x, line), units, None, _of_one_seed(len(x), 2, "line")
+    return statistics.slope(*zip(*line, strict=True)), slopes, None, _of_one_seed(len(places), 2, "line")
 
 
 def _optimum(comparison: Comparison, values: Values, arm: str, point: Point) -> tuple[Interval, Seeds, str | None, str]:
     less = reference(comparison.less, arm)
-    scan = _scan(comparison, values, arm, point, paired=False)
+    scan = _scan(comparison, values, arm, point)
     x, curves = _around_lowest(*scan)
     if len(x) < 3:
         return unknown(math.nan, len(curves), "fewer than three places"), {}, None, "fewer than three places"
     lowest = {seed: statistics.vertex(x, line).estimate for seed, line in curves.items()}
     note = "the lowest value is at the end of the scan" if _lowest(*scan) in (0, len(scan[0]) - 1) else ""
     if less is not None:
-        other_x, others = _around_lowest(*_scan(comparison, values, less, point, paired=False))
+        other_x, others = _around_lowest(*_scan(comparison, values, less, point))
         shared = [seed for seed in curves if seed in others]
         if len(other_x) < 3 or not shared:
             return unknown(math.nan, 0, "no optimum of the reference"), {}, None, "no optimum of the reference"
@@ -216,16 +234,22 @@ def _taken_off(comparison: Comparison, own: Seeds, others: Seeds | None) -> Seed
     return {seed: (value - others[seed]) / unit[seed] for seed, value in own.items() if seed in others and unit[seed]}
 
 
-def _scan(comparison: Comparison, values: Values, arm: str, rest: Point, paired: bool = True) -> tuple[list[float], dict[int, list[float]]]:
-    """log2 of the scanned values at which every seed has a number, and each seed's numbers there."""
+def _places(comparison: Comparison, values: Values, arm: str, rest: Point, paired: bool = True) -> list[tuple[float, Seeds]]:
+    """log2 of the scanned values, in their order, with the numbers of each seed there."""
     found = []
     for point in values.points(arm):
         place = dict(point).get(comparison.over)
         if place is not None and set(rest) <= set(point):
             units = _units(comparison, values, arm, point) if paired else values.of(comparison.measure, arm, point)
             found.append((math.log2(float(place)), units))
-    seeds = [seed for seed in dict.fromkeys(seed for _, units in found for seed in units)]
-    whole = sorted(((x, units) for x, units in found if units and all(seed in units for seed in seeds)), key=lambda pair: pair[0])
+    return sorted(((x, units) for x, units in found if units), key=lambda pair: pair[0])
+
+
+def _scan(comparison: Comparison, values: Values, arm: str, rest: Point) -> tuple[list[float], dict[int, list[float]]]:
+    """log2 of the scanned values at which every seed has a number, and each seed's numbers there."""
+    found = _places(comparison, values, arm, rest, paired=False)
+    seeds = list(dict.fromkeys(seed for _, units in found for seed in units))
+    whole = [(x, units) for x, units in found if all(seed in units for seed in seeds)]
     return [x for x, _ in whole], {seed: [units[seed] for _, units in whole] for seed in seeds}
 
 

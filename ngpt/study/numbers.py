@@ -33,6 +33,7 @@ class Numbers:
         values: measure -> its number; None if the run has none, or it is not finite.
         layers: measure with a glob -> what the glob matched -> number.
         curves: key of metrics.jsonl -> (tokens, value) of each record.
+        origin: the file of results that they were taken from; None: read from the run's folder.
     """
 
     run: PlannedRun
@@ -43,16 +44,20 @@ class Numbers:
     values: dict[str, float | None] = field(default_factory=dict)
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    origin: str | None = None
 
 
-def read_numbers(plan: Plan, folder: Path) -> list[Numbers]:
+def read_numbers(plan: Plan, folder: Path, taken: Mapping[str, Numbers]) -> list[Numbers]:
     """The numbers of every run of a plan. Runs that have logged nothing are listed with the status `missing`.
+
+    Args:
+        taken: those that are not read from the folder, by the name of their run.
 
     Raises:
         ConfigError: a file of a run is damaged.
     """
     files = {(analysis.run, analysis.analysis): folder / analysis.file for analysis in plan.analyses}
-    return [_of_run(plan.study, run, folder / run.name, files) for run in plan.runs]
+    return [taken.get(run.name) or _of_run(plan.study, run, folder / run.name, files) for run in plan.runs]
 
 
 def _of_run(study: Study, planned: PlannedRun, folder: Path, files: Mapping[tuple[str, str], Path]) -> Numbers:

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from ngpt.config.overrides import key_of
 from ngpt.config.study import SEED, Arm, Study, matching, partner
 
 _UNTIL = "train.stop_after"
+# Keys that may change between two calls for one run: they say where it executes. Layout and micro-batch may not: NVFP4 blocks along
+# tokens depend on them, and arms must differ in one thing only.
+_OF_EXECUTION = ("cluster", "logging", "run.", "data.num_workers")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,14 @@ class Plan:
         """One run of each arm and point; the others differ only in their seed."""
         return list({(run.arm, *run.point.items()): run for run in reversed(self.runs)}.values())[::-1]
 
+    def is_trunk(self, run: PlannedRun) -> bool:
+        return self.study.arms[run.arm].until is not None
+
+    def without(self, names: Collection[str]) -> "Plan":
+        """The plan less the runs of these names and their analyses."""
+        runs = tuple(run for run in self.runs if run.name not in names)
+        return dataclasses.replace(self, runs=runs, analyses=tuple(one for one in self.analyses if one.run not in names))
+
 
 def plan(name: str, study: Study, size: str | None, words: Sequence[str] = ()) -> Plan:
     """The runs and analyses of a study.
@@ -119,6 +130,12 @@ def merged(words: Sequence[str]) -> list[str]:
     """Words with each key once, at its first position and with its last value, since Hydra refuses a key that is given twice."""
     last = {key_of(word): word for word in words}
     return list(dict.fromkeys(last[key_of(word)] for word in words))
+
+
+def differing(words: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Words that only one of two runs has, but for those that say where a run executes."""
+    first, second = ({word for word in merged(each) if not word.startswith(_OF_EXECUTION)} for each in (words, others))
+    return sorted(first ^ second)
 
 
 def _lists(lists: dict[str, list[Any]], words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
@@ -222,14 +239,19 @@ def _by(name: str, tables: Mapping[str, Mapping[str, float]], values: Sequence[A
 
 
 def _analyses(study: Study, runs: Sequence[PlannedRun]) -> Iterator[PlannedAnalysis]:
-    single = {key: values[0] for key, values in study.lists.items() if len(values) == 1}  # what differs between sizes
     for name, analysis in study.analyses.items():
-        options = [_filled(option, single) for option in analysis.options]
+        options = filled_options(analysis.options, study.lists)
         arms = set(matching(list(study.arms), analysis.arms))
         step = [] if analysis.step is None else ["--step", str(analysis.step)]
         for run in runs:
             if run.arm in arms:
                 yield PlannedAnalysis(name, run.name, ("--what", analysis.what, *step, *options))
+
+
+def filled_options(options: Sequence[str], lists: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The options of an analysis with the lists that have one value, which differs between sizes, filled in."""
+    single = {key: values[0] for key, values in lists.items() if len(values) == 1}
+    return [_filled(option, single) for option in options]
 
 
 def label(study: Study, arm: str) -> str:

@@ -1,6 +1,7 @@
 """The results of a study as one JSON: every number behind its page, with definitions, commands, commit and versions."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from ngpt.files import replacing
 from ngpt.study import comparisons
 from ngpt.study.comparisons import Values
 from ngpt.study.numbers import LOSSES, Numbers, finite, phase_change, read_numbers
-from ngpt.study.plan import Plan
+from ngpt.study.plan import Plan, PlannedAnalysis, PlannedRun
 from ngpt.study.verdict import NOT_JUDGED, judged, together
 
 FORMAT = 1
@@ -32,19 +33,23 @@ _PARTS: dict[str, type] = {
 _RULE, _WAY_OUT = "The results of a study, as `ngpt study` writes them", "Give the results.json of a study"
 
 
-def gather(plan: Plan, folder: Path, description: str, command: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Computes the results from the runs on disk, however many there are.
+def gather(
+    plan: Plan, folder: Path, description: str, command: str, provenance: Mapping[str, Any], taken: Mapping[str, Numbers] | None = None
+) -> dict[str, Any]:
+    """Computes the results from the runs on disk and those taken from other results, however many there are.
 
     Args:
         folder: the study's folder.
         description: the first comment of its file.
         command: the command that makes it again.
         provenance: commit and versions of the code that computes the results.
+        taken: the numbers of runs that other results hold, by name.
 
     Raises:
         ConfigError: a file of a run is damaged.
     """
-    numbers = read_numbers(plan, folder)
+    numbers = read_numbers(plan, folder, taken or {})
+    of_runs = {each.run.name: each for each in numbers}
     values = Values(plan.study, numbers)
     of_comparisons = {name: _comparison(plan.study, name, values) for name in plan.study.comparisons}
     rules = [judged(rule, of_comparisons[rule.comparison]["rows"]) for rule in plan.study.verdict]
@@ -57,12 +62,19 @@ def gather(plan: Plan, folder: Path, description: str, command: str, provenance:
         "command": command,
         "provenance": dict(provenance),
         "study": as_plain(plan.study),
-        "runs": [_run(each) | {"origin": _origin(folder, each.run.name)} for each in numbers],
+        "runs": [_run(each) | {"origin": each.origin or _origin(folder, each.run.name)} for each in numbers],
         "comparisons": of_comparisons,
         "verdict": {"result": together([rule["result"] for rule in rules]) if judges else NOT_JUDGED, "rules": rules},
         "missing": [f"{each.run.name}: {each.status}" for each in numbers if each.status not in ("finished", "stopped")]
-        + [f"{one.file}: not there" for one in plan.analyses if not (folder / one.file).exists()],
+        + [f"{one.file}: not there" for one in plan.analyses if not _is_there(one, of_runs[one.run], plan.study, folder)],
     }
+
+
+def _is_there(analysis: PlannedAnalysis, numbers: Numbers, study: Study, folder: Path) -> bool:
+    """Whether an analysis has a result. Of a run taken from other results, the measures tell."""
+    if numbers.origin is None:
+        return (folder / analysis.file).exists()
+    return any(numbers.values[name] is not None for name, measure in study.measures.items() if measure.source == analysis.analysis)
 
 
 def _origin(folder: Path, run: str) -> str | None:
@@ -99,6 +111,25 @@ def _run(numbers: Numbers) -> dict[str, Any]:
         "command": numbers.command,
         "provenance": dict(numbers.provenance),
     }
+
+
+def numbers_of(run: PlannedRun, found: Mapping[str, Any], study: Study, origin: str) -> Numbers:
+    """The numbers of a run in results, as `_run` made them. A measure that they lack is missing."""
+    return Numbers(
+        run,
+        found["status"],
+        found["command"],
+        dict(found["provenance"]),
+        tokens=_or_nan(found["tokens"]),
+        values={name: finite(_or_nan(found["measures"].get(name))) for name in study.measures},
+        layers={name: dict(found["layers"].get(name, {})) for name, measure in study.measures.items() if "*" in measure.key},
+        curves={key: [(float(tokens), _or_nan(value)) for tokens, value in points] for key, points in found["curves"].items()},
+        origin=origin,
+    )
+
+
+def _or_nan(value: Any) -> float:
+    return math.nan if value is None else float(value)
 
 
 def write(results: Mapping[str, Any], path: Path) -> None:

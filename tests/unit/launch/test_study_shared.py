@@ -19,6 +19,7 @@ from ngpt.config.translate import leaf_types
 from ngpt.data.plan import Options
 from ngpt.data.prepare import prepare
 from ngpt.study.plan import Plan, PlannedRun
+from ngpt.study.results import gather, write
 from tests.unit.study.studies import HEAD, TAIL, planned, write_study
 
 TEXT = (
@@ -145,6 +146,55 @@ def test_a_link_holds_only_while_it_leads_to_the_same_run(call, workplace):
     made, out = call("second")
     assert [line for line in made if "/analysis/" not in line] == ["second: trunk/seed=1", "second: decay0.1/seed=1"]
     assert out.count("is gone, or is another run now") == 2
+
+
+def elsewhere(workplace: Path, *words: str) -> Path:
+    """Results of the study first that were made elsewhere: a loss of 1 for each run of seed 1."""
+    path, plan = workplace / "kept.json", planned(workplace / "conf", *words, text=TEXT)
+    results = gather(dataclasses.replace(plan, name="first"), workplace / "none", "", "ngpt study first", {})
+    for run in results["runs"]:
+        run |= {"status": "stopped" if run["arm"] == "trunk" else "finished", "measures": {"loss": run["seed"]}}
+    write(results, path)
+    return path
+
+
+def test_runs_that_results_from_elsewhere_hold_are_not_trained(call, workplace):
+    elsewhere(workplace, "decay=[0.1]")
+    given = ["--from", "kept.json"]
+    assert call("first", *given, "--plan") == ([], "2 runs are in kept.json\n")
+    made, out = call("first", *given, "--report")  # nothing has run here
+    assert made == [] and "Page: " in out
+    shutil.rmtree("runs")
+    made, out = call("first", *given, "--plan", "seed=[1,2]")
+    assert made == [] and out.startswith("2 runs are in kept.json\n") and "\n2 runs, 1 analyses, " in out and not Path("runs").exists()
+
+    made, out = call("first", *given, "seed=[1,2]")
+    assert out.startswith("2 runs are in kept.json\n") and len(made) == 3
+    assert [line for line in made if "/analysis/" not in line] == ["first: trunk/seed=2", "first: decay0.1/seed=2"]
+    folder = workplace / "runs/studies/first_small"
+    results = json.loads((folder / "results.json").read_bytes())
+    origins = {run["name"]: run["origin"] for run in results["runs"]}
+    taken = dict.fromkeys(("trunk/seed=1", "decay0.1/seed=1"), f"{workplace.name}/kept.json")
+    assert origins == {**taken, "trunk/seed=2": None, "decay0.1/seed=2": None}
+    assert results["command"] == "ngpt study first 'seed=[1,2]' --size small --from=kept.json"
+    assert results["comparisons"]["loss"]["rows"][0]["by_seed"] == {"1": 1.0}
+
+    elsewhere(workplace, "decay=[0.1]", "seed=[1,2]")
+    assert call("first", *given, "seed=[1,2]", "--report")[1].startswith("2 runs are in kept.json\n")  # the others are finished here
+
+
+def test_what_results_from_elsewhere_cannot_do_is_told_in_one_line(workplace, capsys):
+    kept = str(elsewhere(workplace))
+    for words, told in (
+        (["first", "--from", kept, "--slurm"], "--from: with --slurm or --report JSON. "),
+        (["first", "--from", kept, "--report", kept], "--from: with --slurm or --report JSON. "),
+        (["first", "--from", "none.json"], "none.json: No such file"),
+        (["first", "--from", "out/../out/results.json", "--out", "out"], "--from: out/../out/results.json. Is what this call writes"),
+        (["second", "--from", kept, "--report"], f"--from: {kept}. It is of the study first, and second was asked for"),
+    ):
+        assert cli.main(["study", *words, "--config-dir", "conf"]) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith(told) and shown.count("\n") == 1
 
 
 def shared(plan: Plan, folder: Path, *words: str) -> Shared:

@@ -1,0 +1,106 @@
+"""Runs of a study whose numbers come from results of the same study that were made elsewhere."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ngpt.config.errors import ConfigError
+from ngpt.config.study import METRICS, as_plain
+from ngpt.study.numbers import Numbers
+from ngpt.study.plan import Plan, PlannedRun, differing, filled_options
+from ngpt.study.results import damaged, numbers_of, read
+
+_OF_MEASURE, _OF_ANALYSIS = ("source", "key", "take", "above"), ("what", "step")
+
+
+def taken_from(files: Sequence[Path], plan: Plan, here: Collection[str]) -> tuple[dict[str, Numbers], list[str]]:
+    """Takes the runs of a plan that files hold finished, with the same words.
+
+    A trunk and its branches, of one seed and point, are a family. It comes whole from the first file that has it, or is made here: a file
+    has no checkpoint to continue, and branches of two trunks are no pair. A family of which a run is finished here is not taken.
+
+    Args:
+        here: names of the runs that are finished here.
+
+    Returns:
+        The numbers of the runs that are taken, by name; and what a user must know, a line each.
+
+    Raises:
+        ConfigError: a file is damaged, of another study, or defines a measure in another way.
+    """
+    held, notes = {}, list[str]()
+    for path in dict.fromkeys(files):
+        held[path], others = _held(path, plan)
+        notes += [f"{len(others)} runs in {path} have other words, the first is {name}: {' '.join(others[name])}" for name in [*others][:1]]
+    families: dict[str, list[PlannedRun]] = {}
+    for run in plan.runs:
+        families.setdefault(run.after or run.name, []).append(run)
+    places = {}
+    for family in families.values():
+        whole = [path for path, runs in held.items() if all(run.name in runs for run in family)]
+        if whole and not any(run.name in here for run in family):
+            places |= {run.name: whole[0] for run in family}
+    for path, runs in held.items():
+        notes.append(f"{sum(place == path for place in places.values())} runs are in {path}")
+        if alone := [name for name in runs if name not in places and name not in here]:
+            rule = "a trunk and all its branches come from one place"
+            notes.append(f"{len(alone)} more runs in {path} are not taken, the first is {alone[0]}: {rule}")
+    differ = Counter((path, place) for name, place in places.items() for path in held if _differ(held[path].get(name), held[place][name]))
+    notes += [f"{count} runs have other numbers in {path}: those of {place} are taken" for (path, place), count in differ.items()]
+    return {name: held[place][name] for name, place in places.items()}, notes
+
+
+def _held(path: Path, plan: Plan) -> tuple[dict[str, Numbers], dict[str, list[str]]]:
+    """The planned runs that a file holds finished, and those with other words, with the words that differ."""
+    results = read(path)
+    if results["name"] != plan.name:
+        raise ConfigError("--from", path, f"It is of the study {results['name']}, and {plan.name} was asked for", "Leave it out")
+    planned, held, others = {run.name: run for run in plan.runs}, {}, {}
+    origin = "/".join(path.resolve().parts[-2:])  # many are called results.json
+    try:
+        for name, definition, now in _redefined(results["study"], as_plain(plan.study)):
+            way_out = "Leave the file out, or use the study and lists that it was made with"
+            raise ConfigError(str(path), f"{name} is {definition}", f"Here it is {now}, which is another measure", way_out)
+        for found in results["runs"]:
+            run = planned.get(found["name"])
+            if run is None or found["status"] not in ("finished", *(["stopped"] if plan.is_trunk(run) else [])):
+                continue
+            if (changed := differing(found["words"], run.words)) or found["after"] != run.after:
+                others[run.name] = changed or [f"after {found['after']}"]
+            else:
+                held[run.name] = numbers_of(run, found, plan.study, origin)
+    except ConfigError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise damaged(path, error) from error
+    return held, others
+
+
+def _redefined(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Measures of both studies that are not taken in the same way: name, old and new definition."""
+    for name in new["measures"]:
+        if name in old["measures"]:
+            first, second = _definition(old, name), _definition(new, name)
+            if first != second:
+                yield name, first, second
+
+
+def _definition(study: Mapping[str, Any], name: str) -> str:
+    """All that makes the number, but for the texts around it."""
+    measure = study["measures"][name]
+    parts = [f"{key}={measure[key]}" for key in _OF_MEASURE]
+    if measure["source"] != METRICS:
+        analysis = study["analyses"][measure["source"]]
+        options = " ".join(filled_options(analysis["options"], study["lists"]))
+        parts += [*(f"{key}={analysis[key]}" for key in _OF_ANALYSIS), f"options={options}"]
+    return " ".join(parts)
+
+
+def _differ(first: Numbers | None, second: Numbers) -> bool:
+    """Whether both have a number that is not the same."""
+    if first is None:
+        return False
+    values = ((value, second.values[name]) for name, value in first.values.items())
+    curves = ((curve, second.curves.get(key)) for key, curve in first.curves.items())
+    return any(one != other for one, other in [*values, *curves] if one is not None and other is not None)
