@@ -58,7 +58,7 @@ def run_study(options: argparse.Namespace) -> int:
         raise ConfigError("--slurm", "with another option", "Runs become jobs with GPUs of their own, and so do analyses", way_out)
     planned = plan(options.name, load_study(options.name, options.config_dir), options.size, options.overrides)
     folder = options.out or ROOT / f"{planned.name}_{planned.size}"
-    taken, notes = _taken(planned, folder, options.sources)
+    taken, notes = _taken(planned, folder, options.sources, trains=options.report is None)
     for note in notes:
         print(note, flush=True)
     left, code = planned.without(taken), 0
@@ -88,7 +88,7 @@ def run_study(options: argparse.Namespace) -> int:
     return code
 
 
-def _taken(planned: Plan, folder: Path, files: Sequence[Path]) -> tuple[Mapping[str, "Numbers"], Sequence[str]]:
+def _taken(planned: Plan, folder: Path, files: Sequence[Path], trains: bool) -> tuple[Mapping[str, "Numbers"], Sequence[str]]:
     """The numbers of runs from the files of --from, and lines about them. What is finished in the folder is not taken."""
     if not files:
         return {}, []
@@ -98,7 +98,7 @@ def _taken(planned: Plan, folder: Path, files: Sequence[Path]) -> tuple[Mapping[
         if path.resolve() == (folder / RESULTS_FILE).resolve():
             raise ConfigError("--from", path, "Is what this call writes, and would lose what it does not take", "Give a copy of it")
     here = {run.name for run in planned.runs if is_done(folder / run.name, planned.is_trunk(run))}
-    return taken_from(files, planned, here)
+    return taken_from(files, planned, here, trains)
 
 
 def _report_of_file(path: Path, out: Path | None, name: str | None) -> int:
@@ -212,7 +212,7 @@ class _Progress:
 
 def _write(planned: Plan, folder: Path, taken: Mapping[str, "Numbers"], options: argparse.Namespace) -> Path:
     from ngpt.study.page import write_page
-    from ngpt.study.results import gather, write
+    from ngpt.study.results import gather, keep_lost, write
 
     description = descriptions(options.config_dir).get(planned.name, "")
     git, _ = git_state(SOURCE)
@@ -222,5 +222,7 @@ def _write(planned: Plan, folder: Path, taken: Mapping[str, "Numbers"], options:
     command = in_shell("ngpt", "study", planned.name, *planned.words, "--size", planned.size, *more)
     results = gather(planned, folder, description, command, provenance, taken)
     folder.mkdir(parents=True, exist_ok=True)
+    if note := keep_lost(folder / RESULTS_FILE, results):
+        print(note, flush=True)
     write(results, folder / RESULTS_FILE)
     return write_page(results, folder)

@@ -73,10 +73,7 @@ def rows(comparison: Comparison, values: Values) -> list[Row]:
     """The rows of a comparison: one for every arm at every point of its scan, but none for a reference itself."""
     study = values.study
     found = []
-    for arm in compared(study, comparison.arms):
-        less = reference(comparison.less, arm)
-        if comparison.less and less is None:
-            continue
+    for arm, less in _with_reference(comparison, study):
         points = values.points(arm)
         if comparison.kind in ("slope", "optimum"):
             points = list(dict.fromkeys(tuple(entry for entry in point if entry[0] != comparison.over) for point in points))
@@ -85,6 +82,15 @@ def rows(comparison: Comparison, values: Values) -> list[Row]:
             pairs = _pairs(interval, by_seed) if less and comparison.kind in ("mean", "optimum") else None
             found.append(Row(arm, label(study, arm), dict(point), interval, by_seed, less, divisor, note, pairs))
     return found
+
+
+def _with_reference(comparison: Comparison, study: Study) -> Iterator[tuple[str, str | None]]:
+    """The arms that are compared, each with the one it is less. Arms whose references do not belong to the size are left out."""
+    for arm in compared(study, comparison.arms):
+        less, divisor = reference(comparison.less, arm), partner(arm, comparison.divided_by)
+        is_reference = bool(comparison.less) and less is None
+        if not is_reference and {less, divisor} <= {None, *study.arms}:
+            yield arm, less
 
 
 def _pairs(interval: Interval, by_seed: Seeds) -> Interval | None:
@@ -96,10 +102,7 @@ def _pairs(interval: Interval, by_seed: Seeds) -> Interval | None:
 def curve(comparison: Comparison, values: Values, key: str) -> list[dict[str, Any]]:
     """A comparison of kind `mean` over training tokens, for each arm and point, where every seed has logged the key."""
     found = []
-    for arm in compared(values.study, comparison.arms):
-        less = reference(comparison.less, arm)
-        if comparison.less and less is None:
-            continue
+    for arm, less in _with_reference(comparison, values.study):
         for point in values.points(arm):
             curves = values.curve(key, arm, point)
             others = values.curve(key, less, point) if less else None

@@ -14,14 +14,15 @@ from ngpt.study.results import damaged, numbers_of, read
 _OF_MEASURE, _OF_ANALYSIS = ("source", "key", "take", "above"), ("what", "step")
 
 
-def taken_from(files: Sequence[Path], plan: Plan, here: Collection[str]) -> tuple[dict[str, Numbers], list[str]]:
+def taken_from(files: Sequence[Path], plan: Plan, here: Collection[str], trains: bool) -> tuple[dict[str, Numbers], list[str]]:
     """Takes the runs of a plan that files hold finished, with the same words.
 
-    A trunk and its branches, of one seed and point, are a family. It comes whole from the first file that has it, or is made here: a file
+    A trunk and its branches, of one seed and point, are a family. It comes from the first file that has all of it, or is made here: a file
     has no checkpoint to continue, and branches of two trunks are no pair. A family of which a run is finished here is not taken.
 
     Args:
         here: names of the runs that are finished here.
+        trains: whether the other runs will be trained. If not, a family that no file has whole comes from the file with most of it.
 
     Returns:
         The numbers of the runs that are taken, by name; and what a user must know, a line each.
@@ -38,9 +39,10 @@ def taken_from(files: Sequence[Path], plan: Plan, here: Collection[str]) -> tupl
         families.setdefault(run.after or run.name, []).append(run)
     places = {}
     for family in families.values():
-        whole = [path for path, runs in held.items() if all(run.name in runs for run in family)]
-        if whole and not any(run.name in here for run in family):
-            places |= {run.name: whole[0] for run in family}
+        sizes = {path: sum(run.name in runs for run in family) for path, runs in held.items()}
+        best = max(sizes, key=sizes.__getitem__)  # of equals the first
+        if sizes[best] >= (len(family) if trains else 1) and not any(run.name in here for run in family):
+            places |= {run.name: best for run in family if run.name in held[best]}
     for path, runs in held.items():
         notes.append(f"{sum(place == path for place in places.values())} runs are in {path}")
         if alone := [name for name in runs if name not in places and name not in here]:

@@ -1,5 +1,6 @@
 """The results of a study as one JSON: every number behind its page, with definitions, commands, commit and versions."""
 
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from ngpt.study.plan import Plan, PlannedAnalysis, PlannedRun
 from ngpt.study.verdict import NOT_JUDGED, judged, together
 
 FORMAT = 1
+ENDED = ("finished", "stopped")  # a run that another study has, or a trunk
 # The parts of results and the type of each, as `gather` makes them.
 _PARTS: dict[str, type] = {
     "name": str,
@@ -65,7 +67,7 @@ def gather(
         "runs": [_run(each) | {"origin": each.origin or _origin(folder, each.run.name)} for each in numbers],
         "comparisons": of_comparisons,
         "verdict": {"result": together([rule["result"] for rule in rules]) if judges else NOT_JUDGED, "rules": rules},
-        "missing": [f"{each.run.name}: {each.status}" for each in numbers if each.status not in ("finished", "stopped")]
+        "missing": [f"{each.run.name}: {each.status}" for each in numbers if each.status not in ENDED]
         + [f"{one.file}: not there" for one in plan.analyses if not _is_there(one, of_runs[one.run], plan.study, folder)],
     }
 
@@ -136,6 +138,27 @@ def write(results: Mapping[str, Any], path: Path) -> None:
     """Writes results atomically."""
     with replacing(path) as stream:
         stream.write((json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
+
+
+def keep_lost(path: Path, results: Mapping[str, Any]) -> str | None:
+    """Moves a results file aside that `write` is about to replace, if it alone has the numbers of a run: its folder is gone.
+
+    Returns:
+        What a user must know; None if nothing is lost.
+    """
+    if not path.exists():
+        return None
+    ended = {run["name"] for run in results["runs"] if run["status"] in ENDED}
+    try:
+        known = [run["name"] for run in read(path)["runs"] if run["status"] in ENDED]
+    except (ConfigError, LookupError, TypeError):
+        return None  # damaged
+    lost = [name for name in known if name not in ended and not (path.parent / name).exists()]
+    if not lost:
+        return None
+    kept = next(place for number in itertools.count(1) if not (place := path.with_suffix(f".kept{number}.json")).exists())
+    path.replace(kept)
+    return f"{len(lost)} runs of {path} are not there any more, the first is {lost[0]}: --from {kept} takes their numbers"
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def kept(path: Path, found: dict[str, Any], **changes: Any) -> Path:
 def test_a_page_of_a_file_alone_has_the_numbers_of_its_runs_and_is_such_a_file(plan, found, tmp_path):
     path = kept(tmp_path / "there/results.json", found)
     for _ in range(2):  # the second time from what the first has made
-        taken, notes = taken_from([path], plan, set())
+        taken, notes = taken_from([path], plan, set(), True)
         assert notes == [f"{len(plan.runs)} runs are in {path}"] and plan.without(taken).runs == plan.without(taken).analyses == ()
         again = results.gather(plan, tmp_path / "none", "", "ngpt study mine", {"git": None}, taken)
         assert {run.pop("origin") for run in again["runs"]} == {f"{path.parent.name}/results.json"}
@@ -83,28 +83,33 @@ def test_a_page_of_a_file_alone_has_the_numbers_of_its_runs_and_is_such_a_file(p
 def test_a_trunk_and_its_branches_come_from_one_place_whole(plan, found, tmp_path):
     whole, failed = kept(tmp_path / "a.json", found), kept(tmp_path / "b.json", found, **{BRANCHES[2]: {"status": "failed"}})
     others = {run.name for run in plan.runs} - set(BRANCHES)
-    taken, notes = taken_from([failed], plan, set())
+    taken, notes = taken_from([failed], plan, set(), True)
     rule = "a trunk and all its branches come from one place"
     assert taken.keys() == others
     assert notes == [f"{len(others)} runs are in {failed}", f"2 more runs in {failed} are not taken, the first is {BRANCHES[0]}: {rule}"]
-    taken, notes = taken_from([failed, whole], plan, set())
+    taken, notes = taken_from([failed, whole], plan, set(), True)
     assert taken.keys() == others | set(BRANCHES) and notes[0] == f"{len(others)} runs are in {failed}"
     assert {taken[name].origin for name in BRANCHES} == {f"{tmp_path.name}/a.json"} != {taken[name].origin for name in others}
-    taken, notes = taken_from([whole], plan, {BRANCHES[1], "wide/hidden_size=64_seed=1"})  # what is finished here stays
+    taken, notes = taken_from([whole], plan, {BRANCHES[1], "wide/hidden_size=64_seed=1"}, True)  # what is finished here stays
     assert taken.keys() == others - {"wide/hidden_size=64_seed=1"} and notes[1].startswith("2 more runs")
     for change in ({"status": "signalled"}, {"after": "ngpt_trunk/seed=1"}):
-        assert taken_from([kept(tmp_path / "c.json", found, **{BRANCHES[1]: change})], plan, set())[0].keys() == others
+        assert taken_from([kept(tmp_path / "c.json", found, **{BRANCHES[1]: change})], plan, set(), True)[0].keys() == others
+    taken, notes = taken_from([failed], plan, set(), False)  # nothing will be trained
+    assert taken.keys() == others | set(BRANCHES[:2]) and len(notes) == 1
+    taken, _ = taken_from([failed, whole], plan, set(), False)
+    assert {taken[name].origin for name in BRANCHES} == {f"{tmp_path.name}/a.json"}
+    assert not set(BRANCHES) & taken_from([failed], plan, {BRANCHES[2]}, False)[0].keys()
     stopped = kept(tmp_path / "c.json", found, **{"wide/hidden_size=64_seed=1": {"status": "stopped"}})  # no trunk, and not at its end
-    assert "wide/hidden_size=64_seed=1" not in taken_from([stopped], plan, set())[0]
+    assert "wide/hidden_size=64_seed=1" not in taken_from([stopped], plan, set(), True)[0]
 
 
 def test_a_run_with_other_words_is_another_but_for_words_of_where_it_runs(plan, found, tmp_path):
     name = "wide/hidden_size=64_seed=1"
     (words,) = [run["words"] for run in found["runs"] if run["name"] == name]
     same = {"words": ["optim.lr=5", "cluster=h100_8", "logging.interval=2", *reversed(words)]}  # the last value of a key counts
-    assert name in taken_from([kept(tmp_path / "a.json", found, **{name: same})], plan, set())[0]
+    assert name in taken_from([kept(tmp_path / "a.json", found, **{name: same})], plan, set(), True)[0]
     path = kept(tmp_path / "a.json", found, **{name: {"words": [*words, "optim.lr=5"]}})
-    taken, notes = taken_from([path], plan, set())
+    taken, notes = taken_from([path], plan, set(), True)
     assert name not in taken and len(taken) == len(plan.runs) - 1
     assert notes[0] == f"1 runs in {path} have other words, the first is {name}: optim.lr=1e-3 optim.lr=5"
 
@@ -114,13 +119,13 @@ def test_of_two_files_the_first_counts_and_other_numbers_are_told_once(plan, fou
     name = "wide/hidden_size=64_seed=1"
     second = kept(tmp_path / "second.json", found, **{name: {"measures": {"loss": 9.0}}})
     loss = [run["measures"]["loss"] for run in found["runs"] if run["name"] == name][0]
-    taken, notes = taken_from([first, second], plan, set())
+    taken, notes = taken_from([first, second], plan, set(), True)
     assert taken[name].values["loss"] == loss
     assert notes[2:] == [f"1 runs have other numbers in {second}: those of {first} are taken"]
-    taken, notes = taken_from([second, first], plan, set())
+    taken, notes = taken_from([second, first], plan, set(), True)
     assert (taken[name].values, len(notes)) == ({"gain": None, "spikes": None, "loss": 9.0}, 3)  # what a file lacks is missing
     without = kept(tmp_path / "without.json", found, **{name: {"measures": {"loss": loss}}})
-    assert len(taken_from([first, without], plan, set())[1]) == 2
+    assert len(taken_from([first, without], plan, set(), True)[1]) == 2
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,7 @@ def test_a_measure_taken_in_another_way_is_refused(plan, found, tmp_path, place,
     part |= change
     path = kept(tmp_path / "old.json", found)
     with pytest.raises(ConfigError) as error:
-        taken_from([path], plan, set())
+        taken_from([path], plan, set(), True)
     one = error.value
     assert (one.path, one.got.partition(" is ")[0]) == (str(path), measure)
     assert old in one.got and new in one.rule and new not in one.got and old not in one.rule
@@ -155,7 +160,7 @@ def test_texts_of_a_measure_may_differ_and_a_new_measure_is_missing(plan, found,
     found["study"]["analyses"]["snr"]["options"] = ["--tokens", "64"]  # of the list's only value
     for run in found["runs"]:
         del run["measures"]["spikes"]
-    taken, _ = taken_from([kept(tmp_path / "old.json", found)], plan, set())
+    taken, _ = taken_from([kept(tmp_path / "old.json", found)], plan, set(), True)
     assert len(taken) == len(plan.runs) and {one.values["spikes"] for one in taken.values()} == {None}
 
 
@@ -173,10 +178,10 @@ def test_results_of_another_study_and_damaged_ones_are_refused(plan, found, tmp_
     path = kept(tmp_path / "old.json", found)
     path.write_text(json.dumps(found | change))
     with pytest.raises(ConfigError, match=told):
-        taken_from([path], plan, set())
+        taken_from([path], plan, set(), True)
 
 
 def test_values_that_are_no_numbers_are_refused(plan, found, tmp_path):
     for part, value in (("measures", {"loss": "high"}), ("curves", {"val_loss": [3]}), ("provenance", 3), ("layers", [])):
         with pytest.raises(ConfigError, match="Restore it"):
-            taken_from([kept(tmp_path / "old.json", found, **{BRANCHES[0]: {part: value}})], plan, set())
+            taken_from([kept(tmp_path / "old.json", found, **{BRANCHES[0]: {part: value}})], plan, set(), True)

@@ -302,6 +302,31 @@ def test_a_page_is_written_beside_results_of_a_study_alone_and_for_the_study_tha
     assert "No such folder: nothing of this study has run there. Run it first" in capsys.readouterr().err
 
 
+def test_an_arm_whose_reference_does_not_belong_to_the_size_has_no_row(tmp_path):
+    found = planned(tmp_path, size="large", text=TEXT.replace('arms: ["gpt_*bf16", wide]', 'arms: ["gpt_nvfp4*"]'))
+    gathered = results.gather(found, tmp_path / "none", "", "ngpt study mine", {})
+    assert gathered["comparisons"]["gap"] == {"rows": [], "curves": []} and gathered["verdict"]["result"] == "undecided"
+    assert write_page(gathered, tmp_path).exists()
+
+
+def test_results_that_alone_have_the_numbers_of_a_run_are_kept(study, tmp_path):
+    path = tmp_path / "results.json"
+    found = json.loads(json.dumps(gathered(study)))
+    results.write(found, path)
+    names = [run["name"] for run in found["runs"] if run["status"] == "finished"]
+    fewer = found | {"runs": [run | {"status": "missing"} if run["name"] in names[:2] else run for run in found["runs"]]}
+    assert results.keep_lost(path, found) is None and path.exists()
+    (tmp_path / names[0]).mkdir(parents=True)  # its numbers are in its folder
+    note = results.keep_lost(path, fewer)
+    kept = tmp_path / "results.kept1.json"
+    assert note == f"1 runs of {path} are not there any more, the first is {names[1]}: --from {kept} takes their numbers"
+    assert results.read(kept) == found and not path.exists()
+    results.write(found, path)
+    assert "results.kept2.json" in (results.keep_lost(path, fewer | {"runs": []}) or "")
+    path.write_text("{")
+    assert results.keep_lost(path, fewer) is None
+
+
 def test_a_damaged_analysis_is_named(study):
     plan, folder = study
     (folder / plan.analyses[0].file).write_text("{")
