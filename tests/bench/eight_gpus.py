@@ -16,7 +16,7 @@ whether bits that differ come from kernels). Fewer GPUs share the experts among 
 widths and texts in bytes (`ngpt data prepare FOLDER --out data/texts_bytes`).
 
 A step leaves STEP.json and STEP.log in FOLDER. The same command again runs what is missing or failed. A check that did not hold is a
-finding and is not repeated: remove STEP.json to do so. Checkpoints need 28 bytes a parameter at most, CHECKPOINT_GIB GiB for the 13 layers;
+finding and is not repeated: remove STEP.json to do so. Checkpoints need 28 bytes a parameter at most, 195 GiB for the 13 layers;
 that of step 10 stays.
 """
 
@@ -25,6 +25,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +44,7 @@ from ngpt.config.compose import compose
 from ngpt.estimate.counts import count_parameters
 from ngpt.estimate.hardware import GPUS, gpu_of_device
 from ngpt.estimate.report import estimate
+from ngpt.files import replacing
 
 _GIB = 2**30
 _SAVE_S = 120  # that a command has to leave after its time is over
@@ -70,13 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show([step for step in steps if step.name in chosen])
         return 0
     check_session(host)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the command that runs is ended, too
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     for step in missing(host, [step for step in steps if step.name in chosen]):
         print(f"== {step.name}, at most {step.limit_s // 60} min", flush=True)
         found = carry_out(host, step)
-        (host.out / f"{step.name}.json").write_text(json.dumps(found, indent=1) + "\n")
+        with replacing(host.out / f"{step.name}.json") as file:
+            file.write((json.dumps(found, indent=1) + "\n").encode())
         print(f"   {found['state']}; {shown(found['figures'])}", flush=True)
         (host.out / "table.md").write_text(table(host, steps))
-    print((host.out / "table.md").read_text())
+    print(table(host, steps))
     return int(any(result(host, name).get("state") != "done" for name in chosen))
 
 
@@ -158,7 +163,6 @@ def execute(host: Host, step: Step) -> None:
         for folder in (host.run(step.name), host.checkpoints / step.name):
             shutil.rmtree(folder, ignore_errors=True)
     environment = member_environment([] if host.cpu else visible_gpus()[: step.ranks], 1)
-    environment |= {"CUDA_VISIBLE_DEVICES": ""} if host.cpu else {}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     log = host.out / f"{step.name}.log"
     with log.open("a" if step.goes_on else "w") as stream:
@@ -208,7 +212,8 @@ def table(host: Host, steps: list[Step]) -> str:
         failed = ", ".join(check for check, holds in left["checks"].items() if not holds) or ("none" if left["checks"] else "-")
         cells = (left["state"].replace("|", "/"), shown(left["figures"]), failed, f"{left['minutes']:.1f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "```sh", *(left["command"] for left in found.values()), "```", ""])
+    text = "\n".join([*lines, "", "```sh", *(left["command"] for left in found.values()), "```", ""])
+    return text.replace(str(host.out), "OUT").replace(str(host.checkpoints), "CHECKPOINTS")
 
 
 if __name__ == "__main__":

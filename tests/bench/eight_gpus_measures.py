@@ -41,6 +41,8 @@ def training(host: Host, step: Step) -> Found:
     if architecture == "ngpt":
         checks["norms of weights"] = figures["weight_norm_deviation"] <= NORM_BOUND
         checks["norms of hidden states"] = figures["hidden_norm_deviation"] <= BF16_UNIT
+    if not host.cpu:
+        checks["a trace of the GPU"] = "exposed_share" in figures
     if "estimated_gib" in figures and not host.cut:
         checks["memory as estimated"] = abs(figures["estimated_gib"] / figures["peak_gib"] - 1) <= MEMORY_BOUND
         checks["time as estimated"] = abs(figures["estimated_s"] / figures["step_time_s"] - 1) <= TIME_BOUND
@@ -132,10 +134,11 @@ def _speed(host: Host, run: Path, last: int = STEPS) -> dict:
 
 
 def _exposed(host: Host, step: Step) -> dict:
-    """The share of rank 0's traced steps in which it only communicates; all that the trace says goes to a file. {} on a CPU."""
-    if host.cpu:
+    """The share of rank 0's traced steps in which it only communicates; all that the trace says goes to a file. {}: no GPU in a trace."""
+    traces = sorted((host.run(step.name) / "torch_profile").glob("*.json*"))
+    found = overlap(read(traces[0])) if traces else {"span_ms": 0}
+    if not found["span_ms"]:
         return {}
-    found = overlap(read(next((host.run(step.name) / "torch_profile").glob("*.json*"))))
     (host.out / f"{step.name}.overlap.json").write_text(json.dumps(found, indent=1) + "\n")
     return {"exposed_share": found["exposed_ms"] / found["span_ms"], "idle_share": found["idle_ms"] / found["span_ms"]}
 

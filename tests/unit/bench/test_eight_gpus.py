@@ -99,7 +99,7 @@ def test_what_is_not_healthy_or_not_as_estimated_is_named(host, monkeypatch, mor
     said = {"memory": {"peak_bytes": 100 * 2**30}, "step": {"seconds": 1.0}}
     monkeypatch.setattr(eight_gpus_measures, "estimate", lambda cfg: said)
     figures, checks = training(host, step)
-    assert [name for name, holds in checks.items() if not holds] == failing and len(checks) == 6
+    assert [name for name, holds in checks.items() if not holds] == failing and len(checks) == 7
     assert figures["exposed_share"] == pytest.approx(1 / 3)
 
 
