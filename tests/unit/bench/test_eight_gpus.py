@@ -73,7 +73,8 @@ def test_other_options_need_another_folder(host):
         eight_gpus.check_session(replace(host, cut=True))
 
 
-HEALTHY = {"worst_norm_deviation": 3e-7, "health/hidden_norm/min": 0.999, "health/hidden_norm/max": 1.001, "memory_gib": 100.0}
+HEALTHY = {"worst_norm_deviation": 3e-7, "health/hidden_norm/min": 0.999, "health/hidden_norm/max": 1.001}
+HEALTHY |= {"health/expert_load/max": 1.5, "memory_gib": 100.0}
 
 
 @pytest.mark.parametrize(
@@ -103,14 +104,18 @@ def test_what_is_not_healthy_or_not_as_estimated_is_named(host, monkeypatch, mor
     assert figures["exposed_share"] == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize(("factor", "holds"), [(1.0038, True), (1.0041, False)])
-def test_resharded_losses_may_differ_by_a_unit_of_bf16(host, factor, holds):
+@pytest.mark.parametrize(
+    ("first", "last", "holding"), [(0.03, 0.98, [True, True]), (0.03, 1.02, [True, False]), (0.12, 0.98, [False, True])]
+)
+def test_resharded_losses_may_differ_by_a_unit_of_bf16_and_the_first_by_less(host, first, last, holding):
+    """0.12 was measured where two experts of each layer had changed places in the checkpoint."""
     losses = [10.0 - step / 10 for step in range(STEPS)]
     record(host, "straight", 1, losses)
-    record(host, "reshard", STOP + 1, [*losses[STOP:-1], losses[-1] * factor])
+    factors = [1 + first / 256, *[1.0] * (STEPS - STOP - 2), 1 + last / 256]
+    record(host, "reshard", STOP + 1, [loss * factor for loss, factor in zip(losses[STOP:], factors, strict=True)])
     figures, checks = reshard(host, Step("reshard", "reshard", ("train",), 4, 60))
-    assert checks == {"losses within a unit of BF16": holds}
-    assert figures["first_difference_units"] == 0 and figures["largest_difference_units"] == pytest.approx((factor - 1) * 256)
+    assert list(checks.values()) == holding
+    assert figures["first_difference_units"] == pytest.approx(first) and figures["largest_difference_units"] == pytest.approx(last)
 
 
 def test_efficiency_is_speed_over_as_many_single_gpus(host):
