@@ -23,6 +23,7 @@ that of step 10 stays.
 import argparse
 import json
 import os
+import platform
 import shlex
 import shutil
 import signal
@@ -40,6 +41,7 @@ from step import HERE, commit
 
 from launch.devices import gpu_names
 from launch.environment import member_environment, visible_gpus
+from launch.provenance import versions
 from ngpt.config.compose import compose
 from ngpt.estimate.counts import count_parameters
 from ngpt.estimate.hardware import GPUS, gpu_of_device
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = carry_out(host, step)
         with replacing(host.out / f"{step.name}.json") as file:
             file.write((json.dumps(found, indent=1) + "\n").encode())
-        print(f"   {found['state']}; {shown(found['figures'])}", flush=True)
+        print("  ", found["state"], shown(found["figures"]), flush=True)
         (host.out / "table.md").write_text(table(host, steps))
     print(table(host, steps))
     return int(any(result(host, name).get("state") != "done" for name in chosen))
@@ -200,13 +202,11 @@ def table(host: Host, steps: list[Step]) -> str:
     """The page for tests/bench/results: a row a step that has run, versions and commands."""
     found = {step.name: result(host, step.name) for step in steps}
     found = {name: left for name, left in found.items() if left}
-    described = [host.run(name) / "environment.json" for name in found]
-    started = next((json.loads(file.read_text()) for file in described if file.is_file()), {})
-    device = f"{host.ranks} x {started['gpus'][0]}" if started.get("gpus") else f"{host.ranks} processes of a CPU"
-    versions = ", ".join(f"{name} {value}" for name, value in started.get("versions", {}).items() if value)
+    device = f"{host.ranks} processes of a CPU" if host.cpu else f"{host.ranks} x {gpu_names()[0]}"
+    installed = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
     commits = ", ".join(sorted({str(left["commit"]) for left in found.values()}))
     lines = [f"# {'Cut models' if host.cut else 'The large hybrids and weak scaling'} on {device}, {date.today()}", ""]
-    lines += [f"Commit {commits}. Python {started.get('python')}, {versions}.", ""]
+    lines += [f"Commit {commits}. Python {platform.python_version()}, {installed}.", ""]
     lines += ["| step | state | figures | checks that did not hold | minutes |", "|---|---|---|---|---|"]
     for name, left in found.items():
         failed = ", ".join(check for check, holds in left["checks"].items() if not holds) or ("none" if left["checks"] else "-")
