@@ -115,9 +115,9 @@ def show(steps: list[Step]) -> None:
 
 
 def check_session(host: Host) -> None:
-    """Figures of one folder are of one host and of one set of options."""
+    """Figures of one folder are of one host and of one set of options, but for those that no figure depends on."""
     host.out.mkdir(parents=True, exist_ok=True)
-    file, mine = host.out / "session.json", json.loads(json.dumps(asdict(host) | {"full_save": None}, default=str))
+    file, mine = host.out / "session.json", json.loads(json.dumps(asdict(host) | {"full_save": None, "checkpoints": None}, default=str))
     if not file.exists():
         file.write_text(json.dumps(mine, indent=1) + "\n")
     before = json.loads(file.read_text())
@@ -136,6 +136,9 @@ def carry_out(host: Host, step: Step) -> dict:
     found = {"state": "done", "command": shlex.join(("ngpt", *step.command)), "commit": commit(HERE), "figures": {}, "checks": {}}
     began = time.monotonic()
     try:
+        if not step.goes_on:
+            for folder in (host.run(step.name), host.checkpoints / step.name):
+                shutil.rmtree(folder, ignore_errors=True)
         check_needs(host, step)
         execute(host, step)
         found["figures"], found["checks"] = MEASURES[step.kind](host, step)
@@ -156,14 +159,11 @@ def check_needs(host: Host, step: Step) -> None:
         free = shutil.disk_usage(host.checkpoints).free
         if free < needed:
             lacking = f"{(needed - free) / _GIB:.1f} of {needed / _GIB:.1f} GiB are lacking"
-            raise RuntimeError(f"{host.checkpoints}: {lacking}; name a larger folder by --checkpoints, in a new --out")
+            raise RuntimeError(f"{host.checkpoints}: {lacking}; name a larger folder by --checkpoints")
 
 
 def execute(host: Host, step: Step) -> None:
     """Runs the command, on the first GPUs that are visible here. Raises RuntimeError unless it ends well and in time."""
-    if not step.goes_on:
-        for folder in (host.run(step.name), host.checkpoints / step.name):
-            shutil.rmtree(folder, ignore_errors=True)
     environment = member_environment([] if host.cpu else visible_gpus()[: step.ranks], 1)
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     log = host.out / f"{step.name}.log"

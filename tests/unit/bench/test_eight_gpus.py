@@ -62,14 +62,16 @@ def test_a_step_that_cannot_run_leaves_its_reason(host):
 def test_room_is_asked_for_before_anything_is_written(host, monkeypatch):
     monkeypatch.setattr(eight_gpus.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2**30}))
     step = next(step for step in plan(host) if step.name == "straight")
+    (host.checkpoints / "straight").mkdir(parents=True)  # what an earlier try left there, in the way
     state = eight_gpus.carry_out(host, step)["state"]
+    assert not (host.checkpoints / "straight").exists()
     assert "96.4 of 97.4 GiB are lacking" in state and "--checkpoints" in state
     assert not host.run("straight").exists()
 
 
 def test_other_options_need_another_folder(host):
     eight_gpus.check_session(host)
-    eight_gpus.check_session(replace(host, full_save=True))
+    eight_gpus.check_session(replace(host, full_save=True, checkpoints=host.out / "larger"))
     with pytest.raises(SystemExit, match="cut True after False"):
         eight_gpus.check_session(replace(host, cut=True))
 
