@@ -43,10 +43,12 @@ from launch.devices import gpu_names
 from launch.environment import member_environment, visible_gpus
 from launch.provenance import versions
 from ngpt.config.compose import compose
+from ngpt.config.errors import ConfigError
 from ngpt.estimate.counts import count_parameters
 from ngpt.estimate.hardware import GPUS, gpu_of_device
 from ngpt.estimate.report import estimate
 from ngpt.files import replacing
+from ngpt.locks import locked
 
 _GIB = 2**30
 _SAVE_S = 120  # that a command has to leave after its time is over
@@ -76,13 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_session(host)
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the command that runs is ended, too
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    for step in missing(host, [step for step in steps if step.name in chosen]):
-        print(f"== {step.name}, at most {step.limit_s // 60} min", flush=True)
-        found = carry_out(host, step)
-        with replacing(host.out / f"{step.name}.json") as file:
-            file.write((json.dumps(found, indent=1) + "\n").encode())
-        print("  ", found["state"], shown(found["figures"]), flush=True)
-        (host.out / "table.md").write_text(table(host, steps))
+    with locked(host.out, "--out", "One session at a time writes a folder; {holder} does", "Wait for its end, or give another folder"):
+        for step in missing(host, [step for step in steps if step.name in chosen]):
+            print(f"== {step.name}, at most {step.limit_s // 60} min", flush=True)
+            found = carry_out(host, step)
+            with replacing(host.out / f"{step.name}.json") as file:
+                file.write((json.dumps(found, indent=1) + "\n").encode())
+            print("  ", found["state"], shown(found["figures"]), flush=True)
+            (host.out / "table.md").write_text(table(host, steps))
     print(table(host, steps))
     return int(any(result(host, name).get("state") != "done" for name in chosen))
 
@@ -217,4 +220,7 @@ def table(host: Host, steps: list[Step]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ConfigError as error:
+        sys.exit(str(error))
