@@ -90,18 +90,22 @@ def one_round(arm: Arm, number: int, options: argparse.Namespace) -> dict:
             status = subprocess.run(command, cwd=arm.checkout, env=environment, stdout=log, stderr=log, timeout=options.limit).returncode
         except subprocess.TimeoutExpired:
             status = "timed out"
-    metrics = options.out / "runs" / name / "metrics.jsonl"
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
-    last = options.last or options.steps
-    steps = [line for line in lines if "step_time_s" in line and options.warm_up < line["step"] <= last]
-    if status != 0 or not steps:
+    found = figures(options.out / "runs" / name, options.warm_up, options.last or options.steps)
+    if status != 0 or not found["steps"]:
         return {"status": status}
+    return {"status": status} | found | clocks(options.out / f"{name}.clocks.csv")
+
+
+def figures(run: Path, warm_up: int, last: int) -> dict:
+    """Of a run: medians of the steps behind the warm-up and up to the last, how many these are, the peak memory and losses of all."""
+    metrics = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+    steps = [line for line in lines if "step_time_s" in line and warm_up < line["step"] <= last]
     keys = ("step_time_s", "tokens_per_second", "mfu")
     values = {key: [line[key] for line in steps if line.get(key) is not None] for key in keys}
     medians = {key: statistics.median(found) if found else None for key, found in values.items()}  # no mfu on a GPU without rates
-    memory = max(line.get("memory_gib") or 0 for line in lines)
-    found = {"status": status, "steps": len(steps), **medians, "peak_gib": memory, **clocks(options.out / f"{name}.clocks.csv")}
-    return found | {"losses": [line.get("train_loss") for line in lines]}
+    memory = max((line.get("memory_gib") or 0 for line in lines), default=0)
+    return {"steps": len(steps), **medians, "peak_gib": memory, "losses": [line.get("train_loss") for line in lines]}
 
 
 @contextmanager
