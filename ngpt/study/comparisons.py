@@ -22,7 +22,7 @@ class Row:
     """An estimate of one arm at one point of its scan.
 
     Attributes:
-        by_seed: the units behind the interval; for a slope or an optimum, its value for each seed, NaN for a seed that alone has none.
+        by_seed: the units behind the interval; for a slope or an optimum, its value for each seed.
         less, divided_by: the arms that this arm is compared with.
         pairs: seeds needed to tell a difference of this size and scatter from zero; None if this is not a difference.
         note: what a reader must know.
@@ -144,32 +144,22 @@ def _ratio(comparison: Comparison, values: Values, arm: str, point: Point) -> tu
 
 
 def _slope(comparison: Comparison, values: Values, arm: str, point: Point) -> tuple[Interval, Seeds, str | None, str]:
-    """The rise per doubling.
-
-    If every seed has the same places: the mean of the seeds' slopes, with its t interval. Else one line through all n units (x, y), a unit
-    for each seed and place, by ordinary least squares:
-
-        slope = sum (x - mean x) (y - mean y) / S,  S = sum (x - mean x)^2
-        interval = slope +- t(n - 2) sqrt(sum residual^2 / (n - 2) / S)
-
-    It assumes that units are independent with one scatter about the line: what a seed has in common at all its places must be small. The
-    difference to a reference of the same seed takes much of that out.
-    """
+    """The rise per doubling: mean and t interval of the slopes of those seeds that have every place. A seed with fewer places may have
+    another slope because they are others. If none has every place: of all seeds at the places that they share."""
     places = _places(comparison, values, arm, point)
     seeds = list(dict.fromkeys(seed for _, units in places for seed in units))
-    lines = {seed: [(x, units[seed]) for x, units in places if seed in units] for seed in seeds}
+    whole = [seed for seed in seeds if all(seed in units for _, units in places)]
+    if not whole:
+        places, whole = [(x, units) for x, units in places if all(seed in units for seed in seeds)], seeds
     if len(places) < 2:
-        return unknown(math.nan, len(lines), "fewer than two places"), {}, None, "fewer than two places"
-    slopes = {seed: statistics.slope(*zip(*line, strict=True)).estimate if len(line) > 1 else math.nan for seed, line in lines.items()}
-    if any(len(line) < len(places) for line in lines.values()):
-        pooled = [unit for line in lines.values() for unit in line]
-        found = statistics.slope(*zip(*pooled, strict=True))
-        note = f"not every seed has every place: one line through all {len(pooled)}"
-        return replace(found, method=f"{found.method}, one line through all seeds and places"), slopes, None, note
-    if len(slopes) > 1:
+        return unknown(math.nan, len(whole), "fewer than two places"), {}, None, "fewer than two places"
+    x = [place for place, _ in places]
+    lines = {seed: statistics.slope(x, [units[seed] for _, units in places]) for seed in whole}
+    slopes = {seed: line.estimate for seed, line in lines.items()}
+    if len(lines) > 1:
         return statistics.mean_interval(list(slopes.values())), slopes, None, _missing(values, slopes)
     (line,) = lines.values()
-    return statistics.slope(*zip(*line, strict=True)), slopes, None, _of_one_seed(len(places), 2, "line")
+    return line, slopes, None, _of_one_seed(len(places), 2, "line")
 
 
 def _optimum(comparison: Comparison, values: Values, arm: str, point: Point) -> tuple[Interval, Seeds, str | None, str]:
