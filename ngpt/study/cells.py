@@ -6,6 +6,7 @@ from typing import Any
 from ngpt.analysis import formats
 from ngpt.analysis.intervals import ALL, BETWEEN, OUTSIDE, Interval
 from ngpt.config.study import METRICS
+from ngpt.study.comparisons import RATIO_HALF_WIDTH
 from ngpt.study.drawing import row_name, unit_of
 
 _DIGITS = 4
@@ -87,7 +88,7 @@ def comparison_tables(results: Results) -> list[dict[str, Any]]:
                 "says": " ".join(part for part in (comparison["says"], measure["says"]) if part),
                 "methods": "; ".join(dict.fromkeys(row["interval"]["method"] for row in rows)),
                 "judged": name in judged,
-                "pairs": any(row["pairs"] for row in rows),
+                "seeds_for": _seeds_for(comparison)[1] if any(row["pairs"] for row in rows) else "",
             }
             | _source(results, measure)
             | _of_rows(results, name, rows)
@@ -102,10 +103,17 @@ def _of_rows(results: Results, name: str, rows: Sequence[Mapping[str, Any]]) -> 
     for row in rows:
         cells.append([*estimate_cells(row), *(number(row["by_seed"].get(seed)) for seed in seeds)])
     if any(row["pairs"] for row in rows):
-        heads.append("seeds to tell from 0")
+        heads.append(_seeds_for(results["study"]["comparisons"][name])[0])
         for row, line in zip(rows, cells, strict=True):
             line.append(_pairs(row["pairs"]))
     return {"heads": heads, "rows": [table_row(results, row, line) for row, line in zip(rows, cells, strict=True)]}
+
+
+def _seeds_for(comparison: Mapping[str, Any]) -> tuple[str, str]:
+    """Heading of the seeds needed, and what they are needed for."""
+    if comparison["kind"] == "ratio":
+        return f"seeds for ±{RATIO_HALF_WIDTH}", f"know the ratio to ±{RATIO_HALF_WIDTH}"
+    return "seeds to tell from 0", "tell this difference from 0"
 
 
 def _source(results: Results, measure: Mapping[str, Any]) -> dict[str, str]:

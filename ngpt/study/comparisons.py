@@ -12,6 +12,7 @@ from ngpt.config.study import SEED, Comparison, Study, partner
 from ngpt.study.numbers import Numbers
 from ngpt.study.plan import compared, label, reference
 
+RATIO_HALF_WIDTH = 0.25  # a ratio of 0.6 is then told from 1 with some room
 AROUND_LOWEST = 5  # a parabola is fitted to this many places around the lowest mean
 Point = tuple[tuple[str, Any], ...]
 Seeds = dict[int, float]
@@ -24,7 +25,7 @@ class Row:
     Attributes:
         by_seed: the units behind the interval; for a slope or an optimum, its value for each seed.
         less, divided_by: the arms that this arm is compared with.
-        pairs: seeds needed to tell a difference of this size and scatter from zero; None if this is not a difference.
+        pairs: seeds needed to tell a difference of this size and scatter from zero, or to know a ratio to RATIO_HALF_WIDTH; None of others.
         note: what a reader must know.
     """
 
@@ -79,7 +80,9 @@ def rows(comparison: Comparison, values: Values) -> list[Row]:
             points = list(dict.fromkeys(tuple(entry for entry in point if entry[0] != comparison.over) for point in points))
         for point in points:
             interval, by_seed, divisor, note = _KINDS[comparison.kind](comparison, values, arm, point)
-            pairs = _pairs(interval, by_seed) if less and comparison.kind in ("mean", "optimum") else None
+            pairs = _ratio_pairs(comparison, values, arm, point) if comparison.kind == "ratio" else None
+            if less and comparison.kind in ("mean", "optimum"):
+                pairs = _pairs(interval, by_seed)
             found.append(Row(arm, label(study, arm), dict(point), interval, by_seed, less, divisor, note, pairs))
     return found
 
@@ -97,6 +100,19 @@ def _pairs(interval: Interval, by_seed: Seeds) -> Interval | None:
     """Seeds needed to tell a difference of this size and scatter from zero."""
     size = abs(interval.estimate)
     return statistics.pairs_needed(list(by_seed.values()), size) if interval.bounded and size > 0 else None
+
+
+def _ratio_pairs(comparison: Comparison, values: Values, arm: str, point: Point) -> Interval | None:
+    """Seeds needed to know R, the ratio of the means of x and y, to RATIO_HALF_WIDTH.
+
+    To first order a seed adds (x - R y) / mean y to its error.
+    """
+    both = _dividends(comparison, values, arm, point).values()
+    mean = fmean(below for _, below in both) if both else 0.0
+    if len(both) < 2 or mean == 0:
+        return None
+    ratio = fmean(above for above, _ in both) / mean
+    return statistics.pairs_needed([(above - ratio * below) / mean for above, below in both], RATIO_HALF_WIDTH)
 
 
 def curve(comparison: Comparison, values: Values, key: str) -> list[dict[str, Any]]:
@@ -134,13 +150,20 @@ def _ratio(comparison: Comparison, values: Values, arm: str, point: Point) -> tu
     divisor = partner(arm, comparison.divided_by)
     if divisor is None:
         return unknown(math.nan, 0, "no arm to divide by"), {}, None, "no arm to divide by"
-    above, below = _units(comparison, values, arm, point), _units(comparison, values, divisor, point)
-    shared = [seed for seed in above if seed in below]
-    units = {seed: above[seed] / below[seed] if below[seed] else math.nan for seed in shared}
-    if not shared:
+    both = _dividends(comparison, values, arm, point)
+    units = {seed: above / below if below else math.nan for seed, (above, below) in both.items()}
+    if not both:
         return unknown(math.nan, 0, "no seed has both"), {}, divisor, _missing(values, units)
-    interval = statistics.ratio_of_means([above[seed] for seed in shared], [below[seed] for seed in shared])
-    return interval, units, divisor, _missing(values, units)
+    return statistics.ratio_of_means(*zip(*both.values(), strict=True)), units, divisor, _missing(values, units)
+
+
+def _dividends(comparison: Comparison, values: Values, arm: str, point: Point) -> dict[int, tuple[float, float]]:
+    """What a ratio divides by what, by seed."""
+    divisor = partner(arm, comparison.divided_by)
+    if divisor is None:
+        return {}
+    above, below = _units(comparison, values, arm, point), _units(comparison, values, divisor, point)
+    return {seed: (above[seed], below[seed]) for seed in above if seed in below}
 
 
 def _slope(comparison: Comparison, values: Values, arm: str, point: Point) -> tuple[Interval, Seeds, str | None, str]:

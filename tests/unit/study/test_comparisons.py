@@ -66,6 +66,9 @@ def test_a_ratio_of_gaps_holds_what_fieller_says_and_has_no_end_where_the_diviso
         assert abs(mean) / error == pytest.approx(T_2, rel=1e-5)
     vague = values(gpt_bf16=[1.0, 1.0, 1.0], gpt_x=[1.2, 0.9, 1.0], ngpt_bf16=[2.0, 2.1, 1.9], ngpt_x=[2.10, 2.20, 2.01])
     assert not only(rows(comparison, vague)).interval.bounded
+    # .1, .2, .3 over .2: R = 1, and parts of its error of -.5, 0, .5; t(17) .5 / sqrt(18) = .249, t(16) .5 / sqrt(17) = .257
+    even = values(gpt_bf16=[1.0, 1.0, 1.0], gpt_x=[1.2, 1.2, 1.2], ngpt_bf16=[2.0, 2.0, 2.0], ngpt_x=[2.1, 2.2, 2.3])
+    assert (pairs := only(rows(comparison, even)).pairs) and pairs.estimate == 18 and row.pairs and row.pairs.estimate == 3
 
 
 def test_a_slope_is_a_rise_a_doubling_and_an_optimum_a_vertex():
