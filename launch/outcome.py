@@ -73,7 +73,8 @@ def damage(folder: Path) -> str | None:
         return None
     except (ValueError, TypeError):
         what = "Damaged, so that how the last launch ended is not known"
-        return f"{folder / OUTCOME_FILE}: {what}. Remove it: the next launch writes it anew"
+        way_out = "The next launch writes it anew: start the run again; if nothing is left to train, remove the file"
+        return f"{folder / OUTCOME_FILE}: {what}. {way_out}"
     return None
 
 

@@ -126,9 +126,10 @@ def check_start(config: Config, world: World | None, verified: set[str] | None =
     _check_world(config, world)
     for key, folder in lock_folders(config).items():
         check_place(key, folder)
-    check_machine(config, bool(gpu_names()))
     check_extras(config)
     check_resumable(config)
+    if nothing_left(config) is None:  # a finished run needs nothing of the machine
+        check_machine(config, bool(gpu_names()))
     _check_data(config, world, set() if verified is None else verified)
     if world is not None and world.rank != 0:
         return []

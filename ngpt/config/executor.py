@@ -9,6 +9,8 @@ from ngpt.config.sizes import micro_batches_per_step
 from ngpt.estimate.hardware import GPUS
 from ngpt.recipes import BLOCK, OperandSpec, QuantizerSpec, Recipe
 
+_NEEDS = "Transformer Engine needs a CUDA GPU and the package transformer-engine"
+
 
 def decide_executor(recipe: Recipe, asked: str, has_kernels: bool) -> str:
     """`none` (the format is none), `native` (Transformer Engine's kernels) or `emulated`, which only nvfp4 can be.
@@ -42,7 +44,7 @@ def choose_backend(transformer_impl: str, gpu: bool) -> str:
         raise ConfigError(
             "model.transformer_impl",
             transformer_impl,
-            "It needs a CUDA GPU and the package transformer-engine",
+            _NEEDS,
             "Install ngpt-megatron[gpu] on a GPU host, or set model.transformer_impl=local",
         )
     return transformer_impl
@@ -53,8 +55,7 @@ def without_modules(cfg: Config, backend: str) -> str | None:
     if backend == "transformer_engine":
         return None
     asked = cfg.model.transformer_impl
-    cause = "it needs a CUDA GPU and the package transformer-engine" if asked == "auto" else f"model.transformer_impl is {asked}"
-    return f"Transformer Engine's kernels need its modules, and the backend is {backend}: {cause}"
+    return _NEEDS if asked == "auto" else f"Transformer Engine's kernels need its modules, and model.transformer_impl is {asked}"
 
 
 def choose_executor(cfg: Config, recipe: Recipe, missing: str | None) -> str:

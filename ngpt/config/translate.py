@@ -36,7 +36,7 @@ def translate(error: Exception, config_dirs: Sequence[Path] = ()) -> ConfigError
     if isinstance(error, OverrideParseException):
         rule = "An override is key=value, group=name or +key=value"
         return ConfigError(error.override, "Cannot be read", rule, "Add the value, or quote special characters")
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:  # Hydra refuses what YAML takes: keys given twice
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:  # in conf/: `check_file` has read the user's files
         return unreadable(Path(error.problem_mark.name), error, "Correct it")
     if several := _SEVERAL.match(str(error)):
         return _several_values(several[1])
@@ -134,7 +134,11 @@ def _unknown_option(error: MissingConfigException, config_dirs: Sequence[Path]) 
 def _naming(name: str, config_dirs: Sequence[Path]) -> str | None:
     """FILE:LINE in a user's file that names an option which does not exist. Hydra does not say whose defaults it has followed."""
     for path in (path for folder in config_dirs for path in sorted(Path(folder).rglob("*.yaml"))):
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:  # a folder, or a link to nothing: what Hydra followed was neither
+            continue
+        for number, line in enumerate(lines, 1):
             if re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", line.partition("#")[0]):
                 return at(path, number)
     return None

@@ -93,7 +93,10 @@ def test_an_error_in_a_file_of_the_user_names_the_file(user_folder: Path):
         compose(["experiment=mine"], [user_folder])
 
 
-@pytest.mark.parametrize("content", [b"train: {steps: [}\n", b"# \xff\n", b"- 1\n"], ids=["no_yaml", "no_utf8", "no_mapping"])
+BROKEN = {"no_yaml": b"train: {steps: [}\n", "no_utf8": b"# \xff\n", "no_mapping": b"- 1\n", "key_twice": b"{train: {}, train: {}}\n"}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 def test_a_broken_file_of_the_user_stops_only_what_uses_it(content: bytes, user_folder: Path, capsys: pytest.CaptureFixture[str]):
     broken = user_folder / "experiment" / "broken.yaml"
     broken.write_bytes(content)
@@ -105,6 +108,14 @@ def test_a_broken_file_of_the_user_stops_only_what_uses_it(content: bytes, user_
         compose(["experiment=none"], [user_folder])
     assert main(["list", "experiments", "mine", "--config-dir", str(user_folder)]) == 0
     assert capsys.readouterr() == ("  mine\n", f"{used.value}\n")
+
+
+def test_what_is_no_file_hides_no_other_error(user_folder: Path):
+    (user_folder / "experiment" / "dangling.yaml").symlink_to("nothing")
+    (user_folder / "experiment" / "folder.yaml").mkdir()
+    (user_folder / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults: [none]\n")
+    with pytest.raises(ConfigError, match=r"^experiment: none in .*/mine\.yaml:2\. No file"):
+        compose(["experiment=mine"], [user_folder])
 
 
 def test_a_file_of_the_user_may_not_hide_a_shipped_one(user_folder: Path):

@@ -19,6 +19,7 @@ WRONG = {  # file behind TINY, line at fault, what is told of it
     "unknown_key_in_a_list": (b"data:\n  train:\n    - path: x\n      wight: 3\n", 6, "Did you mean weight?"),
     "wrong_type": (b"train:\n  seed: 1\n  steps: many\n", 5, "Must be a whole number"),
     "number_for_text": (b"run:\n  name: 1.10\n", 4, "Put it in quotes"),
+    "number_to_hydra_alone": (b"run:\n  name: 1e3\n", 4, "Put it in quotes"),
     "value_for_a_section": (b"train: 3\n", 3, "train is a section"),
 }
 

@@ -125,7 +125,7 @@ def test_what_needs_transformer_engine_is_refused_once_before_workers_start(word
     monkeypatch.setattr(train, "gpu_names", lambda: ())
     assert cli.main(["train", "experiment=ngpt_tiny", *words]) == 2
     told = capsys.readouterr().err
-    assert told.startswith(f"{key}: ") and "it needs a cuda gpu and the package transformer-engine" in told.lower()
+    assert told.startswith(f"{key}: ") and "Transformer Engine needs a CUDA GPU and the package transformer-engine. " in told
     assert told.count("\n") == 1 and not list(tmp_path.iterdir())
     for cure in cures:
         train.check_start(compose(["experiment=ngpt_tiny", *words, *cure]), None)

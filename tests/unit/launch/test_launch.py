@@ -248,7 +248,8 @@ def test_a_damaged_outcome_is_told_with_what_to_do(content, workplace, slurm, ca
     assert cli.main(["status", str(run)]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"{run}: damaged outcome.json, step 3 of 4\n") and "was killed" not in shown
-    assert f"\noutcome     {run}/outcome.json: Damaged, so that " in shown and "Remove it: the next launch writes it anew\n" in shown
+    assert f"\noutcome     {run}/outcome.json: Damaged, so that " in shown
+    assert ". The next launch writes it anew: start the run again; if nothing is left to train, remove the file\n" in shown
     checkpoint(run, 4)  # says that it has finished all the same
     found = status(run)
     assert found["state"] == "finished" and "Damaged" in found["outcome"]

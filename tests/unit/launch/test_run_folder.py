@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import train
 from launch.outcome import Outcome, record_outcome
 from launch.provenance import git_state
 from launch.run_folder import (
@@ -165,6 +166,17 @@ def test_a_finished_run_has_nothing_left(make_config):
     assert "train.stop_after is 2" in nothing_left(make_config("train.stop_after=2"))
     with_checkpoint(config, config.train.steps)
     assert "nothing to train" in nothing_left(config)
+
+
+def test_a_finished_run_has_nothing_left_on_a_machine_that_could_not_train_it(make_config, monkeypatch, capsys):
+    monkeypatch.setattr(train, "gpu_names", lambda: ())
+    monkeypatch.setattr(train, "run_and_tee", lambda *_, **__: pytest.fail("started workers"))
+    config = make_config("precision=mxfp8")
+    with_checkpoint(config, config.train.steps - 1)
+    with pytest.raises(ConfigError, match="Transformer Engine needs a CUDA GPU"):
+        train.train_config(config, COMMAND)
+    with_checkpoint(config, config.train.steps)
+    assert train.train_config(config, COMMAND) == 0 and "nothing to train" in capsys.readouterr().out
 
 
 def test_a_finished_run_whose_last_checkpoint_has_changed_goes_on_from_the_one_before(make_config):
