@@ -88,7 +88,7 @@ def _is_there(analysis: PlannedAnalysis, numbers: Numbers, study: Study, folder:
 
 
 def _source(numbers: Numbers, folder: Path, configs: Mapping[str, str | None]) -> dict[str, Any]:
-    """Where a run comes from: a file or a run of another study, `STUDY_SIZE/RUN`; None if it is the study's own. And its config's digest."""
+    """Where a run comes from: a file or a run of another study, `STUDY_SIZE/RUN`; None if the study's own. And its config's digest."""
     if numbers.origin is not None:
         return {"origin": numbers.origin, "config_sha256": numbers.config_sha256}
     place = folder / numbers.run.name
