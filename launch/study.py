@@ -21,8 +21,8 @@ from .environment import unseen_gpus
 from .many import BLOCKED, DONE, FAILED, STOPPED, WAITING, Member, State, check_per_gpu, run_members
 from .outcome import SIGNALLED_CODE
 from .provenance import SOURCE, git_state, versions
-from .study_plan import PlannedConfig, checked, composed, table, there
-from .study_shared import WORDS_FILE, Shared, is_done
+from .study_plan import PlannedConfig, checked, composed, digests, table, there
+from .study_shared import WORDS_FILE, Shared, digest_of, is_done
 
 if TYPE_CHECKING:
     from ngpt.study.numbers import Numbers  # its package imports matplotlib
@@ -58,7 +58,7 @@ def run_study(options: argparse.Namespace) -> int:
         raise ConfigError("--slurm", "with another option", "Runs become jobs with GPUs of their own, and so do analyses", way_out)
     planned = plan(options.name, load_study(options.name, options.config_dir), options.size, options.overrides)
     folder = options.out or ROOT / f"{planned.name}_{planned.size}"
-    taken, notes = _taken(planned, folder, options.sources, trains=options.report is None)
+    taken, notes = _taken(planned, folder, options)
     for note in notes:
         print(note, flush=True)
     left, code = planned.without(taken), 0
@@ -83,22 +83,23 @@ def run_study(options: argparse.Namespace) -> int:
             print(note, file=sys.stderr)
         code = _run(left, configs, shared, options)
     elif options.plan and options.report is None:
+        print("0 runs left to train")
         return 0
     print(f"Page: {_write(planned, folder, taken, options)}")
     return code
 
 
-def _taken(planned: Plan, folder: Path, files: Sequence[Path], trains: bool) -> tuple[Mapping[str, "Numbers"], Sequence[str]]:
+def _taken(planned: Plan, folder: Path, options: argparse.Namespace) -> tuple[Mapping[str, "Numbers"], Sequence[str]]:
     """The numbers of runs from the files of --from, and lines about them. What is finished in the folder is not taken."""
-    if not files:
+    if not options.sources:
         return {}, []
     from ngpt.study.evidence import taken_from
 
-    for path in files:
+    for path in options.sources:
         if path.resolve() == (folder / RESULTS_FILE).resolve():
             raise ConfigError("--from", path, "Is what this call writes, and would lose what it does not take", "Give a copy of it")
     here = {run.name for run in planned.runs if is_done(folder / run.name, planned.is_trunk(run))}
-    return taken_from(files, planned, here, trains)
+    return taken_from(options.sources, planned, here, options.report is None, digests(planned, folder, options.config_dir))
 
 
 def _report_of_file(path: Path, out: Path | None, name: str | None) -> int:
@@ -106,7 +107,7 @@ def _report_of_file(path: Path, out: Path | None, name: str | None) -> int:
     from jinja2 import UndefinedError
 
     from ngpt.study.page import write_page
-    from ngpt.study.results import damaged, read
+    from ngpt.study.results import MALFORMED, damaged, read
 
     if out is None and path.name != RESULTS_FILE:
         rule = f"Only the page of a {RESULTS_FILE}, as in a study's folder, is written beside it"
@@ -118,7 +119,7 @@ def _report_of_file(path: Path, out: Path | None, name: str | None) -> int:
         page = write_page(results, out or path.parent)
     except ConfigError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError, UndefinedError) as error:
+    except (*MALFORMED, UndefinedError) as error:
         raise damaged(path, error) from error
     print(f"Page: {page}")
     return 0
@@ -218,11 +219,14 @@ def _write(planned: Plan, folder: Path, taken: Mapping[str, "Numbers"], options:
     git, _ = git_state(SOURCE)
     shown = {key: git.get(key) for key in ("commit", "dirty")} if git else None
     provenance: dict[str, Any] = {"git": shown, "versions": versions(), "gpus": list(gpu_names())}
-    more = [f"--from={path}" for path in options.sources]
+    more = [*(f"--config-dir={path}" for path in options.config_dir), *(f"--from={path}" for path in options.sources)]
+    if options.report is not None:
+        more.append("--report")
     command = in_shell("ngpt", "study", planned.name, *planned.words, "--size", planned.size, *more)
-    results = gather(planned, folder, description, command, provenance, taken)
+    configs = {run.name: digest_of(folder / run.name) for run in planned.runs if run.name not in taken}
+    results = gather(planned, folder, description, command, provenance, taken, configs)
     folder.mkdir(parents=True, exist_ok=True)
-    if note := keep_lost(folder / RESULTS_FILE, results):
+    if note := keep_lost(folder / RESULTS_FILE, results, is_done):
         print(note, flush=True)
     write(results, folder / RESULTS_FILE)
     return write_page(results, folder)

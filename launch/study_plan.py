@@ -1,7 +1,8 @@
 """The runs of a study as configs: checked before the first run starts, and shown in a table with tokens and time."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from ngpt.analysis import formats
@@ -11,6 +12,8 @@ from ngpt.config.schema import Config
 from ngpt.config.sizes import tokens_per_step
 from ngpt.durations import duration
 from ngpt.study.plan import Plan, PlannedRun
+
+from .study_shared import digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,24 @@ def composed(run: PlannedRun, planned: Plan, folder: Path, config_dirs: Sequence
         ConfigError: its words do not make a valid config.
     """
     return compose(run.located(folder, planned.name), config_dirs)
+
+
+def digests(planned: Plan, folder: Path, config_dirs: Sequence[Path]) -> Callable[[PlannedRun, str], bool]:
+    """Tells whether the config of a run, as it is composed now, has a digest.
+
+    Composing takes a third of a second. So the seed is put into the config of the first run of its point; only if that has another
+    digest, since its words may use the seed for other keys, is the run's own composed.
+    """
+    runs = {run.name: run for run in planned.runs}
+    own = cache(lambda name: composed(runs[name], planned, folder, config_dirs))
+    firsts = {(run.arm, *run.point.items()): run.name for run in planned.points}
+
+    def has_config(run: PlannedRun, known: str) -> bool:
+        config = own(firsts[(run.arm, *run.point.items())])
+        seeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=run.seed))
+        return known == digest(seeded) or known == digest(own(run.name))
+
+    return has_config
 
 
 def _key(run: PlannedRun) -> tuple[object, ...]:

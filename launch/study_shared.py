@@ -1,5 +1,6 @@
 """Runs that other studies have finished: found by their config and their data, and linked into a study instead of trained again."""
 
+import hashlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import flatten
 from ngpt.config.schema import Config
-from ngpt.study.plan import Plan, PlannedRun
+from ngpt.study.plan import OF_EXECUTION, Plan, PlannedRun, is_ended
 
 from .resume_checks import has_data_of
 from .run_folder import CONFIG_FILE, SUMMARY_FILE
@@ -35,17 +36,28 @@ IGNORED = frozenset(
 
 
 def is_done(folder: Path, trunk: bool) -> bool:
-    """Whether a run has trained all its steps; a trunk stops before the end of its schedule."""
+    """Whether a folder has a run, a trunk or not, that has trained all its steps."""
     try:
-        status = json.loads((folder / SUMMARY_FILE).read_bytes())["status"]
+        return is_ended(json.loads((folder / SUMMARY_FILE).read_bytes())["status"], trunk)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return status == "finished" or (trunk and status == "stopped")
 
 
 def compared(config: Config) -> dict[str, Any]:
     """What must be equal in the configs of two runs for one to take the place of the other."""
     return {key: value for key, value in flatten(config).items() if key not in IGNORED}
+
+
+def digest(config: Config) -> str:
+    """The sha256 of what must be equal for a run made elsewhere to count: as `compared`, less what says where a run executes."""
+    values = {key: value for key, value in compared(config).items() if not key.startswith(OF_EXECUTION)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of(folder: Path) -> str | None:
+    """The digest of the config of the run in a folder; None if it cannot be read."""
+    known = _config(folder)
+    return None if known is None else digest(known)
 
 
 class Shared:

@@ -28,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
     what = "write the page of a results.json alone, beside it or into --out; without one, of what has run so far. Nothing is trained"
     add_path(parser, "--report", kind="file", nargs="?", const=Path(), metavar="JSON", help=what)
     what = (
-        "results of the same study made elsewhere: runs with the same words are taken from it, and not trained here; "
+        "results of the same study made elsewhere: runs with the same words and config are taken from it, and not trained here; "
         "may be given several times, and the first that has a run counts"
     )
     add_path(parser, "--from", kind="file", dest="sources", action="append", default=[], metavar="FILE", help=what)

@@ -1,21 +1,23 @@
 """Runs of a study whose numbers come from results of the same study that were made elsewhere."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.study import METRICS, as_plain
 from ngpt.study.numbers import Numbers
-from ngpt.study.plan import Plan, PlannedRun, differing, filled_options
-from ngpt.study.results import damaged, numbers_of, read
+from ngpt.study.plan import Plan, PlannedRun, differing, filled_options, is_ended
+from ngpt.study.results import MALFORMED, damaged, numbers_of, read
 
 _OF_MEASURE, _OF_ANALYSIS = ("source", "key", "take", "above"), ("what", "step")
 
 
-def taken_from(files: Sequence[Path], plan: Plan, here: Collection[str], trains: bool) -> tuple[dict[str, Numbers], list[str]]:
-    """Takes the runs of a plan that files hold finished, with the same words.
+def taken_from(
+    files: Sequence[Path], plan: Plan, here: Collection[str], trains: bool, has_config: Callable[[PlannedRun, str], bool]
+) -> tuple[dict[str, Numbers], list[str]]:
+    """Takes the runs of a plan that files hold finished, with the same words, and with the same config where a file tells its digest.
 
     A trunk and its branches, of one seed and point, are a family. It comes from the first file that has all of it, or is made here: a file
     has no checkpoint to continue, and branches of two trunks are no pair. A family of which a run is finished here is not taken.
@@ -23,6 +25,7 @@ def taken_from(files: Sequence[Path], plan: Plan, here: Collection[str], trains:
     Args:
         here: names of the runs that are finished here.
         trains: whether the other runs will be trained. If not, a family that no file has whole comes from the file with most of it.
+        has_config: whether the config of a run, as it is composed now, has this digest.
 
     Returns:
         The numbers of the runs that are taken, by name; and what a user must know, a line each.
@@ -31,9 +34,18 @@ def taken_from(files: Sequence[Path], plan: Plan, here: Collection[str], trains:
         ConfigError: a file is damaged, of another study, or defines a measure in another way.
     """
     held, notes = {}, list[str]()
-    for path in dict.fromkeys(files):
+    unique: dict[Path, Path] = {}
+    for path in files:
+        unique.setdefault(path.resolve(), path)
+    for path in unique.values():
         held[path], others = _held(path, plan)
         notes += [f"{len(others)} runs in {path} have other words, the first is {name}: {' '.join(others[name])}" for name in [*others][:1]]
+        candidates = [one for name, one in held[path].items() if name not in here]
+        for name in (changed := _changed(candidates, has_config)):
+            del held[path][name]
+        notes += [f"{len(changed)} runs in {path} are not taken, the first is {name}: its config is another now" for name in changed[:1]]
+        if any(one.config_sha256 is None for one in candidates):
+            notes.append(f"{path} does not say what its configs were: words alone are compared")
     families: dict[str, list[PlannedRun]] = {}
     for run in plan.runs:
         families.setdefault(run.after or run.name, []).append(run)
@@ -59,24 +71,43 @@ def _held(path: Path, plan: Plan) -> tuple[dict[str, Numbers], dict[str, list[st
     if results["name"] != plan.name:
         raise ConfigError("--from", path, f"It is of the study {results['name']}, and {plan.name} was asked for", "Leave it out")
     planned, held, others = {run.name: run for run in plan.runs}, {}, {}
-    origin = "/".join(path.resolve().parts[-2:])  # many are called results.json
     try:
         for name, definition, now in _redefined(results["study"], as_plain(plan.study)):
             way_out = "Leave the file out, or use the study and lists that it was made with"
             raise ConfigError(str(path), f"{name} is {definition}", f"Here it is {now}, which is another measure", way_out)
+        _check(results["runs"])
         for found in results["runs"]:
             run = planned.get(found["name"])
-            if run is None or found["status"] not in ("finished", *(["stopped"] if plan.is_trunk(run) else [])):
+            if run is None or not is_ended(found["status"], plan.is_trunk(run)):
                 continue
             if (changed := differing(found["words"], run.words)) or found["after"] != run.after:
                 others[run.name] = changed or [f"after {found['after']}"]
             else:
-                held[run.name] = numbers_of(run, found, plan.study, origin)
+                held[run.name] = numbers_of(run, found, plan.study, results["study"]["measures"], path)
     except ConfigError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except MALFORMED as error:
         raise damaged(path, error) from error
     return held, others
+
+
+def _changed(candidates: Sequence[Numbers], has_config: Callable[[PlannedRun, str], bool]) -> list[str]:
+    """The runs that would have another config if they were trained now. One whose digest is unknown is none of them."""
+    return [one.run.name for one in candidates if one.config_sha256 is not None and not has_config(one.run, one.config_sha256)]
+
+
+def _check(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses runs that would be taken for something else. What is missing or no number is found where it is read.
+
+    Raises:
+        TypeError, ValueError: says what is wrong.
+    """
+    names = [run["name"] for run in runs]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{twice[0]} is there twice")
+    for run in runs:
+        if not isinstance(run["words"], list) or not all(isinstance(word, str) for word in run["words"]):
+            raise TypeError(f"words of {run['name']} are no list of words")
 
 
 def _redefined(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

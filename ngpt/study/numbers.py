@@ -34,6 +34,7 @@ class Numbers:
         layers: measure with a glob -> what the glob matched -> number.
         curves: key of metrics.jsonl -> (tokens, value) of each record.
         origin: the file of results that they were taken from; None: read from the run's folder.
+        config_sha256: that of the run's config, if the file says it.
     """
 
     run: PlannedRun
@@ -45,6 +46,7 @@ class Numbers:
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     origin: str | None = None
+    config_sha256: str | None = None
 
 
 def read_numbers(plan: Plan, folder: Path, taken: Mapping[str, Numbers]) -> list[Numbers]:

@@ -19,7 +19,7 @@ from ngpt.config.study import SEED, Arm, Study, matching, partner
 _UNTIL = "train.stop_after"
 # Keys that may change between two calls for one run: they say where it executes. Layout and micro-batch may not: NVFP4 blocks along
 # tokens depend on them, and arms must differ in one thing only.
-_OF_EXECUTION = ("cluster", "logging", "run.", "data.num_workers")
+OF_EXECUTION = ("cluster", "logging", "run.", "data.num_workers")
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,13 @@ def merged(words: Sequence[str]) -> list[str]:
 
 def differing(words: Sequence[str], others: Sequence[str]) -> list[str]:
     """Words that only one of two runs has, but for those that say where a run executes."""
-    first, second = ({word for word in merged(each) if not word.startswith(_OF_EXECUTION)} for each in (words, others))
+    first, second = ({word for word in merged(each) if not word.startswith(OF_EXECUTION)} for each in (words, others))
     return sorted(first ^ second)
+
+
+def is_ended(status: str, trunk: bool) -> bool:
+    """Whether a run of this status has trained all its steps; a trunk stops before the end of its schedule."""
+    return status == "finished" or (trunk and status == "stopped")
 
 
 def _lists(lists: dict[str, list[Any]], words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:

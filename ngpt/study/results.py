@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from ngpt.files import replacing
 from ngpt.study import comparisons
 from ngpt.study.comparisons import Values
 from ngpt.study.numbers import LOSSES, Numbers, finite, phase_change, read_numbers
-from ngpt.study.plan import Plan, PlannedAnalysis, PlannedRun
+from ngpt.study.plan import Plan, PlannedAnalysis, PlannedRun, is_ended
 from ngpt.study.verdict import NOT_JUDGED, judged, together
 
 FORMAT = 1
-ENDED = ("finished", "stopped")  # a run that another study has, or a trunk
+# What shows that results are damaged, wherever something within their parts is missing, of another type or too large.
+MALFORMED = (LookupError, TypeError, AttributeError, ValueError, OverflowError)
 # The parts of results and the type of each, as `gather` makes them.
 _PARTS: dict[str, type] = {
     "name": str,
@@ -36,7 +37,13 @@ _RULE, _WAY_OUT = "The results of a study, as `ngpt study` writes them", "Give t
 
 
 def gather(
-    plan: Plan, folder: Path, description: str, command: str, provenance: Mapping[str, Any], taken: Mapping[str, Numbers] | None = None
+    plan: Plan,
+    folder: Path,
+    description: str,
+    command: str,
+    provenance: Mapping[str, Any],
+    taken: Mapping[str, Numbers] | None = None,
+    configs: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Computes the results from the runs on disk and those taken from other results, however many there are.
 
@@ -46,6 +53,7 @@ def gather(
         command: the command that makes it again.
         provenance: commit and versions of the code that computes the results.
         taken: the numbers of runs that other results hold, by name.
+        configs: the digest of the config of each run on disk, by name.
 
     Raises:
         ConfigError: a file of a run is damaged.
@@ -64,10 +72,10 @@ def gather(
         "command": command,
         "provenance": dict(provenance),
         "study": as_plain(plan.study),
-        "runs": [_run(each) | {"origin": each.origin or _origin(folder, each.run.name)} for each in numbers],
+        "runs": [_run(each) | _source(each, folder, configs or {}) for each in numbers],
         "comparisons": of_comparisons,
         "verdict": {"result": together([rule["result"] for rule in rules]) if judges else NOT_JUDGED, "rules": rules},
-        "missing": [f"{each.run.name}: {each.status}" for each in numbers if each.status not in ENDED]
+        "missing": [f"{each.run.name}: {each.status}" for each in numbers if not is_ended(each.status, plan.is_trunk(each.run))]
         + [f"{one.file}: not there" for one in plan.analyses if not _is_there(one, of_runs[one.run], plan.study, folder)],
     }
 
@@ -79,10 +87,13 @@ def _is_there(analysis: PlannedAnalysis, numbers: Numbers, study: Study, folder:
     return any(numbers.values[name] is not None for name, measure in study.measures.items() if measure.source == analysis.analysis)
 
 
-def _origin(folder: Path, run: str) -> str | None:
-    """The run of another study that this one was taken from, `STUDY_SIZE/RUN`; None if it is the study's own."""
-    place = folder / run
-    return os.path.relpath(place.resolve(), folder.parent.resolve()) if place.is_symlink() else None
+def _source(numbers: Numbers, folder: Path, configs: Mapping[str, str | None]) -> dict[str, Any]:
+    """Where a run comes from: a file or a run of another study, `STUDY_SIZE/RUN`; None if the study's own. And its config's digest."""
+    if numbers.origin is not None:
+        return {"origin": numbers.origin, "config_sha256": numbers.config_sha256}
+    place = folder / numbers.run.name
+    linked = os.path.relpath(place.resolve(), folder.parent.resolve()) if place.is_symlink() else None
+    return {"origin": linked, "config_sha256": configs.get(numbers.run.name)}
 
 
 def _comparison(study: Study, name: str, values: Values) -> dict[str, Any]:
@@ -115,23 +126,42 @@ def _run(numbers: Numbers) -> dict[str, Any]:
     }
 
 
-def numbers_of(run: PlannedRun, found: Mapping[str, Any], study: Study, origin: str) -> Numbers:
-    """The numbers of a run in results, as `_run` made them. A measure that they lack is missing."""
+def numbers_of(run: PlannedRun, found: Mapping[str, Any], study: Study, defined: Collection[str], path: Path) -> Numbers:
+    """The numbers of a run in the results of a file, as `_run` made them. A measure that they lack or do not define is missing.
+
+    Args:
+        defined: the measures that the results define.
+    """
+    measures = {name: measure for name, measure in study.measures.items() if name in defined}
+    origin = found.get("origin")
+    if not str(origin).endswith(".json"):  # of the files that it has come through the first, many of which are called results.json
+        origin = "/".join(path.resolve().parts[-2:])
     return Numbers(
         run,
         found["status"],
         found["command"],
         dict(found["provenance"]),
         tokens=_or_nan(found["tokens"]),
-        values={name: finite(_or_nan(found["measures"].get(name))) for name in study.measures},
-        layers={name: dict(found["layers"].get(name, {})) for name, measure in study.measures.items() if "*" in measure.key},
-        curves={key: [(float(tokens), _or_nan(value)) for tokens, value in points] for key, points in found["curves"].items()},
+        values=dict.fromkeys(study.measures) | {name: finite(_or_nan(found["measures"].get(name))) for name in measures},
+        layers={
+            name: {key: _number(value) for key, value in found["layers"].get(name, {}).items()}
+            for name, measure in measures.items()
+            if "*" in measure.key
+        },
+        curves={key: [(_number(tokens), _or_nan(value)) for tokens, value in points] for key, points in found["curves"].items()},
         origin=origin,
+        config_sha256=found.get("config_sha256"),
     )
 
 
 def _or_nan(value: Any) -> float:
-    return math.nan if value is None else float(value)
+    return math.nan if value is None else _number(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{value!r:.40} is not a number")
+    return float(value)
 
 
 def write(results: Mapping[str, Any], path: Path) -> None:
@@ -140,25 +170,34 @@ def write(results: Mapping[str, Any], path: Path) -> None:
         stream.write((json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
 
 
-def keep_lost(path: Path, results: Mapping[str, Any]) -> str | None:
-    """Moves a results file aside that `write` is about to replace, if it alone has the numbers of a run: its folder is gone.
+def keep_lost(path: Path, results: Mapping[str, Any], is_done: Callable[[Path, bool], bool]) -> str | None:
+    """Moves a results file aside that `write` is about to replace, if it alone has the numbers of a run.
+
+    Args:
+        is_done: whether a folder has the finished run, which is a trunk or not. Its numbers can be read again.
 
     Returns:
         What a user must know; None if nothing is lost.
     """
     if not path.exists():
         return None
-    ended = {run["name"] for run in results["runs"] if run["status"] in ENDED}
     try:
-        known = [run["name"] for run in read(path)["runs"] if run["status"] in ENDED]
-    except (ConfigError, LookupError, TypeError):
-        return None  # damaged
-    lost = [name for name in known if name not in ended and not (path.parent / name).exists()]
+        known = _ended(read(path))
+    except MALFORMED:
+        return None
+    now = _ended(results)
+    lost = [name for name, trunk in known.items() if name not in now and not is_done(path.parent / name, trunk)]
     if not lost:
         return None
     kept = next(place for number in itertools.count(1) if not (place := path.with_suffix(f".kept{number}.json")).exists())
     path.replace(kept)
     return f"{len(lost)} runs of {path} are not there any more, the first is {lost[0]}: --from {kept} takes their numbers"
+
+
+def _ended(results: Mapping[str, Any]) -> dict[str, bool]:
+    """The runs that have ended, by name; and whether each is a trunk."""
+    trunks = {name for name, arm in results["study"]["arms"].items() if arm["until"] is not None}
+    return {run["name"]: run["arm"] in trunks for run in results["runs"] if is_ended(run["status"], run["arm"] in trunks)}
 
 
 def read(path: Path) -> dict[str, Any]:

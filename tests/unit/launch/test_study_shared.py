@@ -12,7 +12,8 @@ from launch import cli, study
 from launch.many import DONE, State
 from launch.resume_checks import SOURCES_FILE, has_data_of
 from launch.run_folder import record_launch
-from launch.study_shared import IGNORED, Shared, compared
+from launch.study_plan import digests
+from launch.study_shared import IGNORED, Shared, compared, digest, digest_of
 from ngpt.config.compose import compose, dump
 from ngpt.config.schema import TokenizerConfig
 from ngpt.config.translate import leaf_types
@@ -48,7 +49,7 @@ def run_members(members, parallel, report, per_gpu):
             place.parent.mkdir(exist_ok=True)
             place.write_text("{}")
         else:
-            config = compose([word for word in words if not word.startswith("--")])
+            config = compose([word for word in words if not word.startswith("--")], [Path("conf")])
             place = member.folder
             place.mkdir(parents=True)
             dump(config, place / "config.yaml")
@@ -151,7 +152,8 @@ def test_a_link_holds_only_while_it_leads_to_the_same_run(call, workplace):
 def elsewhere(workplace: Path, *words: str) -> Path:
     """Results of the study first that were made elsewhere: a loss of 1 for each run of seed 1."""
     path, plan = workplace / "kept.json", planned(workplace / "conf", *words, text=TEXT)
-    results = gather(dataclasses.replace(plan, name="first"), workplace / "none", "", "ngpt study first", {})
+    configs = {run.name: digest(compose(run.located(Path("there"), "first"))) for run in plan.runs}
+    results = gather(dataclasses.replace(plan, name="first"), workplace / "none", "", "ngpt study first", {}, configs=configs)
     for run in results["runs"]:
         run |= {"status": "stopped" if run["arm"] == "trunk" else "finished", "measures": {"loss": run["seed"]}}
     write(results, path)
@@ -161,9 +163,11 @@ def elsewhere(workplace: Path, *words: str) -> Path:
 def test_runs_that_results_from_elsewhere_hold_are_not_trained(call, workplace):
     elsewhere(workplace, "decay=[0.1]")
     given = ["--from", "kept.json"]
-    assert call("first", *given, "--plan") == ([], "2 runs are in kept.json\n")
+    assert call("first", *given, "--plan") == ([], "2 runs are in kept.json\n0 runs left to train\n")
     made, out = call("first", *given, "--report")  # nothing has run here
     assert made == [] and "Page: " in out
+    page = json.loads(Path("runs/studies/first_small/results.json").read_bytes())
+    assert page["command"] == "ngpt study first --size small --config-dir=conf --from=kept.json --report"
     shutil.rmtree("runs")
     made, out = call("first", *given, "--plan", "seed=[1,2]")
     assert made == [] and out.startswith("2 runs are in kept.json\n") and "\n2 runs, 1 analyses, " in out and not Path("runs").exists()
@@ -176,11 +180,76 @@ def test_runs_that_results_from_elsewhere_hold_are_not_trained(call, workplace):
     origins = {run["name"]: run["origin"] for run in results["runs"]}
     taken = dict.fromkeys(("trunk/seed=1", "decay0.1/seed=1"), f"{workplace.name}/kept.json")
     assert origins == {**taken, "trunk/seed=2": None, "decay0.1/seed=2": None}
-    assert results["command"] == "ngpt study first 'seed=[1,2]' --size small --from=kept.json"
+    assert results["command"] == "ngpt study first 'seed=[1,2]' --size small --config-dir=conf --from=kept.json"
     assert results["comparisons"]["loss"]["rows"][0]["by_seed"] == {"1": 1.0}
 
     elsewhere(workplace, "decay=[0.1]", "seed=[1,2]")
     assert call("first", *given, "seed=[1,2]", "--report")[1].startswith("2 runs are in kept.json\n")  # the others are finished here
+
+
+def test_runs_from_elsewhere_are_those_of_the_config_that_the_words_mean_now(call, workplace):
+    mine = workplace / "conf/experiment/mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text("# @package _global_\ndefaults: [ngpt_tiny, _self_]\noptim: {lr: 1.0e-3}\n")
+    (workplace / "conf/study/first.yaml").write_text(TEXT.replace("experiment=ngpt_tiny", "experiment=mine"))
+    call("first")
+    shutil.move("runs/studies/first_small/results.json", "kept.json")
+    shutil.rmtree("runs")
+    known = {run["name"]: run["config_sha256"] for run in json.loads(Path("kept.json").read_bytes())["runs"]}
+    for run in (kept := json.loads(Path("kept.json").read_bytes()))["runs"]:  # these members have logged nothing
+        run |= {"status": "finished"}
+    write(kept, Path("kept.json"))
+    given = ["first", "--from", "kept.json"]
+    assert call(*given, "--plan")[1] == "2 runs are in kept.json\n0 runs left to train\n"
+    call(*given)
+    again = json.loads(Path("runs/studies/first_small/results.json").read_bytes())
+    assert {run["name"]: run["config_sha256"] for run in again["runs"]} == known and None not in known.values()
+
+    mine.write_text(mine.read_text().replace("1.0e-3", "2.0e-3"))
+    out = call(*given, "--plan")[1]
+    told = "2 runs in kept.json are not taken, the first is trunk/seed=1: its config is another now\n"
+    assert out.startswith(told + "0 runs are in kept.json\n")
+    assert "\n2 runs, 1 analyses, " in out
+
+
+def test_a_digest_is_of_what_is_trained_wherever_that_was(tmp_path):
+    words = ["experiment=ngpt_tiny", "train.seed=3", "optim.lr=1", "precision=nvfp4_nvidia"]
+    config = compose([*words, f"run.dir={tmp_path}"])
+    dump(config, tmp_path / "config.yaml")
+    there = compose([*words, "run.dir=there", "run.name=x", "cluster=h100_1", "logging.interval=5", "checkpoint.load=trunk/checkpoints"])
+    assert digest_of(tmp_path) == digest(config) == digest(there)
+    assert digest_of(tmp_path / "none") is None
+    for word in ("train.seed=4", "optim.lr=2", "model.hidden_size=128", "train.seq_length=64", "precision=bf16"):
+        assert digest(compose([word, *(other for other in words if other.split("=")[0] != word.split("=")[0])])) != digest(config), word
+
+
+@pytest.mark.parametrize(("more", "composed"), [([], 2), (["train.eval_steps=${train.seed}"], 4)])
+def test_seeds_of_a_point_share_a_composed_config_unless_words_use_the_seed(workplace, monkeypatch, more, composed):
+    plan = planned(workplace / "conf", "seed=[1,2]", *more, text=TEXT)
+    calls = []
+    monkeypatch.setattr("launch.study_plan.compose", lambda words, folders: calls.append(words) or compose(words, folders))
+    has_config = digests(plan, Path("here"), [])
+    for run in plan.runs:
+        own = compose(run.located(Path("there"), "mine"))
+        assert has_config(run, digest(own))
+    assert len(calls) == composed
+    other = compose([*plan.runs[0].located(Path("there"), "mine"), "optim.weight_decay=0.3"])
+    assert not has_config(plan.runs[0], digest(other))
+
+
+def test_a_file_is_kept_only_if_runs_that_had_finished_cannot_be_read_again(call, workplace):
+    call("first")
+    path = workplace / "runs/studies/first_small/results.json"
+    whole = json.loads(path.read_bytes())
+    for run in whole["runs"]:
+        run |= {"status": "stopped" if run["arm"] == "trunk" else "finished"}
+    write(whole, path)
+    assert " are not there any more" not in call("first", "decay=[0.2]", "--report")[1]  # the folder has the other branch
+    write(whole, path)
+    (workplace / "runs/studies/first_small/decay0.1/seed=1/summary.json").write_text('{"status": "failed"}')
+    out = call("first", "--report")[1]
+    assert f"1 runs of {path.relative_to(workplace)} are not there any more, the first is decay0.1/seed=1: --from " in out
+    assert json.loads(path.with_suffix(".kept1.json").read_bytes()) == whole
 
 
 def test_what_results_from_elsewhere_cannot_do_is_told_in_one_line(workplace, capsys):

@@ -315,16 +315,36 @@ def test_results_that_alone_have_the_numbers_of_a_run_are_kept(study, tmp_path):
     results.write(found, path)
     names = [run["name"] for run in found["runs"] if run["status"] == "finished"]
     fewer = found | {"runs": [run | {"status": "missing"} if run["name"] in names[:2] else run for run in found["runs"]]}
-    assert results.keep_lost(path, found) is None and path.exists()
-    (tmp_path / names[0]).mkdir(parents=True)  # its numbers are in its folder
-    note = results.keep_lost(path, fewer)
+    trunks = {run["name"] for run in found["runs"] if run["status"] == "stopped"}
+
+    def is_done(place, trunk):
+        name = str(place.relative_to(tmp_path))
+        assert trunk == (name in trunks)
+        return name == names[0]  # its numbers are in its folder
+
+    assert results.keep_lost(path, found, is_done) is None and path.exists()
+    (tmp_path / names[1]).mkdir(parents=True)  # begun again
+    note = results.keep_lost(path, fewer, is_done)
     kept = tmp_path / "results.kept1.json"
     assert note == f"1 runs of {path} are not there any more, the first is {names[1]}: --from {kept} takes their numbers"
     assert results.read(kept) == found and not path.exists()
     results.write(found, path)
-    assert "results.kept2.json" in (results.keep_lost(path, fewer | {"runs": []}) or "")
+    note = results.keep_lost(path, fewer | {"runs": []}, is_done)
+    assert note.startswith(f"{len(names) + len(trunks) - 1} runs of ") and "results.kept2.json" in note
     path.write_text("{")
-    assert results.keep_lost(path, fewer) is None
+    assert results.keep_lost(path, fewer, is_done) is None
+
+
+def test_a_branch_that_was_stopped_is_missing_and_a_trunk_is_not(study, tmp_path):
+    plan, folder = study
+    branch = "gpt_bf16/seed=1"
+    (folder / branch / "summary.json").write_text(json.dumps(summary(status="stopped", steps=8)))
+    found = gathered(study)
+    assert f"{branch}: stopped" in found["missing"] and not any(line.startswith("gpt_trunk") for line in found["missing"])
+    path = tmp_path / "results.json"
+    results.write(found, path)
+    note = results.keep_lost(path, found | {"runs": []}, lambda place, trunk: str(place.relative_to(tmp_path)) != branch)
+    assert note is None  # it had not ended
 
 
 def test_a_damaged_analysis_is_named(study):
