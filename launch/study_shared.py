@@ -49,8 +49,12 @@ def compared(config: Config) -> dict[str, Any]:
 
 
 def digest(config: Config) -> str:
-    """The sha256 of what must be equal for a run made elsewhere to count: as `compared`, less what says where a run executes."""
-    values = {key: value for key, value in compared(config).items() if not key.startswith(OF_EXECUTION)}
+    """The sha256 of what must be equal for a run made elsewhere to count: as `compared`, less what says where a run executes.
+
+    What has its default is left out, so that a key that a later version adds does not change it.
+    """
+    default = flatten(Config())
+    values = {key: value for key, value in compared(config).items() if not key.startswith(OF_EXECUTION) and value != default.get(key)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ from launch.run_folder import record_launch
 from launch.study_plan import digests
 from launch.study_shared import IGNORED, Shared, compared, digest, digest_of
 from ngpt.config.compose import compose, dump
+from ngpt.config.identity import flatten
 from ngpt.config.schema import TokenizerConfig
 from ngpt.config.translate import leaf_types
 from ngpt.data.plan import Options
@@ -212,7 +213,7 @@ def test_runs_from_elsewhere_are_those_of_the_config_that_the_words_mean_now(cal
     assert "\n2 runs, 1 analyses, " in out
 
 
-def test_a_digest_is_of_what_is_trained_wherever_that_was(tmp_path):
+def test_a_digest_is_of_what_is_trained_wherever_that_was(tmp_path, monkeypatch):
     words = ["experiment=ngpt_tiny", "train.seed=3", "optim.lr=1", "precision=nvfp4_nvidia"]
     config = compose([*words, f"run.dir={tmp_path}"])
     dump(config, tmp_path / "config.yaml")
@@ -221,6 +222,9 @@ def test_a_digest_is_of_what_is_trained_wherever_that_was(tmp_path):
     assert digest_of(tmp_path / "none") is None
     for word in ("train.seed=4", "optim.lr=2", "model.hidden_size=128", "train.seq_length=64", "precision=bf16"):
         assert digest(compose([word, *(other for other in words if other.split("=")[0] != word.split("=")[0])])) != digest(config), word
+    before = digest(config)
+    monkeypatch.setattr("launch.study_shared.flatten", lambda cfg: flatten(cfg) | {"model.of_a_later_version": 0})
+    assert digest(config) == before
 
 
 @pytest.mark.parametrize(("more", "composed"), [([], 2), (["train.eval_steps=${train.seed}"], 4)])
