@@ -220,8 +220,6 @@ def _write(planned: Plan, folder: Path, taken: Mapping[str, "Numbers"], options:
     shown = {key: git.get(key) for key in ("commit", "dirty")} if git else None
     provenance: dict[str, Any] = {"git": shown, "versions": versions(), "gpus": list(gpu_names())}
     more = [*(f"--config-dir={path}" for path in options.config_dir), *(f"--from={path}" for path in options.sources)]
-    if options.report is not None:
-        more.append("--report")
     command = in_shell("ngpt", "study", planned.name, *planned.words, "--size", planned.size, *more)
     configs = {run.name: digest_of(folder / run.name) for run in planned.runs if run.name not in taken}
     results = gather(planned, folder, description, command, provenance, taken, configs)

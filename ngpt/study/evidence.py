@@ -38,8 +38,9 @@ def taken_from(
     for path in files:
         unique.setdefault(path.resolve(), path)
     for path in unique.values():
-        held[path], others = _held(path, plan)
+        held[path], others, beyond = _held(path, plan)
         notes += [f"{len(others)} runs in {path} have other words, the first is {name}: {' '.join(others[name])}" for name in [*others][:1]]
+        notes += [f"{len(beyond)} runs in {path} are not planned, the first is {name}: give the lists that it needs" for name in beyond[:1]]
         candidates = [one for name, one in held[path].items() if name not in here]
         for name in (changed := _changed(candidates, has_config)):
             del held[path][name]
@@ -65,12 +66,12 @@ def taken_from(
     return {name: held[place][name] for name, place in places.items()}, notes
 
 
-def _held(path: Path, plan: Plan) -> tuple[dict[str, Numbers], dict[str, list[str]]]:
-    """The planned runs that a file holds finished, and those with other words, with the words that differ."""
+def _held(path: Path, plan: Plan) -> tuple[dict[str, Numbers], dict[str, list[str]], list[str]]:
+    """The planned runs that a file holds finished, those with other words, with these words, and the names of those not planned."""
     results = read(path)
     if results["name"] != plan.name:
         raise ConfigError("--from", path, f"It is of the study {results['name']}, and {plan.name} was asked for", "Leave it out")
-    planned, held, others = {run.name: run for run in plan.runs}, {}, {}
+    planned, held, others, beyond = {run.name: run for run in plan.runs}, {}, {}, list[str]()
     try:
         for name, definition, now in _redefined(results["study"], as_plain(plan.study)):
             way_out = "Leave the file out, or use the study and lists that it was made with"
@@ -78,6 +79,8 @@ def _held(path: Path, plan: Plan) -> tuple[dict[str, Numbers], dict[str, list[st
         _check(results["runs"])
         for found in results["runs"]:
             run = planned.get(found["name"])
+            if run is None:
+                beyond.append(found["name"])
             if run is None or not is_ended(found["status"], plan.is_trunk(run)):
                 continue
             if (changed := differing(found["words"], run.words)) or found["after"] != run.after:
@@ -88,7 +91,7 @@ def _held(path: Path, plan: Plan) -> tuple[dict[str, Numbers], dict[str, list[st
         raise
     except MALFORMED as error:
         raise damaged(path, error) from error
-    return held, others
+    return held, others, beyond
 
 
 def _changed(candidates: Sequence[Numbers], has_config: Callable[[PlannedRun, str], bool]) -> list[str]:

@@ -191,7 +191,8 @@ def keep_lost(path: Path, results: Mapping[str, Any], is_done: Callable[[Path, b
         return None
     kept = next(place for number in itertools.count(1) if not (place := path.with_suffix(f".kept{number}.json")).exists())
     path.replace(kept)
-    return f"{len(lost)} runs of {path} are not there any more, the first is {lost[0]}: --from {kept} takes their numbers"
+    shown = f"ngpt study --report {kept} --out DIR shows them"
+    return f"{len(lost)} runs of {path} are not there any more, the first is {lost[0]}. {kept} has their numbers, and {shown}"
 
 
 def _ended(results: Mapping[str, Any]) -> dict[str, bool]:

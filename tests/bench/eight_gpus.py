@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def host_of(options: argparse.Namespace) -> Host:
     names, cpu = gpu_names(), options.gpus == 0
-    ranks = 2 if cpu else options.gpus or len(names)
+    ranks = 2 if cpu else options.gpus or len(names) or (8 if options.dry_run else 0)
     if ranks not in (1, 2, 4, 8):
         sys.exit(f"--gpus: {ranks} GPUs are visible; experts are shared by 1, 2, 4 or 8. Give --gpus one of these, or 0 for a CPU.")
     if not cpu and not options.dry_run and ranks > len(names):

@@ -47,7 +47,8 @@ def test_every_study_has_a_smoke_size_first_that_judges_nothing_and_a_full_one_l
         study = load_study(name)
         first, *_, last = study.sizes
         assert (first, last) == ("smoke", "full")
-        assert [size.judges for size in study.sizes.values()] == [False] + [True] * (len(study.sizes) - 1)
+        silent = {"smoke", "chance"}  # the latter compares BF16 with itself
+        assert {size: spec.judges for size, spec in study.sizes.items()} == {size: size not in silent for size in study.sizes}
         assert len(study.lists["seed"]) >= 3 and study.verdict and study.figures
 
 

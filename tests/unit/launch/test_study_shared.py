@@ -168,7 +168,7 @@ def test_runs_that_results_from_elsewhere_hold_are_not_trained(call, workplace):
     made, out = call("first", *given, "--report")  # nothing has run here
     assert made == [] and "Page: " in out
     page = json.loads(Path("runs/studies/first_small/results.json").read_bytes())
-    assert page["command"] == "ngpt study first --size small --config-dir=conf --from=kept.json --report"
+    assert page["command"] == "ngpt study first --size small --config-dir=conf --from=kept.json"
     shutil.rmtree("runs")
     made, out = call("first", *given, "--plan", "seed=[1,2]")
     assert made == [] and out.startswith("2 runs are in kept.json\n") and "\n2 runs, 1 analyses, " in out and not Path("runs").exists()
@@ -252,7 +252,7 @@ def test_a_file_is_kept_only_if_runs_that_had_finished_cannot_be_read_again(call
     write(whole, path)
     (workplace / "runs/studies/first_small/decay0.1/seed=1/summary.json").write_text('{"status": "failed"}')
     out = call("first", "--report")[1]
-    assert f"1 runs of {path.relative_to(workplace)} are not there any more, the first is decay0.1/seed=1: --from " in out
+    assert f"1 runs of {path.relative_to(workplace)} are not there any more, the first is decay0.1/seed=1. " in out
     assert json.loads(path.with_suffix(".kept1.json").read_bytes()) == whole
 
 

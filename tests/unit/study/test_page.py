@@ -326,7 +326,8 @@ def test_results_that_alone_have_the_numbers_of_a_run_are_kept(study, tmp_path):
     (tmp_path / names[1]).mkdir(parents=True)  # begun again
     note = results.keep_lost(path, fewer, is_done)
     kept = tmp_path / "results.kept1.json"
-    assert note == f"1 runs of {path} are not there any more, the first is {names[1]}: --from {kept} takes their numbers"
+    shown = f"{kept} has their numbers, and ngpt study --report {kept} --out DIR shows them"
+    assert note == f"1 runs of {path} are not there any more, the first is {names[1]}. {shown}"
     assert results.read(kept) == found and not path.exists()
     results.write(found, path)
     note = results.keep_lost(path, fewer | {"runs": []}, is_done)
