@@ -3,6 +3,7 @@
     ngpt data fetch enwik8 && ngpt data prepare enwik8 --tokenizer tekken      # data/enwik8_tekken: 20 steps take 10.5M tokens
     python tests/bench/eight_gpus.py --out FOLDER [--checkpoints /dev/shm/FOLDER] [WORD ...]
     python tests/bench/eight_gpus.py --out FOLDER --dry-run     the commands, with what `ngpt estimate` says of each
+    python tests/bench/eight_gpus.py --out FOLDER --layers 26   on four GPUs: half of the model, so as much a GPU as the whole on eight
     python tests/bench/eight_gpus.py --out FOLDER --gpus 0 --cut 'data.train=[{path: data/texts_bytes/train}]'     seconds a step on a CPU
 
 1. The 3B-active hybrids, nGPT in BF16 and emulated NVFP4, and the control: 20 steps of text at sequence 8192 and batch 64. Loss, norms,
@@ -35,20 +36,22 @@ from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
-from eight_gpus_measures import MEASURES, result
-from eight_gpus_plan import Host, Step, plan
 from step import HERE, commit
 
-from launch.devices import gpu_names
-from launch.environment import member_environment, visible_gpus
-from launch.provenance import versions
-from ngpt.config.compose import compose
-from ngpt.config.errors import ConfigError
-from ngpt.estimate.counts import count_parameters
-from ngpt.estimate.hardware import GPUS, gpu_of_device
-from ngpt.estimate.report import estimate
-from ngpt.files import replacing
-from ngpt.locks import locked
+sys.path.insert(0, str(HERE))
+from eight_gpus_measures import MEASURES, result  # noqa: E402
+from eight_gpus_plan import LAYERS, Host, Step, plan  # noqa: E402
+
+from launch.devices import gpu_names  # noqa: E402
+from launch.environment import member_environment, visible_gpus  # noqa: E402
+from launch.provenance import versions  # noqa: E402
+from ngpt.config.compose import compose  # noqa: E402
+from ngpt.config.errors import ConfigError  # noqa: E402
+from ngpt.estimate.counts import count_parameters  # noqa: E402
+from ngpt.estimate.hardware import GPUS, gpu_of_device  # noqa: E402
+from ngpt.estimate.report import estimate  # noqa: E402
+from ngpt.files import replacing  # noqa: E402
+from ngpt.locks import locked  # noqa: E402
 
 _GIB = 2**30
 _SAVE_S = 120  # that a command has to leave after its time is over
@@ -62,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=int, choices=(0, 1, 2, 4, 8), help="0: two processes of a CPU (default: all that are visible)")
     parser.add_argument("--gpu", choices=sorted(GPUS), help="for estimates (default: detected)")
     parser.add_argument("--cut", action="store_true", help="tiny widths")
+    parser.add_argument("--layers", type=int, help="of the trainings, the first of their pattern (default: all; with --cut 13)")
     parser.add_argument("--no-recompute", action="store_true", help="parallel=ep8 in place of ep8_recompute")
     parser.add_argument("--full-save", action="store_true", help="also save a checkpoint of the whole hybrid, 440 GB")
     parser.add_argument("--steps-only", metavar="LIST", help="names with commas between, of those that --dry-run shows")
@@ -101,7 +105,8 @@ def host_of(options: argparse.Namespace) -> Host:
     out = options.out.resolve()
     checkpoints = (options.checkpoints or out / "checkpoints").resolve()
     words = tuple(options.words)
-    return Host(ranks, cpu, gpu, options.cut, not options.no_recompute, options.full_save, words, out, checkpoints)
+    layers = options.layers or (LAYERS if options.cut else None)
+    return Host(ranks, cpu, gpu, options.cut, layers, not options.no_recompute, options.full_save, words, out, checkpoints)
 
 
 def show(steps: list[Step]) -> None:
@@ -208,7 +213,8 @@ def table(host: Host, steps: list[Step]) -> str:
     device = f"{host.ranks} processes of a CPU" if host.cpu else f"{host.ranks} x {gpu_names()[0]}"
     installed = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
     commits = ", ".join(sorted({str(left["commit"]) for left in found.values()}))
-    lines = [f"# {'Cut models' if host.cut else 'The large hybrids and weak scaling'} on {device}, {date.today()}", ""]
+    models = "Cut models" if host.cut else f"{f'{host.layers} layers of the' if host.layers else 'The'} large hybrids and weak scaling"
+    lines = [f"# {models} on {device}, {date.today()}", ""]
     lines += [f"Commit {commits}. Python {platform.python_version()}, {installed}.", ""]
     lines += ["| step | state | figures | checks that did not hold | minutes |", "|---|---|---|---|---|"]
     for name, left in found.items():

@@ -35,6 +35,7 @@ class Host:
         cpu: no GPU is used.
         gpu: its name in ngpt/estimate/hardware.py; None: unknown, and nothing is compared with an estimate.
         cut: tiny widths in place of the models' own.
+        layers: of the trainings of the hybrids, the first of their pattern; None: all.
         recompute: parallel=ep8_recompute, else ep8.
         full_save: also save and measure a checkpoint of the whole hybrid.
         words: of the user, for data and tokenizer.
@@ -45,6 +46,7 @@ class Host:
     cpu: bool
     gpu: str | None
     cut: bool
+    layers: int | None
     recompute: bool
     full_save: bool
     words: tuple[str, ...]
@@ -85,7 +87,7 @@ def plan(host: Host) -> list[Step]:
 
 def _trainings(host: Host) -> list[Step]:
     trace = ["debug=profile", f"debug.profile_start={TRACED[0]}", f"debug.profile_stop={TRACED[1]}"]
-    layers = _first_layers() if host.cut else []
+    layers = _first_layers(host.layers)
     return [
         Step(name, "training", _train(host, name, _hybrid(host, name, host.ranks), layers, ["checkpoint=none"], trace), host.ranks, 1800)
         for name in TRAININGS
@@ -95,10 +97,10 @@ def _trainings(host: Host) -> list[Step]:
 def _checkpoints(host: Host) -> list[Step]:
     """A run straight through, one that stops, its resume, its reshard to half of the ranks, and its export."""
     ranks, half = host.ranks, host.ranks // 2
-    model = [*_hybrid(host, TRAININGS[0], ranks), *_first_layers()]
+    model = [*_hybrid(host, TRAININGS[0], ranks), *_first_layers(LAYERS)]
     straight = _train(host, "straight", model, ["checkpoint=at_end", f"checkpoint.dir={host.checkpoints / 'straight'}"])
     resumed = _train(host, "half", model, ["checkpoint=at_end", f"checkpoint.dir={host.checkpoints / 'half'}"])
-    fewer = [*_hybrid(host, TRAININGS[0], half), *_first_layers()]
+    fewer = [*_hybrid(host, TRAININGS[0], half), *_first_layers(LAYERS)]
     load = ["checkpoint=none", f"checkpoint.load={host.checkpoints / 'half'}", "checkpoint.load_optimizer=true"]
     export = ("export", str(host.run("half")), "--step", str(STOP), "--out", str(host.checkpoints / "export"), "--no-tokenizer")
     steps = [
@@ -111,7 +113,7 @@ def _checkpoints(host: Host) -> list[Step]:
     steps.append(Step("export", "export", export, ranks, 3600, ("half",), EXPORTED))
     if host.full_save:
         save = ["checkpoint=at_end", f"checkpoint.dir={host.checkpoints / 'full_save'}", "train.stop_after=2"]
-        words = _train(host, "full_save", _hybrid(host, TRAININGS[0], ranks), _first_layers() if host.cut else [], save)
+        words = _train(host, "full_save", _hybrid(host, TRAININGS[0], ranks), _first_layers(host.layers), save)
         steps.append(Step("full_save", "full_save", words, ranks, 3600, writes=SAVED))
     return steps
 
@@ -144,11 +146,14 @@ def _cluster(host: Host, ranks: int) -> list[str]:
 
 
 @cache
-def _first_layers() -> list[str]:
+def _first_layers(count: int | None) -> list[str]:
+    """Words for that many; [] for None, all."""
+    if count is None:
+        return []
     from ngpt.config.compose import compose
 
     pattern = compose([f"experiment={TRAININGS[0]}"]).model.layer_pattern
-    return [f"model.layer_pattern={pattern[:LAYERS]}", f"model.num_layers={LAYERS}"]
+    return [f"model.layer_pattern={pattern[:count]}", f"model.num_layers={count}"]
 
 
 def _train(host: Host, name: str, *words: list[str]) -> tuple[str, ...]:

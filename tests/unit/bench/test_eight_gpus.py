@@ -1,7 +1,10 @@
 """The session of eight GPUs: which steps are missing, what failures leave, figures and page from given files. Nothing is trained."""
 
 import json
+import os
 import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +19,7 @@ from eight_gpus_plan import STEPS, STOP, Host, Step, plan
 @pytest.fixture
 def host(tmp_path) -> Host:
     words = ("data.train=[{path: texts/train}]",)
-    return Host(8, True, None, False, True, False, words, tmp_path, tmp_path / "checkpoints")
+    return Host(8, True, None, False, None, True, False, words, tmp_path, tmp_path / "checkpoints")
 
 
 def leave(host: Host, step: str, state: str = "done", checks: dict | None = None, **figures) -> None:
@@ -43,6 +46,19 @@ def test_steps_follow_what_they_need_and_fit_the_host(host, ranks):
     half = [step for step in steps if step.name == "reshard"]
     assert [step.ranks for step in half] == ([] if ranks == 1 else [ranks // 2])
     assert all(f"parallel.expert={step.ranks}" in step.command for step in half)
+
+
+@pytest.mark.parametrize("layers, expected", [(None, []), (26, ["model.num_layers=26", "model.layer_pattern=MEMEM*EMEMEM*EMEMEM*EMEMEM"])])
+def test_fewer_layers_are_the_first_of_the_trainings(host, layers, expected):
+    trained, kept = plan(replace(host, layers=layers))[:3], plan(replace(host, layers=layers))[3]
+    for step in trained:
+        assert sorted(word for word in step.command if word.startswith(("model.num_layers", "model.layer_pattern"))) == sorted(expected)
+    assert "model.num_layers=13" in kept.command
+
+
+def test_it_starts_from_any_folder(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, eight_gpus.__file__, "--help"], cwd=tmp_path, env=environment, check=True, capture_output=True)
 
 
 def test_what_failed_or_has_not_run_is_missing(host):
