@@ -1,7 +1,7 @@
 """The runs of a study as configs: checked before the first run starts, and shown in a table with tokens and time."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -132,19 +132,23 @@ def table(planned: Plan, configs: Mapping[str, PlannedConfig]) -> str:
     return "\n".join([f"{planned.name}, size {planned.size}: {planned.study.sizes[planned.size].says}", *shown, total])
 
 
-def there(planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, places: Mapping[str, Path | None]) -> list[str]:
+def there(
+    planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, places: Mapping[str, Path | None], outdated: Collection[str]
+) -> list[str]:
     """A line for each run that is finished, and what is left; none if everything is left.
 
     Args:
         places: the folder in which each run is finished; None for those that are not.
+        outdated: those of them that are trained again, since their trunk is.
     """
     known = {name: place for name, place in places.items() if place is not None}
-    if not known:
+    if not known and not outdated:
         return []
-    width = max(map(len, known))
+    width = max(map(len, [*known, *outdated]))
     lines = [f"{name:<{width}}  {'is finished' if place == folder / name else f'is taken from {place}'}" for name, place in known.items()]
+    lines += [f"{name:<{width}}  is trained again: it continued a trunk that is not there any more" for name in outdated]
     left = [configs[run.name] for run in planned.runs if run.name not in known]
-    analyses = sum(not (known.get(one.run, folder / one.run) / one.path).exists() for one in planned.analyses)
+    analyses = sum(one.run not in known or not (known[one.run] / one.path).exists() for one in planned.analyses)
     return [*lines, f"left: {len(left)} runs, {analyses} analyses, {formats.count(sum(one.tokens for one in left))} tokens{_total(left)}"]
 
 
