@@ -23,12 +23,14 @@ class PlannedConfig:
     Attributes:
         first, last: it trains the steps after `first`, up to and including `last`.
         seconds: the estimated time of these steps; None if the cluster names no GPU.
+        waits: whether that is the host's time to launch kernels, which the GPU waits for.
     """
 
     config: Config
     first: int
     last: int
     seconds: float | None
+    waits: bool
 
     @property
     def gpus(self) -> int:
@@ -68,7 +70,7 @@ def checked(
             raise ConfigError("cluster.nodes", config.cluster.nodes, "A study runs on this machine", way_out)
         trunk = of_points.get((planned.study.arms[run.arm].after, *_key(run)[1:]))
         first, last = trunk.last if trunk else 0, config.train.stop_after or config.train.steps
-        of_points[_key(run)] = PlannedConfig(config, first, last, _seconds(config, last - first))
+        of_points[_key(run)] = PlannedConfig(config, first, last, *_time(config, last - first))
     return {run.name: of_points[_key(run)] for run in planned.runs}
 
 
@@ -104,24 +106,25 @@ def _key(run: PlannedRun) -> tuple[object, ...]:
     return (run.arm, *(entry for entry in run.point.items() if not entry[0].startswith("optim.")))
 
 
-def _seconds(config: Config, steps: int) -> float | None:
-    """Estimated time of that many steps."""
+def _time(config: Config, steps: int) -> tuple[float | None, bool]:
+    """Estimated time of that many steps, and whether the GPU waits for the host in it."""
     if config.cluster.gpu is None:
-        return None
+        return None, False
     from ngpt.estimate.report import estimate
 
-    return steps * float(estimate(config, None)["step"]["seconds"])
+    step = estimate(config, None)["step"]
+    return steps * float(step["seconds"]), step["micro_batch_s"]["waiting_for_host"] > 0
 
 
 def table(planned: Plan, configs: Mapping[str, PlannedConfig]) -> str:
-    """One line per arm and point: its runs with steps, tokens and time; then the sums."""
+    """One line per arm and point: its runs with steps, tokens and time; then the sums, and what bounds the time."""
     lines = []
     for run in planned.points:
         one, seeds = configs[run.name], [other for other in planned.runs if (other.arm, other.point) == (run.arm, run.point)]
         where = ", ".join([run.arm, *(f"{key}={value}" for key, value in run.point.items())])
         analyses = sum(analysis.run == run.name for analysis in planned.analyses)
         steps = f"steps {one.first + 1} to {one.last}" if one.first else f"{one.last} steps"
-        time = "" if one.seconds is None else duration(one.seconds)
+        time = "" if one.seconds is None else duration(one.seconds) + (" *" if one.waits else "")
         tokens = f"{formats.count(one.tokens)} tokens"
         lines.append((where, f"{len(seeds)} x {steps}", tokens, time, f"{analyses} analyses" if analyses else ""))
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
@@ -129,7 +132,8 @@ def table(planned: Plan, configs: Mapping[str, PlannedConfig]) -> str:
     everything = [configs[run.name] for run in planned.runs]
     tokens = formats.count(sum(one.tokens for one in everything))
     total = f"{len(planned.runs)} runs, {len(planned.analyses)} analyses, {tokens} tokens{_total(everything)}"
-    return "\n".join([f"{planned.name}, size {planned.size}: {planned.study.sizes[planned.size].says}", *shown, total])
+    waits = ["* the host's time to launch kernels, whatever their size: the GPU waits for it"] if any(one.waits for one in everything) else []
+    return "\n".join([f"{planned.name}, size {planned.size}: {planned.study.sizes[planned.size].says}", *shown, *waits, total])
 
 
 def there(
