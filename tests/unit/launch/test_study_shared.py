@@ -121,6 +121,17 @@ def test_a_study_takes_what_another_has_finished_and_trains_the_rest(call, workp
     assert out.count(f"decay0.1/seed=1: {gone}\n") == 1 and not (folder / "decay0.1/seed=1").is_symlink()
 
 
+def test_a_size_with_more_branches_takes_the_trunk_and_branches_of_another_size(call, workplace):
+    larger = TEXT.replace('  "decay{decay}"', "  plain: {after: trunk}\n" + '  "decay{decay}"').replace("small: {}", "small: {arms: [decay*]}\n  large: {}")
+    (workplace / "conf/study/first.yaml").write_text(larger)
+    call("first")
+    assert without_analyses(call("first", "--size", "large")[0]) == ["first_large/plain/seed=1"]
+    shutil.rmtree("runs/studies/first_large")
+    shutil.rmtree("runs/studies/first_small/trunk/seed=1/checkpoints")  # as in a copy without weights: a new branch has no start
+    again = ["trunk/seed=1", "plain/seed=1", "decay0.1/seed=1"]
+    assert without_analyses(call("first", "--size", "large")[0]) == [f"first_large/{name}" for name in again]
+
+
 def test_a_branch_of_another_trunk_is_not_taken(call, workplace):
     """Pairs of branches have a common start: with a trunk of its own a study has branches of its own."""
     call("first")
