@@ -146,9 +146,7 @@ def _report_of_file(path: Path, out: Path | None, name: str | None) -> int:
     return 0
 
 
-def _run(
-    planned: Plan, configs: Mapping[str, PlannedConfig], shared: Shared, outdated: Sequence[str], options: argparse.Namespace
-) -> int:
+def _run(planned: Plan, configs: Mapping[str, PlannedConfig], shared: Shared, outdated: Sequence[str], options: argparse.Namespace) -> int:
     """Runs what is missing, and prints what failed and how to repeat it."""
     _check_words(planned, shared.folder)
     shared.set_aside(outdated)

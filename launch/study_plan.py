@@ -15,6 +15,8 @@ from ngpt.study.plan import Plan, PlannedRun
 
 from .study_shared import digest
 
+_WAITS = "* the host's time to launch kernels, whatever their size: the GPU waits for it"
+
 
 @dataclasses.dataclass(frozen=True)
 class PlannedConfig:
@@ -132,7 +134,7 @@ def table(planned: Plan, configs: Mapping[str, PlannedConfig]) -> str:
     everything = [configs[run.name] for run in planned.runs]
     tokens = formats.count(sum(one.tokens for one in everything))
     total = f"{len(planned.runs)} runs, {len(planned.analyses)} analyses, {tokens} tokens{_total(everything)}"
-    waits = ["* the host's time to launch kernels, whatever their size: the GPU waits for it"] if any(one.waits for one in everything) else []
+    waits = [_WAITS] if any(one.waits for one in everything) else []
     return "\n".join([f"{planned.name}, size {planned.size}: {planned.study.sizes[planned.size].says}", *shown, *waits, total])
 
 

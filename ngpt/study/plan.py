@@ -121,7 +121,8 @@ def plan(name: str, study: Study, size: str | None, words: Sequence[str] = ()) -
     used = dataclasses.replace(study, lists=lists, arms=_arms(study.arms, lists))
     _check_names(used)
     used.arms = _kept(used.arms, chosen.arms)
-    _check_effect(of_config, used, [word for arm in study.arms.values() for word in arm.words], f"DIR/study/{name}.yaml with --config-dir DIR")
+    of_arms = [word for arm in study.arms.values() for word in arm.words]
+    _check_effect(of_config, used, of_arms, f"DIR/study/{name}.yaml with --config-dir DIR")
     common = [*study.words, *chosen.words, *of_config]
     runs = tuple(run for arm in used.arms for run in _runs(used, arm, common))
     return Plan(name, size, used, tuple(words), runs, tuple(_analyses(used, runs)))

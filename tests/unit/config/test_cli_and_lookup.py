@@ -113,7 +113,9 @@ def test_a_broken_file_of_the_user_stops_only_what_uses_it(content: bytes, user_
     assert "broken" not in listed.out and "  mine" in listed.out and listed.err == f"{used.value}\n"
 
 
-@pytest.mark.parametrize(("content", "told"), [(b"claim: [\n", "study/broken.yaml:2: "), (b"# Unfinished.\nclaim: x\n", ": paper: Not set.")])
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"claim: [\n", "study/broken.yaml:2: "), (b"# Unfinished.\nclaim: x\n", ": paper: Not set.")]
+)
 def test_a_broken_study_is_listed_apart_with_its_error(content: bytes, told: str, user_folder: Path, capsys: pytest.CaptureFixture[str]):
     (user_folder / "study").mkdir()
     (user_folder / "study/broken.yaml").write_bytes(content)

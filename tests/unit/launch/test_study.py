@@ -106,7 +106,7 @@ def test_a_plan_is_printed_and_mistakes_end_before_anything_starts(tmp_path, cap
 def test_a_plan_marks_times_of_runs_whose_gpu_waits_for_the_host(tmp_path):
     """Then the time says nothing of the model's size."""
     text = TEXT.replace("words: [experiment=ngpt_tiny]", "words: [experiment=ngpt_shallow, data=mock]")
-    text = text.replace("width: [64, 128]", "width: [512, 4096]").replace("gpt_tiny", "gpt_shallow").replace("words: [train.steps=8,", "words: [")
+    text = text.replace("width: [64, 128]", "width: [512, 4096]").replace("gpt_tiny", "gpt_shallow").replace("[train.steps=8, ", "[")
     whole = planned(tmp_path, text=text)
     lines = table(whole, checked(whole, tmp_path, [])).splitlines()
     (small,) = [line for line in lines if line.startswith("wide, model.hidden_size=512")]

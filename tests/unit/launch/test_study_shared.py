@@ -122,8 +122,8 @@ def test_a_study_takes_what_another_has_finished_and_trains_the_rest(call, workp
 
 
 def test_a_size_with_more_branches_takes_the_trunk_and_branches_of_another_size(call, workplace):
-    larger = TEXT.replace('  "decay{decay}"', "  plain: {after: trunk}\n" + '  "decay{decay}"').replace("small: {}", "small: {arms: [decay*]}\n  large: {}")
-    (workplace / "conf/study/first.yaml").write_text(larger)
+    larger = TEXT.replace('  "decay{decay}"', "  plain: {after: trunk}\n" + '  "decay{decay}"')
+    (workplace / "conf/study/first.yaml").write_text(larger.replace("small: {}", "small: {arms: [decay*]}\n  large: {}"))
     call("first")
     assert without_analyses(call("first", "--size", "large")[0]) == ["first_large/plain/seed=1"]
     shutil.rmtree("runs/studies/first_large")
