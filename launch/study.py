@@ -52,14 +52,16 @@ def run_study(options: argparse.Namespace) -> int:
     taken, notes = _taken(planned, folder, options)
     for note in notes:
         print(note, flush=True)
+    if options.report is not None and not folder.is_dir() and not taken:
+        rule = "No such folder: nothing of this study has run there"
+        raise ConfigError("--report", folder, rule, "Run it first, or name its folder, --out DIR")
+    if not options.plan:
+        check_place("--out", folder)
     code = 0
     if options.report is None:
         code = _train(planned.without(taken), folder, options)
         if options.plan or options.slurm:
             return code
-    elif not folder.is_dir() and not taken:
-        rule = "No such folder: nothing of this study has run there"
-        raise ConfigError("--report", folder, rule, "Run it first, or name its folder, --out DIR")
     print(f"Page: {_write(planned, folder, taken, options)}")
     return code
 
@@ -91,8 +93,6 @@ def _train(planned: Plan, folder: Path, options: argparse.Namespace) -> int:
         if options.plan:
             print("0 runs left to train")
         return 0
-    if not options.plan:
-        check_place("--out", folder)
     configs = checked(planned, folder, options.config_dir, with_data=not options.plan, here=not (options.slurm or options.analyze))
     points = {name: one.config for name, one in configs.items()}
     shared = Shared(planned, folder, points, lambda run: composed(run, planned, folder, options.config_dir))
