@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from .many import BLOCKED, DONE, FAILED, STOPPED, WAITING, Member, State, check_
 from .outcome import SIGNALLED_CODE
 from .provenance import SOURCE, git_state, versions
 from .study_plan import PlannedConfig, checked, composed, digests, table, there
-from .study_shared import WORDS_FILE, Shared, digest_of, is_done
+from .study_shared import WORDS_FILE, Shared, continued_another, digest_of, is_done
 
 if TYPE_CHECKING:
     from ngpt.study.numbers import Numbers  # its package imports matplotlib
@@ -44,11 +44,40 @@ def run_study(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: any mistake that can be found before the first run starts.
     """
-    if options.sources and (options.slurm or options.report not in (None, Path())):
+    _check_options(options)
+    if options.report not in (None, Path()):
+        return _report_of_file(options.report, options.out, options.name)
+    planned = plan(options.name, load_study(options.name, options.config_dir), options.size, options.overrides)
+    folder = options.out or ROOT / f"{planned.name}_{planned.size}"
+    taken, notes = _taken(planned, folder, options)
+    for note in notes:
+        print(note, flush=True)
+    if options.report is not None and not folder.is_dir() and not taken:
+        rule = "No such folder: nothing of this study has run there"
+        raise ConfigError("--report", folder, rule, "Run it first, or name its folder, --out DIR")
+    if not options.plan:
+        check_place("--out", folder)
+    code = 0
+    if options.report is None:
+        code = _train(planned.without(taken), folder, options)
+        if options.plan or options.slurm:
+            return code
+    print(f"Page: {_write(planned, folder, taken, options)}")
+    return code
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Refuses options that do not go together.
+
+    Raises:
+        ConfigError: says which.
+    """
+    of_file = options.report not in (None, Path())
+    if options.sources and (options.slurm or of_file):
         rule = "A run or page here takes runs from it; jobs and --report JSON do not"
         raise ConfigError("--from", "with --slurm or --report JSON", rule, "Leave it out; with --report alone it adds them to the page")
-    if options.report is not None and options.report != Path():
-        return _report_of_file(options.report, options.out, options.name)
+    if of_file:
+        return
     if options.name is None:
         raise ConfigError("ngpt study", "No name", "It runs a study", "ngpt list studies shows them")
     if options.parallel is not None and options.parallel < 1:
@@ -56,37 +85,29 @@ def run_study(options: argparse.Namespace) -> int:
     if options.slurm and (options.analyze or options.report is not None or options.per_gpu != 1):
         way_out = "Leave out --analyze, --report and --per-gpu"
         raise ConfigError("--slurm", "with another option", "Runs become jobs with GPUs of their own, and so do analyses", way_out)
-    planned = plan(options.name, load_study(options.name, options.config_dir), options.size, options.overrides)
-    folder = options.out or ROOT / f"{planned.name}_{planned.size}"
-    taken, notes = _taken(planned, folder, options)
-    for note in notes:
-        print(note, flush=True)
-    left, code = planned.without(taken), 0
-    if options.report is not None and not folder.is_dir() and not taken:
-        rule = "No such folder: nothing of this study has run there"
-        raise ConfigError("--report", folder, rule, "Run it first, or name its folder, --out DIR")
-    if not options.plan:
-        check_place("--out", folder)
-    if options.report is None and left.runs:
-        configs = checked(left, folder, options.config_dir, with_data=not options.plan, here=not (options.slurm or options.analyze))
-        points = {name: one.config for name, one in configs.items()}
-        shared = Shared(left, folder, points, lambda run: composed(run, left, folder, options.config_dir))
-        places = {run.name: shared.place(run.name) for run in left.runs}
-        known = there(left, configs, folder, places)
-        print("\n".join([table(left, configs), *(known if options.plan else known[-1:])]), flush=True)
+
+
+def _train(planned: Plan, folder: Path, options: argparse.Namespace) -> int:
+    """Shows the plan, then runs or submits what is missing of it. With --plan it stops before that."""
+    if not planned.runs:  # all are in the files of --from
         if options.plan:
-            return 0
-        if options.slurm:
-            return _submit(left, points, shared, options)
-        check_per_gpu(options.per_gpu, options.parallel or 1, max(one.gpus for one in configs.values()))
-        for note in unseen_gpus(next(iter(configs.values())).config):
-            print(note, file=sys.stderr)
-        code = _run(left, configs, shared, options)
-    elif options.plan and options.report is None:
-        print("0 runs left to train")
+            print("0 runs left to train")
         return 0
-    print(f"Page: {_write(planned, folder, taken, options)}")
-    return code
+    configs = checked(planned, folder, options.config_dir, with_data=not options.plan, here=not (options.slurm or options.analyze))
+    points = {name: one.config for name, one in configs.items()}
+    shared = Shared(planned, folder, points, lambda run: composed(run, planned, folder, options.config_dir))
+    outdated = [] if options.analyze else shared.outdated()
+    places = {run.name: None if run.name in outdated else shared.place(run.name) for run in planned.runs}
+    known = there(planned, configs, folder, places, outdated)
+    print("\n".join([table(planned, configs), *(known if options.plan else known[-1:])]), flush=True)
+    if options.plan:
+        return 0
+    if options.slurm:
+        return _submit(planned, points, shared, options)
+    check_per_gpu(options.per_gpu, options.parallel or 1, max(one.gpus for one in configs.values()))
+    for note in unseen_gpus(next(iter(configs.values())).config):
+        print(note, file=sys.stderr)
+    return _run(planned, configs, shared, outdated, options)
 
 
 def _taken(planned: Plan, folder: Path, options: argparse.Namespace) -> tuple[Mapping[str, "Numbers"], Sequence[str]]:
@@ -125,9 +146,10 @@ def _report_of_file(path: Path, out: Path | None, name: str | None) -> int:
     return 0
 
 
-def _run(planned: Plan, configs: Mapping[str, PlannedConfig], shared: Shared, options: argparse.Namespace) -> int:
+def _run(planned: Plan, configs: Mapping[str, PlannedConfig], shared: Shared, outdated: Sequence[str], options: argparse.Namespace) -> int:
     """Runs what is missing, and prints what failed and how to repeat it."""
     _check_words(planned, shared.folder)
+    shared.set_aside(outdated)
     members = list(_analysed(planned, shared) if options.analyze else _members(planned, configs, shared, options.config_dir))
     states = run_members(members, options.parallel or 1, _Progress(len(members)), per_gpu=options.per_gpu)
     failed = [state for state in states if state.status in (FAILED, BLOCKED)]
@@ -222,9 +244,25 @@ def _write(planned: Plan, folder: Path, taken: Mapping[str, "Numbers"], options:
     more = [*(f"--config-dir={path}" for path in options.config_dir), *(f"--from={path}" for path in options.sources)]
     command = in_shell("ngpt", "study", planned.name, *planned.words, "--size", planned.size, *more)
     configs = {run.name: digest_of(folder / run.name) for run in planned.runs if run.name not in taken}
-    results = gather(planned, folder, description, command, provenance, taken, configs)
+    results = gather(planned, folder, description, command, provenance, {**taken, **_outdated(planned, folder, taken)}, configs)
     folder.mkdir(parents=True, exist_ok=True)
     if note := keep_lost(folder / RESULTS_FILE, results, is_done):
         print(note, flush=True)
     write(results, folder / RESULTS_FILE)
     return write_page(results, folder)
+
+
+def _outdated(planned: Plan, folder: Path, taken: Collection[str]) -> dict[str, "Numbers"]:
+    """The branches in the folder that continued another trunk than the one there now: without numbers, since pairs have one start."""
+    from ngpt.study.numbers import Numbers
+
+    found = {}
+    for run in planned.runs:
+        trunk = None if run.after is None else folder / run.after
+        if trunk and run.name not in taken and is_done(folder / run.name, trunk=False) and is_done(trunk, trunk=True):
+            if continued_another(trunk, folder / run.name):
+                found[run.name] = Numbers(run, "continued another trunk", "", {})
+    for name in list(found)[:1]:
+        rule = "continued another trunk than the one there now, and are left out"
+        print(f"{len(found)} branches {rule}, the first is {name}: without --report and --analyze they are trained again", flush=True)
+    return found

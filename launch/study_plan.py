@@ -1,7 +1,7 @@
 """The runs of a study as configs: checked before the first run starts, and shown in a table with tokens and time."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from ngpt.study.plan import Plan, PlannedRun
 
 from .study_shared import digest
 
+_WAITS = "* the host's time to launch kernels, whatever their size: the GPU waits for it"
+
 
 @dataclasses.dataclass(frozen=True)
 class PlannedConfig:
@@ -23,12 +25,14 @@ class PlannedConfig:
     Attributes:
         first, last: it trains the steps after `first`, up to and including `last`.
         seconds: the estimated time of these steps; None if the cluster names no GPU.
+        waits: whether that is the host's time to launch kernels, which the GPU waits for.
     """
 
     config: Config
     first: int
     last: int
     seconds: float | None
+    waits: bool
 
     @property
     def gpus(self) -> int:
@@ -68,7 +72,7 @@ def checked(
             raise ConfigError("cluster.nodes", config.cluster.nodes, "A study runs on this machine", way_out)
         trunk = of_points.get((planned.study.arms[run.arm].after, *_key(run)[1:]))
         first, last = trunk.last if trunk else 0, config.train.stop_after or config.train.steps
-        of_points[_key(run)] = PlannedConfig(config, first, last, _seconds(config, last - first))
+        of_points[_key(run)] = PlannedConfig(config, first, last, *_time(config, last - first))
     return {run.name: of_points[_key(run)] for run in planned.runs}
 
 
@@ -104,24 +108,25 @@ def _key(run: PlannedRun) -> tuple[object, ...]:
     return (run.arm, *(entry for entry in run.point.items() if not entry[0].startswith("optim.")))
 
 
-def _seconds(config: Config, steps: int) -> float | None:
-    """Estimated time of that many steps."""
+def _time(config: Config, steps: int) -> tuple[float | None, bool]:
+    """Estimated time of that many steps, and whether the GPU waits for the host in it."""
     if config.cluster.gpu is None:
-        return None
+        return None, False
     from ngpt.estimate.report import estimate
 
-    return steps * float(estimate(config, None)["step"]["seconds"])
+    step = estimate(config, None)["step"]
+    return steps * float(step["seconds"]), step["micro_batch_s"]["waiting_for_host"] > 0
 
 
 def table(planned: Plan, configs: Mapping[str, PlannedConfig]) -> str:
-    """One line per arm and point: its runs with steps, tokens and time; then the sums."""
+    """One line per arm and point: its runs with steps, tokens and time; then the sums, and what bounds the time."""
     lines = []
     for run in planned.points:
         one, seeds = configs[run.name], [other for other in planned.runs if (other.arm, other.point) == (run.arm, run.point)]
         where = ", ".join([run.arm, *(f"{key}={value}" for key, value in run.point.items())])
         analyses = sum(analysis.run == run.name for analysis in planned.analyses)
         steps = f"steps {one.first + 1} to {one.last}" if one.first else f"{one.last} steps"
-        time = "" if one.seconds is None else duration(one.seconds)
+        time = "" if one.seconds is None else duration(one.seconds) + (" *" if one.waits else "")
         tokens = f"{formats.count(one.tokens)} tokens"
         lines.append((where, f"{len(seeds)} x {steps}", tokens, time, f"{analyses} analyses" if analyses else ""))
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
@@ -129,22 +134,27 @@ def table(planned: Plan, configs: Mapping[str, PlannedConfig]) -> str:
     everything = [configs[run.name] for run in planned.runs]
     tokens = formats.count(sum(one.tokens for one in everything))
     total = f"{len(planned.runs)} runs, {len(planned.analyses)} analyses, {tokens} tokens{_total(everything)}"
-    return "\n".join([f"{planned.name}, size {planned.size}: {planned.study.sizes[planned.size].says}", *shown, total])
+    waits = [_WAITS] if any(one.waits for one in everything) else []
+    return "\n".join([f"{planned.name}, size {planned.size}: {planned.study.sizes[planned.size].says}", *shown, *waits, total])
 
 
-def there(planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, places: Mapping[str, Path | None]) -> list[str]:
+def there(
+    planned: Plan, configs: Mapping[str, PlannedConfig], folder: Path, places: Mapping[str, Path | None], outdated: Collection[str]
+) -> list[str]:
     """A line for each run that is finished, and what is left; none if everything is left.
 
     Args:
         places: the folder in which each run is finished; None for those that are not.
+        outdated: those of them that are trained again, since their trunk is.
     """
     known = {name: place for name, place in places.items() if place is not None}
-    if not known:
+    if not known and not outdated:
         return []
-    width = max(map(len, known))
+    width = max(map(len, [*known, *outdated]))
     lines = [f"{name:<{width}}  {'is finished' if place == folder / name else f'is taken from {place}'}" for name, place in known.items()]
+    lines += [f"{name:<{width}}  is trained again: it continued a trunk that is not there any more" for name in outdated]
     left = [configs[run.name] for run in planned.runs if run.name not in known]
-    analyses = sum(not (known.get(one.run, folder / one.run) / one.path).exists() for one in planned.analyses)
+    analyses = sum(one.run not in known or not (known[one.run] / one.path).exists() for one in planned.analyses)
     return [*lines, f"left: {len(left)} runs, {analyses} analyses, {formats.count(sum(one.tokens for one in left))} tokens{_total(left)}"]
 
 

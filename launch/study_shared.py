@@ -1,10 +1,13 @@
-"""Runs that other studies have finished: found by their config and their data, and linked into a study instead of trained again."""
+"""Runs that other studies have finished: found by their config and their data, and linked into a study instead of trained again.
+
+And the reverse: branches of a trunk that is not there any more, which are trained again.
+"""
 
 import hashlib
+import itertools
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from ngpt.config.schema import Config
 from ngpt.study.plan import OF_EXECUTION, Plan, PlannedRun, is_ended
 
 from .resume_checks import has_data_of
-from .run_folder import CONFIG_FILE, SUMMARY_FILE
+from .run_folder import CONFIG_FILE, SUMMARY_FILE, locked
 
 WORDS_FILE = "words.json"  # in the folder of each study: its runs with their words
 CHECKPOINTS = "checkpoints"
@@ -64,6 +67,11 @@ def digest_of(folder: Path) -> str | None:
     return None if known is None else digest(known)
 
 
+def continued_another(trunk: Path, branch: Path) -> bool:
+    """Whether a branch continued another trunk than the finished one that is there now: this one ended after the branch did."""
+    return _finished(trunk) > _finished(branch)
+
+
 class Shared:
     """Finds a study's runs, in its own folder and in those of the studies beside it.
 
@@ -88,8 +96,22 @@ class Shared:
         if own.is_symlink():
             return self._linked(run) or self._found(run)
         if own.exists():
-            return own if is_done(own, self.plan.is_trunk(run)) else None
+            return own if is_done(own, self.plan.is_trunk(run)) and not self._has_another_start(run) else None
         return self._found(run)
+
+    def outdated(self) -> list[str]:
+        """The branches in the study's folder that continued another trunk than the one that is there now, or will be trained."""
+        begun = [run for run in self.plan.runs if run.after is not None and self._has_begun(run.name)]
+        return [run.name for run in begun if run.after and (self.place(run.after) is None or self._has_another_start(run))]
+
+    def set_aside(self, names: Collection[str]) -> None:
+        """Moves the folders of outdated branches aside, so that they are trained again."""
+        for name in names:
+            own = self.folder / name
+            kept = next(place for number in itertools.count(1) if not (place := own.with_name(f"{own.name}.kept{number}")).exists())
+            with locked(own):
+                own.rename(kept)
+            print(f"{name} is trained again: it continued a trunk that is not there any more. It is kept as {kept}", flush=True)
 
     def take(self, name: str) -> bool:
         """Whether a run is finished. If another study has it, the study's folder links to it from now on.
@@ -119,6 +141,19 @@ class Shared:
             return None
         return ((self.place(run.after) or self.folder / run.after) / CHECKPOINTS).resolve()
 
+    def _has_begun(self, name: str) -> bool:
+        """Whether the study's folder has a run, of its own, that is finished or goes on from a checkpoint of its own."""
+        own = self.folder / name
+        return not own.is_symlink() and (is_done(own, trunk=False) or tracker.read(own / CHECKPOINTS).step is not None)
+
+    def _has_another_start(self, run: PlannedRun) -> bool:
+        """Whether a branch in the study's folder continued another trunk than the one there now. If there is none, nobody knows."""
+        place = None if run.after is None else self.place(run.after)
+        if run.after is None or place is None:
+            return False
+        own = self.folder / run.after
+        return place.resolve() != own.resolve() or continued_another(place, self.folder / run.name)
+
     def _found(self, run: PlannedRun) -> Path | None:
         """The same run in a study beside this one."""
         for folder in self._others():
@@ -131,7 +166,7 @@ class Shared:
         if not is_done(folder, self.plan.is_trunk(run)) or (known := _config(folder)) is None:
             return False
         start = self._start(run)
-        if _start(known) != start or (start is not None and _finished(start.parent) > _finished(folder)):  # of a trunk trained again since
+        if _start(known) != start or (start is not None and continued_another(start.parent, folder)):
             return False
         if _but_seed_and_rates(known) != _but_seed_and_rates(self.points[run.name]):
             return False  # composing takes half a second, and only a run that may fit is worth it
@@ -157,12 +192,12 @@ def _has_its_checkpoint(folder: Path) -> bool:
     return not saves or tracker.read(folder / CHECKPOINTS).step is not None
 
 
-def _finished(folder: Path) -> float:
-    """When a run ended, in seconds; never, if that is not known."""
+def _finished(folder: Path) -> str:
+    """When a run ended, as its summary says it: copies of a folder have other times. Later than all, if that is not known."""
     try:
-        return (folder / SUMMARY_FILE).stat().st_mtime
-    except OSError:
-        return math.inf
+        return str(json.loads((folder / SUMMARY_FILE).read_bytes())["finished_at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "never"
 
 
 def _config(folder: Path) -> Config | None:

@@ -78,6 +78,9 @@ def submit_study(study: Submission) -> int:
         ConfigError: any mistake that can be found before a job starts.
     """
     folder = study.shared.folder
+    outdated = study.shared.outdated()
+    queueing = queued([folder / name for name in outdated])
+    study.shared.set_aside([name for name in outdated if folder / name not in queueing])
     runs = sorted(study.plan.runs, key=lambda run: run.after is not None)
     left = [run for run in runs if not study.shared.take(run.name)]
     busy = queued([folder / run.name for run in left])

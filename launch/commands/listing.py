@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -26,11 +26,12 @@ def run(options: argparse.Namespace) -> int:
 
     folders = config_dirs(options)
     check_config_dirs(folders)
-    lines = _lines(options.what, folders)
+    broken = dict(broken_files(folders))  # told apart, below the list
+    lines = _lines(options.what, folders, broken)
     if options.pattern is not None:
         lines = _matching(lines, options.pattern, f"ngpt list {options.what}")
     print("\n".join(table(lines)))
-    for error in broken_files(folders):
+    for error in broken.values():
         print(error, file=sys.stderr)
     return 0
 
@@ -41,15 +42,15 @@ def table(lines: Mapping[str, str]) -> Sequence[str]:
     return [f"  {name:<{width}}  {line}".rstrip() for name, line in lines.items()]
 
 
-def _lines(what: str | None, folders: Sequence[Path]) -> dict[str, str]:
-    """Name -> line, for everything of a kind."""
+def _lines(what: str | None, folders: Sequence[Path], broken: Collection[Path]) -> dict[str, str]:
+    """Name -> line, for everything of a kind but broken files."""
     import difflib
 
     from ngpt.config.describe import groups, keys
     from ngpt.config.errors import ConfigError
     from ngpt.config.folders import EXPERIMENT
     from ngpt.config.folders import options as files
-    from ngpt.config.study import descriptions
+    from ngpt.config.study import descriptions, studies
 
     known = {EXPERIMENTS: EXPERIMENT, EXPERIMENT: EXPERIMENT} | {name: name for name in groups()}
     if what is None:
@@ -57,7 +58,8 @@ def _lines(what: str | None, folders: Sequence[Path]) -> dict[str, str]:
             EXPERIMENTS if name == EXPERIMENT else name: line for name, line in groups().items()
         }
     if what == STUDIES:
-        return descriptions(folders)
+        usable = [name for name, path in studies(folders).items() if path not in broken]
+        return {name: line for name, line in descriptions(folders).items() if name in usable}
     if what == KEYS:
         return {key.name: f"{key.description} ({key.takes})" for key in keys()}
     if what not in known:
@@ -65,7 +67,7 @@ def _lines(what: str | None, folders: Sequence[Path]) -> dict[str, str]:
         near = difflib.get_close_matches(what, listed, n=2)
         way_out = f"Did you mean {' or '.join(near)}?" if near else "Choose one of them"
         raise ConfigError("ngpt list", what, f"There are {', '.join(listed)}", way_out)
-    return {option.name: option.description for option in files(folders) if option.group == known[what]}
+    return {option.name: option.description for option in files(folders) if option.group == known[what] and option.path not in broken}
 
 
 def _matching(lines: Mapping[str, str], pattern: str, command: str) -> dict[str, str]:

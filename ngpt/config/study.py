@@ -193,7 +193,15 @@ def load_study(name: str, config_dirs: Sequence[Path] = ()) -> Study:
         near = difflib.get_close_matches(name, known, n=2)
         way_out = f"Did you mean {' or '.join(near)}?" if near else "ngpt list studies shows them"
         raise ConfigError("ngpt study", name, f"There are {', '.join(known) or 'none'}", way_out)
-    path = known[name]
+    return read_study(known[name])
+
+
+def read_study(path: Path) -> Study:
+    """Reads the file of a study: see `load_study`.
+
+    Raises:
+        ConfigError: it cannot be read, or breaks a rule; with file and line.
+    """
     try:
         check_yaml(path)
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)

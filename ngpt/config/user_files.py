@@ -13,8 +13,10 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf._utils import get_yaml_loader  # private as well: the loader that Hydra reads files with, which refuses keys given twice
 
 from ngpt.config.errors import ConfigError, ConfigErrors
+from ngpt.config.folders import STUDY
 from ngpt.config.overrides import numbers_for_text
 from ngpt.config.schema import Config
+from ngpt.config.study import read_study
 from ngpt.config.translate import section_error
 from ngpt.config.yaml_limits import check_yaml
 from ngpt.config.yaml_lines import Lines, unreadable
@@ -56,13 +58,13 @@ def check_file(path: Path) -> None:
         raise ConfigErrors([ConfigError(f"{lines.place(one.path)}: {one.path}", one.got, one.rule, one.way_out) for one in errors])
 
 
-def broken_files(config_dirs: Sequence[Path]) -> Iterator[ConfigError]:
-    """The errors of the user's files that no config can use, one a file."""
+def broken_files(config_dirs: Sequence[Path]) -> Iterator[tuple[Path, ConfigError]]:
+    """The user's files that no config or study can use, each with its first error."""
     for folder in config_dirs:
         for path in sorted(folder.rglob("*.yaml")):
             try:
-                check_file(path)
+                (read_study if path.parent.name == STUDY else check_file)(path)
             except ConfigErrors as error:
-                yield error.errors[0]
+                yield path, error.errors[0]
             except ConfigError as error:
-                yield error
+                yield path, error

@@ -84,7 +84,8 @@ def _keep_vocabulary(out: Path, tokenizer: Tokenizer) -> str | None:
 def split_documents(text_bytes: Sequence[np.ndarray], split: str) -> list[np.ndarray]:
     """The split of each document of each shard: 0 train, 1 valid, 2 test.
 
-    A document belongs to the split in which its first byte falls when all texts lie end to end.
+    A document belongs to the split in which its first byte falls when all texts lie end to end. A split that has a share and would be
+    empty by that gets its nearest document, if there are enough of them.
     """
     total = sum(int(sizes.sum()) for sizes in text_bytes)
     train, valid, _ = parse_split(split)
@@ -95,7 +96,19 @@ def split_documents(text_bytes: Sequence[np.ndarray], split: str) -> list[np.nda
         ends = start + np.cumsum(sizes)
         members.append(np.searchsorted(borders, ends - sizes, side="right"))
         start = int(ends[-1]) if len(ends) else start
-    return members
+    return _without_empty(members, split)
+
+
+def _without_empty(members: list[np.ndarray], split: str) -> list[np.ndarray]:
+    """The same with at least one document in each split that has a share; unchanged if all have one, or there are too few documents."""
+    _, valid, test = (int(share > 0) for share in parse_split(split))
+    total, train_end, valid_end = (sum(int((member < bound).sum()) for member in members) for bound in (len(SPLITS), 1, 2))
+    if total < 1 + valid + test:
+        return members
+    train_end = min(max(train_end, 1), total - valid - test)
+    valid_end = min(max(valid_end, train_end + valid), total - test)
+    numbers = np.split(np.arange(total), np.cumsum([len(member) for member in members])[:-1])
+    return [np.searchsorted([train_end, valid_end], number, side="right") for number in numbers]
 
 
 def _parts(folder: Path, inside: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -136,5 +149,5 @@ def _refuse_empty(job: Job, sources: Sequence[SourceInfo], members: Sequence[np.
     for number, (name, share) in enumerate(zip(SPLITS, parse_split(split), strict=True)):
         if share and not any((member == number).any() for member in members):
             total = sum(source.documents for source in sources)
-            rule = f"{name} gets no document of {total}: a document is never cut"
+            rule = f"{name} gets no document of {total}: a document is never cut, and each split with a share needs one"
             raise ConfigError("--split", split, rule, "Use 100,0,0, or more documents (for a .txt: --documents blank-line)")

@@ -59,7 +59,9 @@ def taken_from(
     for path, runs in held.items():
         notes.append(f"{sum(place == path for place in places.values())} runs are in {path}")
         if alone := [name for name in runs if name not in places and name not in here]:
-            rule = "a trunk and all its branches come from one place"
+            (family,) = [family for family in families.values() if any(run.name == alone[0] for run in family)]
+            lacking = [f", and it lacks {run.name}" for run in family if run.name not in runs]
+            rule = f"a trunk and all its branches come from one place{''.join(lacking[:1])}"
             notes.append(f"{len(alone)} more runs in {path} are not taken, the first is {alone[0]}: {rule}")
     differ = Counter((path, place) for name, place in places.items() for path in held if _differ(held[path].get(name), held[place][name]))
     notes += [f"{count} runs have other numbers in {path}: those of {place} are taken" for (path, place), count in differ.items()]

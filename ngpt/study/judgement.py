@@ -1,6 +1,6 @@
 """The verdict of a study as its page says it: the rules that gave it, and the numbers that they judge."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ngpt.analysis.intervals import ALL, Interval
@@ -10,18 +10,33 @@ from ngpt.study.verdict import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, UNDECIDED
 
 
 def verdict_reason(results: Results) -> str:
-    """Which rules gave the verdict, in a sentence."""
+    """Which rules gave the verdict, and of which scanned values it speaks: a size may have a part of those that the claim is about."""
     result, rules = results["verdict"]["result"], results["verdict"]["rules"]
     if result == NOT_JUDGED:
         return f"Size {results['size']} has no verdict. {results['study']['sizes'][results['size']]['says']}".strip()
     if not rules:
         return "The study has no rule."
+    return f"{_of_rules(results, result, rules)}{_places(rules)}"
+
+
+def _of_rules(results: Results, result: str, rules: Sequence[Mapping[str, Any]]) -> str:
     if result == REPRODUCED:
         return "Its rule holds." if len(rules) == 1 else f"All {len(rules)} rules hold."
     word, titles = {NOT_REPRODUCED: "contrary", UNDECIDED: "undecided"}[result], _titles(results, result)
     if len(rules) == 1:
         return f"Its rule is {word}: {titles[0]}."
     return f"{len(titles)} of {len(rules)} rules {'is' if len(titles) == 1 else 'are'} {word}: {'; '.join(titles)}."
+
+
+def _places(rules: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence with the scanned values that rules judge; empty if they judge none."""
+    points = [row["point"] for rule in rules for row in rule["rows"]]
+    found = []
+    for key in dict.fromkeys(key for point in points for key in point):
+        *others, last = dict.fromkeys(str(point[key]) for point in points if key in point)
+        values = f"{', '.join(others)} and {last}" if others else f"{last} alone"
+        found.append(f"{key.rpartition('.')[2]} {values}")
+    return f" It speaks of {'; '.join(found)}." if found else ""
 
 
 def _titles(results: Results, result: str) -> list[str]:

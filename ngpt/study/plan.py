@@ -16,7 +16,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.overrides import key_of
 from ngpt.config.study import SEED, Arm, Study, matching, partner
 
-_UNTIL = "train.stop_after"
+_UNTIL, _SEED_KEY = "train.stop_after", "train.seed"
 # Keys that may change between two calls for one run: they say where it executes. Layout and micro-batch may not: NVFP4 blocks along
 # tokens depend on them, and arms must differ in one thing only.
 OF_EXECUTION = ("cluster", "logging", "run.", "data.num_workers")
@@ -111,7 +111,7 @@ def plan(name: str, study: Study, size: str | None, words: Sequence[str] = ()) -
         words: from the command line: `LIST=[...]` or `LIST+=VALUE` for one of the study's lists; others go into every run's config.
 
     Raises:
-        ConfigError: an unknown size, words that no run can have, or names that match no arm.
+        ConfigError: an unknown size, words that no run can have, words of keys that arms set, or names that match no arm.
     """
     size = size or next(iter(study.sizes))
     if size not in study.sizes:
@@ -121,6 +121,8 @@ def plan(name: str, study: Study, size: str | None, words: Sequence[str] = ()) -
     used = dataclasses.replace(study, lists=lists, arms=_arms(study.arms, lists))
     _check_names(used)
     used.arms = _kept(used.arms, chosen.arms)
+    of_arms = [word for arm in study.arms.values() for word in arm.words]
+    _check_effect(of_config, used, of_arms, f"DIR/study/{name}.yaml with --config-dir DIR")
     common = [*study.words, *chosen.words, *of_config]
     runs = tuple(run for arm in used.arms for run in _runs(used, arm, common))
     return Plan(name, size, used, tuple(words), runs, tuple(_analyses(used, runs)))
@@ -165,6 +167,31 @@ def _lists(lists: dict[str, list[Any]], words: Sequence[str]) -> tuple[dict[str,
     if wrong:
         raise ConfigError(SEED, wrong[0], "Must be a whole number", f"Give {SEED}=[1,2,3]")
     return lists, rest
+
+
+def _check_effect(words: Sequence[str], used: Study, of_arms: Sequence[str], copy: str) -> None:
+    """Refuses words that would do nothing, since the study itself sets their keys.
+
+    Args:
+        words: those of the command line that go into configs.
+        of_arms: the words of all arms, with {LIST} in them.
+        copy: where a copy of the study may be changed.
+    """
+    for key, word in {key_of(word): word for word in words}.items():
+        if key == _SEED_KEY:
+            raise ConfigError(key, word, f"The list {SEED} sets it in every run", f"Change that list: {SEED}=[1,2]")
+        for name, arm in used.arms.items():
+            if key in arm.over:
+                rule = f"arms.{name}.over sets it to the values of the list {arm.over[key]}"
+                raise ConfigError(key, word, rule, f"Change that list: {arm.over[key]}=[A,B]")
+            if key in arm.by:
+                rule = f"arms.{name}.by sets it, by the value of the list {next(iter(arm.over.values()))}"
+                raise ConfigError(key, word, rule, f"Change `by` in a copy of the study, {copy}")
+        if all(key in map(key_of, _words(used, name)) for name in used.arms):
+            setting = [text for text in of_arms if key_of(text) == key]
+            lists = [f"{each}=[A,B]" for each in used.lists if any(f"{{{each}}}" in text for text in setting)]
+            way_out = f"Change {', '.join(lists)}" if lists else f"Change them in a copy of the study, {copy}"
+            raise ConfigError(key, word, f"The words of every arm set it: {', '.join(dict.fromkeys(setting))}", way_out)
 
 
 def _arms(arms: Mapping[str, Arm], lists: Mapping[str, list[Any]]) -> dict[str, Arm]:
@@ -223,7 +250,7 @@ def _runs(study: Study, name: str, common: Sequence[str]) -> Iterator[PlannedRun
     over, by = ({**getattr(trunk, key, {}), **getattr(arm, key)} for key in ("over", "by"))
     if trunk and trunk.over != over:
         raise ConfigError(f"arms.{name}.over", arm.over, f"{arm.after} has no run for each of its values", f"Scan in {arm.after}")
-    words = [*common, *(trunk.words if trunk else []), *arm.words]
+    words = [*common, *_words(study, name)]
     if arm.until is not None:
         words.append(f"{_UNTIL}='${{fraction:${{train.steps}},{arm.until}}}'")
     for values in itertools.product(*(study.lists[used] for used in over.values())):
@@ -231,8 +258,14 @@ def _runs(study: Study, name: str, common: Sequence[str]) -> Iterator[PlannedRun
         for seed in study.lists[SEED]:
             scanned = [f"{key}={value}" for key, value in point.items()] + list(_by(name, by, values))
             where = "_".join([*(f"{key.rpartition('.')[2]}={value}" for key, value in point.items()), f"seed={seed}"])
-            final = tuple(merged([*words, *scanned, f"train.seed={seed}"]))
+            final = tuple(merged([*words, *scanned, f"{_SEED_KEY}={seed}"]))
             yield PlannedRun(f"{name}/{where}", name, point, seed, final, f"{arm.after}/{where}" if arm.after else None)
+
+
+def _words(study: Study, name: str) -> list[str]:
+    """The words of an arm, behind those of its trunk."""
+    arm = study.arms[name]
+    return [*(study.arms[arm.after].words if arm.after else []), *arm.words]
 
 
 def _by(name: str, tables: Mapping[str, Mapping[str, float]], values: Sequence[Any]) -> Iterator[str]:

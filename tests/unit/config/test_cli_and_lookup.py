@@ -108,6 +108,20 @@ def test_a_broken_file_of_the_user_stops_only_what_uses_it(content: bytes, user_
         compose(["experiment=none"], [user_folder])
     assert main(["list", "experiments", "mine", "--config-dir", str(user_folder)]) == 0
     assert capsys.readouterr() == ("  mine\n", f"{used.value}\n")
+    assert main(["list", "experiments", "--config-dir", str(user_folder)]) == 0
+    listed = capsys.readouterr()
+    assert "broken" not in listed.out and "  mine" in listed.out and listed.err == f"{used.value}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"claim: [\n", "study/broken.yaml:2: "), (b"# Unfinished.\nclaim: x\n", ": paper: Not set.")]
+)
+def test_a_broken_study_is_listed_apart_with_its_error(content: bytes, told: str, user_folder: Path, capsys: pytest.CaptureFixture[str]):
+    (user_folder / "study").mkdir()
+    (user_folder / "study/broken.yaml").write_bytes(content)
+    assert main(["list", "studies", "--config-dir", str(user_folder)]) == 0
+    listed = capsys.readouterr()
+    assert "broken" not in listed.out and "  gap " in listed.out and told in listed.err and listed.err.count("\n") == 1
 
 
 def test_what_is_no_file_hides_no_other_error(user_folder: Path):

@@ -71,6 +71,31 @@ def test_a_document_that_starts_at_a_border_is_the_next_splits():
     assert [member.tolist() for member in members] == [[0] * 4, [], [0, 0, 0, 1, 1, 2]]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "split", "expected"),
+    [
+        ([[5], [5, 5, 5, 5], [], [5]], "90,5,5", [[0], [0, 0, 0, 1], [], [2]]),
+        ([[1, 1, 1, 97]], "90,5,5", [[0, 0, 1, 2]]),  # the last one has nearly all bytes
+        ([[97, 1, 1, 1]], "10,45,45", [[0, 1, 2, 2]]),  # the first one has
+        ([[5, 5]], "90,0,10", [[0, 2]]),
+        ([[5, 5]], "99,1,0", [[0, 1]]),
+        ([[5, 5]], "100,0,0", [[0, 0]]),
+        ([[5, 5]], "90,5,5", [[0, 0]]),  # too few: that is refused
+    ],
+)
+def test_each_split_with_a_share_has_a_document_if_there_are_enough(sizes, split, expected):
+    members = split_documents([np.array(shard, np.int64) for shard in sizes], split)
+    assert [member.tolist() for member in members] == expected
+
+
+def test_a_folder_of_a_few_files_is_split(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(6):
+        (tmp_path / f"texts/{number}.txt").write_text("A small text. " * (number + 1))
+    found = run(tmp_path / "texts", tmp_path / "out").splits
+    assert {name: split.documents for name, split in found.items()} == {"train": 4, "valid": 1, "test": 1}
+
+
 def test_a_split_without_a_share_is_not_written(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl")
     assert list(run(source, tmp_path / "out", split="0.9,0,0.1").splits) == ["train", "test"]
@@ -343,7 +368,7 @@ def zst_damaged(path):
         ("a.jsonl", lambda path: path.write_text('{"body": "x"}\n'), "the text's key with --text-key; the first record has body"),
         ("a.jsonl", lambda path: path.write_text('{"text": 1}\n'), "no documents (1 x no text). There must be one at least. Check format"),
         ("a.txt", lambda path: path.write_bytes("größe".encode("utf-16")), "no documents (1 x not UTF-8)"),
-        ("a.txt", lambda path: path.write_text("one document"), "--split: 90,5,5. valid gets no document of 1"),
+        ("a.txt", lambda path: path.write_text("one document"), "--split: 90,5,5. valid gets no document of 1: "),
     ],
 )
 def test_unusable_inputs_are_refused(name, make, message, tmp_path):

@@ -15,7 +15,7 @@ from ngpt.config.folders import config_dir
 from ngpt.config.kept_keys import check_kept_keys
 from ngpt.config.study import load_study, studies
 from ngpt.study.plan import plan
-from tests.unit.study.studies import planned, write_study
+from tests.unit.study.studies import TEXT, planned, write_study
 
 SHIPPED = [(name, size) for name in studies() for size in load_study(name).sizes]
 
@@ -101,6 +101,18 @@ def test_a_plan_is_printed_and_mistakes_end_before_anything_starts(tmp_path, cap
     assert cli.main(["list", "studies", *where]) == 0
     assert re.search(r"mine +A study of tests\.", capsys.readouterr().out)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_marks_times_of_runs_whose_gpu_waits_for_the_host(tmp_path):
+    """Then the time says nothing of the model's size."""
+    text = TEXT.replace("words: [experiment=ngpt_tiny]", "words: [experiment=ngpt_shallow, data=mock]")
+    text = text.replace("width: [64, 128]", "width: [512, 4096]").replace("gpt_tiny", "gpt_shallow").replace("[train.steps=8, ", "[")
+    whole = planned(tmp_path, text=text)
+    lines = table(whole, checked(whole, tmp_path, [])).splitlines()
+    (small,) = [line for line in lines if line.startswith("wide, model.hidden_size=512")]
+    (large,) = [line for line in lines if line.startswith("wide, model.hidden_size=4096")]
+    assert re.search(r" s \*  1 analyses$", small) and "*" not in large
+    assert lines[-2] == "* the host's time to launch kernels, whatever their size: the GPU waits for it"
 
 
 def test_the_study_of_the_page_is_one(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from launch import cli, study
 from launch.many import DONE, State
 from launch.resume_checks import SOURCES_FILE, has_data_of
-from launch.run_folder import record_launch
+from launch.run_folder import locked, record_launch
 from launch.study_plan import digests
 from launch.study_shared import IGNORED, Shared, compared, digest, digest_of
 from ngpt.config.compose import compose, dump
@@ -54,7 +55,8 @@ def run_members(members, parallel, report, per_gpu):
             place = member.folder
             place.mkdir(parents=True)
             dump(config, place / "config.yaml")
-            (place / "summary.json").write_text(json.dumps({"status": "stopped" if config.train.stop_after else "finished"}))
+            status = "stopped" if config.train.stop_after else "finished"
+            (place / "summary.json").write_text(json.dumps({"status": status, "finished_at": datetime.now(UTC).isoformat()}))
             (place / "checkpoints").mkdir()
             (place / "checkpoints/latest_checkpointed_iteration.txt").write_text("8")
         with Path("calls").open("a") as calls:
@@ -119,6 +121,17 @@ def test_a_study_takes_what_another_has_finished_and_trains_the_rest(call, workp
     assert out.count(f"decay0.1/seed=1: {gone}\n") == 1 and not (folder / "decay0.1/seed=1").is_symlink()
 
 
+def test_a_size_with_more_branches_takes_the_trunk_and_branches_of_another_size(call, workplace):
+    larger = TEXT.replace('  "decay{decay}"', "  plain: {after: trunk}\n" + '  "decay{decay}"')
+    (workplace / "conf/study/first.yaml").write_text(larger.replace("small: {}", "small: {arms: [decay*]}\n  large: {}"))
+    call("first")
+    assert without_analyses(call("first", "--size", "large")[0]) == ["first_large/plain/seed=1"]
+    shutil.rmtree("runs/studies/first_large")
+    shutil.rmtree("runs/studies/first_small/trunk/seed=1/checkpoints")  # as in a copy without weights: a new branch has no start
+    again = ["trunk/seed=1", "plain/seed=1", "decay0.1/seed=1"]
+    assert without_analyses(call("first", "--size", "large")[0]) == [f"first_large/{name}" for name in again]
+
+
 def test_a_branch_of_another_trunk_is_not_taken(call, workplace):
     """Pairs of branches have a common start: with a trunk of its own a study has branches of its own."""
     call("first")
@@ -133,14 +146,90 @@ def test_a_branch_of_another_trunk_is_not_taken(call, workplace):
     assert [line for line in call("second")[0] if "/analysis/" not in line] == ["second: alone/seed=1"]
     shutil.rmtree(workplace / "runs/studies/first_small/trunk")  # then the trunk is trained again, and so is what is to be compared
     made, out = call("second")
-    assert [line for line in made if "/analysis/" not in line] == ["second: trunk/seed=1", "second: decay0.1/seed=1"]
+    again = ["second: trunk/seed=1", "second: alone/seed=1", "second: decay0.1/seed=1"]
+    assert [line for line in made if "/analysis/" not in line] == again
+
+
+def without_analyses(made: list[str]) -> list[str]:
+    return [line for line in made if "/analysis/" not in line]
+
+
+BRANCHES = ["first: decay0.1/seed=1", "first: decay0.2/seed=1"]
+
+
+def test_branches_of_a_trunk_that_was_deleted_are_trained_again_with_it(call, workplace):
+    """Pairs of branches have a common start, also of branches that are finished and of those that come later."""
+    words, folder = ["first", "decay=[0.1,0.2]"], Path("runs/studies/first_small")
+    call(*words)
+    shutil.rmtree(folder / "trunk")
+    assert call(*words, "--report")[0] == call(*words, "--analyze")[0] == []  # where none is trained, they are pairs as they were
+    out = call(*words, "--plan")[1]
+    assert out.count("is trained again: it continued a trunk that is not there any more") == 2 and "\nleft: 3 runs, 2 analyses, " in out
+    made, out = call(*words)
+    assert without_analyses(made) == ["first: trunk/seed=1", *BRANCHES] and len(made) == 5
+    kept = folder / "decay0.1/seed=1.kept1"
+    assert f"decay0.1/seed=1 is trained again: it continued a trunk that is not there any more. It is kept as {kept}\n" in out
+    assert (kept / "summary.json").exists()
+    assert call(*words)[0] == []
+
+    shutil.rmtree(folder / "trunk")
+    assert without_analyses(call(*words, "seed=[1,2]")[0])[:4] == [
+        *("first: trunk/seed=1", "first: trunk/seed=2", "first: decay0.1/seed=1", "first: decay0.1/seed=2")
+    ]
+    assert (folder / "decay0.1/seed=1.kept2").exists()
+
+
+def test_branches_of_a_trunk_that_was_trained_again_by_hand_are_trained_again(call, workplace):
+    words, folder = ["first", "decay=[0.1,0.2]"], Path("runs/studies/first_small")
+    call(*words)
+    (folder / "decay0.1/seed=1/summary.json").write_text('{"status": "signalled", "finished_at": "2026-01-01T00:00:00Z"}')
+    (folder / "decay0.2/seed=1/summary.json").touch()  # a copy of a folder is newer than what it is a copy of
+    trained_again(folder / "trunk/seed=1")
+    out = call(*words, "--report")[1]
+    told = "1 branches continued another trunk than the one there now, and are left out, the first is decay0.2/seed=1: "
+    assert told in out
+    missing = json.loads((folder / "results.json").read_bytes())["missing"]
+    assert "decay0.2/seed=1: continued another trunk" in missing
+    assert without_analyses(call(*words)[0]) == BRANCHES  # also the one that had not finished: it would go on from the earlier start
+    assert told not in call(*words, "--report")[1] and call(*words)[0] == []
+
+
+def test_a_branch_that_has_trained_nothing_stays_where_it_is(call, workplace):
+    """The folder of a job that waits for its trunk, or of a run that failed at its start."""
+    branch = Path("runs/studies/first_small/decay0.1/seed=1/console.log")
+    branch.parent.mkdir(parents=True)
+    branch.touch()
+    plan = planned(workplace / "conf", text=TEXT)
+    assert shared(plan, Path("runs/studies/first_small")).outdated() == []
+
+
+def test_branches_of_a_trunk_that_another_study_has_now_are_trained_again(call, workplace):
+    call("first")
+    shutil.move("runs/studies/first_small", "kept")
+    call("second")
+    shutil.move("kept", "runs/studies/first_small")
+    shutil.rmtree("runs/studies/second_small/trunk")
+    shutil.rmtree("runs/studies/first_small/decay0.1")
+    assert without_analyses(call("second")[0]) == ["second: decay0.1/seed=1"]  # the trunk of the first study has ended before
+
+
+def test_a_branch_that_is_being_trained_is_not_moved(call, workplace, capsys):
+    call("first")
+    shutil.rmtree("runs/studies/first_small/trunk")
+    with locked(Path("runs/studies/first_small/decay0.1/seed=1")):
+        assert cli.main(["study", "first", "--config-dir", "conf"]) == 2
+    assert "decay0.1/seed=1. Is being trained by process" in capsys.readouterr().err
+
+
+def trained_again(trunk: Path) -> None:
+    summary = json.loads((trunk / "summary.json").read_bytes())
+    (trunk / "summary.json").write_text(json.dumps(summary | {"finished_at": datetime.now(UTC).isoformat()}))
 
 
 def test_a_link_holds_only_while_it_leads_to_the_same_run(call, workplace):
     call("first")
     call("second")
-    summary = workplace / "runs/studies/first_small/trunk/seed=1/summary.json"
-    os.utime(summary, (summary.stat().st_atime, summary.stat().st_mtime + 60))  # the trunk was trained again, after its branch
+    trained_again(workplace / "runs/studies/first_small/trunk/seed=1")
     assert "decay0.1/seed=1 " not in call("second", "--plan")[1]
 
     shutil.rmtree(workplace / "runs/studies/first_small")

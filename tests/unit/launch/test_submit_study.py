@@ -101,6 +101,17 @@ def test_only_what_is_neither_finished_nor_queued_is_submitted_again(slurm, caps
     assert cli.main(SLURM) == 0 and slurm.jobs[-1] == "47"
 
 
+def test_branches_whose_trunk_is_gone_are_submitted_again_unless_they_have_a_job(slurm, monkeypatch):
+    finish("branch/seed=1", "branch/seed=2")
+    busy = {FOLDER / "branch/seed=2": "running"}
+    monkeypatch.setattr(submit_study, "queued", lambda folders: {folder: busy[folder] for folder in folders if folder in busy})
+    assert cli.main(SLURM) == 0
+    absolute = FOLDER.absolute()
+    assert f"runs=({absolute}/trunk/seed=1 {absolute}/trunk/seed=2)" in slurm.of("42", "script")
+    assert f"runs=({absolute}/branch/seed=1)" in slurm.of("43", "script")
+    assert [path.name for path in sorted((FOLDER / "branch").iterdir())] == ["seed=1", "seed=1.kept1", "seed=2"]
+
+
 def show(missing: Sequence[str] = (), leaves_out: str = "") -> None:
     """Results and a page of all that is there."""
     runs = [{"name": run.name} for run in planned(Path("conf"), text=TEXT).runs if run.name != leaves_out]

@@ -97,12 +97,14 @@ def test_a_trunk_and_its_branches_come_from_one_place_whole(plan, found, tmp_pat
     taken, notes = taken_from([failed], plan, set(), True, has_config)
     rule = "a trunk and all its branches come from one place"
     assert taken.keys() == others
-    assert notes == [f"{len(others)} runs are in {failed}", f"2 more runs in {failed} are not taken, the first is {BRANCHES[0]}: {rule}"]
+    told = f"2 more runs in {failed} are not taken, the first is {BRANCHES[0]}: {rule}, and it lacks {BRANCHES[2]}"
+    assert notes == [f"{len(others)} runs are in {failed}", told]
     taken, notes = taken_from([failed, whole], plan, set(), True, has_config)
     assert taken.keys() == others | set(BRANCHES) and notes[0] == f"{len(others)} runs are in {failed}"
     assert {taken[name].origin for name in BRANCHES} == {f"{tmp_path.name}/a.json"} != {taken[name].origin for name in others}
     taken, notes = taken_from([whole], plan, {BRANCHES[1], "wide/hidden_size=64_seed=1"}, True, has_config)  # what is finished here stays
     assert taken.keys() == others - {"wide/hidden_size=64_seed=1"} and notes[1].startswith("2 more runs")
+    assert notes[1].endswith(rule)  # it lacks none
     for change in ({"status": "signalled"}, {"after": "ngpt_trunk/seed=1"}):
         assert taken_from([kept(tmp_path / "c.json", found, **{BRANCHES[1]: change})], plan, set(), True, has_config)[0].keys() == others
     taken, notes = taken_from([failed], plan, set(), False, has_config)  # nothing will be trained

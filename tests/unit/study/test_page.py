@@ -133,6 +133,18 @@ def test_a_verdict_names_the_rules_that_gave_it(study, losses, result, reason, r
     assert verdict_tables(found)[0]["rows"][0]["cells"][-1] == row
 
 
+def test_a_verdict_says_of_which_scanned_values_it_speaks(tmp_path):
+    """A size with one width may hold where the claim of all widths is undecided."""
+    text = SHOWN.replace("{comparison: gap, must: be_above, value: 0.0}", "{comparison: widths, must: be_above, value: 0.0}")
+    for word, places in (("width=[128]", "128 alone"), ("width=[64,128,256]", "64, 128 and 256")):
+        plan = planned(tmp_path, word, text=text)
+        for run in plan.runs:
+            write_run(tmp_path / word / run.name, [record(8, val_loss=4.0 + 0.01 * run.seed)], summary=summary(status="finished", steps=8))
+        found = gathered((plan, tmp_path / word))
+        assert found["verdict"]["result"] == "reproduced"
+        assert verdict_reason(found) == f"Its rule holds. It speaks of hidden_size {places}."
+
+
 def test_the_design_says_what_tells_arms_apart(study):
     rows = dict(design_rows(gathered(study)))
     assert rows["GPT, nvfp4_nvidia"] == "experiment=gpt_tiny precision=nvfp4_nvidia"

@@ -5,7 +5,7 @@ import pytest
 from ngpt.config.errors import ConfigError
 from ngpt.config.study import load_study
 from ngpt.study.plan import merged
-from tests.unit.study.studies import TEXT, loaded, planned, write_study
+from tests.unit.study.studies import HEAD, TAIL, TEXT, loaded, planned, write_study
 
 
 def test_every_arm_point_and_seed_is_a_run_with_the_words_of_its_trunk(tmp_path):
@@ -63,6 +63,33 @@ def test_a_key_goes_by_the_scanned_value(tmp_path):
         planned(tmp_path, "width=[256]", text=text)
     with pytest.raises(ConfigError, match=r"arms.gpt_trunk.by: optim.lr. Goes by the one key in `over`"):
         planned(tmp_path, text=text.replace("until: 0.5}", 'until: 0.5, by: {optim.lr: {"64": 1.0}}}'))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.hidden_size=64", r"model.hidden_size: .* arms.wide.over sets it to the values of the list width. .*: width=\[A,B\]"),
+        ("optim.lr=1e-2", r"arms.wide.by sets it, by the value of the list width. Change `by` in a copy of the study, DIR/study/mine.yaml"),
+        ("train.seed=3", r"train.seed: train.seed=3. The list seed sets it in every run. Change that list: seed=\[1,2\]"),
+        ("experiment=ngpt_tiny", r"The words of every arm set it: experiment={model}, experiment=gpt_tiny. Change model=\[A,B\]"),
+        ("precision.dtype=fp32", r"precision.dtype=bf16. Change them in a copy of the study, DIR/study/mine.yaml with --config-dir DIR"),
+    ],
+)
+def test_a_word_that_would_do_nothing_is_refused(tmp_path, word, message):
+    text = """\
+lists: {seed: [1], width: [64], model: [ngpt_tiny], wd: [0.1]}
+arms:
+  wide:
+    words: ["experiment={model}", precision.dtype=bf16]
+    over: {model.hidden_size: width}
+    by: {optim.lr: {"64": 2.0e-3}}
+  "mine{wd}": {words: [experiment=gpt_tiny, precision.dtype=bf16, "optim.weight_decay={wd}"]}
+"""
+    text = HEAD + text + TAIL
+    with pytest.raises(ConfigError, match=message):
+        planned(tmp_path, word, text=text)
+    runs = planned(tmp_path, "optim.weight_decay=0.5", "train.steps=1", "train.steps=2", text=text).runs  # of one of the arms
+    assert ["optim.weight_decay=0.5" in run.words for run in runs] == [True, False] and "train.steps=2" in runs[0].words
 
 
 def test_a_key_is_given_once_as_it_was_last_given():
