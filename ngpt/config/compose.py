@@ -14,7 +14,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ngpt.config.checks import validate
@@ -36,6 +36,8 @@ _PLAIN = (ValueError, TypeError, AssertionError, RecursionError, OSError)
 
 _SCHEMA = pickle.dumps(OmegaConf.structured(Config))  # unpickling this takes a tenth of the time of making it
 ConfigStore.instance().store(name="schema", node=Config)
+# Hydra copies the store, with every schema in it, for each composition, and only reads the copy.
+ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 OmegaConf.register_new_resolver("largest_divisor", lambda number, limit: largest_divisor(number, limit), replace=True)
 OmegaConf.register_new_resolver("not", lambda value: not value, replace=True)
 OmegaConf.register_new_resolver("fraction", lambda number, part: int(number * part), replace=True)
@@ -89,15 +91,18 @@ def _composed(overrides: Sequence[str], search_path: str, folders: Sequence[Path
     """The sections as Hydra composes them, interpolations unresolved, and the name of the experiment."""
     of_hydra = [accepted(override) for override in overrides if not is_of_mapping(override)]
     composed = hydra_compose("config", overrides=[search_path, *of_hydra], return_hydra_config=True)
-    sections = {key: value for key, value in plain(composed).items() if key != "hydra"}
-    for group, option in composed.hydra.runtime.choices.items():
+    choices = composed.hydra.runtime.choices
+    with open_dict(composed):
+        del composed["hydra"]
+    sections = plain(composed)
+    for group, option in choices.items():
         section = sections.get(group)
         # A file with `defaults: [another]` and no name of its own would bring the other's.
         if option is not None and isinstance(section, dict) and section.get("name") != (own := PurePath(option).name):
             if any((folder / group / f"{section.get('name')}.yaml").exists() for folder in folders):
                 section["name"] = own
     set_mappings(sections["precision"], overrides)
-    return sections, composed.hydra.runtime.choices.get("experiment")
+    return sections, choices.get("experiment")
 
 
 def load(path: Path) -> Config:
