@@ -22,15 +22,18 @@ from megatron_ext.compat import (
     prediction_loss,
     results_queue,
     shard_writer,
+    wandb_import,
     weight_gradient,
 )
 from ngpt.config.errors import ConfigError
 
 MEGATRON_VERSION = "0.19.2"
 
-# In the order in which they are applied: cuda_on_cpu comes before everything that imports Megatron.
-_ON_CPU: dict[str, Callable[[], bool]] = {"cuda_on_cpu": cuda_on_cpu.install, "mamba_on_cpu": mamba_on_cpu.install}
-_EVERYWHERE: dict[str, Callable[[], bool]] = {
+# In the order in which they are applied: cuda_on_cpu comes before everything that imports Megatron, and wandb_import imports it.
+_PATCHES: dict[str, Callable[[], bool]] = {
+    "cuda_on_cpu": cuda_on_cpu.install,
+    "wandb_import": wandb_import.install,
+    "mamba_on_cpu": mamba_on_cpu.install,
     "async_worker": async_worker.install,
     "checkpoint_pickles": checkpoint_pickles.install,
     "datasets_makefile": datasets_makefile.install,
@@ -46,6 +49,7 @@ _EVERYWHERE: dict[str, Callable[[], bool]] = {
     "shard_writer": shard_writer.install,
     "weight_gradient": weight_gradient.install,
 }
+_ON_CPU = {"cuda_on_cpu", "mamba_on_cpu"}
 
 
 def install(cpu: bool) -> list[str]:
@@ -61,8 +65,7 @@ def install(cpu: bool) -> list[str]:
         ConfigError: Another version of megatron-core is installed, or its dataset helper does not import.
     """
     check_version(importlib.metadata.version("megatron-core"))
-    patches = {**_ON_CPU, **_EVERYWHERE} if cpu else _EVERYWHERE
-    return [name for name, apply in patches.items() if apply()]
+    return [name for name, apply in _PATCHES.items() if (cpu or name not in _ON_CPU) and apply()]
 
 
 def check_version(installed: str) -> None:
@@ -73,7 +76,7 @@ def check_version(installed: str) -> None:
     """
     if installed.partition("+")[0] == MEGATRON_VERSION:
         return
-    names = ", ".join([*_ON_CPU, *_EVERYWHERE])
+    names = ", ".join(_PATCHES)
     raise ConfigError(
         "megatron-core",
         f"version {installed} is installed",

@@ -304,7 +304,7 @@ class ScalarTap:
 def _set_globals(args: argparse.Namespace) -> None:
     """Megatron's globals, with a tap for its scalars in place of its own writer. The folder's name stays: profiles go beside it."""
     folder, args.tensorboard_dir = args.tensorboard_dir, None
-    set_global_variables(args)
+    set_global_variables(args, build_tokenizer=False)  # no one asks for it, and its module imports transformers
     args.tensorboard_dir = folder
     if folder and args.rank == args.world_size - 1:
         global_vars._GLOBAL_TENSORBOARD_WRITER = ScalarTap()

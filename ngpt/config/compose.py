@@ -9,8 +9,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -18,6 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ngpt.config.checks import validate
+from ngpt.config.composition import composed
 from ngpt.config.containers import instance_of, plain
 from ngpt.config.earlier_blocks import keep_blocks_of_earlier_run
 from ngpt.config.errors import ConfigError, ConfigErrors
@@ -36,6 +35,8 @@ _PLAIN = (ValueError, TypeError, AssertionError, RecursionError, OSError)
 
 _SCHEMA = pickle.dumps(OmegaConf.structured(Config))  # unpickling this takes a tenth of the time of making it
 ConfigStore.instance().store(name="schema", node=Config)
+# Hydra copies the store, with every schema in it, for each composition, and only reads the copy.
+ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 OmegaConf.register_new_resolver("largest_divisor", lambda number, limit: largest_divisor(number, limit), replace=True)
 OmegaConf.register_new_resolver("not", lambda value: not value, replace=True)
 OmegaConf.register_new_resolver("fraction", lambda number, part: int(number * part), replace=True)
@@ -71,9 +72,8 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
     search_path = _search_path(shipped, config_dirs)
     check_words(overrides, config_dirs)
     try:
-        with initialize_config_dir(str(shipped), version_base="1.3"):
-            sections, experiment = _composed(overrides, search_path, folders)
-            add_named_recipes(sections["precision"], overrides, lambda words: _composed(words, search_path, folders)[0]["precision"])
+        sections, experiment = _composed(overrides, search_path, folders)
+        add_named_recipes(sections["precision"], overrides, lambda words: _composed(words, search_path, folders)[0]["precision"])
     except ConfigError:
         raise
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, *_PLAIN) as error:
@@ -88,16 +88,15 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
 def _composed(overrides: Sequence[str], search_path: str, folders: Sequence[Path]) -> tuple[dict[str, Any], str | None]:
     """The sections as Hydra composes them, interpolations unresolved, and the name of the experiment."""
     of_hydra = [accepted(override) for override in overrides if not is_of_mapping(override)]
-    composed = hydra_compose("config", overrides=[search_path, *of_hydra], return_hydra_config=True)
-    sections = {key: value for key, value in plain(composed).items() if key != "hydra"}
-    for group, option in composed.hydra.runtime.choices.items():
+    sections, choices = composed(of_hydra, search_path, folders)
+    for group, option in choices.items():
         section = sections.get(group)
         # A file with `defaults: [another]` and no name of its own would bring the other's.
         if option is not None and isinstance(section, dict) and section.get("name") != (own := PurePath(option).name):
             if any((folder / group / f"{section.get('name')}.yaml").exists() for folder in folders):
                 section["name"] = own
     set_mappings(sections["precision"], overrides)
-    return sections, composed.hydra.runtime.choices.get("experiment")
+    return sections, choices.get("experiment")
 
 
 def load(path: Path) -> Config:

@@ -9,7 +9,7 @@ import pytest
 from megatron_ext import compat
 from ngpt.config.errors import ConfigError
 
-PATCHES = [*compat._ON_CPU, *compat._EVERYWHERE]
+PATCHES = list(compat._PATCHES)
 
 
 def test_every_patch_of_the_folder_is_applied():
@@ -35,14 +35,14 @@ def test_another_version_is_refused_with_the_patches_to_review(version):
 
 def test_install_checks_the_version_before_it_patches(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.20.0")
-    monkeypatch.setattr(compat, "_EVERYWHERE", {"patch": lambda: pytest.fail("patched an unknown version")})
+    monkeypatch.setattr(compat, "_PATCHES", {"patch": lambda: pytest.fail("patched an unknown version")})
     with pytest.raises(ConfigError):
         compat.install(cpu=False)
 
 
 def test_install_names_the_patches_in_force_and_leaves_the_cpu_ones_to_cpu_runs(monkeypatch):
-    monkeypatch.setattr(compat, "_ON_CPU", {"for_cpu": lambda: True})
-    monkeypatch.setattr(compat, "_EVERYWHERE", {"needed": lambda: True, "not_needed": lambda: False})
+    monkeypatch.setattr(compat, "_ON_CPU", {"for_cpu"})
+    monkeypatch.setattr(compat, "_PATCHES", {"for_cpu": lambda: True, "needed": lambda: True, "not_needed": lambda: False})
     assert compat.install(cpu=True) == ["for_cpu", "needed"]
     assert compat.install(cpu=False) == ["needed"]
 

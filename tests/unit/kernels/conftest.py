@@ -14,6 +14,8 @@ HERE = Path(__file__).parent
 KERNELS = HERE.parents[2] / "ngpt" / "kernels"
 CAPABILITIES = ("90", "100")
 sys.path.insert(0, str(HERE))
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import interpreter_patches  # noqa: F401
 
 
 def launched_kernels(package: str) -> set[str]:

@@ -3,11 +3,9 @@
 import pytest
 import torch
 from grouped_gradient_cases import check, make_inputs, problems_of_expert, run
-from interpreted_rows import let_index_be_scalar
 
 from ngpt.kernels.grouped_gradient import triton
 
-let_index_be_scalar()
 BF16, FP16 = torch.bfloat16, torch.float16
 SIZES = [0, 5, 0, 8, 1, 19, 0]  # of groups, in blocks of 8 rows
 SHAPES = [(1, 1), (40, 16), (7, 33)]  # N and K, in tiles of 16: below one, odd, whole

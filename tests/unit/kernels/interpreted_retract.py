@@ -5,14 +5,12 @@ import weakref
 
 import pytest
 import torch
-from interpreted_rows import let_index_be_scalar
 from retract_cases import assert_broken_entries_show, assert_vectors_of_any_size, check, every_cut, has_other_bits, random_matrix
 from row_cases import kernels_for
 
 from ngpt.kernels.retract import MatrixShard, eager, make_plan, table, triton
 from ngpt.optim.retraction import Retraction
 
-let_index_be_scalar()
 # One vector, odd numbers, several tiles of rows and of columns, columns that are held and that are walked, rows wider than a tile may be.
 SHAPES = [(1, 1), (1, 9), (9, 1), (5, 7), (33, 12), (3, 70)]
 

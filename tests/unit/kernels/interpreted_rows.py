@@ -6,7 +6,6 @@ import pytest
 import torch
 from row_cases import ACTIVATIONS, FACTOR, OPERATIONS, ROWS, check, kernels_for, make_inputs, plain_l2, problems, value_and_gradients
 from torch import Tensor
-from triton.runtime import interpreter
 
 from ngpt.config.activations import ACTIVATIONS as TABLE
 from ngpt.functional import l2_normalize, scaled_activation
@@ -23,20 +22,6 @@ SHAPES = [(1, 1), (3, 7), (2, 5, 33), (22, 16), (5, 520)]
 SIZES = [3, 0, 19, 1, 0, 4, 0]
 # Where rows lie has nothing to do with the function of an activation: two stand for all.
 LAYOUTS = [name for name in OPERATIONS if ACTIVATIONS.get(name, "swiglu") in ("squared_relu", "swiglu")]
-
-
-def let_index_be_scalar() -> None:
-    """The interpreter keeps scalars as arrays of one element, which newer versions of NumPy refuse as bounds of a loop."""
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: type, scope) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patched
-
-
-let_index_be_scalar()
 
 
 @pytest.fixture(autouse=True)
