@@ -35,8 +35,6 @@ _PLAIN = (ValueError, TypeError, AssertionError, RecursionError, OSError)
 
 _SCHEMA = pickle.dumps(OmegaConf.structured(Config))  # unpickling this takes a tenth of the time of making it
 ConfigStore.instance().store(name="schema", node=Config)
-# Hydra copies the store, with every schema in it, for each composition, and only reads the copy.
-ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 OmegaConf.register_new_resolver("largest_divisor", lambda number, limit: largest_divisor(number, limit), replace=True)
 OmegaConf.register_new_resolver("not", lambda value: not value, replace=True)
 OmegaConf.register_new_resolver("fraction", lambda number, part: int(number * part), replace=True)

@@ -36,7 +36,7 @@ from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
-from step import HERE, commit
+from step import HERE
 
 sys.path.insert(0, str(HERE))
 from eight_gpus_measures import MEASURES, result  # noqa: E402
@@ -44,7 +44,7 @@ from eight_gpus_plan import LAYERS, Host, Step, plan  # noqa: E402
 
 from launch.devices import gpu_names  # noqa: E402
 from launch.environment import member_environment, visible_gpus  # noqa: E402
-from launch.provenance import versions  # noqa: E402
+from launch.provenance import git_state, versions  # noqa: E402
 from ngpt.config.compose import compose  # noqa: E402
 from ngpt.config.errors import ConfigError  # noqa: E402
 from ngpt.estimate.counts import count_parameters  # noqa: E402
@@ -141,7 +141,7 @@ def missing(host: Host, steps: list[Step]) -> list[Step]:
 
 def carry_out(host: Host, step: Step) -> dict:
     """Runs a step and reads its figures. Whatever goes wrong is what it leaves: the next step is tried all the same."""
-    found = {"state": "done", "command": shlex.join(("ngpt", *step.command)), "commit": commit(HERE), "figures": {}, "checks": {}}
+    found = {"state": "done", "command": shlex.join(("ngpt", *step.command)), "commit": revision(), "figures": {}, "checks": {}}
     began = time.monotonic()
     try:
         if not step.goes_on:
@@ -153,6 +153,12 @@ def carry_out(host: Host, step: Step) -> dict:
     except Exception as error:
         found["state"] = f"failed: {error if isinstance(error, RuntimeError) else repr(error)}"
     return found | {"minutes": (time.monotonic() - began) / 60}
+
+
+def revision() -> str | None:
+    """The commit; "+" behind it: with changes."""
+    state, _ = git_state(HERE)
+    return state and f"{state['commit']}{'+' if state['dirty'] else ''}"
 
 
 def check_needs(host: Host, step: Step) -> None:
