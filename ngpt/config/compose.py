@@ -9,14 +9,15 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ngpt.config.checks import validate
-from ngpt.config.composition import composed
 from ngpt.config.containers import instance_of, plain
 from ngpt.config.earlier_blocks import keep_blocks_of_earlier_run
 from ngpt.config.errors import ConfigError, ConfigErrors
@@ -70,8 +71,9 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
     search_path = _search_path(shipped, config_dirs)
     check_words(overrides, config_dirs)
     try:
-        sections, experiment = _composed(overrides, search_path, folders)
-        add_named_recipes(sections["precision"], overrides, lambda words: _composed(words, search_path, folders)[0]["precision"])
+        with initialize_config_dir(str(shipped), version_base="1.3"):
+            sections, experiment = _composed(overrides, search_path, folders)
+            add_named_recipes(sections["precision"], overrides, lambda words: _composed(words, search_path, folders)[0]["precision"])
     except ConfigError:
         raise
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, *_PLAIN) as error:
@@ -86,7 +88,11 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
 def _composed(overrides: Sequence[str], search_path: str, folders: Sequence[Path]) -> tuple[dict[str, Any], str | None]:
     """The sections as Hydra composes them, interpolations unresolved, and the name of the experiment."""
     of_hydra = [accepted(override) for override in overrides if not is_of_mapping(override)]
-    sections, choices = composed(of_hydra, search_path, folders)
+    composed = hydra_compose("config", overrides=[search_path, *of_hydra], return_hydra_config=True)
+    choices = composed.hydra.runtime.choices
+    with open_dict(composed):
+        del composed["hydra"]
+    sections = plain(composed)
     for group, option in choices.items():
         section = sections.get(group)
         # A file with `defaults: [another]` and no name of its own would bring the other's.
