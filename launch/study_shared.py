@@ -6,6 +6,7 @@ And the reverse: branches of a trunk that is not there any more, which are train
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
@@ -68,8 +69,11 @@ def digest_of(folder: Path) -> str | None:
 
 
 def continued_another(trunk: Path, branch: Path) -> bool:
-    """Whether a branch continued another trunk than the finished one that is there now: this one ended after the branch did."""
-    return _finished(trunk) > _finished(branch)
+    """Whether a branch continued another trunk than the finished one that is there now: this one ended after the branch did.
+
+    Summaries and file times must both say so: copies of a folder have other file times, and the clocks of two hosts differ.
+    """
+    return _finished(trunk) > _finished(branch) and _modified(trunk) > _modified(branch)
 
 
 class Shared:
@@ -193,11 +197,19 @@ def _has_its_checkpoint(folder: Path) -> bool:
 
 
 def _finished(folder: Path) -> str:
-    """When a run ended, as its summary says it: copies of a folder have other times. Later than all, if that is not known."""
+    """When a run ended, as its summary says it. Later than all, if that is not known."""
     try:
         return str(json.loads((folder / SUMMARY_FILE).read_bytes())["finished_at"])
     except (OSError, ValueError, KeyError, TypeError):
         return "never"
+
+
+def _modified(folder: Path) -> float:
+    """When its summary was written, by the clock of the file system. Later than all, if there is none."""
+    try:
+        return (folder / SUMMARY_FILE).stat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def _config(folder: Path) -> Config | None:

@@ -63,7 +63,7 @@ def broken_files(config_dirs: Sequence[Path]) -> Iterator[tuple[Path, ConfigErro
     for folder in config_dirs:
         for path in sorted(folder.rglob("*.yaml")):
             try:
-                (read_study if path.parent.name == STUDY else check_file)(path)
+                (read_study if path.parent == folder / STUDY else check_file)(path)
             except ConfigErrors as error:
                 yield path, error.errors[0]
             except ConfigError as error:

@@ -180,18 +180,34 @@ def _check_effect(words: Sequence[str], used: Study, of_arms: Sequence[str], cop
     for key, word in {key_of(word): word for word in words}.items():
         if key == _SEED_KEY:
             raise ConfigError(key, word, f"The list {SEED} sets it in every run", f"Change that list: {SEED}=[1,2]")
-        for name, arm in used.arms.items():
-            if key in arm.over:
-                rule = f"arms.{name}.over sets it to the values of the list {arm.over[key]}"
-                raise ConfigError(key, word, rule, f"Change that list: {arm.over[key]}=[A,B]")
-            if key in arm.by:
-                rule = f"arms.{name}.by sets it, by the value of the list {next(iter(arm.over.values()))}"
-                raise ConfigError(key, word, rule, f"Change `by` in a copy of the study, {copy}")
-        if all(key in map(key_of, _words(used, name)) for name in used.arms):
-            setting = [text for text in of_arms if key_of(text) == key]
-            lists = [f"{each}=[A,B]" for each in used.lists if any(f"{{{each}}}" in text for text in setting)]
-            way_out = f"Change {', '.join(lists)}" if lists else f"Change them in a copy of the study, {copy}"
-            raise ConfigError(key, word, f"The words of every arm set it: {', '.join(dict.fromkeys(setting))}", way_out)
+        if key in ("run.name", "run.dir"):
+            raise ConfigError(key, word, "A study names its runs and their folders", "Say where the study belongs, --out DIR")
+        setters = [_setter(used, name, key) for name in used.arms]
+        if not setters or None in setters:
+            continue
+        name, kind = next((setter for setter in setters if setter and setter[1] != "words"), setters[0])
+        arm = used.arms[name]
+        if kind == "over":
+            rule = f"arms.{name}.over sets it to the values of the list {arm.over[key]}"
+            raise ConfigError(key, word, rule, f"Change that list: {arm.over[key]}=[A,B]")
+        if kind == "by":
+            rule = f"arms.{name}.by sets it, by the value of the list {next(iter(arm.over.values()))}"
+            raise ConfigError(key, word, rule, f"Change `by` in a copy of the study, {copy}")
+        setting = [text for text in of_arms if key_of(text) == key]
+        lists = [f"{each}=[A,B]" for each in used.lists if any(f"{{{each}}}" in text for text in setting)]
+        way_out = f"Change {', '.join(lists)}" if lists else f"Change them in a copy of the study, {copy}"
+        raise ConfigError(key, word, f"The words of every arm set it: {', '.join(dict.fromkeys(setting))}", way_out)
+
+
+def _setter(study: Study, name: str, key: str) -> tuple[str, str] | None:
+    """Which arm, this one or its trunk, sets a key, and by what: over, by or words. None: neither does."""
+    chain = [each for each in (name, study.arms[name].after) if each]
+    for each in chain:
+        kinds = {"over": study.arms[each].over, "by": study.arms[each].by, "words": [key_of(word) for word in study.arms[each].words]}
+        for kind, keys in kinds.items():
+            if key in keys:
+                return each, kind
+    return None
 
 
 def _arms(arms: Mapping[str, Arm], lists: Mapping[str, list[Any]]) -> dict[str, Arm]:

@@ -3,7 +3,7 @@
     ngpt data fetch enwik8 && ngpt data prepare enwik8 --tokenizer tekken      # data/enwik8_tekken: 20 steps take 10.5M tokens
     python tests/bench/eight_gpus.py --out FOLDER [--checkpoints /dev/shm/FOLDER] [WORD ...]
     python tests/bench/eight_gpus.py --out FOLDER --dry-run     the commands, with what `ngpt estimate` says of each
-    python tests/bench/eight_gpus.py --out FOLDER --layers 26   on four GPUs: half of the model, so as much a GPU as the whole on eight
+    python tests/bench/eight_gpus.py --out FOLDER --layers 26   half of the model: on four GPUs 0.86 of the whole's memory on eight
     python tests/bench/eight_gpus.py --out FOLDER --gpus 0 --cut 'data.train=[{path: data/texts_bytes/train}]'     seconds a step on a CPU
 
 1. The 3B-active hybrids, nGPT in BF16 and emulated NVFP4, and the control: 20 steps of text at sequence 8192 and batch 64. Loss, norms,
@@ -105,7 +105,7 @@ def host_of(options: argparse.Namespace) -> Host:
     out = options.out.resolve()
     checkpoints = (options.checkpoints or out / "checkpoints").resolve()
     words = tuple(options.words)
-    layers = options.layers or (LAYERS if options.cut else None)
+    layers = options.layers if options.layers is not None else LAYERS if options.cut else None
     return Host(ranks, cpu, gpu, options.cut, layers, not options.no_recompute, options.full_save, words, out, checkpoints)
 
 

@@ -34,13 +34,13 @@ def main() -> None:
         documents |= {hashlib.sha256(text.encode()).digest(): text for text in found}
         print(f"{source}: {len(documents) - before} documents", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w") as stream:
+    with options.out.open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps({"text": documents[key]}, ensure_ascii=False) + "\n" for key in sorted(documents))
     print(f"{options.out}: {len(documents)} documents, {options.out.stat().st_size:,} bytes")
 
 
 def of_lines(file: Path) -> Iterator[str]:
-    with file.open() as stream:
+    with file.open(encoding="utf-8") as stream:
         yield from (json.loads(line)["text"] for line in stream)
 
 
@@ -67,7 +67,8 @@ def in_entries(text: str) -> Iterator[str]:
         if size >= ENTRIES:
             yield "\n\n".join(some)
             some, size = [], 0
-    yield "\n\n".join(some)
+    if size:
+        yield "\n\n".join(some)
 
 
 def read(file: Path) -> str:

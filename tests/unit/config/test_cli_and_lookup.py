@@ -113,6 +113,13 @@ def test_a_broken_file_of_the_user_stops_only_what_uses_it(content: bytes, user_
     assert "broken" not in listed.out and "  mine" in listed.out and listed.err == f"{used.value}\n"
 
 
+def test_an_experiment_in_a_folder_named_study_is_no_study(user_folder: Path, capsys: pytest.CaptureFixture[str]):
+    (user_folder / "experiment/study").mkdir()
+    (user_folder / "experiment/study/mine.yaml").write_text("# @package _global_\noptim: {lr: 1.0e-3}\n")
+    assert main(["list", "experiments", "--config-dir", str(user_folder)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("content", "told"), [(b"claim: [\n", "study/broken.yaml:2: "), (b"# Unfinished.\nclaim: x\n", ": paper: Not set.")]
 )

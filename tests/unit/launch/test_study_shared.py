@@ -194,6 +194,15 @@ def test_branches_of_a_trunk_that_was_trained_again_by_hand_are_trained_again(ca
     assert told not in call(*words, "--report")[1] and call(*words)[0] == []
 
 
+def test_a_trunk_of_a_host_whose_clock_is_ahead_keeps_its_branches(call, workplace):
+    call("first")
+    trunk, branch = (Path("runs/studies/first_small") / name / "summary.json" for name in ("trunk/seed=1", "decay0.1/seed=1"))
+    written = branch.stat().st_mtime - 60
+    trunk.write_text('{"status": "stopped", "finished_at": "2999-01-01T00:00:00Z"}')
+    os.utime(trunk, (written, written))
+    assert call("first")[0] == []
+
+
 def test_a_branch_that_has_trained_nothing_stays_where_it_is(call, workplace):
     """The folder of a job that waits for its trunk, or of a run that failed at its start."""
     branch = Path("runs/studies/first_small/decay0.1/seed=1/console.log")

@@ -72,6 +72,7 @@ def test_a_key_goes_by_the_scanned_value(tmp_path):
         ("optim.lr=1e-2", r"arms.wide.by sets it, by the value of the list width. Change `by` in a copy of the study, DIR/study/mine.yaml"),
         ("train.seed=3", r"train.seed: train.seed=3. The list seed sets it in every run. Change that list: seed=\[1,2\]"),
         ("experiment=ngpt_tiny", r"The words of every arm set it: experiment={model}, experiment=gpt_tiny. Change model=\[A,B\]"),
+        ("run.dir=x", r"run.dir: run.dir=x. A study names its runs and their folders. Say where the study belongs, --out DIR"),
         ("precision.dtype=fp32", r"precision.dtype=bf16. Change them in a copy of the study, DIR/study/mine.yaml with --config-dir DIR"),
     ],
 )
@@ -83,13 +84,18 @@ arms:
     words: ["experiment={model}", precision.dtype=bf16]
     over: {model.hidden_size: width}
     by: {optim.lr: {"64": 2.0e-3}}
-  "mine{wd}": {words: [experiment=gpt_tiny, precision.dtype=bf16, "optim.weight_decay={wd}"]}
+  "mine{wd}":
+    words: [experiment=gpt_tiny, precision.dtype=bf16, "optim.weight_decay={wd}"]
+    over: {model.hidden_size: width}
+    by: {optim.lr: {"64": 1.0e-3}}
 """
     text = HEAD + text + TAIL
     with pytest.raises(ConfigError, match=message):
         planned(tmp_path, word, text=text)
     runs = planned(tmp_path, "optim.weight_decay=0.5", "train.steps=1", "train.steps=2", text=text).runs  # of one of the arms
     assert ["optim.weight_decay=0.5" in run.words for run in runs] == [True, False] and "train.steps=2" in runs[0].words
+    rate = planned(tmp_path, "optim.lr=5e-3", text=text.replace('    by: {optim.lr: {"64": 1.0e-3}}\n', "")).runs  # the other arm has its own
+    assert ["optim.lr=5e-3" in run.words for run in rate] == [False, True]
 
 
 def test_a_key_is_given_once_as_it_was_last_given():
