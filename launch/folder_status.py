@@ -17,7 +17,7 @@ from ngpt.sweeps import SWEEP_FILE, read_sweep
 from .many import WAITING
 from .run_folder import CONFIG_FILE, first_failure, outcome_of
 from .status import METRICS_FILE, state_of
-from .study import WORDS_FILE
+from .study_shared import WORDS_FILE, words_of
 from .sweep_status import in_columns, newest_records, queued, sweep_status
 
 _KINDS = {CONFIG_FILE: "run", SWEEP_FILE: "sweep", WORDS_FILE: "study"}  # of a folder that holds this file
@@ -113,8 +113,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 def _runs_of(place: Path, kind: str) -> list[Path]:
     """A run itself, or the runs of a study; [] of a sweep, which `sweep_status` asks for, and of a study that cannot be read."""
     if kind == "study":
-        with suppress(OSError, ValueError, TypeError):
-            return [place / name for name in json.loads((place / WORDS_FILE).read_bytes())]
+        return [place / name for name in words_of(place)]
     return [place] if kind == "run" else []
 
 

@@ -22,7 +22,7 @@ from .many import BLOCKED, DONE, FAILED, STOPPED, WAITING, Member, State, check_
 from .outcome import SIGNALLED_CODE
 from .provenance import SOURCE, git_state, versions
 from .study_plan import PlannedConfig, checked, composed, digests, table, there
-from .study_shared import WORDS_FILE, Shared, continued_another, digest_of, is_done
+from .study_shared import WORDS_FILE, Shared, continued_another, digest_of, is_done, study_of, words_of
 
 if TYPE_CHECKING:
     from ngpt.study.numbers import Numbers  # its package imports matplotlib
@@ -57,6 +57,7 @@ def run_study(options: argparse.Namespace) -> int:
         raise ConfigError("--report", folder, rule, "Run it first, or name its folder, --out DIR")
     if not options.plan:
         check_place("--out", folder)
+    _check_folder(planned.without(taken), folder)
     code = 0
     if options.report is None:
         code = _train(planned.without(taken), folder, options)
@@ -148,7 +149,7 @@ def _report_of_file(path: Path, out: Path | None, name: str | None) -> int:
 
 def _run(planned: Plan, configs: Mapping[str, PlannedConfig], shared: Shared, outdated: Sequence[str], options: argparse.Namespace) -> int:
     """Runs what is missing, and prints what failed and how to repeat it."""
-    _check_words(planned, shared.folder)
+    _record_words(planned, shared.folder)
     shared.set_aside(outdated)
     members = list(_analysed(planned, shared) if options.analyze else _members(planned, configs, shared, options.config_dir))
     states = run_members(members, options.parallel or 1, _Progress(len(members)), per_gpu=options.per_gpu)
@@ -167,7 +168,7 @@ def _submit(planned: Plan, points: Mapping[str, Config], shared: Shared, options
     from .submit_study import Submission, check_cluster, submit_study
 
     check_cluster(points)
-    _check_words(planned, shared.folder)
+    _record_words(planned, shared.folder)
     more = [f"--config-dir={path}" for path in options.config_dir]
     words = ["study", planned.name, *planned.words, *more, "--size", planned.size, "--out", str(shared.folder)]
     page = [*words, "--analyze", "--parallel", str(next(iter(points.values())).cluster.gpus_per_node)]
@@ -197,25 +198,29 @@ def _analysis(one: PlannedAnalysis, folder: Path, after: tuple[str, ...]) -> Mem
     return Member(one.file, folder / one.run / "analysis", tuple(one.command(folder)), int(bool(gpu_names())), done, after)
 
 
-def _check_words(planned: Plan, folder: Path) -> None:
-    """Refuses to mix runs made with other words with those in the folder, and records the words of new ones.
+def _check_folder(planned: Plan, folder: Path) -> None:
+    """Refuses a folder of another study, or of runs that were made with other words.
 
     Raises:
-        ConfigError: says how the first such run differs.
+        ConfigError: says which study it is of, or how the first such run differs.
     """
-    path, words = folder / WORDS_FILE, {run.name: list(run.words) for run in planned.runs}
-    try:
-        known = json.loads(path.read_bytes()) if path.exists() else {}
-    except ValueError:
-        known = {}
-    for name, new in words.items():
-        changed = differing(known.get(name, new), new)
-        if changed and (folder / name).exists():
-            rule = f"{name} was started with other words: {' '.join(changed)}"
-            raise ConfigError(str(folder), "Holds another study", rule, "Give this one a folder of its own, --out DIR")
+    way_out = "Give this one a folder of its own, --out DIR"
+    if (other := study_of(folder)) not in (None, planned.name):
+        raise ConfigError(str(folder), "Holds another study", f"Its runs are of {other}", way_out)
+    known = words_of(folder)
+    for run in planned.runs:
+        changed = differing(known.get(run.name, run.words), run.words)
+        if changed and (folder / run.name).exists():
+            rule = f"{run.name} was started with other words: {' '.join(changed)}"
+            raise ConfigError(str(folder), "Holds another study", rule, way_out)
+
+
+def _record_words(planned: Plan, folder: Path) -> None:
+    """Adds the words of runs to those in the folder, before the first run starts."""
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as stream:
-        stream.write((json.dumps(known | words, indent=1) + "\n").encode())
+    with replacing(folder / WORDS_FILE) as stream:
+        words = words_of(folder) | {run.name: list(run.words) for run in planned.runs}
+        stream.write((json.dumps(words, indent=1) + "\n").encode())
 
 
 class _Progress:

@@ -18,7 +18,7 @@ from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import flatten
 from ngpt.config.schema import Config
-from ngpt.study.plan import OF_EXECUTION, Plan, PlannedRun, is_ended
+from ngpt.study.plan import OF_EXECUTION, Plan, PlannedRun, flat, is_ended
 
 from .resume_checks import has_data_of
 from .run_folder import CONFIG_FILE, SUMMARY_FILE, locked
@@ -45,6 +45,25 @@ def is_done(folder: Path, trunk: bool) -> bool:
         return is_ended(json.loads((folder / SUMMARY_FILE).read_bytes())["status"], trunk)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def words_of(folder: Path) -> dict[str, list[str]]:
+    """The words of the runs that a study's folder was made with; {} if that is not known."""
+    try:
+        known = json.loads((folder / WORDS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def study_of(folder: Path) -> str | None:
+    """The name of the study that a folder's own runs were trained for; None if it has none."""
+    for name in words_of(folder):
+        own = folder / name
+        config = None if own.is_symlink() else _config(own)
+        if config is not None:
+            return config.run.name.removesuffix(f"_{flat(name)}")
+    return None
 
 
 def compared(config: Config) -> dict[str, Any]:
@@ -182,11 +201,7 @@ class Shared:
         for words in sorted(self.folder.parent.glob(f"*/{WORDS_FILE}")):
             if words.parent.resolve() == self.folder.resolve():
                 continue
-            try:
-                names = list(json.loads(words.read_bytes()))
-            except (OSError, ValueError, TypeError):
-                continue
-            yield from (place for name in names if not (place := words.parent / str(name)).is_symlink())
+            yield from (place for name in words_of(words.parent) if not (place := words.parent / name).is_symlink())
 
 
 def _has_its_checkpoint(folder: Path) -> bool:

@@ -43,8 +43,7 @@ class PlannedRun:
 
     def located(self, folder: Path, study: str) -> list[str]:
         """Its words plus those for folders: its own below `folder`, and that of the checkpoint it continues."""
-        flat = re.sub(r"[^\w.+=,@-]", "_", self.name)
-        words = [*self.words, f"run.name={study}_{flat}", f"run.dir={folder / self.name}"]
+        words = [*self.words, f"run.name={study}_{flat(self.name)}", f"run.dir={folder / self.name}"]
         if self.after is not None:
             words += [f"checkpoint.load={folder / self.after / 'checkpoints'}", "checkpoint.load_optimizer=true"]
         return words
@@ -111,13 +110,25 @@ def plan(name: str, study: Study, size: str | None, words: Sequence[str] = ()) -
         words: from the command line: `LIST=[...]` or `LIST+=VALUE` for one of the study's lists; others go into every run's config.
 
     Raises:
-        ConfigError: an unknown size, words that no run can have, words of keys that arms set, or names that match no arm.
+        ConfigError: an unknown size, words that no run can have or that change none, or names that match no arm.
     """
     size = size or next(iter(study.sizes))
     if size not in study.sizes:
         raise ConfigError("--size", size, f"{name} has the sizes {', '.join(study.sizes)}", "Choose one of them")
+    before = {**study.lists, **study.sizes[size].lists}
+    lists, of_config = _lists(before, words)
+    made = _plan(name, study, size, words, lists, of_config)
+    for key in (key for key in lists if lists[key] != before[key]):
+        other = _plan(name, study, size, words, {**lists, key: before[key]}, of_config)
+        if (made.runs, made.analyses) == (other.runs, other.analyses):
+            rule, sizes = f"No run of size {size} depends on it", ", ".join(study.sizes)
+            raise ConfigError(key, lists[key], rule, f"Choose a size that has its arms, --size, of {sizes}; or leave it out")
+    return made
+
+
+def _plan(name: str, study: Study, size: str, words: Sequence[str], lists: dict[str, list[Any]], of_config: Sequence[str]) -> Plan:
+    """The plan with these lists, and these words of a config in every run."""
     chosen = study.sizes[size]
-    lists, of_config = _lists({**study.lists, **chosen.lists}, words)
     used = dataclasses.replace(study, lists=lists, arms=_arms(study.arms, lists))
     _check_names(used)
     used.arms = _kept(used.arms, chosen.arms)
@@ -126,6 +137,11 @@ def plan(name: str, study: Study, size: str | None, words: Sequence[str] = ()) -
     common = [*study.words, *chosen.words, *of_config]
     runs = tuple(run for arm in used.arms for run in _runs(used, arm, common))
     return Plan(name, size, used, tuple(words), runs, tuple(_analyses(used, runs)))
+
+
+def flat(name: str) -> str:
+    """A run's name as part of another: without slashes."""
+    return re.sub(r"[^\w.+=,@-]", "_", name)
 
 
 def merged(words: Sequence[str]) -> list[str]:

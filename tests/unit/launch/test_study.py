@@ -7,7 +7,7 @@ import re
 import pytest
 
 from launch import cli
-from launch.study import _check_words, _members
+from launch.study import _check_folder, _members, _record_words
 from launch.study_plan import checked, table
 from launch.study_shared import WORDS_FILE, Shared, is_done
 from ngpt.config.errors import ConfigError
@@ -76,13 +76,16 @@ def test_a_run_is_done_where_its_summary_says_so(tmp_path):
 
 def test_a_folder_keeps_to_the_words_that_its_runs_were_started_with(tmp_path):
     folder = tmp_path / "out"
-    _check_words(planned(tmp_path), folder)
+    _check_folder(planned(tmp_path), folder)
+    _record_words(planned(tmp_path), folder)
     (folder / "gpt_bf16/seed=1").mkdir(parents=True)
-    _check_words(planned(tmp_path, "cluster=cpu", "logging.interval=2", "seed=[1,2,3]"), folder)  # more seeds, another machine
+    again = planned(tmp_path, "cluster=cpu", "logging.interval=2", "seed=[1,2,3]")  # more seeds, another machine
+    _check_folder(again, folder)
+    _record_words(again, folder)
     assert "gpt_bf16/seed=3" in json.loads((folder / WORDS_FILE).read_text())
     message = "out: Holds another study. gpt_bf16/seed=1 was started with other words: .*train.steps=12 .*--out DIR"
     with pytest.raises(ConfigError, match=message):
-        _check_words(planned(tmp_path, "train.steps=12"), folder)
+        _check_folder(planned(tmp_path, "train.steps=12"), folder)
 
 
 def test_a_plan_is_printed_and_mistakes_end_before_anything_starts(tmp_path, capsys, monkeypatch):

@@ -203,6 +203,18 @@ def test_a_trunk_of_a_host_whose_clock_is_ahead_keeps_its_branches(call, workpla
     assert call("first")[0] == []
 
 
+@pytest.mark.parametrize("option", ["--plan", "--report", "--analyze"])
+def test_a_folder_of_another_study_or_of_other_words_is_refused(call, workplace, capsys, option):
+    call("first")
+    folder = Path("runs/studies/first_small")
+    results = (folder / "results.json").read_bytes()
+    others = {"Its runs are of first": ["second", "--out", str(folder)], "was started with other words: ": ["first", "train.steps=16"]}
+    for told, words in others.items():
+        assert cli.main(["study", *words, "--config-dir", "conf", option]) == 2
+        assert told in capsys.readouterr().err
+    assert (folder / "results.json").read_bytes() == results
+
+
 def test_a_branch_that_has_trained_nothing_stays_where_it_is(call, workplace):
     """The folder of a job that waits for its trunk, or of a run that failed at its start."""
     branch = Path("runs/studies/first_small/decay0.1/seed=1/console.log")

@@ -4,7 +4,7 @@ import pytest
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.study import load_study
-from ngpt.study.plan import merged
+from ngpt.study.plan import merged, plan
 from tests.unit.study.studies import HEAD, TAIL, TEXT, loaded, planned, write_study
 
 
@@ -94,8 +94,15 @@ arms:
         planned(tmp_path, word, text=text)
     runs = planned(tmp_path, "optim.weight_decay=0.5", "train.steps=1", "train.steps=2", text=text).runs  # of one of the arms
     assert ["optim.weight_decay=0.5" in run.words for run in runs] == [True, False] and "train.steps=2" in runs[0].words
-    rate = planned(tmp_path, "optim.lr=5e-3", text=text.replace('    by: {optim.lr: {"64": 1.0e-3}}\n', "")).runs  # the other arm has its own
-    assert ["optim.lr=5e-3" in run.words for run in rate] == [False, True]
+    without = text.replace('    by: {optim.lr: {"64": 1.0e-3}}\n', "")  # then one arm takes the word, and the other has its own
+    assert ["optim.lr=5e-3" in run.words for run in planned(tmp_path, "optim.lr=5e-3", text=without).runs] == [False, True]
+
+
+def test_a_list_that_changes_no_run_of_the_size_is_refused(tmp_path):
+    study, word = loaded(tmp_path, TEXT), "recipe+=nvfp4_paper"
+    with pytest.raises(ConfigError, match=r"recipe: .*nvfp4_paper.*No run of size large depends on it. Choose .* of small, large"):
+        plan("mine", study, "large", [word])
+    assert any("precision=nvfp4_paper" in run.words for run in plan("mine", study, "small", [word]).runs)
 
 
 def test_a_key_is_given_once_as_it_was_last_given():
