@@ -24,7 +24,7 @@ from ngpt.config.checkpoints import (
 )
 from ngpt.config.compose import load, to_yaml
 from ngpt.config.errors import ConfigError
-from ngpt.config.identity import diff, listed, model_defining
+from ngpt.config.identity import diff, flatten, listed, model_defining
 from ngpt.config.kept_keys import check_kept_keys
 from ngpt.config.schema import Config
 from ngpt.files import replacing
@@ -38,6 +38,7 @@ from .resume_checks import SOURCES_FILE, notes, record_sources
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 DIFF_FILE = "code.diff"
+_TEXT = ("data.mock", "data.train", "data.valid", "tokenizer.")  # keys that say what is read
 SUMMARY_FILE = "summary.json"
 CONSOLE_FILE = "console.log"
 _LOST_PEER = re.compile(
@@ -89,7 +90,17 @@ def nothing_left(config: Config, verify: bool = False) -> str | None:
     if step is None or step < end:
         return None
     limit = "train.stop_after" if config.train.stop_after else "train.steps"
-    return f"{config.run.dir} has reached step {step}; {limit} is {end}: nothing to train"
+    return f"{config.run.dir} has reached step {step}; {limit} is {end}: nothing to train{_unused(config)}"
+
+
+def _unused(config: Config) -> str:
+    """Says which values of its text a finished run was not trained with; "" if there are none."""
+    own = Path(config.run.dir) / CONFIG_FILE
+    with suppress(ConfigError, OSError):
+        changes = diff(flatten(load(own)), flatten(config))
+        if changed := {key: change for key, change in changes.items() if key.startswith(_TEXT)}:
+            return f". It was trained with other values ({listed(changed)}): a new run.name trains with these"
+    return ""
 
 
 def resume_notes(config: Config) -> list[str]:

@@ -164,6 +164,10 @@ def test_a_finished_run_has_nothing_left(make_config):
     with_checkpoint(config, config.train.steps - 1)
     assert nothing_left(config) is None
     assert "train.stop_after is 2" in nothing_left(make_config("train.stop_after=2"))
+    dump(config, Path(config.run.dir) / "config.yaml")
+    assert nothing_left(make_config("train.stop_after=2", "logging.interval=5", "data.num_workers=0")).endswith("nothing to train")
+    told = nothing_left(make_config("train.stop_after=2", "data.mock=false", "data.train=[{path: a}]", "data.valid=[{path: b}]"))
+    assert "It was trained with other values (data.mock: True -> False; data.train" in told
     with_checkpoint(config, config.train.steps)
     assert "nothing to train" in nothing_left(config)
 
