@@ -73,6 +73,9 @@ def _check_options(options: argparse.Namespace) -> None:
         ConfigError: says which.
     """
     of_file = options.report not in (None, Path())
+    if of_file and not options.report.exists():
+        rule = "It was read as the JSON of --report, and there is no such file"
+        raise ConfigError("--report", options.report, rule, "Give the results.json of a study; its name and words come before --report")
     if options.sources and (options.slurm or of_file):
         rule = "A run or page here takes runs from it; jobs and --report JSON do not"
         raise ConfigError("--from", "with --slurm or --report JSON", rule, "Leave it out; with --report alone it adds them to the page")
