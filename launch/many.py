@@ -41,6 +41,7 @@ class Member:
         gpus: how many it needs; 0 on a CPU.
         is_done: whether nothing is left to do; called before it starts.
         after: members that must be done first; if one of them fails, this one is not started.
+        undone: in one line, why it counts as failed if it ends without error and `is_done` says no; None: its exit code alone counts.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Member:
     gpus: int
     is_done: Callable[[], bool]
     after: tuple[str, ...] = ()
+    undone: str | None = None
 
 
 @dataclass
@@ -244,7 +246,9 @@ class _Runner:
             code = process.popen.returncode
             state.seconds, state.exit_code = time.monotonic() - process.started, 128 - code if code < 0 else code
             by_signal = code < 0 or state.exit_code in (SIGNALLED_CODE, 128 + signal.SIGINT)
-            if code == 0:
+            if code == 0 and state.member.undone is not None and not state.member.is_done():
+                state.status, state.why = FAILED, state.member.undone
+            elif code == 0:
                 state.status = DONE
             elif code == SIGNALLED_CODE or (self.asked and by_signal):
                 state.status = STOPPED

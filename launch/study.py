@@ -21,6 +21,7 @@ from .environment import unseen_gpus
 from .many import BLOCKED, DONE, FAILED, STOPPED, WAITING, Member, State, check_per_gpu, run_members
 from .outcome import SIGNALLED_CODE
 from .provenance import SOURCE, git_state, versions
+from .run_folder import SUMMARY_FILE
 from .study_plan import PlannedConfig, checked, composed, digests, table, there
 from .study_shared import WORDS_FILE, Shared, continued_another, digest_of, is_done, study_of, words_of
 
@@ -74,6 +75,9 @@ def _check_options(options: argparse.Namespace) -> None:
         ConfigError: says which.
     """
     of_file = options.report not in (None, Path())
+    if of_file and not options.report.exists():
+        rule = "It was read as the JSON of --report, and there is no such file"
+        raise ConfigError("--report", options.report, rule, "Give the results.json of a study; its name and words come before --report")
     if options.sources and (options.slurm or of_file):
         rule = "A run or page here takes runs from it; jobs and --report JSON do not"
         raise ConfigError("--from", "with --slurm or --report JSON", rule, "Leave it out; with --report alone it adds them to the page")
@@ -182,8 +186,10 @@ def _members(planned: Plan, configs: Mapping[str, PlannedConfig], shared: Shared
     for run in planned.runs:
         command = ("train", *run.located(shared.folder, planned.name), *more)
         gpus = configs[run.name].gpus if on_gpus else 0
-        after = (run.after,) if run.after else ()
-        yield Member(run.name, shared.folder / run.name, command, gpus, partial(shared.take, run.name), after)
+        after, place = (run.after,) if run.after else (), shared.folder / run.name
+        rule = f"It ended without error, and {place / SUMMARY_FILE} does not say that all its steps are trained"
+        undone = f"{rule}. Remove the folder {place}: the same command trains the run again"
+        yield Member(run.name, place, command, gpus, partial(shared.take, run.name), after, undone)
         yield from (_analysis(one, shared.folder, (run.name,)) for one in planned.analyses if one.run == run.name)
 
 
@@ -194,8 +200,8 @@ def _analysed(planned: Plan, shared: Shared) -> Iterator[Member]:
 
 
 def _analysis(one: PlannedAnalysis, folder: Path, after: tuple[str, ...]) -> Member:
-    done = (folder / one.file).exists
-    return Member(one.file, folder / one.run / "analysis", tuple(one.command(folder)), int(bool(gpu_names())), done, after)
+    path, gpus = folder / one.file, int(bool(gpu_names()))
+    return Member(one.file, folder / one.run / "analysis", tuple(one.command(folder)), gpus, path.exists, after, f"It wrote no {path}")
 
 
 def _check_folder(planned: Plan, folder: Path) -> None:

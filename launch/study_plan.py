@@ -135,7 +135,8 @@ def table(planned: Plan, configs: Mapping[str, PlannedConfig]) -> str:
     tokens = formats.count(sum(one.tokens for one in everything))
     total = f"{len(planned.runs)} runs, {len(planned.analyses)} analyses, {tokens} tokens{_total(everything)}"
     waits = [_WAITS] if any(one.waits for one in everything) else []
-    return "\n".join([f"{planned.name}, size {planned.size}: {planned.study.sizes[planned.size].says}", *shown, *waits, total])
+    title = ": ".join(filter(None, (f"{planned.name}, size {planned.size}", planned.study.sizes[planned.size].says)))
+    return "\n".join([title, *shown, *waits, total])
 
 
 def there(

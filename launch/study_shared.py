@@ -20,6 +20,7 @@ from ngpt.config.identity import flatten
 from ngpt.config.schema import Config
 from ngpt.study.plan import OF_EXECUTION, Plan, PlannedRun, flat, is_ended
 
+from .outcome import read_outcome
 from .resume_checks import has_data_of
 from .run_folder import CONFIG_FILE, SUMMARY_FILE, locked
 
@@ -41,10 +42,8 @@ IGNORED = frozenset(
 
 def is_done(folder: Path, trunk: bool) -> bool:
     """Whether a folder has a run, a trunk or not, that has trained all its steps."""
-    try:
-        return is_ended(json.loads((folder / SUMMARY_FILE).read_bytes())["status"], trunk)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    status = _status(folder)
+    return status is not None and is_ended(status, trunk)
 
 
 def words_of(folder: Path) -> dict[str, list[str]]:
@@ -125,7 +124,7 @@ class Shared:
     def outdated(self) -> list[str]:
         """The branches in the study's folder that continued another trunk than the one that is there now, or will be trained."""
         begun = [run for run in self.plan.runs if run.after is not None and self._has_begun(run.name)]
-        return [run.name for run in begun if run.after and (self.place(run.after) is None or self._has_another_start(run))]
+        return [run.name for run in begun if run.after and (self._is_trained_again(run.after) or self._has_another_start(run))]
 
     def set_aside(self, names: Collection[str]) -> None:
         """Moves the folders of outdated branches aside, so that they are trained again."""
@@ -169,6 +168,11 @@ class Shared:
         own = self.folder / name
         return not own.is_symlink() and (is_done(own, trunk=False) or tracker.read(own / CHECKPOINTS).step is not None)
 
+    def _is_trained_again(self, trunk: str) -> bool:
+        """Whether a trunk will be trained. One that has trained all its steps and lacks its summary is not, until its folder is removed."""
+        own = self.folder / trunk
+        return self.place(trunk) is None and (own.is_symlink() or not _lost_its_summary(own))
+
     def _has_another_start(self, run: PlannedRun) -> bool:
         """Whether a branch in the study's folder continued another trunk than the one there now. If there is none, nobody knows."""
         place = None if run.after is None else self.place(run.after)
@@ -209,6 +213,20 @@ def _has_its_checkpoint(folder: Path) -> bool:
     known = _config(folder)
     saves = known is not None and (known.checkpoint.save_at_end or known.checkpoint.interval is not None)
     return not saves or tracker.read(folder / CHECKPOINTS).step is not None
+
+
+def _status(folder: Path) -> str | None:
+    """How a run ended, as its summary says it; None if there is none, or a damaged one."""
+    try:
+        return str(json.loads((folder / SUMMARY_FILE).read_bytes())["status"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _lost_its_summary(folder: Path) -> bool:
+    """Whether a run has trained all that its last launch was to train, and its summary is gone or damaged."""
+    outcome = read_outcome(folder)
+    return outcome is not None and outcome.exit_code == 0 and _status(folder) is None
 
 
 def _finished(folder: Path) -> str:

@@ -86,7 +86,7 @@ def comparison_tables(results: Results) -> list[dict[str, Any]]:
             {
                 "title": comparison["title"] or name,
                 "says": " ".join(part for part in (comparison["says"], measure["says"]) if part),
-                "methods": "; ".join(dict.fromkeys(row["interval"]["method"] for row in rows)),
+                "methods": "; ".join(dict.fromkeys(row["interval"]["method"] for row in rows if row["interval"]["shape"] != ALL)),
                 "judged": name in judged,
                 "seeds_for": _seeds_for(comparison)[1] if any(row["pairs"] for row in rows) else "",
             }

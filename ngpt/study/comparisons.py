@@ -141,7 +141,7 @@ def curve(comparison: Comparison, values: Values, key: str) -> list[dict[str, An
 def _mean(comparison: Comparison, values: Values, arm: str, point: Point) -> tuple[Interval, Seeds, str | None, str]:
     units = _units(comparison, values, arm, point)
     found = _interval_of(units, statistics.mean_interval)
-    if reference(comparison.less, arm):
+    if found.bounded and reference(comparison.less, arm):
         found = replace(found, method=f"{found.method} of paired differences")
     return found, units, None, _missing(values, units)
 

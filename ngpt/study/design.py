@@ -21,7 +21,7 @@ def design_rows(results: Results) -> list[tuple[str, str]]:
     common = [word for word in runs[0]["words"] if all(word in run["words"] for run in runs)] if runs else []
     numbers = ", ".join(map(str, seeds))
     rows = [
-        ("Size", f"{results['size']}: {study['sizes'][results['size']]['says']}"),
+        ("Size", ": ".join(filter(None, (results["size"], study["sizes"][results["size"]]["says"])))),
         *((study["arms"][arm]["label"] or arm, _own_words(runs, arm, common)) for arm in arms),
         *((f"Scan of {key}", ", ".join(map(str, values))) for key, values in scans.items()),
         ("All arms", " ".join(word for word in common if not word.startswith(_SEED))),

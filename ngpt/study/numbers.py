@@ -30,6 +30,7 @@ class Numbers:
     """The numbers of one run.
 
     Attributes:
+        status: as of `ngpt.analysis.compare.Status`; or why there are no numbers.
         values: measure -> its number; None if the run has none, or it is not finite.
         layers: measure with a glob -> what the glob matched -> number.
         curves: key of metrics.jsonl -> (tokens, value) of each record.
@@ -50,13 +51,13 @@ class Numbers:
 
 
 def read_numbers(plan: Plan, folder: Path, taken: Mapping[str, Numbers]) -> list[Numbers]:
-    """The numbers of every run of a plan. Runs that have logged nothing are listed with the status `missing`.
+    """The numbers of every run of a plan. A run that has logged nothing has the status `missing`, one with a damaged file says so there.
 
     Args:
         taken: those that are not read from the folder, by the name of their run.
 
     Raises:
-        ConfigError: a file of a run is damaged.
+        ConfigError: the result of an analysis is damaged.
     """
     files = {(analysis.run, analysis.analysis): folder / analysis.file for analysis in plan.analyses}
     return [taken.get(run.name) or _of_run(plan.study, run, folder / run.name, files) for run in plan.runs]
@@ -65,7 +66,10 @@ def read_numbers(plan: Plan, folder: Path, taken: Mapping[str, Numbers]) -> list
 def _of_run(study: Study, planned: PlannedRun, folder: Path, files: Mapping[tuple[str, str], Path]) -> Numbers:
     if not (folder / "metrics.jsonl").exists():
         return Numbers(planned, "missing", "", {})
-    run = compare.load_run(folder)
+    try:
+        run = compare.load_run(folder)
+    except ConfigError as error:
+        return Numbers(planned, f"unreadable: {str(error).removeprefix(f'{folder}/')}", "", {})
     environment = run.environment or {}
     keys = dict.fromkeys(key for record in run.metrics for key in record)
     series = {key: run.series(key, run.tokens) for key in keys}

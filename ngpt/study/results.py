@@ -56,7 +56,7 @@ def gather(
         configs: the digest of the config of each run on disk, by name.
 
     Raises:
-        ConfigError: a file of a run is damaged.
+        ConfigError: the result of an analysis is damaged.
     """
     numbers = read_numbers(plan, folder, taken or {})
     of_runs = {each.run.name: each for each in numbers}

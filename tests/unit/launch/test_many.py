@@ -64,6 +64,19 @@ def test_they_run_in_order_and_a_failure_stops_none_but_those_behind_it():
     assert Path("order").read_text() == "abcf"
 
 
+def test_a_member_that_ends_without_error_and_has_not_done_its_work_has_failed_where_it_says_so():
+    def leaves_file(name: str, code: str) -> Member:
+        return Member(name, Path(name), (code,), 0, Path(f"made_{name}").exists, undone="It made no file")
+
+    members = [leaves_file("a", "Path('made_a').touch()"), leaves_file("b", ""), member("c", "")]
+    states = run_members(members, 1, lambda states: None, PROGRAM)
+    assert [(state.status, state.exit_code, state.why) for state in states] == [
+        ("done", 0, ""),
+        ("failed", 0, "It made no file"),
+        ("done", 0, ""),
+    ]
+
+
 def test_a_failure_is_told_by_the_last_line_of_its_own_output_which_is_kept():
     Path("a").mkdir()
     Path("a/console.log").write_text("of an earlier start\n")

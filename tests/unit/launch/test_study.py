@@ -60,7 +60,11 @@ def test_members_wait_for_trunks_and_analyses_for_their_runs(tmp_path):
     assert members["gpt_bf16/seed=2"].after == ("gpt_trunk/seed=2",) and members["gpt_trunk/seed=1"].after == ()
     command = members["gpt_bf16/seed=2"].command
     assert command[0] == "train" and command[-1] == f"--config-dir={tmp_path}" and "train.seed=2" in command
+    place = tmp_path / "gpt_bf16/seed=2"
+    rule = f"It ended without error, and {place}/summary.json does not say that all its steps are trained"
+    assert members["gpt_bf16/seed=2"].undone == f"{rule}. Remove the folder {place}: the same command trains the run again"
     analysis = members[whole.analyses[0].file]
+    assert analysis.undone == f"It wrote no {tmp_path / whole.analyses[0].file}"
     assert analysis.after == ("wide/hidden_size=64_seed=1",) and analysis.command[0] == "analyze"
     assert len(members) == len(whole.runs) + len(whole.analyses)
     for run in whole.runs:
@@ -116,6 +120,11 @@ def test_a_plan_marks_times_of_runs_whose_gpu_waits_for_the_host(tmp_path):
     (large,) = [line for line in lines if line.startswith("wide, model.hidden_size=4096")]
     assert re.search(r" s \*  1 analyses$", small) and "*" not in large
     assert lines[-2] == "* the host's time to launch kernels, whatever their size: the GPU waits for it"
+
+
+def test_a_size_that_says_nothing_has_no_colon_behind_it(tmp_path):
+    whole = planned(tmp_path)
+    assert table(whole, checked(whole, tmp_path, [write_study(tmp_path)])).splitlines()[0] == "mine, size small"
 
 
 def test_the_study_of_the_page_is_one(tmp_path):

@@ -21,6 +21,7 @@ from ngpt.config.schema import TokenizerConfig
 from ngpt.config.translate import leaf_types
 from ngpt.data.plan import Options
 from ngpt.data.prepare import prepare
+from ngpt.progress import write_json
 from ngpt.study.plan import Plan, PlannedRun
 from ngpt.study.results import gather, write
 from tests.unit.study.studies import HEAD, TAIL, planned, write_study
@@ -177,6 +178,23 @@ def test_branches_of_a_trunk_that_was_deleted_are_trained_again_with_it(call, wo
         *("first: trunk/seed=1", "first: trunk/seed=2", "first: decay0.1/seed=1", "first: decay0.1/seed=2")
     ]
     assert (folder / "decay0.1/seed=1.kept2").exists()
+
+
+@pytest.mark.parametrize("content", ["{", None])
+def test_a_trunk_that_lacks_its_summary_alone_keeps_its_branches(call, workplace, content):
+    """Its own training cannot begin before its folder is removed."""
+    call("first")
+    folder = workplace / "runs/studies/first_small"
+    trunk = folder / "trunk/seed=1"
+    (trunk / "summary.json").write_text("{") if content else (trunk / "summary.json").unlink()
+    found = shared(planned(workplace / "conf", text=TEXT), folder)
+    assert found.outdated() == ["decay0.1/seed=1"]  # it is in the middle of a training
+    write_json(trunk / "outcome.json", {"status": "stopped", "step": 4})
+    assert found.outdated() == []
+    write_json(trunk / "outcome.json", {"status": "signalled", "step": 3})
+    assert found.outdated() == ["decay0.1/seed=1"]
+    shutil.rmtree(trunk)
+    assert found.outdated() == ["decay0.1/seed=1"]
 
 
 def test_branches_of_a_trunk_that_was_trained_again_by_hand_are_trained_again(call, workplace):
@@ -373,6 +391,8 @@ def test_what_results_from_elsewhere_cannot_do_is_told_in_one_line(workplace, ca
         (["first", "--from", kept, "--report", kept], "--from: with --slurm or --report JSON. "),
         (["first", "--from", "none.json"], "none.json: No such file"),
         (["first", "--from", "out/../out/results.json", "--out", "out"], "--from: out/../out/results.json. Is what this call writes"),
+        (["first", "--report", "optim.lr=1e-3"], "--report: optim.lr=1e-3. It was read as the JSON of --report, and there is no such file"),
+        (["--from", kept, "--report", "first"], "--report: first. It was read as the JSON of --report, and there is no such file"),
         (["second", "--from", kept, "--report"], f"--from: {kept}. It is of the study first, and second was asked for"),
     ):
         assert cli.main(["study", *words, "--config-dir", "conf"]) == 2

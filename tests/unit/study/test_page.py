@@ -1,9 +1,11 @@
 """From run folders to results and a page, with losses whose differences are known."""
 
 import dataclasses
+import html
 import json
 import math
 import re
+import shutil
 
 import pytest
 
@@ -150,6 +152,9 @@ def test_the_design_says_what_tells_arms_apart(study):
     assert rows["GPT, nvfp4_nvidia"] == "experiment=gpt_tiny precision=nvfp4_nvidia"
     assert rows["wide"] == "experiment=ngpt_tiny" and rows["Scan of model.hidden_size"] == "64, 128"
     assert rows["All arms"] == "train.steps=8 optim.lr=1e-3"
+    assert rows["Size"] == "small"  # which says nothing
+    study[0].study.sizes["small"].says = "Of tests."
+    assert dict(design_rows(gathered(study)))["Size"] == "small: Of tests."
     assert rows["Seeds"].startswith("2 an arm (train.seed 1, 2).") and rows["Left out"] == "The study names nothing"
 
 
@@ -358,6 +363,52 @@ def test_a_branch_that_was_stopped_is_missing_and_a_trunk_is_not(study, tmp_path
     results.write(found, path)
     note = results.keep_lost(path, found | {"runs": []}, lambda place, trunk: str(place.relative_to(tmp_path)) != branch)
     assert note is None  # it had not ended
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("summary.json", "{", "unreadable: summary.json: Expecting"),
+        ("metrics.jsonl", "", "unreadable: metrics.jsonl: "),
+        ("summary.json", None, "unfinished"),
+    ],
+)
+def test_a_run_with_a_damaged_file_is_missing_and_the_page_is_made_of_the_others(study, tmp_path, file, content, reason):
+    plan, folder = study
+    name = "gpt_bf16/seed=1"
+    before = {run["name"]: run for run in gathered(study)["runs"]}
+    path = folder / name / file
+    path.unlink() if content is None else path.write_text(content)
+    found = gathered(study)
+    (line,) = [line for line in found["missing"] if line.startswith(name)]
+    assert line.startswith(f"{name}: {reason}") and str(folder) not in line
+    assert all(run == before[run["name"]] for run in found["runs"] if run["name"] != name)
+    assert [row["by_seed"].keys() for row in found["comparisons"]["gap"]["rows"]][-1] == ({"2"} if content is not None else {"1", "2"})
+    results.write(found, tmp_path / "results.json")
+    assert line in html.unescape(write_page(results.read(tmp_path / "results.json"), tmp_path).read_text())
+
+
+def test_methods_are_named_once_and_those_of_rows_with_an_interval_alone(study, tmp_path):
+    found = json.loads(json.dumps(gathered(study)))
+    (gap,) = [one for one in comparison_tables(found) if "gap" in one["title"]]
+    assert gap["methods"] == "t interval of the mean of paired differences"
+    rows = found["comparisons"]["gap"]["rows"]
+    none = {"low": None, "high": None, "shape": "all"}
+    rows += [rows[-1] | {"interval": rows[-1]["interval"] | none | {"method": f"{gap['methods']}: one unit shows no scatter"}}]
+    rows += [rows[-1] | {"by_seed": {}, "interval": rows[-1]["interval"] | none | {"method": "no run has it"}}]
+    (shown,) = [one for one in comparison_tables(found) if "gap" in one["title"]]
+    assert shown["methods"] == gap["methods"] and len(shown["rows"]) == len(rows)
+    del rows[:-2]
+    text = write_page(found, tmp_path).read_text()
+    lead = text[text.index('<h3 class="table-title">gap') :]
+    assert "Interval:" not in lead[: lead.index("Measured:")]
+
+
+def test_the_method_of_a_difference_that_no_run_has_is_not_one(study):
+    plan, folder = study
+    shutil.rmtree(folder / "gpt_bf16")
+    methods = {row["interval"]["method"] for row in gathered(study)["comparisons"]["gap"]["rows"]}
+    assert methods == {"no run has it"}
 
 
 def test_a_damaged_analysis_is_named(study):
