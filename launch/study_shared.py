@@ -4,7 +4,6 @@ And the reverse: branches of a trunk that is not there any more, which are train
 """
 
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
 from ngpt.config.identity import flatten
 from ngpt.config.schema import Config
+from ngpt.files import keep_aside
 from ngpt.study.plan import OF_EXECUTION, Plan, PlannedRun, flat, is_ended
 
 from .outcome import read_outcome
@@ -130,9 +130,8 @@ class Shared:
         """Moves the folders of outdated branches aside, so that they are trained again."""
         for name in names:
             own = self.folder / name
-            kept = next(place for number in itertools.count(1) if not (place := own.with_name(f"{own.name}.kept{number}")).exists())
             with locked(own):
-                own.rename(kept)
+                kept = keep_aside(own)
             print(f"{name} is trained again: it continued a trunk that is not there any more. It is kept as {kept}", flush=True)
 
     def take(self, name: str) -> bool:

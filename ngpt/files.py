@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import itertools
 import os
 import shutil
 import socket
@@ -98,6 +99,13 @@ def exchange(first: Path, second: Path) -> bool:
     """Swaps the names of two paths in one step. False, with nothing changed, where the system or the file system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     return rename is not None and rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+
+
+def keep_aside(path: Path) -> Path:
+    """Renames a file to NAME.keptN.SUFFIX, or a folder to NAME.keptN, with the first N that is free. Returns where it is now."""
+    name, suffix = (path.stem, path.suffix) if path.is_file() else (path.name, "")  # that of a folder may hold the dot of a number
+    kept = next(place for number in itertools.count(1) if not (place := path.with_name(f"{name}.kept{number}{suffix}")).exists())
+    return path.rename(kept)
 
 
 def last_lines(path: Path, most: int = 1 << 16, start: int = 0) -> list[str]:

@@ -1,6 +1,5 @@
 """The results of a study as one JSON: every number behind its page, with definitions, commands, commit and versions."""
 
-import itertools
 import json
 import math
 import os
@@ -10,7 +9,7 @@ from typing import Any
 
 from ngpt.config.errors import ConfigError
 from ngpt.config.study import METRICS, Study, as_plain
-from ngpt.files import replacing
+from ngpt.files import keep_aside, replacing
 from ngpt.study import comparisons
 from ngpt.study.comparisons import Values
 from ngpt.study.numbers import LOSSES, Numbers, finite, phase_change, read_numbers
@@ -189,8 +188,7 @@ def keep_lost(path: Path, results: Mapping[str, Any], is_done: Callable[[Path, b
     lost = [name for name, trunk in known.items() if name not in now and not is_done(path.parent / name, trunk)]
     if not lost:
         return None
-    kept = next(place for number in itertools.count(1) if not (place := path.with_suffix(f".kept{number}.json")).exists())
-    path.replace(kept)
+    kept = keep_aside(path)
     shown = f"ngpt study --report {kept} --out DIR shows them"
     return f"{len(lost)} runs of {path} are not there any more, the first is {lost[0]}. {kept} has their numbers, and {shown}"
 

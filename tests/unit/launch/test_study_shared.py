@@ -90,6 +90,10 @@ def call(workplace, capsys):
     return called
 
 
+def without_analyses(made: list[str]) -> list[str]:
+    return [line for line in made if "/analysis/" not in line]
+
+
 def test_a_study_takes_what_another_has_finished_and_trains_the_rest(call, workplace):
     made, out = call("first")
     (analysis,) = [line.removeprefix("first: ") for line in made if "/analysis/" in line]
@@ -112,7 +116,7 @@ def test_a_study_takes_what_another_has_finished_and_trains_the_rest(call, workp
     assert call("second", "decay+=0.2")[0] == call("first")[0] == []
 
     made, out = call("second", "decay+=0.2", "tokens=[128]")
-    assert [line for line in made if "/analysis/" not in line] == [] and len(made) == 2  # the same question of more text
+    assert without_analyses(made) == [] and len(made) == 2  # the same question of more text
 
     shutil.rmtree(workplace / "runs/studies/first_small/decay0.1")
     assert "decay0.1/seed=1 " not in call("second", "--plan", "decay+=0.2")[1]
@@ -144,15 +148,10 @@ def test_a_branch_of_another_trunk_is_not_taken(call, workplace):
     assert made[0] == "second: decay0.1/seed=1"
 
     shutil.rmtree(workplace / "runs/studies/second_small")
-    assert [line for line in call("second")[0] if "/analysis/" not in line] == ["second: alone/seed=1"]
+    assert without_analyses(call("second")[0]) == ["second: alone/seed=1"]
     shutil.rmtree(workplace / "runs/studies/first_small/trunk")  # then the trunk is trained again, and so is what is to be compared
     made, out = call("second")
-    again = ["second: trunk/seed=1", "second: alone/seed=1", "second: decay0.1/seed=1"]
-    assert [line for line in made if "/analysis/" not in line] == again
-
-
-def without_analyses(made: list[str]) -> list[str]:
-    return [line for line in made if "/analysis/" not in line]
+    assert without_analyses(made) == ["second: trunk/seed=1", "second: alone/seed=1", "second: decay0.1/seed=1"]
 
 
 BRANCHES = ["first: decay0.1/seed=1", "first: decay0.2/seed=1"]
@@ -274,7 +273,7 @@ def test_a_link_holds_only_while_it_leads_to_the_same_run(call, workplace):
     shutil.rmtree(workplace / "runs/studies/first_small")
     call("first", "optim.lr=9e-3")  # other runs, in the same places
     made, out = call("second")
-    assert [line for line in made if "/analysis/" not in line] == ["second: trunk/seed=1", "second: decay0.1/seed=1"]
+    assert without_analyses(made) == ["second: trunk/seed=1", "second: decay0.1/seed=1"]
     assert out.count("is gone, or is another run now") == 2
 
 
@@ -303,7 +302,7 @@ def test_runs_that_results_from_elsewhere_hold_are_not_trained(call, workplace):
 
     made, out = call("first", *given, "seed=[1,2]")
     assert out.startswith("2 runs are in kept.json\n") and len(made) == 3
-    assert [line for line in made if "/analysis/" not in line] == ["first: trunk/seed=2", "first: decay0.1/seed=2"]
+    assert without_analyses(made) == ["first: trunk/seed=2", "first: decay0.1/seed=2"]
     folder = workplace / "runs/studies/first_small"
     results = json.loads((folder / "results.json").read_bytes())
     origins = {run["name"]: run["origin"] for run in results["runs"]}
