@@ -47,7 +47,8 @@ def left_out(results: Results, figure: Mapping[str, Any]) -> str:
         for row in (row for row, is_shown in rows if not is_shown):
             by_note.setdefault(row["note"] or "no number", []).append(row_name(row) if row["arm"] in seen else row["label"])
         of = f" of “{results['study']['comparisons'][name]['title'] or name}”" if len(figure["of"]) > 1 else ""
-        sentences += [f"Left out{of}: {'; '.join(dict.fromkeys(names))}: {note}." for note, names in by_note.items()]
+        if by_note:
+            sentences += [f"Left out{of}:", *(f"{'; '.join(dict.fromkeys(names))}: {note}." for note, names in by_note.items())]
     return " ".join(sentences)
 
 

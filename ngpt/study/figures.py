@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from ngpt.analysis import drawing
 from ngpt.analysis.intervals import ALL, OUTSIDE, Interval
@@ -22,6 +22,12 @@ def sheets_of(results: Results) -> list[Sheet]:
     """The figures that have numbers, the main one first."""
     made = enumerate(((_SHEETS[figure["kind"]](results, figure), figure) for figure in results["study"]["figures"]), start=1)
     return [_sheet(f"{number}_{figure['kind']}", figure, panels, left_out(results, figure)) for number, (panels, figure) in made if panels]
+
+
+def absent(results: Results) -> list[str]:
+    """A line for each figure that is not drawn, since none of its arms has a number."""
+    undrawn = [figure for figure in results["study"]["figures"] if not _SHEETS[figure["kind"]](results, figure)]
+    return [f"No figure “{figure['title']}”. {note}" for figure in undrawn if (note := left_out(results, figure))]
 
 
 def _sheet(file: str, figure: Mapping[str, Any], panels: Sequence[Panel], note: str) -> Sheet:
@@ -61,7 +67,7 @@ def _draw_intervals(figure: FigureBase, rows: Sequence[RowLike], unit: str, kind
         words = row_name(row) + ("" if one.bounded else _without_end(one))
         look = {"fontsize": 8.5, "color": drawing.TEXT, "bbox": {"facecolor": drawing.PAPER, "edgecolor": "none", "pad": 0.8}}
         axes.text(0.0, place - 0.28, words, transform=axes.get_yaxis_transform(), parse_math=False, **look)
-    axes.xaxis.set_major_locator(MaxNLocator(5))  # labels of small numbers are long
+    axes.locator_params(axis="x", nbins=5)  # labels of small numbers are long
     axes.yaxis.set_major_locator(NullLocator())
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(unit)
