@@ -18,7 +18,9 @@ def result_of(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(str(path), error.strerror, rule, way_out) from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError(str(path), error, rule, way_out) from None
     if not isinstance(found, dict):
         raise ConfigError(str(path), f"a {type(found).__name__}", rule, way_out)

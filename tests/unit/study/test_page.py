@@ -419,7 +419,8 @@ def test_the_method_of_a_difference_that_no_run_has_is_not_one(study):
 
 
 @pytest.mark.parametrize(
-    ("content", "got"), [("", "Expecting"), ('{"results": {', "Expecting"), ("[1]", "a list"), ("\0", "Expecting"), (None, "Is a directory")]
+    ("content", "got"),
+    [("", "Expecting"), ('{"results": {', "Expecting"), ("[1]", "a list"), ("\0", "Expecting"), (None, "Is a directory")],
 )
 def test_a_damaged_analysis_lacks_its_numbers_alone_and_the_page_says_what_heals_it(study, tmp_path, content, got):
     plan, folder = study
@@ -436,7 +437,7 @@ def test_a_damaged_analysis_lacks_its_numbers_alone_and_the_page_says_what_heals
             assert run == old
     (line,) = [line for line in found["missing"] if line.startswith(f"{damaged.file}: unreadable: ")]
     assert got in line and line.endswith("Must be the JSON that `ngpt analyze` writes. The study makes it again, called without --report")
-    assert len(found["missing"]) == len(before["missing"]) + 1 and str(folder) not in line.removeprefix(damaged.file).partition("Errno")[0]
+    assert len(found["missing"]) == len(before["missing"]) + 1 and str(folder) not in line
     results.write(found, tmp_path / "results.json")
     assert line in html.unescape(write_page(results.read(tmp_path / "results.json"), tmp_path).read_text())
 
@@ -477,7 +478,9 @@ def test_ticks_over_a_scan_are_all_places_but_those_whose_labels_would_overlap(s
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
-@pytest.mark.parametrize(("estimate", "half"), [(0.0003, 0.0008), (0.2, 0.5), (-0.00021, 0.00022), (1.1234, 0.0002), (-3.05, 33.4), (5e5, 4e5)])
+@pytest.mark.parametrize(
+    ("estimate", "half"), [(0.0003, 0.0008), (0.2, 0.5), (-0.001348, 0.000463), (1.1234, 0.0002), (-3.05, 33.4), (5e5, 4e5)]
+)
 def test_labels_below_intervals_do_not_overlap(study, estimate, half):
     found = gathered(study)
     interval = Interval(estimate, estimate - half, estimate + half, 3, "").to_json()
