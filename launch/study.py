@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.config.study import descriptions, load_study
-from ngpt.files import replacing
+from ngpt.files import keep_aside, replacing
 from ngpt.places import check_place
 from ngpt.shell import in_shell
+from ngpt.study.analyses import has_result
 from ngpt.study.plan import Plan, PlannedAnalysis, differing, plan
 
 from .devices import gpu_names
@@ -201,7 +202,16 @@ def _analysed(planned: Plan, shared: Shared) -> Iterator[Member]:
 
 def _analysis(one: PlannedAnalysis, folder: Path, after: tuple[str, ...]) -> Member:
     path, gpus = folder / one.file, int(bool(gpu_names()))
-    return Member(one.file, folder / one.run / "analysis", tuple(one.command(folder)), gpus, path.exists, after, f"It wrote no {path}")
+    is_done, undone = partial(_is_made, path), f"It wrote no {path}"
+    return Member(one.file, folder / one.run / "analysis", tuple(one.command(folder)), gpus, is_done, after, undone)
+
+
+def _is_made(path: Path) -> bool:
+    """Whether an analysis has its result. A damaged one is moved aside, so that it is made again."""
+    made = has_result(path)
+    if not made and path.exists():
+        print(f"{path} is damaged, and made again. It is kept as {keep_aside(path)}", flush=True)
+    return made
 
 
 def _check_folder(planned: Plan, folder: Path) -> None:

@@ -11,6 +11,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.config.sizes import tokens_per_step
 from ngpt.durations import duration
+from ngpt.study.analyses import has_result
 from ngpt.study.plan import Plan, PlannedRun
 
 from .study_shared import digest
@@ -155,7 +156,7 @@ def there(
     lines = [f"{name:<{width}}  {'is finished' if place == folder / name else f'is taken from {place}'}" for name, place in known.items()]
     lines += [f"{name:<{width}}  is trained again: it continued a trunk that is not there any more" for name in outdated]
     left = [configs[run.name] for run in planned.runs if run.name not in known]
-    analyses = sum(one.run not in known or not (known[one.run] / one.path).exists() for one in planned.analyses)
+    analyses = sum(one.run not in known or not has_result(known[one.run] / one.path) for one in planned.analyses)
     return [*lines, f"left: {len(left)} runs, {analyses} analyses, {formats.count(sum(one.tokens for one in left))} tokens{_total(left)}"]
 
 

@@ -7,7 +7,10 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
+from matplotlib import rcParams
 from matplotlib.figure import FigureBase
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ngpt.analysis import drawing, formats
@@ -16,6 +19,7 @@ from ngpt.analysis.sheets import Panel
 from ngpt.study.drawing import Results, RowLike, color_of, legend, row_name, title_of, unit_of
 
 _STYLES = ("solid", "dashed", "dotted", "dashdot")
+_GAP = 6  # points between the labels of two places
 _EXTRAPOLATED = 16_384  # the averaging model is drawn up to this width
 type Model = tuple[str, list[float], list[float]]  # arm, widths, dB
 
@@ -75,13 +79,32 @@ def _draw_axis(
     axes.set_ylim(*frame)
     axes.set_xscale("log", base=2)
     places = sorted({float(row["point"][over]) for row in rows} | ({float(_EXTRAPOLATED)} if models else set()))
-    axes.xaxis.set_major_locator(FixedLocator(places))
+    axes.xaxis.set_major_locator(_Spaced(places))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}" if value < 1e4 else f"{value:,.0f}"))
-    axes.tick_params(axis="x", labelrotation=45 if len(places) > 6 else 0)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _of_place(value)))
     axes.set_xlabel(over)
     axes.set_ylabel(unit)
     legend(axes, [*names, *([("1 + (D - 1) rho, rho of other tokens", drawing.GREY, (0, (1, 1.6)))] if models else [])])
+
+
+class _Spaced(FixedLocator):
+    """Ticks at the places, from the left, without those whose labels would run into the one before."""
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        del vmin, vmax  # the places are fixed
+        axes = self.axis.axes
+        at = axes.transData.transform([(place, 0.0) for place in self.locs])[:, 0] * 72 / axes.get_figure(root=True).dpi
+        font, end, kept = FontProperties(size=rcParams["xtick.labelsize"]), -math.inf, []
+        for place, middle in zip(self.locs, at, strict=True):
+            half = text_to_path.get_text_width_height_descent(_of_place(place), font, ismath=False)[0] / 2
+            if middle - half >= end:
+                kept.append(place)
+                end = middle + half + _GAP
+        return kept
+
+
+def _of_place(value: float) -> str:
+    return f"{value:.4g}" if value < 1e4 else f"{value:,.0f}"
 
 
 def averaging_model(results: Results, figure: Mapping[str, Any]) -> list[Model]:

@@ -7,6 +7,7 @@ from ngpt.analysis import formats
 from ngpt.study.drawing import Results
 
 _SEED = "train.seed="
+_BYTES = "bytes"  # tokenizer.kind
 
 
 def design_rows(results: Results) -> list[tuple[str, str]]:
@@ -27,11 +28,19 @@ def design_rows(results: Results) -> list[tuple[str, str]]:
         ("All arms", " ".join(word for word in common if not word.startswith(_SEED))),
         ("Seeds", f"{len(seeds)} an arm (train.seed {numbers}). A seed sets initial weights and data order, alike in all arms"),
         ("Tokens of a run", lengths),
+        ("A token", "; ".join(dict.fromkeys(_token(run.get("tokenizer")) for run in runs if run["tokens"])) or formats.MISSING),
     ]
     if trunks:
         parts = ", ".join(f"{name} at {study['arms'][name]['until']:.0%} of the steps" for name in trunks)
         rows.append(("Branches", f"Arms continue the checkpoint of {parts}, with its optimizer state"))
     return [*rows, ("Tuning effort", study["tuning"]), ("Left out", study["left_out"] or "The study names nothing")]
+
+
+def _token(tokenizer: str | None) -> str:
+    """What a token is, of which the units speak. Older results do not say the tokenizer."""
+    if tokenizer is None:
+        return f"What the tokenizer of its text makes: with tokenizer={_BYTES} a byte. These results do not say which it is"
+    return "A byte, or the end of a document" if tokenizer == _BYTES else f"A piece of text of the vocabulary of tokenizer.kind={tokenizer}"
 
 
 def _own_words(runs: Sequence[Mapping[str, Any]], arm: str, common: Sequence[str]) -> str:

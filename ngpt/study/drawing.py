@@ -37,6 +37,36 @@ def row_name(row: Mapping[str, Any]) -> str:
     return f"{row['label']}{f' ({point})' if point else ''}"
 
 
+def left_out(results: Results, figure: Mapping[str, Any]) -> str:
+    """Sentences that name the arms that a figure would show, had they a number, and why they have none."""
+    sentences = []
+    for name in figure["of"]:
+        rows = [(row, _is_shown(results, figure, name, row)) for row in _of_figure(results, figure, name)]
+        seen = {row["arm"] for row, is_shown in rows if is_shown}
+        by_note: dict[str, list[str]] = {}
+        for row in (row for row, is_shown in rows if not is_shown):
+            by_note.setdefault(row["note"] or "no number", []).append(row_name(row) if row["arm"] in seen else row["label"])
+        of = f" of “{results['study']['comparisons'][name]['title'] or name}”" if len(figure["of"]) > 1 else ""
+        if by_note:
+            sentences += [f"Left out{of}:", *(f"{'; '.join(dict.fromkeys(names))}: {note}." for note, names in by_note.items())]
+    return " ".join(sentences)
+
+
+def _of_figure(results: Results, figure: Mapping[str, Any], name: str) -> list[RowLike]:
+    """The rows of a comparison that a figure is about."""
+    rows = results["comparisons"][name]["rows"]
+    if figure["kind"] == "axis":
+        return [row for row in rows if figure["over"] in row["point"]]
+    return list({row["arm"]: row for row in rows}.values()) if figure["kind"] == "layers" else rows
+
+
+def _is_shown(results: Results, figure: Mapping[str, Any], name: str, row: RowLike) -> bool:
+    if figure["kind"] != "tokens":
+        return row["interval"]["estimate"] is not None
+    curves = results["comparisons"][name].get("curves", [])
+    return any(curve["places"] and (curve["arm"], curve["point"]) == (row["arm"], row["point"]) for curve in curves)
+
+
 def title_of(results: Results, figure: Mapping[str, Any], comparison: str) -> Name | None:
     """The title of a panel; None if the figure's own title says it."""
     return Name(results["study"]["comparisons"][comparison]["title"]) if len(figure["of"]) > 1 else None

@@ -13,7 +13,7 @@ from ngpt.analysis import drawing
 from ngpt.analysis.intervals import ALL, OUTSIDE, Interval
 from ngpt.analysis.sheets import Name, Panel, Sheet
 from ngpt.study.axis_figures import axis, layers
-from ngpt.study.drawing import ARCHITECTURES, Results, RowLike, color_of, legend, row_name, title_of, unit_of
+from ngpt.study.drawing import ARCHITECTURES, Results, RowLike, color_of, left_out, legend, row_name, title_of, unit_of
 
 _OF_KINDS = drawing.COLORS[2:]  # the first two are those of the architectures
 
@@ -21,15 +21,21 @@ _OF_KINDS = drawing.COLORS[2:]  # the first two are those of the architectures
 def sheets_of(results: Results) -> list[Sheet]:
     """The figures that have numbers, the main one first."""
     made = enumerate(((_SHEETS[figure["kind"]](results, figure), figure) for figure in results["study"]["figures"]), start=1)
-    return [_sheet(f"{number}_{figure['kind']}", figure, panels) for number, (panels, figure) in made if panels]
+    return [_sheet(f"{number}_{figure['kind']}", figure, panels, left_out(results, figure)) for number, (panels, figure) in made if panels]
 
 
-def _sheet(file: str, figure: Mapping[str, Any], panels: Sequence[Panel]) -> Sheet:
-    caption = figure["caption"]
+def absent(results: Results) -> list[str]:
+    """A line for each figure that is not drawn, since none of its arms has a number."""
+    undrawn = [figure for figure in results["study"]["figures"] if not _SHEETS[figure["kind"]](results, figure)]
+    return [f"No figure “{figure['title']}”. {note}" for figure in undrawn if (note := left_out(results, figure))]
+
+
+def _sheet(file: str, figure: Mapping[str, Any], panels: Sequence[Panel], note: str) -> Sheet:
+    caption = [figure["caption"], note]
     if len(panels) == 1 and panels[0].name:  # the page gives a single panel its full width
-        caption = " ".join(filter(None, [f"{panels[0].name.text}.", caption]))
+        caption.insert(0, f"{panels[0].name.text}.")
         panels = [replace(panels[0], name=None)]
-    return Sheet(file, figure["title"], caption, "Figures", tuple(panels), columns=2)
+    return Sheet(file, figure["title"], " ".join(filter(None, caption)), "Figures", tuple(panels), columns=2)
 
 
 def _intervals(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
@@ -61,6 +67,7 @@ def _draw_intervals(figure: FigureBase, rows: Sequence[RowLike], unit: str, kind
         words = row_name(row) + ("" if one.bounded else _without_end(one))
         look = {"fontsize": 8.5, "color": drawing.TEXT, "bbox": {"facecolor": drawing.PAPER, "edgecolor": "none", "pad": 0.8}}
         axes.text(0.0, place - 0.28, words, transform=axes.get_yaxis_transform(), parse_math=False, **look)
+    axes.locator_params(axis="x", nbins=5)  # labels of small numbers are long
     axes.yaxis.set_major_locator(NullLocator())
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(unit)

@@ -1,6 +1,5 @@
 """Numbers of finished runs: each run's values of the study's measures, and its curves."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from ngpt.analysis.groups import Series
 from ngpt.config.errors import ConfigError
 from ngpt.config.study import METRICS, Measure, Study
 from ngpt.spikes import loss_spikes
+from ngpt.study.analyses import result_of
 from ngpt.study.plan import Plan, PlannedRun
 
 LOSSES = ("val_loss", "train_loss")
@@ -36,6 +36,8 @@ class Numbers:
         curves: key of metrics.jsonl -> (tokens, value) of each record.
         origin: the file of results that they were taken from; None: read from the run's folder.
         config_sha256: that of the run's config, if the file says it.
+        tokenizer: `tokenizer.kind` of the run, if it is known.
+        damaged: analysis -> why its result cannot be read.
     """
 
     run: PlannedRun
@@ -48,16 +50,16 @@ class Numbers:
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     origin: str | None = None
     config_sha256: str | None = None
+    tokenizer: str | None = None
+    damaged: dict[str, str] = field(default_factory=dict)
 
 
 def read_numbers(plan: Plan, folder: Path, taken: Mapping[str, Numbers]) -> list[Numbers]:
     """The numbers of every run of a plan. A run that has logged nothing has the status `missing`, one with a damaged file says so there.
+    An analysis whose result is damaged gives no number.
 
     Args:
         taken: those that are not read from the folder, by the name of their run.
-
-    Raises:
-        ConfigError: the result of an analysis is damaged.
     """
     files = {(analysis.run, analysis.analysis): folder / analysis.file for analysis in plan.analyses}
     return [taken.get(run.name) or _of_run(plan.study, run, folder / run.name, files) for run in plan.runs]
@@ -74,9 +76,14 @@ def _of_run(study: Study, planned: PlannedRun, folder: Path, files: Mapping[tupl
     keys = dict.fromkeys(key for record in run.metrics for key in record)
     series = {key: run.series(key, run.tokens) for key in keys}
     sources: dict[str, dict[str, Sequence[float]]] = {METRICS: {key: values for key, (_, values) in series.items()}}
+    damaged = {}
     for name in study.analyses:
-        path = files.get((planned.name, name))
-        sources[name] = _leaves(_read(path).get("results")) if path is not None and path.exists() else {}
+        path, found = files.get((planned.name, name)), None
+        try:
+            found = None if path is None else result_of(path)
+        except ConfigError as error:
+            damaged[name] = str(error).removeprefix(f"{path}: ")
+        sources[name] = _leaves((found or {}).get("results"))
     wanted = [*LOSSES, *(measure.key for measure in study.measures.values() if measure.source == METRICS)]
     curves = {key: _mean_curve(series, key) for key in dict.fromkeys(wanted)}
     numbers = Numbers(
@@ -86,12 +93,14 @@ def _of_run(study: Study, planned: PlannedRun, folder: Path, files: Mapping[tupl
         {key: environment.get(key) for key in ("git", "versions", "gpus", "python", "platform")},
         tokens=run.tokens[-1],
         curves={key: _thinned(list(curve), list(curve.values())) for key, curve in curves.items() if curve},
+        tokenizer=run.flat_config.get("tokenizer.kind"),
+        damaged=damaged,
     )
     for name, measure in study.measures.items():
-        found = measured(measure, sources[measure.source])
-        numbers.values[name] = finite(fmean(found.values())) if found else None
+        taken = measured(measure, sources[measure.source])
+        numbers.values[name] = finite(fmean(taken.values())) if taken else None
         if "*" in measure.key:
-            numbers.layers[name] = {key: value for key, value in found.items() if math.isfinite(value)}
+            numbers.layers[name] = {key: value for key, value in taken.items() if math.isfinite(value)}
     return numbers
 
 
@@ -141,13 +150,6 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, Sequence[float]]:
     of_value = {prefix: [float(tree["value"])]} if prefix and isinstance(tree.get("value"), int | float) else {}
     parts = (_leaves(value, f"{prefix}/{key}" if prefix else str(key)) for key, value in tree.items())
     return of_value | {key: value for part in parts for key, value in part.items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(str(path), error, "Must be the JSON that `ngpt analyze` writes", "Remove it: the study makes it again") from None
 
 
 def _thinned(tokens: list[float], values: list[float]) -> list[tuple[float, float]]:

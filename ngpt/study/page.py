@@ -11,7 +11,7 @@ from ngpt.analysis import drawing, sheets
 from ngpt.config.errors import ConfigError
 from ngpt.study.cells import comparison_tables, run_rows, unbounded_notes
 from ngpt.study.design import design_rows, provenance_rows
-from ngpt.study.figures import sheets_of
+from ngpt.study.figures import absent, sheets_of
 from ngpt.study.judgement import verdict_reason, verdict_tables
 
 
@@ -51,6 +51,7 @@ def _render(results: Mapping[str, Any], plots: list[sheets.Plot]) -> str:
         study=results["study"],
         css=css.render(light=drawing.LIGHT, dark=drawing.DARK),
         plots=plots,
+        absent=absent(results),
         reason=verdict_reason(results),
         rules=verdict_tables(results),
         unbounded=unbounded_notes(results),

@@ -53,12 +53,10 @@ def gather(
         provenance: commit and versions of the code that computes the results.
         taken: the numbers of runs that other results hold, by name.
         configs: the digest of the config of each run on disk, by name.
-
-    Raises:
-        ConfigError: the result of an analysis is damaged.
     """
     numbers = read_numbers(plan, folder, taken or {})
     of_runs = {each.run.name: each for each in numbers}
+    lacking = {one.file: _lacking(one, of_runs[one.run], plan.study, folder) for one in plan.analyses}
     values = Values(plan.study, numbers)
     of_comparisons = {name: _comparison(plan.study, name, values) for name in plan.study.comparisons}
     rules = [judged(rule, of_comparisons[rule.comparison]["rows"]) for rule in plan.study.verdict]
@@ -75,15 +73,17 @@ def gather(
         "comparisons": of_comparisons,
         "verdict": {"result": together([rule["result"] for rule in rules]) if judges else NOT_JUDGED, "rules": rules},
         "missing": [f"{each.run.name}: {each.status}" for each in numbers if not is_ended(each.status, plan.is_trunk(each.run))]
-        + [f"{one.file}: not there" for one in plan.analyses if not _is_there(one, of_runs[one.run], plan.study, folder)],
+        + [f"{file}: {why}" for file, why in lacking.items() if why],
     }
 
 
-def _is_there(analysis: PlannedAnalysis, numbers: Numbers, study: Study, folder: Path) -> bool:
-    """Whether an analysis has a result. Of a run taken from other results, the measures tell."""
-    if numbers.origin is None:
-        return (folder / analysis.file).exists()
-    return any(numbers.values[name] is not None for name, measure in study.measures.items() if measure.source == analysis.analysis)
+def _lacking(analysis: PlannedAnalysis, numbers: Numbers, study: Study, folder: Path) -> str:
+    """Why an analysis has no result; empty if it has one. Of a run taken from other results, the measures tell."""
+    if analysis.analysis in numbers.damaged:
+        return f"unreadable: {numbers.damaged[analysis.analysis]}"
+    measures = (name for name, measure in study.measures.items() if measure.source == analysis.analysis)
+    there = (folder / analysis.file).exists() if numbers.origin is None else any(numbers.values[name] is not None for name in measures)
+    return "" if there else "not there"
 
 
 def _source(numbers: Numbers, folder: Path, configs: Mapping[str, str | None]) -> dict[str, Any]:
@@ -116,6 +116,7 @@ def _run(numbers: Numbers) -> dict[str, Any]:
         "words": list(run.words),
         "status": numbers.status,
         "tokens": finite(numbers.tokens),
+        "tokenizer": numbers.tokenizer,
         "phase_change": phase_change(losses),
         "measures": numbers.values,
         "layers": numbers.layers,
@@ -135,6 +136,8 @@ def numbers_of(run: PlannedRun, found: Mapping[str, Any], study: Study, defined:
     origin = found.get("origin")
     if not str(origin).endswith(".json"):  # of the files that it has come through the first, many of which are called results.json
         origin = "/".join(path.resolve().parts[-2:])
+    if not isinstance(tokenizer := found.get("tokenizer"), str | None):
+        raise TypeError(f"tokenizer of {run.name} is no name")
     return Numbers(
         run,
         found["status"],
@@ -150,6 +153,7 @@ def numbers_of(run: PlannedRun, found: Mapping[str, Any], study: Study, defined:
         curves={key: [(_number(tokens), _or_nan(value)) for tokens, value in points] for key, points in found["curves"].items()},
         origin=origin,
         config_sha256=found.get("config_sha256"),
+        tokenizer=tokenizer,
     )
 
 

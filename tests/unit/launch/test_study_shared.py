@@ -126,6 +126,22 @@ def test_a_study_takes_what_another_has_finished_and_trains_the_rest(call, workp
     assert out.count(f"decay0.1/seed=1: {gone}\n") == 1 and not (folder / "decay0.1/seed=1").is_symlink()
 
 
+@pytest.mark.parametrize(("words", "content"), [(["first"], ""), (["first", "--analyze"], '{"results": {'), (["second"], "[1]")])
+def test_a_damaged_analysis_is_kept_and_made_again(call, workplace, words, content):
+    (analysis,) = [line.removeprefix("first: ") for line in call("first")[0] if "/analysis/" in line]
+    call("second")  # whose run is a link to that of the first
+    path = workplace / "runs/studies/first_small" / analysis
+    whole = path.read_text()
+    path.write_text(content)
+    assert "\nleft: 0 runs, 1 analyses, 0 tokens" in call("first", "--plan")[1]
+    assert call("first", "--report")[0] == [] and path.read_text() == content
+    made, out = call(*words)
+    place, kept = (Path("runs/studies") / f"{words[0]}_small" / name for name in (analysis, analysis.replace(".json", ".kept1.json")))
+    assert made == [f"{words[0]}: {analysis}"] and path.read_text() == whole
+    assert f"{place} is damaged, and made again. It is kept as {kept}\n" in out and kept.read_text() == content
+    assert call(*words)[0] == []
+
+
 def test_a_size_with_more_branches_takes_the_trunk_and_branches_of_another_size(call, workplace):
     larger = TEXT.replace('  "decay{decay}"', "  plain: {after: trunk}\n" + '  "decay{decay}"')
     (workplace / "conf/study/first.yaml").write_text(larger.replace("small: {}", "small: {arms: [decay*]}\n  large: {}"))

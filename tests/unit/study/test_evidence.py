@@ -40,7 +40,8 @@ def made(folder: Path, plan: Plan) -> dict[str, Any]:
     for run in plan.runs:
         lost = run.name == "wide/hidden_size=128_seed=2"
         losses = [record(step, val_loss=math.nan if lost and step > 2 else 4.0 - step / 100 + 0.01 * run.seed) for step in (2, 4, 8)]
-        write_run(folder / run.name, losses, summary=summary(status="stopped" if plan.is_trunk(run) else "finished", steps=8))
+        status = "stopped" if plan.is_trunk(run) else "finished"
+        write_run(folder / run.name, losses, {"tokenizer": {"kind": "bytes"}}, summary(status=status, steps=8))
     for number, one in enumerate(plan.analyses[:3]):
         (folder / one.file).parent.mkdir()
         (folder / one.file).write_text(json.dumps({"results": {"linears": {"0": {"gain": number}, "1": {"gain": 6.0}}}}))
@@ -80,7 +81,7 @@ def test_a_page_of_a_file_alone_has_the_numbers_of_its_runs_and_is_such_a_file(p
         taken, notes = taken_from([path], plan, set(), True, has_config)
         assert notes == [f"{len(plan.runs)} runs are in {path}"] and plan.without(taken).runs == plan.without(taken).analyses == ()
         again = results.gather(plan, tmp_path / "none", "", "ngpt study mine", {"git": None}, taken)
-        assert {run["origin"] for run in again["runs"]} == {first}
+        assert {run["origin"] for run in again["runs"]} == {first} and {run["tokenizer"] for run in again["runs"]} == {"bytes"}
         assert {run["name"]: run["config_sha256"] for run in again["runs"]} == {run.name: config_of(run) for run in plan.runs}
         assert again["runs"] == [run | {"origin": first} for run in found["runs"]]
         assert [again[part] for part in ("comparisons", "verdict", "missing")] == [
@@ -262,6 +263,7 @@ def test_values_that_are_no_numbers_are_refused(plan, found, tmp_path):
         ("curves", {"val_loss": [["1", 2.0]]}),
         ("curves", {"val_loss": [[None, 2.0]]}),
         ("provenance", 3),
+        ("tokenizer", ["bytes"]),
         ("layers", []),
         ("layers", {"gain": {"0": "much"}}),
         ("words", "optim.lr=5"),

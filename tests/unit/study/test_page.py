@@ -2,14 +2,19 @@
 
 import dataclasses
 import html
+import itertools
 import json
 import math
 import re
 import shutil
+from itertools import pairwise
 
+import matplotlib
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from launch import cli
+from ngpt.analysis import drawing, sheets
 from ngpt.analysis.intervals import Interval
 from ngpt.config.errors import ConfigError
 from ngpt.config.study import Measure, load_study, studies
@@ -17,6 +22,8 @@ from ngpt.study import results
 from ngpt.study.axis_figures import averaging_model
 from ngpt.study.cells import _TAKEN, comparison_tables, number, unbounded_notes
 from ngpt.study.design import design_rows, provenance_rows
+from ngpt.study.drawing import left_out
+from ngpt.study.figures import absent, sheets_of
 from ngpt.study.judgement import verdict_reason, verdict_tables
 from ngpt.study.page import write_page
 from ngpt.study.plan import plan
@@ -411,11 +418,143 @@ def test_the_method_of_a_difference_that_no_run_has_is_not_one(study):
     assert methods == {"no run has it"}
 
 
-def test_a_damaged_analysis_is_named(study):
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [("", "Expecting"), ('{"results": {', "Expecting"), ("[1]", "a list"), ("\0", "Expecting"), (None, "Is a directory")],
+)
+def test_a_damaged_analysis_lacks_its_numbers_alone_and_the_page_says_what_heals_it(study, tmp_path, content, got):
     plan, folder = study
-    (folder / plan.analyses[0].file).write_text("{")
-    with pytest.raises(ConfigError, match=r"study_snr_\w+.json.*Remove it"):
-        gathered(study)
+    damaged, before = plan.analyses[0], gathered(study)
+    path = folder / damaged.file
+    path.unlink()
+    path.mkdir() if content is None else path.write_text(content)
+    found = gathered(study)
+    for run, old in zip(found["runs"], before["runs"], strict=True):
+        if run["name"] == damaged.run:
+            assert run["measures"] == {"loss": old["measures"]["loss"]} | dict.fromkeys(("gain", "rho", "rho_noise"))
+            assert run["layers"] == dict.fromkeys(("gain", "rho", "rho_noise"), {}) and run["status"] == "finished"
+        else:
+            assert run == old
+    (line,) = [line for line in found["missing"] if line.startswith(f"{damaged.file}: unreadable: ")]
+    assert got in line and line.endswith("Must be the JSON that `ngpt analyze` writes. The study makes it again, called without --report")
+    assert len(found["missing"]) == len(before["missing"]) + 1 and str(folder) not in line
+    results.write(found, tmp_path / "results.json")
+    assert line in html.unescape(write_page(results.read(tmp_path / "results.json"), tmp_path).read_text())
+
+
+def labels_of(panel):
+    """The labels of the ticks of a panel that are drawn, and their places in pixels, from the left."""
+    with matplotlib.rc_context(drawing.STYLE):
+        figure = sheets.alone(panel)
+        figure.canvas = FigureCanvasAgg(figure)
+        figure.canvas.draw()
+        (axes,) = figure.axes
+        shown = [tick.label1 for tick in axes.xaxis._update_ticks() if tick.label1.get_text()]
+        return [text.get_text() for text in shown], [text.get_window_extent() for text in shown]
+
+
+@pytest.mark.parametrize(
+    ("places", "shown"),
+    [
+        ([512, 1024, 2048, 4096], ["512", "1024", "2048", "4096"]),
+        ([1e-3, 4e-3, 1.6e-2], ["0.001", "0.004", "0.016"]),
+        # as in the study of the learning rate: two places that nearly coincide among others that are near
+        (
+            [4.65e-4, 6.6e-4, 9.3e-4, 1.3e-3, 1.86e-3, 1.85e-3, 2.6e-3, 3.7e-3, 5.2e-3, 7.4e-3],
+            ["0.000465", "0.00093", "0.00185", "0.0037", "0.0074"],
+        ),
+        ([1.85e-3, 1.86e-3], ["0.00185", "0.00186"]),
+        ([1e-3 * 2 ** (number / 8) for number in range(40)], None),
+    ],
+)
+def test_ticks_over_a_scan_are_all_places_but_those_whose_labels_would_overlap(study, places, shown):
+    found = gathered(study)
+    row = found["comparisons"]["widths"]["rows"][0]
+    found["comparisons"]["widths"]["rows"] = [row | {"point": {"model.hidden_size": place}} for place in places]
+    found["study"]["figures"] = [found["study"]["figures"][2] | {"model": "none", "of": ["widths"]}]
+    ((panel,),) = [sheet.panels for sheet in sheets_of(found)]
+    labels, boxes = labels_of(panel)
+    assert labels == shown if shown else len(labels) > 3
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+@pytest.mark.parametrize(
+    ("estimate", "half"), [(0.0003, 0.0008), (0.2, 0.5), (-0.001348, 0.000463), (1.1234, 0.0002), (-3.05, 33.4), (5e5, 4e5)]
+)
+def test_labels_below_intervals_do_not_overlap(study, estimate, half):
+    found = gathered(study)
+    interval = Interval(estimate, estimate - half, estimate + half, 3, "").to_json()
+    found["comparisons"]["gap"]["rows"] = [found["comparisons"]["gap"]["rows"][0] | {"interval": interval}]
+    found["study"]["figures"] = found["study"]["figures"][:1]
+    ((panel,),) = [sheet.panels for sheet in sheets_of(found)]
+    labels, boxes = labels_of(panel)
+    assert len(labels) > 2 and all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+def test_a_figure_names_the_arms_that_it_leaves_out_and_why(study, tmp_path):
+    plan, folder = study
+    found = gathered(study)
+    intervals, tokens, scan, layers = found["study"]["figures"]
+    assert not any(left_out(found, figure) for figure in found["study"]["figures"])
+    rows = {name: found["comparisons"][name]["rows"] for name in ("gap", "widths", "gain")}
+    without = {"note": "a parabola has no lowest point", "interval": rows["gap"][0]["interval"] | {"estimate": None}}
+
+    rows["widths"][1] |= without  # of two places of one arm
+    assert left_out(found, scan) == "Left out of “widths”: wide (hidden_size 128): a parabola has no lowest point."
+    rows["widths"][0] |= without
+    assert left_out(found, scan) == "Left out of “widths”: wide: a parabola has no lowest point."
+    rows["widths"][0] |= {"note": ""}
+    assert left_out(found, scan) == "Left out of “widths”: wide: no number. wide: a parabola has no lowest point."
+    assert left_out(found, scan | {"over": "optim.lr"}) == ""  # which it does not scan
+    rows["gain"][0] |= without
+    assert left_out(found, layers) == ""  # it is of the last place
+    rows["gain"][1] |= without
+    assert left_out(found, layers) == "Left out: wide: a parabola has no lowest point."
+
+    rows["gap"][-1] |= without
+    label = rows["gap"][-1]["label"]
+    assert left_out(found, intervals) == f"Left out: {label}: a parabola has no lowest point."
+    assert left_out(found, tokens) == ""  # a run that diverged has no last loss, and a curve up to there
+    found["comparisons"]["gap"]["curves"][-1]["places"] = []
+    assert left_out(found, tokens) == f"Left out: {label}: a parabola has no lowest point."
+    lines = [f"No figure “{figure['title']}”. Left out: {label}: a parabola has no lowest point." for figure in (intervals, tokens)]
+    page = html.unescape(write_page(found, tmp_path / "page").read_text())
+    assert absent(found)[:2] == lines and all(page.count(line) == 1 for line in lines)  # the only arm of both
+
+    rows["gap"].append(gathered(study)["comparisons"]["gap"]["rows"][-1] | {"arm": "another", "label": "Another"})
+    assert [line.partition(".")[0] for line in absent(found)[:2]] == ["No figure “The gap”", "No figure “Over the width”"]
+    page = html.unescape(write_page(found, tmp_path / "page").read_text())
+    assert f"<figcaption>Left out: {label}: a parabola has no lowest point.</figcaption>" in page
+
+
+@pytest.mark.parametrize(
+    ("tokenizers", "told"),
+    [
+        (["bytes"], "A byte, or the end of a document"),
+        (["bpe"], "A piece of text of the vocabulary of tokenizer.kind=bpe"),
+        ([None], "What the tokenizer of its text makes: with tokenizer=bytes a byte. These results do not say which it is"),
+        (["bpe", "bytes", "bpe"], "A piece of text of the vocabulary of tokenizer.kind=bpe; A byte, or the end of a document"),
+    ],
+)
+def test_the_page_says_what_a_token_is(study, tmp_path, tokenizers, told):
+    plan, folder = study
+    for run, tokenizer in zip(plan.runs, itertools.cycle(tokenizers)):
+        if tokenizer and (folder / run.name).exists():
+            with (folder / run.name / "config.yaml").open("a") as config:
+                config.write(f"tokenizer: {{kind: {tokenizer}}}\n")
+    found = gathered(study)
+    results.write(found, tmp_path / "results.json")
+    assert dict(design_rows(found))["A token"] == told
+    assert html.unescape(write_page(results.read(tmp_path / "results.json"), tmp_path).read_text()).count(told) == 1
+
+
+def test_results_that_do_not_say_the_tokenizer_give_the_same_page_but_for_that(study, tmp_path):
+    """As those of before it was kept."""
+    found = gathered(study)
+    old = json.loads(json.dumps(found))
+    for run in old["runs"]:
+        del run["tokenizer"]
+    assert write_page(old, tmp_path / "old").read_text() == write_page(found, tmp_path / "new").read_text()
 
 
 def test_the_averaging_model_is_the_mean_of_the_layers_gains():
