@@ -146,7 +146,7 @@ def _check_same_sweep(plan: Plan) -> None:
             raise ConfigError(str(plan.folder / SWEEP_FILE), "Cannot be read", rule, "Restore it, or give another run.name")
         return
     differences = _differences(plan, earlier)
-    if differences and any(map(holds_run, [plan.folder, *(plan.folder / member.name for member in earlier.members)])):
+    if differences and any(holds_run(plan.folder / member.name) for member in earlier.members):
         rule = "Members of a sweep differ in the swept keys alone, whose values may be more"
         got = f"{plan.folder} holds another sweep ({'; '.join(differences)})"
         raise ConfigError("run.name", got, rule, "Give the new sweep a name of its own, run.name=NAME")

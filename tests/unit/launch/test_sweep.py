@@ -154,7 +154,9 @@ def test_a_sweep_that_trained_nothing_is_taken_over_by_one_of_other_words(capsys
     (folder / "seed=1/fail").unlink()
     capsys.readouterr()
     with locked(folder):
-        assert train(capsys)[0] == 2  # the sweep may be about to train
+        assert "Is being trained by" in train(capsys)[2]  # the sweep may be about to train
+    with locked(folder / "seed=3"):  # so may a member that was started alone
+        assert "holds another sweep (train.seq_length=16 is missing)" in train(capsys)[2]
     code, _, err = train(capsys)
     assert code == 1 and err == f"note: {folder} is taken over: the sweep in it trained nothing (train.seq_length=16 is missing)\n"
     kept = read_sweep(folder)

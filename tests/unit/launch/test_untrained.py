@@ -9,6 +9,7 @@ from launch import train
 from launch.outcome import Outcome, record_outcome
 from launch.run_folder import check_resumable, locked_run, record_failure, record_launch, resume_notes
 from launch.submit import record_job
+from launch.untrained import has_trained
 from ngpt.config.compose import compose, load
 from ngpt.config.errors import ConfigError
 from ngpt.progress import write_json
@@ -91,10 +92,21 @@ def test_a_checkpoint_elsewhere_counts(make_config, failed, tmp_path, whose):
     assert not is_taken_over(make_config(OTHER, *([elsewhere] if whose == "this launch" else [])))
 
 
+def test_a_folder_that_was_moved_has_its_checkpoints(make_config, failed, tmp_path):
+    with_checkpoint(make_config(), 2)
+    assert has_trained(failed.rename(tmp_path / "moved"))
+
+
 def test_a_launch_that_lives_keeps_its_folder_and_ranks_of_a_world_are_not_in_each_other_s_way(make_config, failed):
     with locked_run(make_config()):
         assert not is_taken_over(make_config(OTHER)) and is_taken_over(make_config(OTHER), rank=1)
     assert is_taken_over(make_config(OTHER))
+
+
+def test_a_config_that_cannot_be_read_may_hide_checkpoints(failed):
+    assert not has_trained(failed)
+    (failed / "config.yaml").write_text("train: {")
+    assert has_trained(failed)
 
 
 def test_without_locks_a_heartbeat_says_that_a_launch_lives(make_config, failed):
