@@ -25,6 +25,7 @@ from .provenance import SOURCE, git_state, versions
 from .run_folder import SUMMARY_FILE
 from .study_plan import PlannedConfig, checked, composed, digests, table, there
 from .study_shared import WORDS_FILE, Shared, continued_another, digest_of, is_done, study_of, words_of
+from .untrained import holds_run
 
 if TYPE_CHECKING:
     from ngpt.study.numbers import Numbers  # its package imports matplotlib
@@ -215,7 +216,7 @@ def _is_made(path: Path) -> bool:
 
 
 def _check_folder(planned: Plan, folder: Path) -> None:
-    """Refuses a folder of another study, or of runs that were made with other words.
+    """Refuses a folder of another study, or of runs that were made with other words. Those that have trained nothing do not count.
 
     Raises:
         ConfigError: says which study it is of, or how the first such run differs.
@@ -223,12 +224,15 @@ def _check_folder(planned: Plan, folder: Path) -> None:
     way_out = "Give this one a folder of its own, --out DIR"
     if (other := study_of(folder)) not in (None, planned.name):
         raise ConfigError(str(folder), "Holds another study", f"Its runs are of {other}", way_out)
-    known = words_of(folder)
+    known, begun = words_of(folder), list[str]()
     for run in planned.runs:
         changed = differing(known.get(run.name, run.words), run.words)
         if changed and (folder / run.name).exists():
-            rule = f"{run.name} was started with other words: {' '.join(changed)}"
-            raise ConfigError(str(folder), "Holds another study", rule, way_out)
+            begun.append(f"{run.name} was started with other words: {' '.join(changed)}")
+            if holds_run(folder / run.name):
+                raise ConfigError(str(folder), "Holds another study", begun[-1], way_out)
+    if begun:
+        print(f"note: {len(begun)} runs in {folder} trained nothing, and these words count for them. {begun[0]}", file=sys.stderr)
 
 
 def _record_words(planned: Plan, folder: Path) -> None:

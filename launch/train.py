@@ -127,7 +127,7 @@ def check_start(config: Config, world: World | None, verified: set[str] | None =
     for key, folder in lock_folders(config).items():
         check_place(key, folder)
     check_extras(config)
-    check_resumable(config)
+    check_resumable(config, 0 if world is None else world.rank)
     if nothing_left(config) is None:  # a finished run needs nothing of the machine
         check_machine(config, bool(gpu_names()))
     _check_data(config, world, set() if verified is None else verified)

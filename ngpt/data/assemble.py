@@ -35,7 +35,7 @@ def assemble(
     sources = _with_counts(infos, [counts for _, counts, _ in headers])
     text_bytes = [sizes for sizes, _, _ in headers]
     members = split_documents(text_bytes, options["split"])
-    _refuse_empty(job, sources, members, options["split"])
+    _refuse_empty(job, sources, members, options)
     tokenizer = from_config(job.tokenizer)
     dtype = dtype_for(tokenizer.vocab_size)
     splits: dict[str, SplitInfo] = {}
@@ -136,7 +136,7 @@ def _dropped_note(dropped: Counter[str]) -> list[str]:
     return [f"the tokenizer has no token for {dropped.total():,} characters of the text and drops them: {examples}"]
 
 
-def _refuse_empty(job: Job, sources: Sequence[SourceInfo], members: Sequence[np.ndarray], split: str) -> None:
+def _refuse_empty(job: Job, sources: Sequence[SourceInfo], members: Sequence[np.ndarray], options: dict[str, Any]) -> None:
     if not any(source.documents for source in sources):
         reasons = sum((Counter(source.skipped) for source in sources), Counter[str]())
         skipped = ", ".join(f"{number} x {reason}" for reason, number in reasons.items()) or "nothing there"
@@ -146,8 +146,18 @@ def _refuse_empty(job: Job, sources: Sequence[SourceInfo], members: Sequence[np.
         if (keys := next(filter(None, found), [])) and job.text_key not in keys:
             way_out = f"Name the text's key with --text-key; the first record has {shortened(keys)}"
         raise ConfigError(names, f"no documents ({skipped})", "There must be one at least", way_out)
-    for number, (name, share) in enumerate(zip(SPLITS, parse_split(split), strict=True)):
+    for number, (name, share) in enumerate(zip(SPLITS, parse_split(options["split"]), strict=True)):
         if share and not any((member == number).any() for member in members):
             total = sum(source.documents for source in sources)
             rule = f"{name} gets no document of {total}: a document is never cut, and each split with a share needs one"
-            raise ConfigError("--split", split, rule, "Use 100,0,0, or more documents (for a .txt: --documents blank-line)")
+            way_out = f"Use 100,0,0, or more documents: {_more_documents(job, options['documents'])}"
+            raise ConfigError("--split", options["split"], rule, way_out)
+
+
+def _more_documents(job: Job, documents: str) -> str:
+    """What would give more of them, from sources that were read with this --documents."""
+    if all(source.format != "txt" for source in job.sources):
+        return "more records or files"
+    if documents == "file":
+        return "--documents blank-line, by which a document of a .txt ends at a blank line, or more files"
+    return "more blank lines in the text, where its documents end, or more files"

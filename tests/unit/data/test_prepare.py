@@ -380,6 +380,23 @@ def test_unusable_inputs_are_refused(name, make, message, tmp_path):
     assert not (tmp_path / "new").exists() or list((tmp_path / "new/out/.prepare").glob("*.npz"))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "documents", "told"),
+    [
+        ("a.txt", "a\n\nb\n\nc", "file", "--documents blank-line, by which a document of a .txt ends at a blank line, or more files"),
+        ("a.txt", "one\ntwo", "blank-line", "more blank lines in the text, where its documents end, or more files"),
+        ("a.jsonl", '{"text": "one"}\n', "file", "more records or files"),
+    ],
+)
+def test_what_gives_more_documents_is_never_what_was_given(name, text, documents, told, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as error:
+        run(tmp_path / name, tmp_path / "out", documents=documents)
+    assert str(error.value).endswith(f"Use 100,0,0, or more documents: {told}")
+    if "blank-line" in told:  # and it helps
+        assert list(run(tmp_path / name, tmp_path / "out", documents="blank-line").splits) == ["train", "valid", "test"]
+
+
 def test_unusable_options_are_refused(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl")
     for split in ("90,10", "a,b,c", "0,50,50", "110,-5,-5", "1/0,1,1", ""):

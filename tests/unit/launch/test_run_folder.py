@@ -30,6 +30,7 @@ from ngpt.config.checkpoints import newest_step
 from ngpt.config.compose import compose, dump, load
 from ngpt.config.errors import ConfigError
 from ngpt.locks import LOCK_FILE
+from ngpt.progress import write_json
 
 COMMAND = ["ngpt", "train", "experiment=ngpt_tiny", "run.name=a b"]
 
@@ -249,7 +250,8 @@ def test_a_second_ctrl_c_is_no_death_that_needs_an_explanation(tmp_path):
 
 
 def test_another_model_is_refused_with_both_values(make_config):
-    record_launch(make_config(), COMMAND, {})
+    folder = record_launch(make_config(), COMMAND, {}).parent
+    write_json(folder / "metrics.jsonl", {"step": 1})
     with pytest.raises(ConfigError, match="model.ffn_hidden_size: 160 -> 192") as refusal:
         check_resumable(make_config("model.ffn_hidden_size=192"))
     assert refusal.value.path == "run.dir"
