@@ -15,10 +15,11 @@ from ngpt.durations import duration
 from ngpt.sweeps import SWEEP_FILE, read_sweep
 
 from .many import WAITING
-from .run_folder import CONFIG_FILE, first_failure, outcome_of
-from .status import METRICS_FILE, state_of
+from .run_folder import CONFIG_FILE, METRICS_FILE, first_failure, outcome_of
+from .slurm.jobs import queued
+from .status import state_of
 from .study_shared import WORDS_FILE, words_of
-from .sweep_status import in_columns, newest_records, queued, sweep_status
+from .sweep_status import in_columns, newest_records, sweep_status
 
 _KINDS = {CONFIG_FILE: "run", SWEEP_FILE: "sweep", WORDS_FILE: "study"}  # of a folder that holds this file
 

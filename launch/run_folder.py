@@ -12,20 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ngpt import locks
-from ngpt.config.checkpoints import (
-    check_has_optimizer,
-    check_same_model,
-    check_unmixed,
-    config_of,
-    is_own,
-    newest_step,
-    newest_verified_step,
-    start_checkpoint,
-)
+from ngpt.config.checkpoints import newest_step, newest_verified_step
 from ngpt.config.compose import load, to_yaml
 from ngpt.config.errors import ConfigError
-from ngpt.config.identity import Changes, diff, flatten, listed, model_defining
-from ngpt.config.kept_keys import check_kept_keys
+from ngpt.config.identity import diff, flatten, listed
 from ngpt.config.schema import Config
 from ngpt.files import replacing
 from ngpt.places import check_place
@@ -33,7 +23,7 @@ from ngpt.progress import FAILURE_FILE, HEARTBEATS, read_records, write_json
 
 from .outcome import OUTCOME_FILE, SIGNALLED_CODE, Outcome, read_outcome
 from .provenance import describe_launch
-from .resume_checks import SOURCES_FILE, notes, record_sources
+from .resume_checks import SOURCES_FILE, record_sources
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
@@ -41,44 +31,10 @@ DIFF_FILE = "code.diff"
 _TEXT = ("data.mock", "data.train", "data.valid", "tokenizer.")  # keys that say what is read
 SUMMARY_FILE = "summary.json"
 CONSOLE_FILE = "console.log"
+METRICS_FILE = "metrics.jsonl"
 _LOST_PEER = re.compile(
     r"Connection (reset|closed|refused)|Broken pipe|[Tt]imed out|remote process exited|Socket Timeout|peer|NCCL .*(abort|unhandled system)"
 )
-
-
-def check_resumable(config: Config, rank: int = 0) -> None:
-    """Refuses a run folder or initial weights of a different model: checkpoints and metrics would not fit.
-
-    Args:
-        rank: of a world. Only the first looks whether a launch lives there: to the others, that may be their own.
-
-    Raises:
-        ConfigError: lists every model-defining key that differs, with its old and new value.
-    """
-    from .untrained import has_trained, may_live  # imports this module
-
-    own = Path(config.run.dir) / CONFIG_FILE
-    changes = _other_model(config)
-    if changes and (has_trained(own.parent, Path(config.checkpoint.dir)) or (rank == 0 and may_live(own.parent))):
-        raise ConfigError(
-            "run.dir",
-            f"{config.run.dir} holds a run of another model ({listed(changes)})",
-            "A run keeps its model when it resumes",
-            "Give the new run a name of its own, run.name=NAME, or remove the folder",
-        )
-    check_unmixed(config)
-    start = start_checkpoint(config)
-    if start is None:
-        return
-    check_same_model(config, start)
-    saved = config_of(start)
-    if is_own(config, start):
-        saved = saved or (load(own) if own.exists() else None)
-    elif not config.checkpoint.load_optimizer:
-        return
-    check_has_optimizer(start)
-    if saved is not None:
-        check_kept_keys(saved, config, start.folder)
 
 
 def nothing_left(config: Config, verify: bool = False) -> str | None:
@@ -107,27 +63,6 @@ def _unused(config: Config) -> str:
         if changed := {key: change for key, change in changes.items() if key.startswith(_TEXT)}:
             return f". It was trained with other values ({listed(changed)}): a new run.name trains with these"
     return ""
-
-
-def _other_model(config: Config) -> Changes:
-    """How the model of the folder's last launch differs; {} if it does not, or there was none."""
-    own = Path(config.run.dir) / CONFIG_FILE
-    return diff(model_defining(load(own)), model_defining(config)) if own.exists() else {}
-
-
-def resume_notes(config: Config) -> list[str]:
-    """Notes on the data of a run that resumes, or on a folder that is taken over. Call it after `check_resumable`.
-
-    Raises:
-        ConfigError: its training data was prepared again since the folder's last launch.
-    """
-    own = Path(config.run.dir) / CONFIG_FILE
-    if own.exists() and newest_step(config) is not None:
-        return list(notes(config, own))
-    if changes := _other_model(config):
-        what = f"its last launch was of another model and trained nothing ({listed(changes)})"
-        return [f"note: {config.run.dir} is taken over: {what}. Its config is kept in launches/, its output in {CONSOLE_FILE}"]
-    return []
 
 
 def lock_folders(config: Config) -> dict[str, Path]:

@@ -22,12 +22,11 @@ from ngpt.shell import in_shell
 from .failures import cause
 from .hf_exports import weights_folder
 from .outcome import OUTCOME_FILE, Outcome, damage
-from .run_folder import CONFIG_FILE, ENVIRONMENT_FILE, first_failure, outcome_of
+from .run_folder import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, first_failure, outcome_of
 from .slurm import scheduler
 from .slurm.after import LOG_FILE, STOP_FILE
-from .submit import JOB_FILE
+from .slurm.jobs import JOB_FILE
 
-METRICS_FILE = "metrics.jsonl"
 DAMAGED = f"damaged {OUTCOME_FILE}"
 
 

@@ -12,9 +12,9 @@ from ngpt.shell import in_shell
 
 from .slurm import scheduler
 from .slurm.after import STOP_FILE
+from .slurm.jobs import last_job, queued
 from .status import holder
-from .submit import last_job
-from .sweep_status import queued, sweep_of
+from .sweep_status import sweep_of
 
 
 def stop(run_dir: Path) -> str:

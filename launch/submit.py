@@ -1,9 +1,7 @@
 """`ngpt launch`: a run as a job of the cluster's scheduler; without a scheduler, as `ngpt train` on this machine."""
 
-import json
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from ngpt.checkpoints import tracker
@@ -15,13 +13,13 @@ from ngpt.shell import in_shell
 
 from .environment import overruled, recorded_variables, submission_environment, variable_origins
 from .extras import check_extras
-from .run_folder import check_resumable, locked, nothing_left, record_launch, resume_notes
+from .resumable import check_resumable, resume_notes
+from .run_folder import locked, nothing_left, record_launch
 from .slurm import scheduler
 from .slurm.after import RESTARTS_FILE, STOP_FILE
+from .slurm.jobs import last_job, record_job
 from .slurm.script import OUTPUT_FILE, SCRIPT_FILE, render
 from .unchecked import check_unchecked
-
-JOB_FILE = "job.json"  # the run's newest job
 
 
 def launch(overrides: Sequence[str], config_dirs: Sequence[Path], command: Sequence[str], dry_run: bool) -> int:
@@ -116,20 +114,6 @@ def write_script(run_dir: Path, script: str) -> None:
     (run_dir / SCRIPT_FILE).write_text(script, encoding="utf-8")
     for file in (STOP_FILE, RESTARTS_FILE):
         (run_dir / file).unlink(missing_ok=True)
-
-
-def record_job(run_dir: Path, job: str, command: Sequence[str]) -> None:
-    """Records the id of the run's newest job, which may be a task of an array (`42_3`)."""
-    entry = {"job": job, "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "command": in_shell(*command)}
-    (run_dir / JOB_FILE).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
-
-
-def last_job(run_dir: Path) -> str | None:
-    """The id of the last job that `ngpt launch` submitted for a run folder; None if there is none."""
-    try:
-        return json.loads((run_dir / JOB_FILE).read_text(encoding="utf-8"))["job"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
 
 
 def refuse_second_job(run_dir: Path) -> None:

@@ -12,12 +12,12 @@ from ngpt.study.plan import Plan, PlannedRun
 from .environment import submission_environment
 from .run_folder import SUMMARY_FILE, locked
 from .slurm import scheduler
+from .slurm.jobs import last_job, queued, record_job
 from .slurm.script import render_array, render_study
 from .study import RESULTS_FILE
 from .study_shared import Shared
-from .submit import checked_script, last_job, record_job, record_job_launch, write_script
+from .submit import checked_script, record_job_launch, write_script
 from .submit_sweep import check_alike
-from .sweep_status import queued
 
 RUNS_FILE, BRANCHES_FILE, PAGE_FILE = "runs.sbatch", "branches.sbatch", "page.sbatch"
 

@@ -13,11 +13,11 @@ from ngpt.sweeps import write_sweep
 from .environment import submission_environment
 from .run_folder import locked
 from .slurm import scheduler
+from .slurm.jobs import queued, record_job
 from .slurm.script import ARRAY_FILE, render_array, sbatch_options
-from .submit import checked_script, record_job, record_job_launch, write_script
+from .submit import checked_script, record_job_launch, write_script
 from .sweep import train_sweep
 from .sweep_plan import Plan, Planned, check_members, is_done, plan_sweep, record
-from .sweep_status import queued
 
 
 def launch_sweep(

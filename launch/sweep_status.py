@@ -19,13 +19,11 @@ from .ending import summary_of
 from .failures import cause
 from .many import DONE, FAILED, RUNNING, STOPPED, WAITING
 from .outcome import SIGNALLED, damage
-from .run_folder import first_failure, outcome_of
-from .slurm import scheduler
+from .run_folder import METRICS_FILE, first_failure, outcome_of
 from .slurm.after import LOG_FILE
-from .submit import last_job
+from .slurm.jobs import last_job, queued
 
 PENDING = "pending"
-METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -78,19 +76,6 @@ def newest_records(path: Path) -> Iterable[dict[str, Any]]:
         with suppress(ValueError):
             if isinstance(record := json.loads(line), dict):
                 yield record
-
-
-def queued(folders: Sequence[Path]) -> dict[Path, str]:
-    """Run folder -> running | pending, for those that SLURM has a job for.
-
-    Raises:
-        ConfigError: SLURM does not answer.
-    """
-    jobs = {folder: job for folder in folders if (job := last_job(folder)) is not None}
-    states: dict[str, str | None] = {}
-    for array in sorted({job.partition("_")[0] for job in jobs.values()}):
-        states |= {task["job"]: scheduler.standing([task]) for task in scheduler.queue(array, each_task=True)}
-    return {folder: state for folder, job in jobs.items() if (state := states.get(job)) is not None}
 
 
 def sweep_of(folder: Path) -> Sweep:

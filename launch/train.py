@@ -38,10 +38,10 @@ from .leaving import signals_leave
 from .memory import check_memory
 from .outcome import SIGNALLED, SIGNALLED_CODE, Outcome, record_outcome
 from .processes import INTERRUPTED, prints_into, run_and_tee, worker_command
+from .resumable import check_resumable, resume_notes
 from .run_folder import (
     CONFIG_FILE,
     CONSOLE_FILE,
-    check_resumable,
     describe_death,
     first_failure,
     lock_folders,
@@ -53,7 +53,6 @@ from .run_folder import (
     record_failure,
     record_interrupt,
     record_launch,
-    resume_notes,
 )
 from .world import World, check_port_free, single_world
 

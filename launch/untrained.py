@@ -11,8 +11,8 @@ from ngpt.progress import read_heartbeats
 
 from .ending import summary_of
 from .outcome import damage, read_outcome
-from .run_folder import CONFIG_FILE, first_failure
-from .sweep_status import METRICS_FILE, queued
+from .run_folder import CONFIG_FILE, METRICS_FILE, first_failure
+from .slurm.jobs import queued
 
 HEARD_SECONDS = 60.0  # a rank that lives has left a heartbeat since; it leaves one every 5 s, and clocks differ
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from fuzz_mutators import json_bytes, mutate_bytes, override, yaml_bytes
 from sentencepiece import SentencePieceTrainer
 
+from launch.resumable import check_resumable, resume_notes
 from launch.resume_checks import SOURCES_FILE
-from launch.run_folder import check_resumable, nothing_left, record_launch, resume_notes
+from launch.run_folder import nothing_left, record_launch
 from ngpt.analysis.compare import config_diff, environment_rows, load_run
 from ngpt.analysis.groups import group_runs
 from ngpt.analysis.metrics import MetricsWriter, truncate_after

@@ -7,8 +7,8 @@ from pathlib import Path
 from slurm_jobs import Run
 
 from launch import cli, submit
+from launch.slurm.jobs import last_job
 from launch.slurm.script import render
-from launch.submit import last_job
 from tests.unit.study.studies import HEAD, TAIL
 
 STUDY = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from slurm_jobs import Run
 
 from launch.slurm import scheduler
-from launch.submit import last_job
+from launch.slurm.jobs import last_job
 from launch.sweep_status import sweep_status
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import pytest
 from slurm_jobs import Run
 
 from launch.slurm import scheduler
-from launch.submit import last_job
+from launch.slurm.jobs import last_job
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 400

@@ -9,7 +9,7 @@ from launch import cli
 from launch.folder_status import entries
 from launch.outcome import Outcome, record_outcome
 from launch.run_folder import locked, record_failure
-from launch.submit import record_job
+from launch.slurm.jobs import record_job
 from ngpt.sweeps import Sweep, SweptRun, write_sweep
 from tests.unit.analysis.runs import record, write_run
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from launch import resume_checks, run_folder
+from launch.resumable import check_resumable, resume_notes
 from launch.resume_checks import SOURCES_FILE
-from launch.run_folder import check_resumable, record_launch, resume_notes
+from launch.run_folder import record_launch
 from ngpt.config.compose import compose, load
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import DataSource, TokenizerConfig

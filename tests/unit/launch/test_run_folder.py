@@ -11,8 +11,8 @@ import pytest
 from launch import train
 from launch.outcome import Outcome, record_outcome
 from launch.provenance import git_state
+from launch.resumable import check_resumable, resume_notes
 from launch.run_folder import (
-    check_resumable,
     first_failure,
     locked,
     locked_run,
@@ -22,7 +22,6 @@ from launch.run_folder import (
     record_failure,
     record_interrupt,
     record_launch,
-    resume_notes,
 )
 from ngpt.checkpoints.hashing import hash_file
 from ngpt.checkpoints.manifest import WEIGHTS_ONLY, Manifest

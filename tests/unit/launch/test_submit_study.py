@@ -14,7 +14,7 @@ import pytest
 from launch import cli, study, submit_study
 from launch.many import DONE, State
 from launch.slurm import scheduler, trunk
-from launch.submit import last_job
+from launch.slurm.jobs import last_job
 from ngpt.config.errors import ConfigError
 from ngpt.study.results import FORMAT
 from tests.unit.study.studies import HEAD, TAIL, planned, write_study

@@ -7,8 +7,9 @@ import pytest
 
 from launch import train
 from launch.outcome import Outcome, record_outcome
-from launch.run_folder import check_resumable, locked_run, record_failure, record_launch, resume_notes
-from launch.submit import record_job
+from launch.resumable import check_resumable, resume_notes
+from launch.run_folder import locked_run, record_failure, record_launch
+from launch.slurm.jobs import record_job
 from launch.untrained import has_trained
 from ngpt.config.compose import compose, load
 from ngpt.config.errors import ConfigError
