@@ -23,6 +23,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.allow_abbrev = False
         self.commands: dict[str, Parser] = {}
         self.explain: Callable[[], str] | None = None
 
@@ -46,8 +47,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
-        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        known = [option for option, action in self._option_string_actions.items() if not isinstance(action, _Refused)]
+        near = difflib.get_close_matches(unknown[1], known, n=1) if unknown else []
+        takes_words = any(action.dest == "overrides" for action in self._actions)
         meant = f". Did you mean {near[0]}?" if near else f". {self.prog} --help explains"
+        if unknown and not near and takes_words:
+            meant = f". Words of the config have no dashes: {unknown[1].lstrip('-')}=VALUE{meant}"
         self.exit(USER_ERROR, f"{self.prog}: {message}{meant}\n")
 
     def format_help(self) -> str:

@@ -8,6 +8,7 @@ from ngpt.estimate.rank import chunks_by_rank
 from ngpt.estimate.states import rank_parameters
 
 BYTES_A_PARAMETER = 6  # the least that a rank holds: a weight in two bytes and its gradient in four
+BYTES_AN_ENTRY = 2  # the least of a hidden state
 BYTES_A_SEQUENCE = 8  # its number in the order in which all sequences are read
 
 
@@ -29,7 +30,16 @@ def check_memory(config: Config, processes: int, cuda: bool) -> None:
         raise ConfigError("train.steps * train.global_batch_size", what, rule, "Set smaller ones")
     held = max(rank_parameters(config, chunks).total for chunks in chunks_by_rank(config))
     need = held * processes * BYTES_A_PARAMETER
-    if not cuda and need > memory:
-        of_all = "one process" if processes == 1 else f"{processes} processes"
+    if cuda:
+        return
+    of_all = "one process" if processes == 1 else f"{processes} processes"
+    if need > memory:
         rule = f"Weights and gradients of {of_all} take {need / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}"
         raise ConfigError("model", f"{held:,} parameters a process", rule, "Choose a smaller model; ngpt estimate says what one needs")
+    train, parallel = config.train, config.parallel
+    tokens = train.micro_batch_size * train.seq_length
+    states = tokens // (parallel.tensor * parallel.context) * config.model.hidden_size * processes * BYTES_AN_ENTRY
+    if states > memory:
+        what = f"{train.micro_batch_size:,} * {train.seq_length:,} tokens"
+        rule = f"Their hidden states of one layer take {states / 1e9:,.0f} GB in {of_all}, and this machine has {memory / 1e9:,.0f}"
+        raise ConfigError("train.micro_batch_size * train.seq_length", what, rule, "Set smaller ones; ngpt estimate says what they need")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,23 @@ def train(overrides: list[str], fresh: bool = False) -> Path:
     if is_finished(config):
         print(f"{run_dir} is finished" + ("" if fresh else "; FRESH=1 trains the run that is asked for again"))
     else:
-        subprocess.run([*NGPT, "train", *overrides], check=True)
+        step("train", *overrides)
     return run_dir
+
+
+def step(*words: str, stdout: int | None = None) -> None:
+    """Runs an ngpt command to its end. A Ctrl-C reaches it, too: `ngpt train` saves before it leaves, and must not be killed meanwhile.
+
+    Raises:
+        CalledProcessError: it failed, or left because it was interrupted.
+    """
+    command = [*NGPT, *words]
+    with subprocess.Popen(command, stdout=stdout) as process:
+        while process.returncode is None:
+            with suppress(KeyboardInterrupt):
+                process.wait()
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def summary_of(run_dir: Path) -> dict[str, Any]:
@@ -88,7 +104,7 @@ def prepare_data(folder: Path) -> None:
     from ngpt.data.fetch import fetch
 
     source = fetch(TEXT)
-    subprocess.run([*NGPT, "data", "prepare", str(source), "--out", str(folder), "--tokenizer", "bytes"], check=True)
+    step("data", "prepare", str(source), "--out", str(folder), "--tokenizer", "bytes")
 
 
 def is_finished(config: Config) -> bool:
@@ -103,8 +119,8 @@ def sample(run_dir: Path) -> str:
     """Text by the trained model. The copy in the run folder is reused while it is newer than the run's summary."""
     kept = run_dir / SAMPLE_FILE
     if not kept.exists() or kept.stat().st_mtime_ns < (run_dir / SUMMARY_FILE).stat().st_mtime_ns:
-        command = [*NGPT, "sample", str(run_dir), "--prompt", PROMPT, "--tokens", str(SAMPLE_TOKENS)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the command writes its text into the run folder
+        # The command writes its text into the run folder.
+        step("sample", str(run_dir), "--prompt", PROMPT, "--tokens", str(SAMPLE_TOKENS), stdout=subprocess.DEVNULL)
     return kept.read_text(encoding="utf-8", errors="replace")
 
 

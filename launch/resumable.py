@@ -13,27 +13,22 @@ from ngpt.config.checkpoints import (
 )
 from ngpt.config.compose import load
 from ngpt.config.errors import ConfigError
-from ngpt.config.identity import Changes, diff, listed, model_defining
+from ngpt.config.identity import diff, listed, model_defining
 from ngpt.config.kept_keys import check_kept_keys
 from ngpt.config.schema import Config
 
 from .resume_checks import notes
-from .run_folder import CONFIG_FILE, CONSOLE_FILE
-from .untrained import has_trained, may_live
+from .run_folder import CONFIG_FILE
 
 
-def check_resumable(config: Config, rank: int = 0) -> None:
+def check_resumable(config: Config) -> None:
     """Refuses a run folder or initial weights of a different model: checkpoints and metrics would not fit.
-
-    Args:
-        rank: of a world. Only the first looks whether a launch lives there: to the others, that may be their own.
 
     Raises:
         ConfigError: lists every model-defining key that differs, with its old and new value.
     """
     own = Path(config.run.dir) / CONFIG_FILE
-    changes = _other_model(config)
-    if changes and (has_trained(own.parent, Path(config.checkpoint.dir)) or (rank == 0 and may_live(own.parent))):
+    if own.exists() and (changes := diff(model_defining(load(own)), model_defining(config))):
         raise ConfigError(
             "run.dir",
             f"{config.run.dir} holds a run of another model ({listed(changes)})",
@@ -56,21 +51,10 @@ def check_resumable(config: Config, rank: int = 0) -> None:
 
 
 def resume_notes(config: Config) -> list[str]:
-    """Notes on the data of a run that resumes, or on a folder that is taken over. Call it after `check_resumable`.
+    """Notes on the data of a run that resumes.
 
     Raises:
         ConfigError: its training data was prepared again since the folder's last launch.
     """
     own = Path(config.run.dir) / CONFIG_FILE
-    if own.exists() and newest_step(config) is not None:
-        return list(notes(config, own))
-    if changes := _other_model(config):
-        what = f"its last launch was of another model and trained nothing ({listed(changes)})"
-        return [f"note: {config.run.dir} is taken over: {what}. Its config is kept in launches/, its output in {CONSOLE_FILE}"]
-    return []
-
-
-def _other_model(config: Config) -> Changes:
-    """How the model of the folder's last launch differs; {} if it does not, or there was none."""
-    own = Path(config.run.dir) / CONFIG_FILE
-    return diff(model_defining(load(own)), model_defining(config)) if own.exists() else {}
+    return list(notes(config, own)) if own.exists() and newest_step(config) is not None else []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ngpt.config.errors import ConfigError
 from ngpt.config.schema import Config
 from ngpt.config.study import descriptions, load_study
-from ngpt.files import keep_aside, replacing
+from ngpt.files import replacing
 from ngpt.places import check_place
 from ngpt.shell import in_shell
 from ngpt.study.analyses import has_result
@@ -25,7 +25,6 @@ from .provenance import SOURCE, git_state, versions
 from .run_folder import SUMMARY_FILE
 from .study_plan import PlannedConfig, checked, composed, digests, table, there
 from .study_shared import WORDS_FILE, Shared, continued_another, digest_of, is_done, study_of, words_of
-from .untrained import holds_run
 
 if TYPE_CHECKING:
     from ngpt.study.numbers import Numbers  # its package imports matplotlib
@@ -203,20 +202,12 @@ def _analysed(planned: Plan, shared: Shared) -> Iterator[Member]:
 
 def _analysis(one: PlannedAnalysis, folder: Path, after: tuple[str, ...]) -> Member:
     path, gpus = folder / one.file, int(bool(gpu_names()))
-    is_done, undone = partial(_is_made, path), f"It wrote no {path}"
+    is_done, undone = partial(has_result, path), f"It wrote no result to {path}"
     return Member(one.file, folder / one.run / "analysis", tuple(one.command(folder)), gpus, is_done, after, undone)
 
 
-def _is_made(path: Path) -> bool:
-    """Whether an analysis has its result. A damaged one is moved aside, so that it is made again."""
-    made = has_result(path)
-    if not made and path.exists():
-        print(f"{path} is damaged, and made again. It is kept as {keep_aside(path)}", flush=True)
-    return made
-
-
 def _check_folder(planned: Plan, folder: Path) -> None:
-    """Refuses a folder of another study, or of runs that were made with other words. Those that have trained nothing do not count.
+    """Refuses a folder of another study, or of runs that were made with other words.
 
     Raises:
         ConfigError: says which study it is of, or how the first such run differs.
@@ -224,15 +215,12 @@ def _check_folder(planned: Plan, folder: Path) -> None:
     way_out = "Give this one a folder of its own, --out DIR"
     if (other := study_of(folder)) not in (None, planned.name):
         raise ConfigError(str(folder), "Holds another study", f"Its runs are of {other}", way_out)
-    known, begun = words_of(folder), list[str]()
+    known = words_of(folder)
     for run in planned.runs:
         changed = differing(known.get(run.name, run.words), run.words)
         if changed and (folder / run.name).exists():
-            begun.append(f"{run.name} was started with other words: {' '.join(changed)}")
-            if holds_run(folder / run.name):
-                raise ConfigError(str(folder), "Holds another study", begun[-1], way_out)
-    if begun:
-        print(f"note: {len(begun)} runs in {folder} trained nothing, and these words count for them. {begun[0]}", file=sys.stderr)
+            rule = f"{run.name} was started with other words: {' '.join(changed)}"
+            raise ConfigError(str(folder), "Holds another study", rule, way_out)
 
 
 def _record_words(planned: Plan, folder: Path) -> None:

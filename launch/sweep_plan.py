@@ -1,6 +1,5 @@
 """The plan of a sweep: its folder, its members with their configs, and the checks before one starts."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,6 @@ from ngpt.shell import in_shell
 from ngpt.sweeps import SWEEP_FILE, Sweep, SweptRun, read_sweep
 
 from .run_folder import CONFIG_FILE, nothing_left, outcome_of
-from .untrained import holds_run
 
 FREE_GROUPS = ("cluster", "logging")  # their keys may change from one launch of a sweep to the next, since they are not what is compared
 NAMES = ("run.name", "run.dir")  # each member has its own
@@ -83,18 +81,16 @@ def is_done(config: Config) -> bool:
 
 
 def record(plan: Plan, command: Sequence[str]) -> Sweep:
-    """The sweep's updated record. Members of earlier launches stay in it, unless they were of another sweep, which trained nothing."""
-    earlier, known = read_sweep(plan.folder), dict[str, SweptRun]()
-    if earlier and (differences := _differences(plan, earlier)):
-        print(f"note: {plan.folder} is taken over: the sweep in it trained nothing ({'; '.join(differences)})", file=sys.stderr)
-    elif earlier:
-        known = {member.name: member for member in earlier.members}
+    """The sweep's updated record. Members of earlier launches stay in it."""
+    earlier = read_sweep(plan.folder)
+    known = {member.name: member for member in earlier.members} if earlier else {}
+    fixed = [word for word in plan.fixed if key_of(word).partition(".")[0] not in FREE_GROUPS]
     for member in plan.members:
         swept = known.setdefault(member.point.name, SweptRun(member.point.name, member.point.values, []))
         swept.command = ["ngpt", *member.command]
         if not is_done(member.config):
             swept.status, swept.exit_code, swept.why = "waiting", None, ""
-    return Sweep(plan.name, _compared(plan), [axis.key for axis in plan.axes], in_shell(*command), list(known.values()))
+    return Sweep(plan.name, fixed, [axis.key for axis in plan.axes], in_shell(*command), list(known.values()))
 
 
 def _place(fixed: Sequence[str], axes: Sequence[Axis], first: Config) -> tuple[str, Path]:
@@ -135,32 +131,20 @@ def _check_apart(plan: Plan) -> None:
 
 
 def _check_same_sweep(plan: Plan) -> None:
-    """Checks that the folder holds only this sweep: members differ in the swept keys and in nothing else.
-
-    One of which no member has trained, or may be about to, does not count.
-    """
+    """Checks that the folder holds only this sweep: members differ in the swept keys and in nothing else."""
     earlier = read_sweep(plan.folder)
     if earlier is None:
         if (plan.folder / SWEEP_FILE).exists():
             rule = "It says what the sweep is"
             raise ConfigError(str(plan.folder / SWEEP_FILE), "Cannot be read", rule, "Restore it, or give another run.name")
         return
-    differences = _differences(plan, earlier)
-    if differences and any(holds_run(plan.folder / member.name) for member in earlier.members):
+    fixed = [word for word in plan.fixed if key_of(word).partition(".")[0] not in FREE_GROUPS]
+    differences = [f"{word} is new" for word in fixed if word not in earlier.fixed]
+    differences += [f"{word} is missing" for word in earlier.fixed if word not in fixed]
+    keys = [axis.key for axis in plan.axes]
+    differences += [f"{key} is swept now" for key in keys if key not in earlier.swept]
+    differences += [f"{key} is no longer swept; choice(X) sweeps one value" for key in earlier.swept if key not in keys]
+    if differences:
         rule = "Members of a sweep differ in the swept keys alone, whose values may be more"
         got = f"{plan.folder} holds another sweep ({'; '.join(differences)})"
         raise ConfigError("run.name", got, rule, "Give the new sweep a name of its own, run.name=NAME")
-
-
-def _differences(plan: Plan, earlier: Sweep) -> list[str]:
-    """What makes the sweep in the folder another one than the plan's."""
-    fixed, keys = _compared(plan), [axis.key for axis in plan.axes]
-    differences = [f"{word} is new" for word in fixed if word not in earlier.fixed]
-    differences += [f"{word} is missing" for word in earlier.fixed if word not in fixed]
-    differences += [f"{key} is swept now" for key in keys if key not in earlier.swept]
-    return differences + [f"{key} is no longer swept; choice(X) sweeps one value" for key in earlier.swept if key not in keys]
-
-
-def _compared(plan: Plan) -> list[str]:
-    """The words that all launches of a sweep share."""
-    return [word for word in plan.fixed if key_of(word).partition(".")[0] not in FREE_GROUPS]

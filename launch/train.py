@@ -16,6 +16,7 @@ from ngpt.config.errors import ConfigError
 from ngpt.config.executor import check_machine
 from ngpt.config.schema import Config
 from ngpt.data.manifest import check_against_model
+from ngpt.data.validation import evaluation_sequences, sequences_of_split
 from ngpt.data.verify import verify
 from ngpt.places import check_place
 from ngpt.rollbacks import read_rollbacks
@@ -126,7 +127,7 @@ def check_start(config: Config, world: World | None, verified: set[str] | None =
     for key, folder in lock_folders(config).items():
         check_place(key, folder)
     check_extras(config)
-    check_resumable(config, 0 if world is None else world.rank)
+    check_resumable(config)
     if nothing_left(config) is None:  # a finished run needs nothing of the machine
         check_machine(config, bool(gpu_names()))
     _check_data(config, world, set() if verified is None else verified)
@@ -167,6 +168,8 @@ def check_prepared(config: Config) -> None:
     """The part of `_check_data` that reads manifests only."""
     if not config.data.mock:
         check_against_model([*config.data.train, *config.data.valid], config.tokenizer, config.model.vocab_size)
+        for source in config.data.valid if evaluation_sequences(config) else []:
+            sequences_of_split(source.path, config.train.seq_length)  # refuses one without a whole sequence
 
 
 def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], command: Sequence[str]) -> int:
@@ -176,6 +179,7 @@ def _run_all_ranks(config: Config, processes: int, variables: dict[str, str], co
     rollbacks = len(read_rollbacks(run_dir))
     console, asked = run_dir / CONSOLE_FILE, list[signal.Signals]()
     with locked_run(config), hf_exports(config, lambda line: _tell(console, line)) as exports:
+        check_resumable(config)  # again: until it was locked, another launch may have trained here
         config_path = record_launch(config, command, recorded_variables(environment), variable_origins(config, variables))
         _begin_log(console)
         workers = worker_command(["train", str(config_path)], processes, run_dir)
@@ -226,6 +230,7 @@ def _run_one_rank(config: Config, world: World, variables: dict[str, str], comma
                     raise
                 print(error, file=sys.stderr)  # ranks of a lost node may still hold the lock; it is free by the job's next start
                 return FAILURE
+            check_resumable(config)  # again: until it was locked, another launch may have trained here
             variables_from = variable_origins(config, variables)
             before = psutil.Process().create_time() - RANKS_APART_SECONDS if in_job else math.inf
             record_launch(config, command, recorded_variables(environment), variables_from, before)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ngpt.files import replacing
 from ngpt.shell import in_shell
 
 from . import scheduler
@@ -15,7 +16,8 @@ JOB_FILE = "job.json"
 def record_job(run_dir: Path, job: str, command: Sequence[str]) -> None:
     """Records the id of the run's newest job, which may be a task of an array (`42_3`)."""
     entry = {"job": job, "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "command": in_shell(*command)}
-    (run_dir / JOB_FILE).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+    with replacing(run_dir / JOB_FILE) as stream:
+        stream.write(f"{json.dumps(entry, indent=2)}\n".encode())
 
 
 def last_job(run_dir: Path) -> str | None:

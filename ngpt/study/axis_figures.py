@@ -11,7 +11,7 @@ from matplotlib import rcParams
 from matplotlib.figure import FigureBase
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, Formatter, NullLocator
 
 from ngpt.analysis import drawing, formats
 from ngpt.analysis.intervals import BETWEEN, Interval
@@ -79,32 +79,31 @@ def _draw_axis(
     axes.set_ylim(*frame)
     axes.set_xscale("log", base=2)
     places = sorted({float(row["point"][over]) for row in rows} | ({float(_EXTRAPOLATED)} if models else set()))
-    axes.xaxis.set_major_locator(_Spaced(places))
+    axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _of_place(value)))
+    axes.xaxis.set_major_formatter(_Spaced())
     axes.set_xlabel(over)
     axes.set_ylabel(unit)
     legend(axes, [*names, *([("1 + (D - 1) rho, rho of other tokens", drawing.GREY, (0, (1, 1.6)))] if models else [])])
 
 
-class _Spaced(FixedLocator):
-    """Ticks at the places, from the left, without those whose labels would run into the one before."""
+class _Spaced(Formatter):
+    """Labels of the places, from the left, without those that would run into the one before."""
 
-    def tick_values(self, vmin: float, vmax: float) -> list[float]:
-        del vmin, vmax  # the places are fixed
+    def __call__(self, value: float, position: int | None = None) -> str:
+        return f"{value:.4g}" if value < 1e4 else f"{value:,.0f}"
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
         axes = self.axis.axes
-        at = axes.transData.transform([(place, 0.0) for place in self.locs])[:, 0] * 72 / axes.get_figure(root=True).dpi
-        font, end, kept = FontProperties(size=rcParams["xtick.labelsize"]), -math.inf, []
-        for place, middle in zip(self.locs, at, strict=True):
-            half = text_to_path.get_text_width_height_descent(_of_place(place), font, ismath=False)[0] / 2
-            if middle - half >= end:
-                kept.append(place)
+        at = axes.transData.transform([(value, 0.0) for value in values])[:, 0] * 72 / axes.get_figure(root=True).dpi
+        font, end, labels = FontProperties(size=rcParams["xtick.labelsize"]), -math.inf, [self(value) for value in values]
+        for place, (label, middle) in enumerate(zip(labels, at, strict=True)):
+            half = text_to_path.get_text_width_height_descent(label, font, ismath=False)[0] / 2
+            if middle - half < end:
+                labels[place] = ""
+            else:
                 end = middle + half + _GAP
-        return kept
-
-
-def _of_place(value: float) -> str:
-    return f"{value:.4g}" if value < 1e4 else f"{value:,.0f}"
+        return labels
 
 
 def averaging_model(results: Results, figure: Mapping[str, Any]) -> list[Model]:

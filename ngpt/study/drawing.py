@@ -61,6 +61,9 @@ def _of_figure(results: Results, figure: Mapping[str, Any], name: str) -> list[R
 
 
 def _is_shown(results: Results, figure: Mapping[str, Any], name: str, row: RowLike) -> bool:
+    if figure["kind"] == "layers":
+        measure = results["study"]["comparisons"][name]["measure"]
+        return any(run["layers"].get(measure) for run in results["runs"] if (run["arm"], run["point"]) == (row["arm"], row["point"]))
     if figure["kind"] != "tokens":
         return row["interval"]["estimate"] is not None
     curves = results["comparisons"][name].get("curves", [])

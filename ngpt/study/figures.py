@@ -27,7 +27,7 @@ def sheets_of(results: Results) -> list[Sheet]:
 def absent(results: Results) -> list[str]:
     """A line for each figure that is not drawn, since none of its arms has a number."""
     undrawn = [figure for figure in results["study"]["figures"] if not _SHEETS[figure["kind"]](results, figure)]
-    return [f"No figure “{figure['title']}”. {note}" for figure in undrawn if (note := left_out(results, figure))]
+    return [f"No figure “{figure['title']}”. {left_out(results, figure) or 'This size has no arm for it.'}" for figure in undrawn]
 
 
 def _sheet(file: str, figure: Mapping[str, Any], panels: Sequence[Panel], note: str) -> Sheet:

@@ -83,7 +83,7 @@ def _of_run(study: Study, planned: PlannedRun, folder: Path, files: Mapping[tupl
             found = None if path is None else result_of(path)
         except ConfigError as error:
             damaged[name] = str(error).removeprefix(f"{path}: ")
-        sources[name] = _leaves((found or {}).get("results"))
+        sources[name] = _leaves(found and found["results"])
     wanted = [*LOSSES, *(measure.key for measure in study.measures.values() if measure.source == METRICS)]
     curves = {key: _mean_curve(series, key) for key in dict.fromkeys(wanted)}
     numbers = Numbers(

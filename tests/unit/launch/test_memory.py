@@ -23,6 +23,16 @@ def test_weights_and_gradients_beyond_the_memory_are_refused_on_a_cpu_alone():
     check_memory(large, 4, cuda=True)
 
 
+def test_hidden_states_beyond_the_memory_are_refused_on_a_cpu_alone():
+    words = ["experiment=ngpt_tiny", "train.micro_batch_size=2", "model.hidden_size=64"]  # 128 bytes a token
+    check_memory(compose([*words, "train.seq_length=90000000"]), 1, cuda=False)
+    long = compose([*words, "train.seq_length=100000000"])
+    told = r"seq_length: 2 \* 100,000,000 tokens. Their hidden states of one layer take 26 GB in one process, and this machine has 24"
+    with pytest.raises(ConfigError, match=told):
+        check_memory(long, 1, cuda=False)
+    check_memory(long, 1, cuda=True)
+
+
 def test_an_order_of_sequences_beyond_the_memory_is_refused():
     check_memory(compose(["experiment=ngpt_tiny", "train.steps=1000000", "train.global_batch_size=1024"]), 1, cuda=True)  # 8.2 GB
     with pytest.raises(ConfigError, match=r"5,000,000 \* 1,024 sequences. Their order takes 41 GB, and this machine has 24"):

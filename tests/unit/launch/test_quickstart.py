@@ -1,7 +1,11 @@
 """The quickstart's own decisions: when a run is reused, what the last screen says. The training itself is run by the integration tests."""
 
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +87,14 @@ def test_the_plain_run_is_made_first(monkeypatch):
 def test_a_wrong_recipe_ends_before_anything_is_trained(monkeypatch):
     monkeypatch.setattr(quickstart, "train", lambda *_, **__: pytest.fail("trained"))
     assert quickstart.main(["--precision", "nvfp5"]) == 2
+
+
+def test_a_step_that_is_interrupted_has_the_time_to_save():
+    saves = "signal.signal(signal.SIGINT, lambda *_: (time.sleep(1), sys.exit(75)))"
+    child = f"import signal, sys, time; {saves}; print('on', flush=True); time.sleep(60)"
+    program = f"quickstart.NGPT = [sys.executable, '-c']; quickstart.run = lambda *_: quickstart.step({child!r})"
+    command = [sys.executable, "-c", f"import sys; from launch import quickstart; {program}; sys.exit(quickstart.main([]))"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout.readline() == "on\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(60) == 75 and process.stderr.read() == ""

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,7 +30,6 @@ from ngpt.config.checkpoints import newest_step
 from ngpt.config.compose import compose, dump, load
 from ngpt.config.errors import ConfigError
 from ngpt.locks import LOCK_FILE
-from ngpt.progress import write_json
 
 COMMAND = ["ngpt", "train", "experiment=ngpt_tiny", "run.name=a b"]
 
@@ -249,12 +249,30 @@ def test_a_second_ctrl_c_is_no_death_that_needs_an_explanation(tmp_path):
 
 
 def test_another_model_is_refused_with_both_values(make_config):
-    folder = record_launch(make_config(), COMMAND, {}).parent
-    write_json(folder / "metrics.jsonl", {"step": 1})
+    record_launch(make_config(), COMMAND, {})
     with pytest.raises(ConfigError, match="model.ffn_hidden_size: 160 -> 192") as refusal:
         check_resumable(make_config("model.ffn_hidden_size=192"))
     assert refusal.value.path == "run.dir"
     assert "run.name" in str(refusal.value)
+
+
+def test_the_folder_is_checked_again_once_it_is_locked(make_config):
+    path = record_launch(make_config(), COMMAND, {})  # another launch, which came while this one verified its data
+    with pytest.raises(ConfigError, match="holds a run of another model"):
+        train._run_all_ranks(make_config("model.ffn_hidden_size=192"), 1, {}, COMMAND)
+    assert load(path) == make_config()
+
+
+def test_a_validation_split_without_a_whole_sequence_is_refused_before_the_start(make_config, monkeypatch):
+    words = ["data.mock=false", "data.train=[{path: a/train}]", "data.valid=[{path: a/valid}]"]
+    config = make_config(*words, "train.seq_length=16")
+    manifest = SimpleNamespace(splits={"valid": SimpleNamespace(tokens=16)})  # a sequence takes one more
+    monkeypatch.setattr("ngpt.data.validation.split_of", lambda prefix: (manifest, "valid"))
+    monkeypatch.setattr(train, "check_against_model", lambda *_: None)
+    with pytest.raises(ConfigError, match="data.valid: a/valid: 16 tokens. A sequence takes train.seq_length 16 tokens and the one behind"):
+        train.check_prepared(config)
+    train.check_prepared(make_config(*words, "train.seq_length=15"))
+    train.check_prepared(make_config(*words, "train.seq_length=16", "train.eval_steps=0", "train.eval_whole_split=false"))
 
 
 def test_an_earlier_launch_is_kept(make_config):

@@ -13,7 +13,6 @@ import pytest
 
 from launch import cli, many, sweep
 from launch.outcome import Outcome, record_outcome
-from launch.run_folder import locked
 from launch.sweep_plan import is_done, plan_sweep
 from launch.sweep_status import sweep_status
 from ngpt.config.errors import ConfigError
@@ -143,26 +142,6 @@ def test_more_values_add_members_and_other_words_are_another_sweep(capsys):
         code, _, err = train(capsys, *words)
         assert code == 2 and told in err and err.startswith("run.name: runs/ngpt_tiny-sweep holds another sweep ")
     assert Path("started").read_text() == "123"
-
-
-def test_a_sweep_that_trained_nothing_is_taken_over_by_one_of_other_words(capsys):
-    folder = Path("runs/ngpt_tiny-sweep")
-    for name in ("seed=1", "seed=2", "seed=3"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "fail").touch()
-    assert cli.main(["train", "-m", TINY[0], "train.seed=1,2,3", "train.seq_length=16"]) == 1
-    (folder / "seed=1/fail").unlink()
-    capsys.readouterr()
-    with locked(folder):
-        assert "Is being trained by" in train(capsys)[2]  # the sweep may be about to train
-    with locked(folder / "seed=3"):  # so may a member that was started alone
-        assert "holds another sweep (train.seq_length=16 is missing)" in train(capsys)[2]
-    code, _, err = train(capsys)
-    assert code == 1 and err == f"note: {folder} is taken over: the sweep in it trained nothing (train.seq_length=16 is missing)\n"
-    kept = read_sweep(folder)
-    assert {member.name: member.status for member in kept.members} == {"seed=1": "done", "seed=2": "failed"} and not kept.fixed[1:]
-    code, _, err = train(capsys, "train.seq_length=16")
-    assert code == 2 and "holds another sweep (train.seq_length=16 is new)" in err
 
 
 def test_a_folder_that_holds_a_run_takes_no_sweep(capsys):

@@ -1,5 +1,6 @@
 """From run folders to results and a page, with losses whose differences are known."""
 
+import copy
 import dataclasses
 import html
 import itertools
@@ -19,6 +20,7 @@ from ngpt.analysis.intervals import Interval
 from ngpt.config.errors import ConfigError
 from ngpt.config.study import Measure, load_study, studies
 from ngpt.study import results
+from ngpt.study.analyses import has_result
 from ngpt.study.axis_figures import averaging_model
 from ngpt.study.cells import _TAKEN, comparison_tables, number, unbounded_notes
 from ngpt.study.design import design_rows, provenance_rows
@@ -420,7 +422,14 @@ def test_the_method_of_a_difference_that_no_run_has_is_not_one(study):
 
 @pytest.mark.parametrize(
     ("content", "got"),
-    [("", "Expecting"), ('{"results": {', "Expecting"), ("[1]", "a list"), ("\0", "Expecting"), (None, "Is a directory")],
+    [
+        ("", "Expecting"),
+        ('{"results": {', "Expecting"),
+        ("[1]", "no object with `results`"),
+        ('{"results": []}', "no object with `results`"),
+        ("\0", "Expecting"),
+        (None, "Is a directory"),
+    ],
 )
 def test_a_damaged_analysis_lacks_its_numbers_alone_and_the_page_says_what_heals_it(study, tmp_path, content, got):
     plan, folder = study
@@ -436,7 +445,9 @@ def test_a_damaged_analysis_lacks_its_numbers_alone_and_the_page_says_what_heals
         else:
             assert run == old
     (line,) = [line for line in found["missing"] if line.startswith(f"{damaged.file}: unreadable: ")]
-    assert got in line and line.endswith("Must be the JSON that `ngpt analyze` writes. The study makes it again, called without --report")
+    way_out = "The study makes it again, called without --report" if content is not None else "It is not made again: make it readable"
+    assert got in line and line.endswith(f"Must be the JSON that `ngpt analyze` writes. {way_out}")
+    assert has_result(path) == (content is None)  # what cannot be read may be a result
     assert len(found["missing"]) == len(before["missing"]) + 1 and str(folder) not in line
     results.write(found, tmp_path / "results.json")
     assert line in html.unescape(write_page(results.read(tmp_path / "results.json"), tmp_path).read_text())
@@ -506,10 +517,16 @@ def test_a_figure_names_the_arms_that_it_leaves_out_and_why(study, tmp_path):
     rows["widths"][0] |= {"note": ""}
     assert left_out(found, scan) == "Left out of “widths”: wide: no number. wide: a parabola has no lowest point."
     assert left_out(found, scan | {"over": "optim.lr"}) == ""  # which it does not scan
-    rows["gain"][0] |= without
-    assert left_out(found, layers) == ""  # it is of the last place
     rows["gain"][1] |= without
-    assert left_out(found, layers) == "Left out: wide: a parabola has no lowest point."
+    assert left_out(found, layers) == ""  # a layer that is not finite leaves the arm without a number, and the others are drawn
+    without_layers = copy.deepcopy(found)
+    for place in (0, 1):
+        assert left_out(without_layers, layers) == ""  # it is of the last place
+        for run in without_layers["runs"]:
+            if run["point"] == rows["gain"][place]["point"]:
+                run["layers"]["gain"] = {}
+    assert left_out(without_layers, layers) == "Left out: wide: a parabola has no lowest point."
+    rows["gain"][0] |= without
 
     rows["gap"][-1] |= without
     label = rows["gap"][-1]["label"]
