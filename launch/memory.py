@@ -28,10 +28,10 @@ def check_memory(config: Config, processes: int, cuda: bool) -> None:
         what = f"{config.train.steps:,} * {config.train.global_batch_size:,} sequences"
         rule = f"Their order takes {sequences * BYTES_A_SEQUENCE / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}"
         raise ConfigError("train.steps * train.global_batch_size", what, rule, "Set smaller ones")
-    held = max(rank_parameters(config, chunks).total for chunks in chunks_by_rank(config))
-    need = held * processes * BYTES_A_PARAMETER
     if cuda:
         return
+    held = max(rank_parameters(config, chunks).total for chunks in chunks_by_rank(config))
+    need = held * processes * BYTES_A_PARAMETER
     of_all = "one process" if processes == 1 else f"{processes} processes"
     if need > memory:
         rule = f"Weights and gradients of {of_all} take {need / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}"

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, Formatter, NullLocator
 from ngpt.analysis import drawing, formats
 from ngpt.analysis.intervals import BETWEEN, Interval
 from ngpt.analysis.sheets import Panel
-from ngpt.study.drawing import Results, RowLike, color_of, legend, row_name, title_of, unit_of
+from ngpt.study.drawing import Results, RowLike, color_of, has_number, legend, row_name, title_of, unit_of
 
 _STYLES = ("solid", "dashed", "dotted", "dashdot")
 _GAP = 6  # points between the labels of two places
@@ -29,7 +29,7 @@ def axis(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
     shown = {}
     for name in figure["of"]:
         found = results["comparisons"][name]["rows"]
-        rows = [row for row in found if figure["over"] in row["point"] and row["interval"]["estimate"] is not None]
+        rows = [row for row in found if figure["over"] in row["point"] and has_number(row)]
         if rows:
             shown[name] = rows
     models = averaging_model(results, figure) if figure["model"] == "averaging" else []

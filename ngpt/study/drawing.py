@@ -37,6 +37,10 @@ def row_name(row: Mapping[str, Any]) -> str:
     return f"{row['label']}{f' ({point})' if point else ''}"
 
 
+def has_number(row: RowLike) -> bool:
+    return row["interval"]["estimate"] is not None
+
+
 def left_out(results: Results, figure: Mapping[str, Any]) -> str:
     """Sentences that name the arms that a figure would show, had they a number, and why they have none."""
     sentences = []
@@ -65,7 +69,7 @@ def _is_shown(results: Results, figure: Mapping[str, Any], name: str, row: RowLi
         measure = results["study"]["comparisons"][name]["measure"]
         return any(run["layers"].get(measure) for run in results["runs"] if (run["arm"], run["point"]) == (row["arm"], row["point"]))
     if figure["kind"] != "tokens":
-        return row["interval"]["estimate"] is not None
+        return has_number(row)
     curves = results["comparisons"][name].get("curves", [])
     return any(curve["places"] and (curve["arm"], curve["point"]) == (row["arm"], row["point"]) for curve in curves)
 

@@ -13,7 +13,7 @@ from ngpt.analysis import drawing
 from ngpt.analysis.intervals import ALL, OUTSIDE, Interval
 from ngpt.analysis.sheets import Name, Panel, Sheet
 from ngpt.study.axis_figures import axis, layers
-from ngpt.study.drawing import ARCHITECTURES, Results, RowLike, color_of, left_out, legend, row_name, title_of, unit_of
+from ngpt.study.drawing import ARCHITECTURES, Results, RowLike, color_of, has_number, left_out, legend, row_name, title_of, unit_of
 
 _OF_KINDS = drawing.COLORS[2:]  # the first two are those of the architectures
 
@@ -41,7 +41,7 @@ def _sheet(file: str, figure: Mapping[str, Any], panels: Sequence[Panel], note: 
 def _intervals(results: Results, figure: Mapping[str, Any]) -> list[Panel]:
     panels = []
     for name in figure["of"]:
-        rows = [row for row in results["comparisons"][name]["rows"] if row["interval"]["estimate"] is not None]
+        rows = [row for row in results["comparisons"][name]["rows"] if has_number(row)]
         if not rows:
             continue
         height = 0.75 + 0.36 * len(rows)

@@ -1,8 +1,10 @@
 """A small study for tests: a trunk and two branches of each architecture, and a scan."""
 
 from pathlib import Path
+from typing import Any
 
 from ngpt.config.study import Study, load_study
+from ngpt.study import results
 from ngpt.study.plan import Plan, plan
 
 TEXT = """\
@@ -34,6 +36,23 @@ sizes:
   small: {words: [train.steps=8, optim.lr=1e-3]}
   large: {words: [train.steps=80], lists: {seed: [1, 2, 3]}, arms: ["gpt_*bf16", wide]}
 """
+
+FIGURES = """\
+figures:
+  - {title: How large the gap is, kind: intervals, of: [gap]}
+  - {title: The gap, kind: tokens, of: [gap]}
+  - {title: Over the width, kind: axis, of: [widths, gain], over: model.hidden_size, model: averaging, rho: [rho, rho_noise]}
+  - {title: Layers, kind: layers, of: [gain]}
+"""
+MEASURES = """\
+  gain: {source: snr, key: "linears/*/gain", unit: dB}
+  rho: {source: snr, key: "linears/*/rho"}
+  rho_noise: {source: snr, key: "linears/*/noise"}
+comparisons:
+  widths: {measure: loss, arms: [wide]}
+  gain: {measure: gain, arms: [wide]}
+"""
+SHOWN = TEXT.replace("comparisons:\n", MEASURES).replace("figures:\n  - {title: The gap, kind: tokens, of: [gap]}\n", FIGURES)
 
 
 # What the studies of other tests begin and end with: their own words, lists, arms and analyses stand between.
@@ -70,3 +89,10 @@ def loaded(folder: Path, text: str = TEXT) -> Study:
 
 def planned(folder: Path, *words: str, size: str | None = None, text: str = TEXT) -> Plan:
     return plan("mine", loaded(folder, text), size, words)
+
+
+def gathered(study: tuple[Plan, Path]) -> dict[str, Any]:
+    """The results of the fixture `study`."""
+    plan, folder = study
+    provenance = {"git": {"commit": "0123abcd", "dirty": False}, "versions": {"numpy": "2"}, "gpus": []}
+    return results.gather(plan, folder, "A study of tests.", "ngpt study mine --size small", provenance)
